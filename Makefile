@@ -1,0 +1,110 @@
+# Everything here makes its own virtual environment first; nothing else has to be done before.
+# Stamp files remember what was installed, so a repeated run needs no network.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Those of the folders with Python code that are there.
+CODE := $(wildcard aiotaskq tests examples benchmarks)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
+# More for pytest: make test ARGS="-k redis -x"
+ARGS ?=
+
+.PHONY: help
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- set-up ---
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV) \
+	    || { rm -rf $(VENV); echo "no venv: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.base: pyproject.toml | $(VENV)/.made
+	@echo "installing aiotaskq"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+	@echo "installing aiotaskq and the development tools"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.base
+
+.PHONY: install
+install: $(VENV)/.dev ## Install the package and all development tools into .venv
+
+# --- checks ---
+
+.PHONY: fmt
+fmt: $(VENV)/.dev ## Format the code and fix what can be fixed
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Format and lint rules
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+.PHONY: types
+types: $(VENV)/.dev ## mypy --strict and pyright
+	$(BIN)/mypy $(CODE)
+	$(BIN)/pyright --pythonpath $(BIN)/python $(CODE)
+
+.PHONY: arch
+arch: $(VENV)/.dev ## Layers and forbidden imports
+	$(BIN)/lint-imports
+
+.PHONY: check
+check: lint types arch ## All that needs no test run: lint, types, arch
+
+# --- tests ---
+
+.PHONY: servers
+servers:
+	@scripts/install-servers
+
+.PHONY: test
+test: $(VENV)/.dev servers ## Every test, against real servers that it installs and starts itself
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(VENV)/.dev ## The tests that need no server and little time
+	$(BIN)/python -m pytest -m "not slow and not server" $(ARGS)
+
+.PHONY: conformance
+conformance: $(VENV)/.dev servers ## The same suite over every driver
+	$(BIN)/python -m pytest tests/conformance $(ARGS)
+
+# --- programs ---
+
+.PHONY: demo
+demo: $(VENV)/.base ## A worker process, tasks sent to it, results printed
+	@$(BIN)/python examples/demo.py
+
+.PHONY: examples
+examples: $(VENV)/.dev servers ## Run every example and compare what it prints
+	$(BIN)/python -m pytest tests/test_examples.py $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.dev servers ## Measure
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# --- packages ---
+
+.PHONY: build
+build: $(VENV)/.made ## Build the wheel and the sdist into dist/
+	@$(PIP) build
+	$(BIN)/python -m build
+
+.PHONY: clean
+clean: ## Remove all that was made here
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""``python -m aiotaskq``."""
+
+from aiotaskq.cli import main
+
+main()

@@ -1,0 +1,627 @@
+"""`TaskQueue`: the application object, where everything is put together."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, Unpack, overload, ParamSpec
+from zoneinfo import ZoneInfo
+
+from msgspec.structs import replace
+
+from aiotaskq import bridge
+from aiotaskq.codec import Codec
+from aiotaskq.config import Config
+from aiotaskq.context import State
+from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
+from aiotaskq.errors import ConfigError, DuplicateTask, Unsupported
+from aiotaskq.events import Event, Observer, Observers, Sent
+from aiotaskq.failures import encode_error, to_exception
+from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
+from aiotaskq.identity import new_id
+from aiotaskq.message import Envelope, Message, Outcome, TaskStatus
+from aiotaskq.middleware import Middleware, wrap_send
+from aiotaskq.protocols import Broker, ResultBackend
+from aiotaskq.retry import NEVER, Retry
+from aiotaskq.session import Session
+from aiotaskq.task import (
+    Call,
+    CallOptions,
+    CoroutineTask,
+    Executor,
+    FunctionTask,
+    Task,
+    TaskOptions,
+    check_name,
+    check_options,
+    choose_executor,
+)
+from aiotaskq.worker import Lifespan, Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+E = TypeVar("E", bound=Event)
+
+Hook: TypeAlias = Callable[[State], Awaitable[None]]
+
+
+class TaskDecorator(Protocol):
+    """What ``@app.task(...)`` returns."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a plain one too; the first match counts
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
+
+
+class TaskQueue:
+    """An application: its tasks, where they wait, where their results rest.
+
+    It may be used from any number of event loops and threads; each loop gets connections of its
+    own, made at the first use.
+
+    Args:
+        name: What it is called; the default name of tasks of an interactive session begins
+            with it.
+        broker: A URL or a driver. By default the setting `broker_url`, which the environment's
+            ``AIOTASKQ_BROKER_URL`` gives, else an SQLite file ``aiotaskq.db`` in the working folder.
+        backend: A URL or a driver. By default the setting `result_backend`, which
+            ``AIOTASKQ_RESULT_BACKEND`` gives, else the broker's own store.
+        middlewares: Around each send and each run, the first one outermost.
+        settings: As in `conf`.
+
+    Example:
+        ::
+
+            app = TaskQueue("tasks", broker="redis://localhost:6379/0")
+
+            @app.task
+            async def add(x: int, y: int) -> int:
+                return x + y
+    """
+
+    def __init__(
+        self,
+        name: str = "tasks",
+        *,
+        broker: str | Broker | None = None,
+        backend: str | ResultBackend | None = None,
+        middlewares: Iterable[Middleware] = (),
+        **settings: Any,
+    ) -> None:
+        self.name = name
+        self.conf = Config()
+        self.conf.update(settings)
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self.middlewares: list[Middleware] = list(middlewares)
+        self.observers = Observers()
+        self.lifespans: list[Lifespan] = []
+        self._broker = broker
+        self._backend = backend
+        self._templates: tuple[Broker, ResultBackend | None] | None = None
+        self._codec: Codec | None = None
+        self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
+
+    # Define
+
+    @overload
+    def task(  # type: ignore[overload-overlap]  # as for TaskDecorator
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def task(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        retry: Retry = NEVER,
+        executor: Executor | None = None,
+        ignore_result: bool | None = None,
+        track_started: bool | None = None,
+    ) -> TaskDecorator: ...
+
+    def task(self, *fn: Callable[..., Any], **options: Any) -> Any:
+        """Register a function as a task.
+
+        Args:
+            fn: A coroutine function, which will run on the worker's event loop, or a plain one.
+            name: By default ``module.function``.
+            queue: By default the route in `task_routes`, else `task_default_queue`.
+            priority: 0 to 9, 9 first.
+            timeout: Seconds that one run may take; a coroutine is cancelled then. By default
+                `task_time_limit`.
+            retry: When it runs again after a failure; by default never.
+            executor: Of a plain function: ``"thread"``, the default, or ``"process"``.
+            ignore_result: Keep no result; by default `task_ignore_result`.
+            track_started: Let its status say STARTED while it runs; by default
+                `task_track_started`.
+
+        Raises:
+            DuplicateTask: The name is taken.
+            ConfigError: The function cannot run where it is asked to.
+        """
+        return self._register(*fn) if fn else partial(self._register, **options)
+
+    def _register(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        executor: str | None = None,
+        **options: Any,
+    ) -> Task[..., Any]:
+        check_options({k: v for k, v in options.items() if k in ("queue", "priority") and v is not None})  # type: ignore[arg-type]  # a part of CallOptions
+        name = check_name("a task's name", name or f"{self._module_of(fn)}.{fn.__qualname__}")
+        chosen = choose_executor(fn, executor)
+        kind = CoroutineTask if chosen == "loop" else FunctionTask
+        task: Task[..., Any] = kind(fn, sender=self, name=name, options=TaskOptions(executor=chosen, **options))
+        known = self.tasks.get(name)
+        if known is not None and not _same_source(known.fn, fn):
+            raise DuplicateTask(
+                f"a task named {name} is registered already, for {_source(known.fn)}; give"
+                f" {_source(fn)} another one: @app.task(name=...)"
+            )
+        self.tasks[name] = task
+        return task
+
+    def _module_of(self, fn: Callable[..., Any]) -> str:
+        """Return the module's name as a worker that imports it will know it."""
+        if fn.__module__ != "__main__":
+            return fn.__module__
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        if spec is not None:
+            return str(spec.name).removesuffix(".__main__")
+        file = getattr(main, "__file__", None)
+        return Path(file).stem if file else self.name
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Put one more middleware around each send and each run, innermost."""
+        self.middlewares.append(middleware)
+
+    def on(self, kind: type[E]) -> Callable[[Observer[E]], Observer[E]]:
+        """Register an observer of one kind of event.
+
+        Example:
+            ::
+
+                @app.on(events.Failed)
+                def count(event: events.Failed) -> None:
+                    failures.labels(event.message.task).inc()
+        """
+
+        def register(observer: Observer[E]) -> Observer[E]:
+            self.observers.add(kind, observer)
+            return observer
+
+        return register
+
+    def lifespan(
+        self, function: Callable[[State], AsyncIterator[None]]
+    ) -> Callable[[State], AsyncIterator[None]]:
+        """Register what a worker does around its life: an async generator that yields once.
+
+        What it puts on `state` is there for the tasks as ``current_task().state``. Several
+        run in the order of their registration, and end in the reverse order.
+
+        Example:
+            ::
+
+                @app.lifespan
+                async def database(state: State) -> AsyncIterator[None]:
+                    async with asyncpg.create_pool(DSN) as state.pool:
+                        yield
+        """
+        self.lifespans.append(asynccontextmanager(function))
+        return function
+
+    def on_startup(self, hook: Hook) -> Hook:
+        """Register a coroutine function that each worker awaits before it takes tasks."""
+
+        @asynccontextmanager
+        async def life(state: State) -> AsyncIterator[None]:
+            await hook(state)
+            yield
+
+        self.lifespans.append(life)
+        return hook
+
+    def on_shutdown(self, hook: Hook) -> Hook:
+        """Register a coroutine function that each worker awaits after its last task."""
+
+        @asynccontextmanager
+        async def life(state: State) -> AsyncIterator[None]:
+            try:
+                yield
+            finally:
+                await hook(state)
+
+        self.lifespans.append(life)
+        return hook
+
+    # Configure
+
+    def config_from_object(self, source: object, *, namespace: str | None = None) -> None:
+        """Read settings from a module, a class or a mapping, or from one's dotted name.
+
+        Args:
+            source: Names may be Celery's lower-case ones or its old upper-case ones.
+            namespace: Read only names that begin with it, as in ``CELERY_BROKER_URL``.
+
+        Raises:
+            ConfigError: A name is unknown, a value is wrong, or asks what is not done here.
+        """
+        self.conf.load(source, namespace=namespace)
+
+    def import_tasks(self) -> None:
+        """Import the modules that the settings `imports` and `include` name.
+
+        A worker does it when it starts, so that tasks in modules nobody imports are registered.
+
+        Raises:
+            ConfigError: There is no such module.
+        """
+        for name in (*self.conf.imports, *self.conf.include):
+            try:
+                import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                    raise
+                raise ConfigError(f"the setting imports names {name}, and there is no such module") from error
+
+    @property
+    def codec(self) -> Codec:
+        """How messages and results are written, by the settings at the first use."""
+        if self._codec is None:
+            self._codec = Codec(
+                task_serializer=self.conf.task_serializer,
+                result_serializer=self.conf.result_serializer,
+                accept=self.conf.accept_content,
+                max_payload=self.conf.max_payload_size,
+                max_result=self.conf.max_result_size,
+            )
+        return self._codec
+
+    def drivers(self) -> tuple[Broker, ResultBackend | None]:
+        """Return closed drivers of this application, for an event loop of the caller's.
+
+        Raises:
+            ConfigError: No driver serves a URL.
+        """
+        if self._templates is None:
+            broker = self._broker or self.conf.broker_url or EMBEDDED
+            if isinstance(broker, str):
+                broker = create_broker(broker, prefix=self.conf.prefix)
+            self._templates = broker, self._create_backend(broker)
+        broker, backend = self._templates
+        return broker.clone(), backend and backend.clone()
+
+    def _create_backend(self, broker: Broker) -> ResultBackend | None:
+        backend = self._backend or self.conf.result_backend
+        if backend is None:
+            return broker.backend()
+        if not isinstance(backend, str):
+            return backend
+        if backend.startswith("disabled"):
+            return None
+        return create_backend(backend, prefix=self.conf.prefix)
+
+    # Send
+
+    async def send_call(self, call: Call[R]) -> TaskHandle[R]:
+        """Send what ``task.s(...)`` returned; on return it is stored."""
+        (handle,) = await self.kiq_many([call])
+        return handle
+
+    async def kiq_many(self, calls: Iterable[Call[R]]) -> list[TaskHandle[R]]:
+        """Send many calls in one round trip; on return all are stored.
+
+        Args:
+            calls: What ``task.s(...)`` and ``task.with_options(...).s(...)`` return.
+
+        Raises:
+            EncodeError: An argument has no form in the serializer, or all of a call are too
+                large. None of the calls is sent then.
+            BrokerUnavailable: The broker could not be reached; some may be stored.
+        """
+        session = await self._open_session()
+        messages = [self._message(call) for call in calls]
+        if any(type(m).send is not Middleware.send for m in self.middlewares):
+            for message, not_before, unique in messages:
+                await self._send_through(session, message, not_before, unique)
+        else:
+            envelopes = [self._envelope(*message) for message in messages]
+            if envelopes:
+                await session.publisher.publish(envelopes)
+            self._tell_sent(message for message, _, _ in messages)
+        return [TaskHandle(message.id, self) for message, _, _ in messages]
+
+    async def _send_through(
+        self, session: Session, message: Message, not_before: float | None, unique: bool
+    ) -> None:
+        async def send(message: Message) -> None:
+            await session.publisher.publish([self._envelope(message, not_before, unique)])
+            self._tell_sent([message])
+
+        await wrap_send(self.middlewares, send)(message)
+
+    def _tell_sent(self, messages: Iterable[Message]) -> None:
+        if self.observers.heard(Sent):
+            for message in messages:
+                self.observers.emit(Sent(message=message))
+
+    async def send(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> TaskHandle[Any]:
+        """Send a task by its name, without importing it; on return it is stored.
+
+        Where the task is registered here, the arguments are checked against its signature.
+        """
+        return await self.send_call(self._call_by_name(name, args, kwargs, options))
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncResult[Any]:
+        """Send a task by its name from plain code; on return it is stored."""
+        call = self._call_by_name(name, args, kwargs, options)
+        handle = bridge.run(self.send_call(call), instead="`await app.send(...)`")
+        return AsyncResult(handle.id, self)
+
+    def _call_by_name(
+        self, name: str, args: Sequence[Any], kwargs: dict[str, Any] | None, options: CallOptions
+    ) -> Call[Any]:
+        call: Call[Any] = Call(
+            check_name("a task's name", name),
+            tuple(args),
+            dict(kwargs or {}),
+            check_options(options),
+        )
+        task = self.tasks.get(name)
+        if task is not None:
+            task.arguments.check(call.args, call.kwargs)
+        return call
+
+    def _message(self, call: Call[Any]) -> tuple[Message, float | None, bool]:
+        """Return the message of a call, when it may start, and whether its id is to be unique."""
+        args, kwargs, pickled = self.codec.pack(call.args, call.kwargs)
+        options = call.options
+        task = self.tasks.get(call.name)
+        now = time.time()
+        task_id = options.get("task_id")
+        queue = (
+            options.get("queue")
+            or (task.options.queue if task is not None else None)
+            or self.conf.route(call.name)
+            or self.conf.task_default_queue
+        )
+        message = Message(
+            id=new_id() if task_id is None else str(task_id),
+            task=call.name,
+            args=args,
+            kwargs=kwargs,
+            pickled=pickled,
+            queue=queue,
+            priority=self._priority(options, task),
+            sent_at=now,
+        )
+        if options:
+            message = self._with_options(message, options, now)
+        return message, self._start(options, now), task_id is not None
+
+    def _priority(self, options: CallOptions, task: Task[Any, Any] | None) -> int:
+        priority = options.get("priority")
+        if priority is None and task is not None:
+            priority = task.options.priority
+        return self.conf.task_default_priority if priority is None else priority
+
+    def _with_options(self, message: Message, options: CallOptions, now: float) -> Message:
+        retry = options.get("retry")
+        expires = options.get("expires")
+        return replace(
+            message,
+            expires_at=None if expires is None else self._moment(expires, now),
+            timeout=options.get("timeout"),
+            retry=None if retry is None else retry.to_policy(),
+            headers=dict(options.get("headers") or {}),
+        )
+
+    def _start(self, options: CallOptions, now: float) -> float | None:
+        countdown = options.get("countdown")
+        eta = options.get("eta")
+        if countdown is not None:
+            return now + countdown
+        return None if eta is None else self._moment(eta, now)
+
+    def _moment(self, when: float | timedelta | datetime, now: float) -> float:
+        if isinstance(when, datetime):
+            if when.tzinfo is None:
+                when = when.replace(tzinfo=ZoneInfo(self.conf.timezone))
+            return when.timestamp()
+        return now + (when.total_seconds() if isinstance(when, timedelta) else when)
+
+    def _envelope(self, message: Message, not_before: float | None, unique: bool) -> Envelope:
+        return Envelope(
+            id=message.id,
+            queue=message.queue,
+            body=self.codec.encode_message(message),
+            priority=message.priority,
+            not_before=not_before,
+            expires_at=message.expires_at,
+            unique=unique,
+        )
+
+    # Results
+
+    def handle(self, task_id: str) -> TaskHandle[Any]:
+        """Return the grip on a task that was sent elsewhere, for async code."""
+        return TaskHandle(task_id, self)
+
+    def async_result(self, task_id: str) -> AsyncResult[Any]:
+        """Return the grip on a task that was sent elsewhere, for plain code."""
+        return AsyncResult(task_id, self)
+
+    AsyncResult = async_result
+
+    async def wait_outcome(self, task_id: str) -> Outcome:
+        """Return the final outcome of a task, as soon as there is one."""
+        return await self._session().wait(task_id)
+
+    async def load_outcome(self, task_id: str) -> Outcome | None:
+        """Return the outcome of a task that is there now."""
+        backend = await self._session().results()
+        return (await backend.load([task_id])).get(task_id)
+
+    async def cancel(self, task_id: str) -> None:
+        """Revoke a task: waiting, it never starts; running, it is cancelled.
+
+        A task that has ended stays as it ended.
+        """
+        session = await self._open_session()
+        await session.broker.cancel([task_id])
+        if session.keeps_results:
+            revoked = Outcome(
+                task_id=task_id,
+                status=TaskStatus.REVOKED,
+                result=encode_error("TaskRevoked", "cancelled"),
+                date_done=datetime.now(UTC),
+            )
+            await (await session.results()).store([revoked], self.conf.result_expires)
+
+    async def forget(self, task_id: str) -> bool:
+        """Delete a result before its time; False if there was none."""
+        backend = await self._session().results()
+        return await backend.forget([task_id]) > 0
+
+    def read(self, outcome: Outcome) -> TaskResult[Any]:
+        """Decode an outcome; its value has the annotated type if the task is registered here."""
+        error = value = None
+        if outcome.status is TaskStatus.SUCCESS:
+            task = self.tasks.get(outcome.name or "")
+            convert = None if task is None else task.arguments.convert_result
+            value = self.codec.decode_result(outcome.result, convert)
+        else:
+            error = to_exception(outcome)
+        return TaskResult(
+            task_id=outcome.task_id,
+            status=outcome.status,
+            return_value=value,
+            error=error,
+            traceback=outcome.traceback,
+            execution_time=outcome.execution_time,
+            attempts=outcome.retries + 1,
+            worker=outcome.worker,
+            name=outcome.name,
+            queue=outcome.queue,
+            date_done=outcome.date_done,
+        )
+
+    # Life
+
+    def _session(self) -> Session:
+        """Return the connections of the running loop, not open yet at the first use."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None:
+            for other in [other for other in self._sessions if other.is_closed()]:
+                self._sessions.pop(other, None)  # another thread may have been faster
+            broker, backend = self.drivers()
+            session = Session(broker, backend, publish_timeout=self.conf.broker_publish_timeout)
+            self._sessions[loop] = session
+        return session
+
+    async def _open_session(self) -> Session:
+        session = self._session()
+        await session.open()
+        return session
+
+    async def broker(self) -> Broker:
+        """Return the broker, open on the running loop: to look at queues, to purge one."""
+        return (await self._open_session()).broker
+
+    async def close(self) -> None:
+        """Let go of the running loop's connections; the next use makes new ones."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        """Connect to the broker now rather than at the first use."""
+        await self._open_session()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def worker(
+        self,
+        *,
+        concurrency: int | None = None,
+        queues: Sequence[str] | None = None,
+        name: str | None = None,
+        threads: int | None = None,
+        grace_period: float | None = None,
+        burst: bool = False,
+    ) -> Worker:
+        """Return a worker to run in this event loop: ``async with app.worker(): ...``.
+
+        It starts on entry, drains on exit, and touches no signal handler. Where the broker cannot be reached
+        on entry, it goes on trying in the background.
+
+        Args:
+            concurrency: Tasks at once; by default `worker_concurrency`.
+            queues: In the order in which they are drained; by default `task_default_queue`.
+            name: By default the host's name and the process id.
+            threads: For plain functions; by default `worker_threads`.
+            grace_period: Seconds that running tasks get to finish on exit; by default
+                `worker_grace_period`.
+            burst: Stop when the queues are empty.
+        """
+        return Worker(
+            self,
+            concurrency=concurrency,
+            queues=queues,
+            name=name,
+            threads=threads,
+            grace_period=grace_period,
+            burst=burst,
+        )
+
+    def __repr__(self) -> str:
+        return f"<TaskQueue {self.name} with {len(self.tasks)} tasks>"
+
+
+def _source(fn: Callable[..., Any]) -> str:
+    code = getattr(fn, "__code__", None)
+    return fn.__qualname__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether both are the same lines of a file, as after reloading a module."""
+    return _source(one) == _source(other) and one.__qualname__ == other.__qualname__

@@ -1,0 +1,245 @@
+"""The arguments of a task: checked against its signature, converted to its annotations.
+
+The caller's side only checks that the call fits the signature. The worker's side reads each
+argument straight from the message's bytes into the annotated type, so that a task never runs
+with a raw value.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any, TypeAlias, get_type_hints
+
+import msgspec
+from msgspec import Raw
+
+from aiotaskq.codec import is_json, unpickle
+from aiotaskq.errors import ConfigError, DecodeError
+from aiotaskq.message import Message
+
+Read: TypeAlias = Callable[[Raw | bytes], Any]
+"""From encoded bytes to a value of one type."""
+
+_UNTYPED = (inspect.Parameter.empty, Any, object)
+
+
+def from_builtin(kind: Any, value: Any) -> Any:
+    """Build a `kind` that msgspec does not know from what was decoded."""
+    validate = getattr(kind, "model_validate", None)  # pydantic, without importing it
+    if validate is not None:
+        try:
+            return validate(value)
+        except ValueError as error:
+            # pydantic's own message has a line per field; an error here is one line.
+            raise ValueError("; ".join(str(error).splitlines())) from error
+    if isinstance(kind, type) and issubclass(kind, PurePath):
+        return kind(value)
+    raise ValueError(f"a {getattr(kind, '__qualname__', kind)} cannot be built from JSON")
+
+
+def reader(annotation: Any, *, json: bool) -> Read:
+    """Return what reads encoded bytes into the annotated type.
+
+    Raises:
+        ConfigError: The annotation is one that nothing here can convert to.
+    """
+    module: Any = msgspec.json if json else msgspec.msgpack
+    if annotation in _UNTYPED:
+        return module.Decoder().decode  # type: ignore[no-any-return]  # msgspec's two modules share no type
+    try:
+        return module.Decoder(annotation, dec_hook=from_builtin).decode  # type: ignore[no-any-return]  # as above
+    except TypeError as unsupported:
+        return _pydantic_reader(annotation, module.Decoder().decode, unsupported)
+
+
+def _pydantic_reader(annotation: Any, decode: Read, unsupported: TypeError) -> Read:
+    """Fall back on pydantic where it is installed: it knows unions that msgspec does not."""
+    try:
+        from pydantic import TypeAdapter
+        from pydantic.errors import PydanticSchemaGenerationError
+    except ImportError:
+        raise ConfigError(
+            f"{unsupported}; `pip install aiotaskq[pydantic]` can convert to it, or annotate"
+            " the parameter otherwise"
+        ) from unsupported
+    try:
+        adapter = TypeAdapter(annotation)
+    except (PydanticSchemaGenerationError, TypeError):
+        raise ConfigError(f"{unsupported}; annotate the parameter otherwise") from unsupported
+    return lambda raw: adapter.validate_python(decode(raw))
+
+
+class Arguments:
+    """The parameters of one function."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._signature = inspect.signature(fn)
+        parameters = self._signature.parameters.values()
+        positional = [p for p in parameters if p.kind in _POSITIONAL]
+        self._names = tuple(p.name for p in positional)
+        self._positional_only = sum(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in positional)
+        self._variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+        self._keyword_variadic = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+        required = [p for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+        self._required_keywords = any(p.kind is p.KEYWORD_ONLY for p in required)
+        self._least = sum(p.kind in _POSITIONAL for p in required)
+        self._most = len(positional)
+        self._hints: dict[str, Any] | None = None
+        self._forms = {True: _Form(self, json=True), False: _Form(self, json=False)}
+
+    def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise the `TypeError` that calling the function like this would raise."""
+        if not kwargs and not self._required_keywords and self._least <= len(args) <= self._most:
+            return  # the common call, without the cost of a full binding
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            name = getattr(self._fn, "__qualname__", repr(self._fn))
+            raise TypeError(f"{name}{self._signature}: {error}") from None
+
+    def prepare(self) -> None:
+        """Resolve the annotations now, so that a wrong one shows at start and not at a task.
+
+        Raises:
+            ConfigError: One cannot be resolved, or nothing can convert to it.
+        """
+        for name in self._signature.parameters:
+            self._forms[True].read(name)
+
+    def load(self, message: Message, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Read and convert the arguments of a message.
+
+        Raises:
+            DecodeError: One is missing, unexpected, or does not fit its annotation.
+        """
+        if message.pickled is not None:
+            args, kwargs = unpickle(message.pickled)
+        else:
+            args, kwargs = self._forms[is_json(body)].load(message)
+        try:
+            self.check(args, kwargs)
+        except TypeError as error:
+            raise DecodeError(str(error)) from None
+        return args, kwargs
+
+    def convert_result(self, value: Any) -> Any:
+        """Turn a result, decoded from JSON, into the annotated return type.
+
+        Falls back on the decoded form where the annotation says nothing that can be converted
+        to, since the task has run and its value is what there is.
+        """
+        annotation = self.hints().get("return", Any)
+        if annotation in _UNTYPED or annotation in _JSON_TYPES:
+            return value
+        try:
+            return msgspec.convert(value, annotation, dec_hook=from_builtin)
+        except (TypeError, msgspec.ValidationError, RecursionError):
+            return value
+
+    def hints(self) -> dict[str, Any]:
+        """Return the resolved annotations by parameter name."""
+        if self._hints is None:
+            try:
+                self._hints = get_type_hints(self._fn, include_extras=True)
+            except Exception as error:  # an annotation is an arbitrary expression
+                raise ConfigError(
+                    f"the annotations of {self._fn.__qualname__} cannot be resolved: {error}"
+                ) from error
+        return self._hints
+
+    def at(self, index: int) -> str:
+        """Return the name of the parameter that takes the positional argument at `index`."""
+        if index < len(self._names):
+            return self._names[index]
+        if self._variadic is None:
+            raise DecodeError(
+                f"takes {len(self._names)} positional arguments but more were given"
+            )
+        return self._variadic
+
+    def named(self, name: str) -> str:
+        """Return the name of the parameter that takes the keyword argument `name`."""
+        parameter = self._signature.parameters.get(name)
+        if parameter is not None and parameter.kind in _BY_NAME:
+            return name
+        if self._keyword_variadic is None:
+            raise DecodeError(f"got an unexpected keyword argument {name!r}")
+        return self._keyword_variadic
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_JSON_TYPES = (int, str, float, bool, None, type(None), dict, list)
+
+
+class _Form:
+    """The readers of one function's parameters, for one framing of messages."""
+
+    def __init__(self, arguments: Arguments, *, json: bool) -> None:
+        self._arguments = arguments
+        self._json = json
+        self._list: Read = reader(list[Raw], json=json)
+        self._map: Read = reader(dict[str, Raw], json=json)
+        self._readers: dict[str, Read] = {}
+        self._rows: dict[int, Read | None] = {}  # by number of positional arguments
+        self._usual: Read | None = None
+
+    def read(self, parameter: str) -> Read:
+        found = self._readers.get(parameter)
+        if found is None:
+            annotation = self._arguments.hints().get(parameter, Any)
+            found = self._readers[parameter] = reader(annotation, json=self._json)
+        return found
+
+    def load(self, message: Message) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = self._keywords(message.kwargs) if bytes(message.kwargs) else {}
+        return (self._row(message.args) if bytes(message.args) else ()), kwargs
+
+    def _row(self, raw: Raw) -> tuple[Any, ...]:
+        """Read all positional arguments in one step, if possible as the call before was read."""
+        if self._usual is not None:
+            try:
+                return self._usual(raw)  # type: ignore[no-any-return]  # a tuple: see _whole_row
+            except (msgspec.MsgspecError, RecursionError):
+                self._usual = None  # another number of them, or one that does not fit
+        rows: list[Raw] = _read(self._list, raw, "the arguments")
+        self._usual = self._whole_row(len(rows))
+        names = [self._arguments.at(index) for index in range(len(rows))]
+        return tuple(
+            _read(self.read(name), item, f"argument {name!r}")
+            for name, item in zip(names, rows, strict=True)
+        )
+
+    def _whole_row(self, count: int) -> Read | None:
+        if count not in self._rows:
+            hints = self._arguments.hints()
+            kinds = [hints.get(self._arguments.at(index), Any) for index in range(count)]
+            if len(self._rows) > _MOST_ROWS:
+                return None  # a variadic function called with ever other counts
+            try:
+                row: Any = tuple
+                self._rows[count] = reader(row[tuple(kinds)], json=self._json)
+            except ConfigError:
+                self._rows[count] = None  # pydantic reads them one by one
+        return self._rows[count]
+
+    def _keywords(self, raw: Raw) -> dict[str, Any]:
+        items: dict[str, Raw] = _read(self._map, raw, "the keyword arguments")
+        return {
+            name: _read(self.read(self._arguments.named(name)), item, f"argument {name!r}")
+            for name, item in items.items()
+        }
+
+
+_MOST_ROWS = 64
+
+
+def _read(read: Read, raw: Raw, what: str) -> Any:
+    try:
+        return read(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError, UnicodeDecodeError) as error:
+        raise DecodeError(f"{what}: {error}") from None

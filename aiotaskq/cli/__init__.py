@@ -1,0 +1,75 @@
+"""The command line. Every mistake is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from aiotaskq.cli import queues, tasks, worker
+from aiotaskq.cli.common import ROOT_HELP, Settings
+from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.identity import version
+
+SETUP_ERROR = 2
+
+cli = typer.Typer(
+    name="aiotaskq",
+    help=ROOT_HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cli.command("worker", no_args_is_help=False)(worker.worker)
+cli.command("call")(tasks.call)
+cli.command("result")(tasks.result)
+cli.add_typer(queues.cli, name="queues")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aiotaskq {version()}")
+        raise typer.Exit
+
+
+@cli.callback()
+def root(
+    context: typer.Context,
+    app: Annotated[
+        str | None,
+        typer.Option("-A", "--app", metavar="APP", help="The application, for all commands."),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    context.obj = Settings(app=app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    try:
+        status = cli(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except (ConfigError, Unavailable) as error:
+        _complain(str(error))
+        status = SETUP_ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("stopped", err=True)
+        status = 130
+    except Exception as error:
+        # Typer's own usage errors; it carries its copy of click, whose classes are not public.
+        if not hasattr(error, "format_message"):
+            raise
+        _complain(error.format_message())
+        status = SETUP_ERROR
+    raise SystemExit(status)
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"aiotaskq: {' '.join(message.split())}", err=True)

@@ -1,0 +1,29 @@
+"""What a worker prints first, in the words that Celery users look for."""
+
+from __future__ import annotations
+
+from aiotaskq.app import TaskQueue
+from aiotaskq.identity import version
+from aiotaskq.worker.options import WorkerOptions
+
+
+def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) -> str:
+    """Return the banner: where it connects, without passwords, what it takes and knows."""
+    broker, backend = app.drivers()
+    lines = [
+        f"aiotaskq {version()} on {options.name}",
+        "",
+        f".> app:         {app.name} ({target})",
+        f".> transport:   {broker.url}",
+        f".> results:     {'disabled' if backend is None else backend.url}",
+        f".> concurrency: {options.concurrency} tasks at once, {options.threads} threads,"
+        f" {processes} {'process' if processes == 1 else 'processes'}",
+        "",
+        "[queues]",
+        *(f"  . {queue}" for queue in options.queues),
+        "",
+        "[tasks]",
+        *(f"  . {name}" for name in sorted(app.tasks)),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""One worker process: what the supervisor starts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from aiotaskq.app import TaskQueue
+from aiotaskq.cli.banner import banner
+from aiotaskq.cli.target import find_app
+from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.events import WorkerReady
+from aiotaskq.supervisor import RECYCLE, SETUP_ERROR, Ready, watch_parent
+from aiotaskq.worker import Worker
+
+logger = logging.getLogger("aiotaskq.worker")
+
+_CLEANUP = 25.0  # seconds beyond the grace period: to cancel, to store what ended, to close
+_MEMORY_LOOK = 1.0  # seconds
+_ORPHAN_PATIENCE = 5.0  # seconds that a process gets to hand its tasks back without its parent
+
+
+class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line asks of each process; None: as the settings have it."""
+
+    app: str
+    loglevel: str
+    processes: int | None
+    concurrency: int | None
+    threads: int | None
+    queues: list[str] | None
+    hostname: str | None
+    grace_period: float | None
+    burst: bool
+    max_tasks: int | None
+    max_memory: int | None  # KiB
+
+
+def serve(options: ChildOptions, number: int, pipe: Connection) -> None:
+    """Be worker process `number`, counted from 1, and exit with a status for the supervisor."""
+    os.setpgrp()  # Ctrl-C goes to the supervisor alone, which passes it on as SIGTERM
+    try:
+        status = _run(options, number, pipe)
+    except (ConfigError, Unavailable) as error:
+        print(f"aiotaskq: {' '.join(str(error).split())}", file=sys.stderr)
+        status = SETUP_ERROR
+    except Exception:
+        logger.exception("the worker failed")
+        status = 1
+    sys.exit(status)
+
+
+def _run(options: ChildOptions, number: int, pipe: Connection) -> int:
+    app = find_app(options.app)
+    app.import_tasks()
+    set_up_logging(app, options.loglevel)
+    processes = options.processes or app.conf.worker_processes
+    try:
+        import uvloop
+    except ImportError:  # Windows, PyPy
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_work(app, options, number, processes, pipe))
+
+
+async def _work(
+    app: TaskQueue, options: ChildOptions, number: int, processes: int, pipe: Connection
+) -> int:
+    worker = Worker(
+        app,
+        concurrency=options.concurrency,
+        queues=options.queues,
+        name=_name(options.hostname, number, processes),
+        threads=options.threads,
+        grace_period=options.grace_period,
+        burst=options.burst,
+        max_tasks=options.max_tasks or app.conf.worker_max_tasks_per_child,
+    )
+    if number == 1:
+        print(banner(app, options.app, worker.options, processes), flush=True)
+    ready = Ready(processes=processes, patience=worker.options.grace_period + _CLEANUP)
+    app.observers.add(WorkerReady, lambda _: pipe.send_bytes(msgspec.msgpack.encode(ready)))
+    _listen_to_signals(worker)
+    recycled = asyncio.Event()
+    limit = options.max_memory or app.conf.worker_max_memory_per_child
+    watch = asyncio.create_task(_watch_memory(worker, limit, recycled)) if limit else None
+    try:
+        await worker.run(patient=app.conf.broker_connection_retry_on_startup)
+    finally:
+        if watch is not None:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+    return RECYCLE if recycled.is_set() or worker.exhausted else 0
+
+
+def _name(given: str | None, number: int, processes: int) -> str | None:
+    if given is None:
+        return None
+    host = os.uname().nodename
+    name = given.replace("%h", host).replace("%n", host.partition(".")[0])
+    return f"{name}-{number}" if processes > 1 else name
+
+
+def _listen_to_signals(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        if told:
+            logger.warning("stopping now")
+        elif worker.running:
+            logger.warning(
+                "stopping: what runs gets %g s to finish (%d). Again to stop at once",
+                worker.options.grace_period,
+                worker.running,
+            )
+        else:
+            logger.warning("stopping")
+        worker.stop(hurry=told)
+        told = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    watch_parent(
+        lambda: loop.call_soon_threadsafe(lambda: worker.stop(hurry=True)),
+        patience=_ORPHAN_PATIENCE,
+    )
+
+
+async def _watch_memory(worker: Worker, limit: int, reached: asyncio.Event) -> None:
+    """Stop the worker when the process has grown beyond `limit` KiB."""
+    while True:
+        await asyncio.sleep(_MEMORY_LOOK)
+        used = _resident()
+        if used > limit:
+            logger.warning("the process uses %d KiB, more than %d: it is replaced", used, limit)
+            reached.set()
+            worker.stop()
+            return
+
+
+def _resident() -> int:
+    """Return the memory that this process occupies, in KiB."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # no Linux: the most it ever had, in bytes on macOS
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak // 1024 if sys.platform == "darwin" else peak
+    return pages * resource.getpagesize() // 1024
+
+
+def set_up_logging(app: TaskQueue, level: str) -> None:
+    """Send the logs to stderr, unless the application sets them up itself."""
+    if app.conf.worker_hijack_root_logger:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(app.conf.worker_log_format))
+        logging.getLogger().handlers[:] = [handler]
+        logging.getLogger().setLevel(level)
+    logging.getLogger("aiotaskq").setLevel(level)

@@ -1,0 +1,78 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import typer
+
+from aiotaskq.app import TaskQueue
+from aiotaskq.cli.target import find_app
+from aiotaskq.errors import ConfigError
+
+T = TypeVar("T")
+
+ROOT_HELP = """A task queue for asyncio.
+
+Write [bold]tasks.py[/bold]:
+
+    from aiotaskq import TaskQueue
+    app = TaskQueue("tasks", broker="redis://localhost:6379/0")
+
+    @app.task
+    async def add(x: int, y: int) -> int:
+        return x + y
+
+Then start a worker, [bold]aiotaskq worker tasks:app[/bold], and send it something:
+[bold]aiotaskq call tasks:app tasks.add 2 8 --wait[/bold]
+
+APP is [bold]module:name[/bold], or a module or package that holds one TaskQueue. It may also be
+given as Celery users do: [bold]aiotaskq -A tasks worker[/bold]
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was given before the command."""
+
+    app: str | None
+
+
+def choose_app(context: typer.Context, words: list[str]) -> tuple[str, list[str]]:
+    """Return the application that is meant and the words that follow it."""
+    given: str | None = context.obj.app
+    if given is not None:
+        return given, words
+    if not words:
+        raise ConfigError(
+            f"which application? aiotaskq {context.command_path.split(' ', 1)[-1]} tasks:app"
+        )
+    return words[0], words[1:]
+
+
+def in_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
+    """Run a coroutine with the connected application."""
+
+    async def run() -> T:
+        app = find_app(target)
+        app.import_tasks()
+        try:
+            return await work(app)
+        finally:
+            await app.close()
+
+    return asyncio.run(run())
+
+
+def show(value: Any) -> str:
+    """Return a value as people read it: JSON where it can be."""
+    from aiotaskq.codec import encode_json
+    from aiotaskq.errors import EncodeError
+
+    try:
+        return encode_json(value).decode()
+    except EncodeError:
+        return repr(value)

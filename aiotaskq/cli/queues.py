@@ -1,0 +1,96 @@
+"""`aiotaskq queues`: how much waits where, and emptying one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aiotaskq.app import TaskQueue
+from aiotaskq.cli.common import choose_app, in_app
+from aiotaskq.errors import ConfigError
+from aiotaskq.message import Depth
+
+
+class _DefaultToList(typer.core.TyperGroup):
+    """Lets ``queues tasks:app`` mean ``queues list tasks:app``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        helped = any(word in ("-h", "--help") for word in args[:1])
+        if not helped and (not args or args[0] not in self.commands):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+cli = typer.Typer(
+    cls=_DefaultToList,
+    help="Show how many tasks wait, or empty a queue.",
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@cli.command("list")
+def list_queues(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="APP", help="The application.")
+    ] = None,
+) -> None:
+    """Show each queue: what is ready, delayed, held by workers, and dead."""
+    target, words = choose_app(context, words or [])
+    if words:
+        raise ConfigError(f"no such command: {words[0]!r}; there are list and purge")
+
+    async def work(app: TaskQueue) -> tuple[str, Mapping[str, Depth]]:
+        broker = await app.broker()
+        return broker.url, await broker.depth()
+
+    url, depths = in_app(target, work)
+    if not depths:
+        typer.echo(f"no queue at {url} holds anything")
+        return
+    table = Table("queue", title=f"queues at {url}", title_justify="left", title_style="")
+    for state in ("ready", "delayed", "held", "dead"):
+        table.add_column(state, justify="right")
+    for queue, depth in sorted(depths.items()):
+        counts = (depth.ready, depth.delayed, depth.held, depth.dead)
+        table.add_row(queue, *(f"{count:,}" for count in counts))
+    Console().print(table)
+
+
+@cli.command()
+def purge(
+    context: typer.Context,
+    words: Annotated[
+        list[str], typer.Argument(metavar="APP QUEUE", help="The application and the queue.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Drop what waits in a queue, delayed tasks included. It cannot be undone.
+
+    What workers hold goes on, and dead letters stay.
+    """
+    target, words = choose_app(context, words)
+    if len(words) != 1:
+        raise ConfigError(f"which queue? aiotaskq queues purge {target} default")
+    (queue,) = words
+
+    async def count(app: TaskQueue) -> tuple[str, Depth]:
+        broker = await app.broker()
+        return broker.url, (await broker.depth()).get(queue, Depth())
+
+    async def drop(app: TaskQueue) -> int:
+        return await (await app.broker()).purge(queue)
+
+    url, depth = in_app(target, count)
+    waiting = depth.ready + depth.delayed
+    if not waiting:
+        typer.echo(f"nothing waits in {queue!r} at {url}")
+        return
+    if not yes:
+        typer.confirm(f"Drop {waiting:,} tasks that wait in {queue!r} at {url}?", abort=True)
+    typer.echo(f"dropped {in_app(target, drop):,} tasks")

@@ -1,0 +1,117 @@
+"""What a running task knows of itself.
+
+Held by a context variable that each run sets in its own context, so that tasks which run at
+the same time never see each other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import SimpleNamespace
+from typing import Any
+
+from aiotaskq.message import Message
+
+
+class State(SimpleNamespace):
+    """What a worker's lifespan puts there for its tasks: a database pool, a client, a model."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the worker's state has no {name!r}: set it in a function under @app.lifespan"
+        )
+
+
+class TaskContext:
+    """One run of a task.
+
+    Attributes:
+        id: The task's id, the same for all its attempts.
+        name: The name it is registered under.
+        args: The positional arguments, converted.
+        kwargs: The keyword arguments, converted.
+        state: What the worker's lifespan set up, shared by its tasks. In a process pool, which
+            has no lifespan, it is empty.
+        worker: The name of the worker.
+    """
+
+    __slots__ = ("_message", "args", "kwargs", "state", "worker")
+
+    def __init__(
+        self,
+        message: Message,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        state: State,
+        worker: str,
+    ) -> None:
+        self._message = message
+        self.args = args
+        self.kwargs = kwargs
+        self.state = state
+        self.worker = worker
+
+    @property
+    def id(self) -> str:
+        return self._message.id
+
+    @property
+    def name(self) -> str:
+        return self._message.task
+
+    @property
+    def attempt(self) -> int:
+        """Which run this is; 1 is the first."""
+        return self._message.attempt
+
+    @property
+    def retries(self) -> int:
+        """How often it ran before."""
+        return self._message.attempt - 1
+
+    @property
+    def queue(self) -> str:
+        return self._message.queue
+
+    @property
+    def priority(self) -> int:
+        return self._message.priority
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the sender and the middleware attached."""
+        return self._message.headers
+
+    @property
+    def sent_at(self) -> float:
+        """When it was sent, in Unix time by the sender's clock."""
+        return self._message.sent_at
+
+    @property
+    def expires_at(self) -> float | None:
+        return self._message.expires_at
+
+    def __repr__(self) -> str:
+        return f"<TaskContext {self.name}[{self.id}] attempt {self.attempt}>"
+
+
+_current: ContextVar[TaskContext] = ContextVar("aiotaskq.task")
+
+enter = _current.set
+"""Make a context the current one of the running coroutine or thread."""
+
+
+def current_task() -> TaskContext:
+    """Return the context of the task that runs here.
+
+    Raises:
+        RuntimeError: No task runs here.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError(
+            "no task runs here: current_task() works in a task's own function and in what it calls"
+        ) from None

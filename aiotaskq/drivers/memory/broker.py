@@ -1,0 +1,136 @@
+"""The broker whose messages wait in a `MemoryStore`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Self
+
+from aiotaskq.drivers.memory.address import find
+from aiotaskq.drivers.memory.results import MemoryBackend
+from aiotaskq.drivers.memory.store import Bell, Holder, MemoryStore
+from aiotaskq.message import DeadLetter, Delivery, Depth, Envelope, Settlement, Tended
+from aiotaskq.protocols import Traits
+
+
+class MemoryBroker:
+    """A broker for the tasks of one process, gone with it.
+
+    Args:
+        url: ``memory://name`` names a store of the whole process, ``memory://`` makes one.
+        prefix: Keeps the stores of one name apart.
+        store: Used instead of what the URL names.
+    """
+
+    traits: ClassVar[Traits] = Traits(durable=False, shared=False)
+
+    def __init__(
+        self,
+        url: str = "memory://",
+        *,
+        prefix: str = "aiotaskq",
+        store: MemoryStore | None = None,
+    ) -> None:
+        self._prefix = prefix
+        self._url, self.store = find(url, prefix, store)
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def clone(self) -> Self:
+        return type(self)(self._url, prefix=self._prefix, store=self.store)
+
+    def backend(self) -> MemoryBackend:
+        return MemoryBackend(self._url, prefix=self._prefix, store=self.store)
+
+    async def open(self) -> None:
+        """Do nothing: there is nothing to connect to."""
+
+    async def close(self) -> None:
+        """Do nothing. What consumers hold comes back when they are closed, or lapse."""
+
+    async def publish(
+        self, batch: Sequence[Envelope], *, call_id: str | None = None
+    ) -> Collection[str]:
+        # One turn of the loop, as with any server: a caller that publishes without end must not
+        # keep everybody else from running.
+        await asyncio.sleep(0)
+        return self.store.publish(batch, call_id) if batch else []
+
+    def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> MemoryConsumer:
+        return MemoryConsumer(self.store, queues, name=name, lease=lease)
+
+    async def cancel(self, ids: Collection[str]) -> None:
+        self.store.cancel(ids)
+
+    async def tend(self, *, max_crashes: int = 3) -> Tended:
+        return self.store.tend(max_crashes)
+
+    async def depth(self) -> Mapping[str, Depth]:
+        return self.store.depth()
+
+    async def purge(self, queue: str) -> int:
+        return self.store.purge(queue)
+
+    async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
+        """Return the newest dead letters of a queue, the newest first."""
+        return self.store.dead(queue, limit)
+
+
+class MemoryConsumer:
+    """A consumer at a `MemoryStore`; made by `MemoryBroker.consumer`."""
+
+    def __init__(
+        self, store: MemoryStore, queues: Sequence[str], *, name: str, lease: float
+    ) -> None:
+        self.id = f"{name}-{secrets.token_hex(8)}"
+        self._store = store
+        self._holder = Holder(tuple(queues), lease)
+
+    async def open(self) -> None:
+        self._store.enter(self._holder)
+
+    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait
+        await asyncio.sleep(0)  # one turn of the loop, for the reason given in `publish`
+        while True:
+            left = end - loop.time()
+            bell = Bell() if left > 0 else None
+            taken = self._store.take(self._holder, limit, bell)
+            # Nothing is awaited from here to the return, so that nothing taken can be lost.
+            if taken or bell is None:
+                return taken
+            try:
+                due = self._store.next_due(self._holder)
+                await bell.wait(left if due is None else min(left, due))
+            finally:
+                self._store.take_down(self._holder, bell)
+
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
+        return self._store.settle(self._holder, batch)
+
+    async def cancelled(self) -> Collection[str]:
+        return self._store.told(self._holder)
+
+    def lease(self) -> MemoryLease:
+        return MemoryLease(self._store, self._holder)
+
+    async def close(self) -> None:
+        self._store.leave(self._holder)
+
+
+class MemoryLease:
+    """The lease of a `MemoryConsumer`."""
+
+    def __init__(self, store: MemoryStore, holder: Holder) -> None:
+        self._store = store
+        self._holder = holder
+
+    async def renew(self) -> bool:
+        return self._store.renew(self._holder)
+
+    async def close(self) -> None:
+        """Do nothing: there is no connection."""

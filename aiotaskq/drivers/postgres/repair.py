@@ -1,0 +1,74 @@
+"""What becomes of an outcome that PostgreSQL cannot keep.
+
+Its `text` and `jsonb` hold no NUL, and `jsonb` no number beyond its range either. A task that
+returns such a value must neither lose its outcome nor hold up those that are stored with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from aiotaskq.message import Outcome, RemoteError, TaskStatus
+
+
+def storable(text: str) -> bool:
+    """Whether PostgreSQL's `text` can hold it."""
+    return _clean(text) == text
+
+
+def tidied(outcome: Outcome) -> Outcome:
+    r"""Return it with NUL shown as ``\x00`` in what is only for people, and without arguments.
+
+    An error is for people too; what a task returned is not, and stays as it is.
+    """
+    result = outcome.result if outcome.status is TaskStatus.SUCCESS else _shown(outcome.result)
+    return msgspec.structs.replace(
+        outcome,
+        result=result,
+        traceback=_clean_or_none(outcome.traceback),
+        name=_clean_or_none(outcome.name),
+        worker=_clean_or_none(outcome.worker),
+        queue=_clean_or_none(outcome.queue),
+        children=[_clean(child) for child in outcome.children],
+        args=UNSET,
+        kwargs=UNSET,
+    )
+
+
+def replaced(outcome: Outcome, reason: str) -> Outcome:
+    """Return a failure in its place that says why it could not be kept."""
+    what = "result" if outcome.status is TaskStatus.SUCCESS else "error"
+    message = f"PostgreSQL cannot keep the {what} of this task: {_clean(reason)}"
+    error = RemoteError("EncodeError", [message], "aiotaskq.errors")
+    status = outcome.status if outcome.status is not TaskStatus.SUCCESS else TaskStatus.FAILURE
+    return msgspec.structs.replace(
+        tidied(outcome), status=status, result=Raw(msgspec.json.encode(error))
+    )
+
+
+def _shown(raw: Raw) -> Raw:
+    try:
+        return Raw(msgspec.json.encode(_walk(msgspec.json.decode(bytes(raw)))))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return raw  # no JSON: it will be replaced
+
+
+def _walk(value: Any) -> Any:
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, list):
+        return [_walk(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(str(key)): _walk(item) for key, item in value.items()}
+    return value
+
+
+def _clean_or_none(text: str | None) -> str | None:
+    return None if text is None else _clean(text)
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,91 @@
+"""What a broker and its consumers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from aiotaskq.drivers.redis.address import Address
+from aiotaskq.drivers.redis.items import Serials
+from aiotaskq.drivers.redis.keys import Keys
+from aiotaskq.drivers.redis.link import Link
+from aiotaskq.errors import BrokerUnavailable
+
+Value = TypeVar("Value")
+
+MOST = 1000
+"""Entries in one call of a script: Lua's stack has room for some 8000 values."""
+
+MOST_BYTES = 4 * 2**20
+"""Bytes in one call of a script, about: nobody else is served meanwhile."""
+
+
+class Client:
+    """One client of a store.
+
+    Attributes:
+        address: Where the store is.
+        keys: What its keys are called.
+        serials: For what is delayed.
+        time_shift: Seconds added to the server's clock. Only a test harness changes it.
+    """
+
+    def __init__(self, address: Address, keys: Keys) -> None:
+        self.address = address
+        self.keys = keys
+        self.serials = Serials()
+        self.time_shift = 0.0
+        self._link: Link | None = None
+
+    @property
+    def link(self) -> Link:
+        """The connection for ordinary commands.
+
+        Raises:
+            BrokerUnavailable: The broker is not open.
+        """
+        if self._link is None:
+            raise BrokerUnavailable(f"{self.address.url}: the broker is not open")
+        return self._link
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a link."""
+        return self._link is not None
+
+    async def open(self) -> None:
+        """Connect, and see that the server will do."""
+        link = self.new_link()
+        try:
+            await link.open()
+        except BaseException:
+            await link.close()
+            raise
+        if self._link is None:
+            self._link = link
+        else:  # two tasks opened it at once
+            await link.close()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    def new_link(self) -> Link:
+        """Return another connection to the same server."""
+        return Link(self.address, BrokerUnavailable)
+
+
+def portions(values: Iterable[tuple[int, Value]]) -> Iterator[list[Value]]:
+    """Split (size in bytes, value) pairs into lists that a script takes in one call."""
+    portion: list[Value] = []
+    total = 0
+    for size, value in values:
+        if len(portion) == MOST or (portion and total + size > MOST_BYTES):
+            yield portion
+            portion, total = [], 0
+        portion.append(value)
+        total += size
+    if portion:
+        yield portion

@@ -1,0 +1,319 @@
+"""A connection to the server that any number of tasks share.
+
+Commands go out in the order in which they were given, whatever is ready in one write, and
+replies come back in that order. A task that is cancelled while it waits leaves its place behind:
+its reply is read and dropped, so that no other task ever gets it. A connection that does not
+answer in time, or fails in any other way, is given up with all that waits on it, and the next
+command makes a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import TimeoutError as Silent
+
+from aiotaskq.drivers.redis.address import Address
+from aiotaskq.drivers.redis.scripts import Script
+from aiotaskq.errors import ConfigError, Unavailable
+
+logger = logging.getLogger("aiotaskq.redis")
+
+Word: TypeAlias = str | bytes | int | float
+
+_REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
+_OLDEST = (6, 2)
+
+
+class Wire:
+    """A live connection. It belongs to the event loop that made it, and dies once.
+
+    Attributes:
+        error: Why it is dead; None while it lives.
+        task: Ends when the connection is closed.
+    """
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._outbox: list[bytes] = []
+        self._wanted = asyncio.Event()
+        self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.error: Exception | None = None
+        self.task = self._loop.create_task(self._live())
+
+    def send(self, packed: bytes, patience: float) -> asyncio.Future[Any]:
+        """Send a command; return the future of its reply, which may be an exception as a value.
+
+        Replies are values so that those whose tasks were cancelled go unnoticed.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.error is not None:
+            future.set_result(self.error)
+            return future
+        until = self._loop.time() + patience
+        self._pending.append((until, future))
+        self._outbox.append(packed)
+        self._wanted.set()
+        if self._timer is None:
+            self._timer = self._loop.call_at(until, self._check)
+        return future
+
+    def fail(self, error: Exception) -> None:
+        """Give the connection up."""
+        if self.error is not None:
+            return
+        self.error = error
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._pending:
+            _, future = self._pending.popleft()
+            if not future.done():
+                future.set_result(error)
+        if asyncio.current_task(self._loop) is not self.task:
+            self.task.cancel()
+
+    async def close(self) -> None:
+        """Give the connection up and wait until it is closed."""
+        self.fail(Disconnected("the connection was closed"))
+        await asyncio.wait([self.task])
+
+    def _check(self) -> None:
+        """Fail if the oldest command waits too long; replies come in order, so it is the first."""
+        self._timer = None
+        if not self._pending:
+            return
+        until, _ = self._pending[0]
+        if until <= self._loop.time():
+            self.fail(Silent("no answer in time"))
+        else:
+            self._timer = self._loop.call_at(until, self._check)
+
+    async def _live(self) -> None:
+        writing = self._loop.create_task(self._write())
+        try:
+            await self._read()
+        except (RedisError, OSError) as error:
+            self.fail(error)
+        finally:
+            self.fail(Disconnected("the connection was closed"))
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            await self._connection.disconnect(nowait=True)
+
+    async def _write(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            packed, self._outbox = self._outbox, []
+            if not self._connection.is_connected:
+                return  # sending would connect anew; the reader tells what happened
+            await self._connection.send_packed_command(packed, check_health=False)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                reply = await self._connection.read_response()
+            except ResponseError as error:
+                reply = error
+            if not self._pending:
+                raise Disconnected("an answer that nobody asked for")
+            _, future = self._pending.popleft()
+            if not future.done():
+                future.set_result(reply)
+
+
+class Link:
+    """Connects when it is first used, and again after a failure.
+
+    Args:
+        address: Where to.
+        unavailable: What to raise when the server cannot be reached, or refuses.
+
+    Attributes:
+        connects: How often it has connected.
+        failed_at: When it last failed, by the event loop's clock; None if never.
+    """
+
+    def __init__(self, address: Address, unavailable: type[Unavailable]) -> None:
+        self._address = address
+        self._unavailable = unavailable
+        self._wire: Wire | None = None
+        self._connecting: asyncio.Task[Wire] | None = None
+        self._wires: set[Wire] = set()
+        self._closed = False
+        self.connects = 0
+        self.failed_at: float | None = None
+
+    async def open(self) -> None:
+        """Connect, and see that the server will do.
+
+        Raises:
+            ConfigError: It refuses the user, the password or the database, or is too old.
+            Unavailable: It cannot be reached now.
+        """
+        try:
+            wire = await self._get()
+            info = await self._send(wire, ("INFO",), self._address.timeout)
+        except NoPermissionError:
+            return  # a server whose version we may not know; what it lacks, its errors tell
+        except (RedisError, OSError) as error:
+            if isinstance(error, _REFUSALS) or _is_no_database(error):
+                raise ConfigError(f"{self._address.url} refuses the connection: {error}") from None
+            raise self._explain(error) from error
+        self._check_server(info.decode())
+
+    async def command(self, *words: Word, patience: float | None = None) -> Any:
+        """Run a command and return its reply.
+
+        Args:
+            words: The command and its arguments.
+            patience: Seconds to wait for the reply, where the address's are not enough.
+
+        Raises:
+            Unavailable: There was no reply, or it was an error.
+        """
+        try:
+            return await self._send(await self._get(), words, patience or self._address.timeout)
+        except (RedisError, OSError) as error:
+            raise self._explain(error) from error
+
+    async def script(self, script: Script, keys: Sequence[Word], args: Sequence[Word]) -> Any:
+        """Run a script and return its reply.
+
+        Raises:
+            Unavailable: There was no reply, or it was an error.
+        """
+        patience = self._address.timeout
+        try:
+            wire = await self._get()
+            try:
+                return await self._send(
+                    wire, ("EVALSHA", script.digest, len(keys), *keys, *args), patience
+                )
+            except NoScriptError:  # the server restarted, or was told to forget
+                return await self._send(
+                    wire, ("EVAL", script.source, len(keys), *keys, *args), patience
+                )
+        except (RedisError, OSError) as error:
+            raise self._explain(error) from error
+
+    def drop(self) -> None:
+        """Give the present connection up, as something is on its way that nobody wants."""
+        if self._wire is not None:
+            self._wire.fail(Disconnected("the connection was dropped"))
+
+    async def close(self) -> None:
+        """Disconnect for good. Idempotent, never raises."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        for wire in list(self._wires):
+            await wire.close()
+
+    async def _send(self, wire: Wire, words: tuple[Word, ...], patience: float) -> Any:
+        packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub: one word
+        reply = await wire.send(packed, patience)
+        if isinstance(reply, Exception):
+            self._note(wire, reply)
+            raise reply
+        return reply
+
+    def _note(self, wire: Wire, error: Exception) -> None:
+        if isinstance(error, (ReadOnlyError, MasterDownError)):
+            wire.fail(error)  # another server has taken over; the address may lead there now
+        if wire.error is not None:
+            self.failed_at = asyncio.get_running_loop().time()
+
+    async def _get(self) -> Wire:
+        wire = self._wire
+        if wire is not None and wire.error is None:
+            return wire
+        if self._closed:
+            raise Disconnected("the driver is closed")
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._connecting.add_done_callback(self._connected)
+        connecting = self._connecting
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            if connecting.cancelled():  # by `close`, not by whoever cancels this task
+                raise Disconnected("the driver is closed") from None
+            raise
+
+    async def _connect(self) -> Wire:
+        connection = await connect(self._address)
+        wire = self._wire = Wire(connection)
+        self._wires.add(wire)
+        wire.task.add_done_callback(lambda _: self._wires.discard(wire))
+        self.connects += 1
+        return wire
+
+    def _connected(self, task: asyncio.Task[Wire]) -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is not None:
+            self.failed_at = task.get_loop().time()
+
+    def _explain(self, error: Exception) -> Unavailable:
+        return self._unavailable(f"{self._address.url}: {str(error) or type(error).__name__}")
+
+    def _check_server(self, info: str) -> None:
+        facts = dict(re.findall(r"^(\w+):(.*?)\r?$", info, re.MULTILINE))
+        version = facts.get("redis_version", "")
+        found = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        if found and found < _OLDEST:
+            raise ConfigError(
+                f"{self._address.url} is Redis {version}; at least"
+                f" {'.'.join(map(str, _OLDEST))} is needed"
+            )
+        policy = facts.get("maxmemory_policy", "noeviction")
+        if facts.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
+            logger.warning(
+                "Redis may evict what is queued: set maxmemory-policy to noeviction",
+                extra={"event": "redis_evicts", "url": self._address.url, "policy": policy},
+            )
+
+
+async def connect(address: Address) -> AbstractConnection:
+    """Return a connection that is connected and authenticated.
+
+    Raises:
+        RedisError: It failed.
+        OSError: It failed.
+    """
+    connection = address.connection()
+    try:
+        # redis-py limits the time for the socket, not for what is said on it at first.
+        async with asyncio.timeout(2 * address.options["socket_connect_timeout"]):
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+    except BaseException as error:
+        await connection.disconnect(nowait=True)
+        if isinstance(error, TimeoutError):
+            raise Silent("no answer to the greeting in time") from None
+        raise
+    return connection
+
+
+def _is_no_database(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and "DB index" in str(error)

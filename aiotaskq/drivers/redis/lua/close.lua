@@ -1,0 +1,24 @@
+-- End the lease of a consumer and hand back what it holds, in order.
+--
+-- KEYS  bases of its queues
+-- ARGV  1  consumer
+-- Return how many items were handed back. What it held where it was given up is not touched.
+
+local count = 0
+
+for _, base in ipairs(KEYS) do
+  local held = base .. 'held:' .. ARGV[1]
+  if redis.call('ZREM', base .. 'consumers', ARGV[1]) == 1 then
+    redis.call('HDEL', base .. 'meta', 'lease:' .. ARGV[1])
+    local numbers = numbers_of(base, ARGV[1])
+    for i = #numbers, 1, -1 do
+      give_back(base, redis.call('HGET', held, numbers[i]))
+    end
+    redis.call('DEL', held, base .. 'floor:' .. ARGV[1])
+    if #numbers > 0 then
+      ring(base)
+    end
+    count = count + #numbers
+  end
+end
+return count

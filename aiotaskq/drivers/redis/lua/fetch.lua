@@ -1,0 +1,139 @@
+-- Hand out what is due.
+--
+-- KEYS  bases of the consumer's queues, in the order of draining; last, the key `cancelled`
+-- ARGV  1  time shift
+--       2  consumer
+--       3  limit, at most 1000
+--       4  receipt number to begin with, above all that the consumer used before
+--       5  '', or the lowest receipt number of fetches whose replies the consumer may have
+--          missed: what these took is returned first, and they do nothing if they come now
+-- Return false if the consumer was given up, else
+--       1  seconds until something falls due, or ''
+--       2  1 if the call stopped early and may be made again at once, else 0
+--       3  a list of runs: queue (1 is the first), receipt number of the first item, items
+
+local PROMOTED = 100 -- at most, of each queue
+local DROPPED = 1000 -- about the most: of what is expired or cancelled
+
+local now = clock(ARGV[1])
+local consumer, left, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local queues, runs, dropped, wait = #KEYS - 1, {}, 0, nil
+
+for i = 1, queues do
+  if not redis.call('ZSCORE', KEYS[i] .. 'consumers', consumer) then
+    return false
+  end
+end
+
+local function recall(missed)
+  redis.call('DEL', KEYS[1] .. 'floor:' .. consumer) -- as in relieve()
+  redis.call('SET', KEYS[1] .. 'floor:' .. consumer, ARGV[4], 'EX', 3600)
+  for i = 1, queues do
+    for _, taken in ipairs(numbers_of(KEYS[i], consumer)) do
+      if taken >= missed and taken < number then
+        runs[#runs + 1] = { i, taken, redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken) }
+        left = left - 1
+      end
+    end
+  end
+end
+
+if ARGV[5] ~= '' then
+  recall(tonumber(ARGV[5]))
+elseif number < tonumber(redis.call('GET', KEYS[1] .. 'floor:' .. consumer) or 0) then
+  return { '', 0, {} }
+end
+
+local cancels = redis.call('EXISTS', KEYS[#KEYS]) == 1
+
+-- Return the items that are neither expired nor cancelled.
+local function fit(items)
+  local kept, ids = {}, {}
+  for _, item in ipairs(items) do
+    local over = false
+    if string.byte(item, 5) ~= 45 then -- most begin with "0 0 -": they never expire
+      local at = tonumber(string.match(item, '^%d+ %d ([%d.]+) '))
+      over = at and at <= now
+    end
+    if not over then
+      kept[#kept + 1] = item
+      if cancels then
+        ids[#ids + 1] = string.match(item, '^%d+ %d %S+ ([^\n]*)\n') or ''
+      end
+    end
+  end
+  if #ids > 0 then
+    local wanted = {}
+    for i, at in ipairs(redis.call('ZMSCORE', KEYS[#KEYS], unpack(ids))) do
+      if not at then
+        wanted[#wanted + 1] = kept[i]
+      end
+    end
+    kept = wanted
+  end
+  dropped = dropped + #items - #kept
+  return kept
+end
+
+-- Hand out from one list; return true if it is empty then.
+local function drain(queue, list)
+  while left > 0 and dropped < DROPPED do
+    local popped = redis.call('LPOP', list, left)
+    if not popped then
+      return true
+    end
+    local asked, items = left, fit(popped)
+    if #items > 0 then
+      local run, pairs = { queue, number }, {}
+      for i, item in ipairs(items) do
+        run[i + 2] = item
+        pairs[2 * i - 1] = number
+        pairs[2 * i] = item
+        number = number + 1
+      end
+      redis.call('HSET', KEYS[queue] .. 'held:' .. consumer, unpack(pairs))
+      runs[#runs + 1] = run
+      left = left - #items
+    end
+    if #popped < asked then
+      return true
+    end
+  end
+  return false
+end
+
+local function serve(queue)
+  local base = KEYS[queue]
+  local first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
+  if first and tonumber(first) <= now then
+    promote(base, now, PROMOTED)
+    first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
+  end
+  if first and (not wait or tonumber(first) - now < wait) then
+    wait = tonumber(first) - now
+  end
+  local levels = redis.call('SMEMBERS', base .. 'levels')
+  table.sort(levels, function(one, other) return one > other end)
+  for _, level in ipairs(levels) do
+    if drain(queue, base .. 'ready:' .. level) then
+      redis.call('SREM', base .. 'levels', level)
+    end
+  end
+  drain(queue, base .. 'ready')
+end
+
+for queue = 1, queues do
+  if left > 0 then
+    serve(queue)
+  end
+end
+if left <= 0 then
+  -- Something may be left for others, who were not woken: one token came for many.
+  for queue = 1, queues do
+    local base = KEYS[queue]
+    if redis.call('EXISTS', base .. 'ready', base .. 'levels') > 0 then
+      ring(base)
+    end
+  end
+end
+return { wait and text(math.max(wait, 0)) or '', dropped >= DROPPED and 1 or 0, runs }

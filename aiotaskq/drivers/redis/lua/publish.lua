@@ -1,0 +1,60 @@
+-- Store envelopes of one queue.
+--
+-- KEYS  1  base of the queue
+--       2  what the keys begin with that note unique ids, of all queues
+-- ARGV  1  time shift
+--       2  id of the call, or ''
+--       3  groups, one after the other: kind, number of entries, entries
+--            0 to 9  ready at that priority:  item
+--            d       delayed:                 due, serial and item
+--            u       unique:                  id, due or '', item or serial and item
+-- Return the ids that were stored before. A call that was made before returns what it did then.
+
+local base, refused, at, now = KEYS[1], {}, 3, nil
+local call = base .. 'call:' .. ARGV[2]
+
+if ARGV[2] ~= '' then
+  local known = redis.call('GET', call)
+  if known then
+    return cmsgpack.unpack(known)
+  end
+end
+
+local function put(due, item)
+  if due == '' then
+    redis.call('RPUSH', list_of(base, level_of(item)), item)
+    ring(base)
+  else
+    now = now or clock(ARGV[1])
+    postpone(base, due, item, now)
+  end
+end
+
+while at < #ARGV do
+  local kind, count = ARGV[at], tonumber(ARGV[at + 1])
+  at = at + 2
+  if kind == 'd' then
+    for i = at, at + 2 * count - 1, 2 do
+      put(ARGV[i], ARGV[i + 1])
+    end
+    at = at + 2 * count
+  elseif kind == 'u' then
+    for i = at, at + 3 * count - 1, 3 do
+      if redis.call('SET', KEYS[2] .. ARGV[i], 1, 'NX', 'EX', DAY) then
+        put(ARGV[i + 1], ARGV[i + 2])
+      else
+        refused[#refused + 1] = ARGV[i]
+      end
+    end
+    at = at + 3 * count
+  else
+    redis.call('RPUSH', list_of(base, tonumber(kind)), unpack(ARGV, at, at + count - 1))
+    ring(base)
+    at = at + count
+  end
+end
+
+if ARGV[2] ~= '' then
+  redis.call('SET', call, cmsgpack.pack(refused), 'EX', 60)
+end
+return refused

@@ -1,0 +1,29 @@
+-- Prolong the lease of a consumer that was not given up.
+--
+-- KEYS  bases of its queues
+-- ARGV  1  time shift
+--       2  consumer
+--       3  lease in seconds
+-- Return 1, or 0 if it was given up in any of its queues.
+
+local now, real = clock(ARGV[1])
+local lease = tonumber(ARGV[3])
+
+for _, base in ipairs(KEYS) do
+  if not redis.call('ZSCORE', base .. 'consumers', ARGV[2]) then
+    return 0
+  end
+end
+for _, base in ipairs(KEYS) do
+  relieve(base)
+  -- Nobody renewed for so long, and here is one who lives: it was the server that stood still.
+  -- The others are about to say that they live, too.
+  local beat = redis.call('HGET', base .. 'meta', 'beat')
+  if beat and real - tonumber(beat) > lease / 2 then
+    grant(base, now)
+  end
+  redis.call('ZADD', base .. 'consumers', 'XX', text(now + lease), ARGV[2])
+  redis.call('HSET', base .. 'meta', 'beat', text(real), 'lease:' .. ARGV[2], ARGV[3])
+  redis.call('EXPIRE', base .. 'meta', DAY)
+end
+return 1

@@ -1,0 +1,59 @@
+-- Apply settlements to items of one queue.
+--
+-- KEYS  1  base of the queue
+--       2  bases of queues that items go to
+-- ARGV  1  time shift
+--       2  consumer
+--       3  settlements, one after the other: kind, receipt number, and
+--            d  done
+--            a  again:    which of KEYS, due or '', item or serial and item
+--            x  dead:     reason as JSON
+--            r  release:  higher numbers first, as each goes before what is there
+-- Return the receipt numbers that were not held, or false if that is all of them.
+
+local base, held = KEYS[1], KEYS[1] .. 'held:' .. ARGV[2]
+local now, gone, at, released = clock(ARGV[1]), {}, 3, false
+
+if not redis.call('ZSCORE', base .. 'consumers', ARGV[2]) then
+  return false
+end
+
+local words = { d = 2, a = 5, x = 3, r = 2 }
+
+-- The item is out of `held` when one of these is called.
+local apply = {
+  d = function() end,
+  a = function()
+    local target, due, item = KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], ARGV[at + 4]
+    if due == '' then
+      redis.call('RPUSH', list_of(target, level_of(item)), item)
+      ring(target)
+    else
+      postpone(target, due, item, now)
+    end
+  end,
+  x = function(item)
+    bury(base, item, ARGV[at + 2], now)
+  end,
+  r = function(item)
+    give_back(base, item)
+    released = true
+  end,
+}
+
+while at <= #ARGV do
+  local kind, number, item = ARGV[at], ARGV[at + 1], nil
+  if kind == 'x' or kind == 'r' then
+    item = redis.call('HGET', held, number)
+  end
+  if redis.call('HDEL', held, number) == 1 then
+    apply[kind](item)
+  else
+    gone[#gone + 1] = number
+  end
+  at = at + words[kind]
+end
+if released then
+  ring(base)
+end
+return gone

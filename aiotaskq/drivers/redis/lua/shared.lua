@@ -1,0 +1,119 @@
+-- What the scripts share; it is put before each of them.
+--
+-- No KEYS, ARGV or return of its own. What the scripts call a base is no key but what all keys
+-- of one queue begin with, `<prefix>:{<queue>}:`, so that they lie in one slot of a cluster:
+--
+--   ready, ready:<1..9>  LIST    items that may be handed out, oldest first
+--   levels               SET     the priorities above 0 that may have any
+--   delayed              ZSET    "<serial> <item>" by Unix time
+--   held:<consumer>      HASH    receipt number -> item
+--   consumers            ZSET    consumer by the Unix time at which its lease ends
+--   fenced               ZSET    consumers that were given up, until what they held is taken back
+--   floor:<consumer>     STRING  fetches with lower receipt numbers come too late
+--   dead                 LIST    "<JSON head>\n<item>", newest last
+--   wake                 LIST    at most one token, for one idle consumer
+--   meta                 HASH    beat: when anybody last renewed a lease, by the server's own clock
+--                                granted: the beat after which everybody was given another lease
+--                                lease:<consumer>: its length in seconds
+--   call:<call id>       STRING  the answer to that call of publish
+--
+-- An item is `<crashes> <priority> <expires at, or -> <id>\n<body>`. Scripts touch the head only.
+
+local DAY = 86400
+
+-- Return the queue's time and the server's; they differ by what a test harness lets pass.
+local function clock(shift)
+  local time = redis.call('TIME')
+  local real = tonumber(time[1]) + tonumber(time[2]) / 1000000
+  return real + tonumber(shift), real
+end
+
+-- tostring() would round to a tenth of a millisecond.
+local function text(seconds)
+  return string.format('%.6f', seconds)
+end
+
+-- Over its memory limit a server refuses a script whose first write may take memory, and lets
+-- one run to its end that begins by deleting, be it nothing. For what must work to free memory.
+local function relieve(base)
+  redis.call('DEL', base .. 'none')
+end
+
+local function level_of(item)
+  local space = string.find(item, ' ', 1, true)
+  return space and tonumber(string.sub(item, space + 1, space + 1)) or 0
+end
+
+local function list_of(base, level)
+  if level == 0 then
+    return base .. 'ready'
+  end
+  redis.call('SADD', base .. 'levels', level)
+  return base .. 'ready:' .. level
+end
+
+-- Put an item at the head of its list.
+local function give_back(base, item)
+  redis.call('LPUSH', list_of(base, level_of(item)), item)
+end
+
+-- Wake one idle consumer, now or when there is one.
+local function ring(base)
+  if redis.call('EXISTS', base .. 'wake') == 0 then
+    redis.call('RPUSH', base .. 'wake', 1)
+  end
+end
+
+-- Store an item at `due` (Unix time); before it then stands a serial number and a space.
+local function postpone(base, due, member, now)
+  if tonumber(due) <= now then
+    local item = string.sub(member, string.find(member, ' ', 1, true) + 1)
+    redis.call('RPUSH', list_of(base, level_of(item)), item)
+    ring(base)
+    return
+  end
+  redis.call('ZADD', base .. 'delayed', due, member)
+  -- Those who wait go by what was the earliest so far.
+  if redis.call('ZRANGE', base .. 'delayed', 0, 0)[1] == member then
+    ring(base)
+  end
+end
+
+-- Move up to `most` items that are due to the tails of their lists; return how many.
+local function promote(base, now, most)
+  local due = redis.call('ZRANGEBYSCORE', base .. 'delayed', '-inf', text(now), 'LIMIT', 0, most)
+  if #due > 0 then
+    redis.call('ZREM', base .. 'delayed', unpack(due))
+  end
+  for _, member in ipairs(due) do
+    local item = string.sub(member, (string.find(member, ' ', 1, true) or 0) + 1)
+    redis.call('RPUSH', list_of(base, level_of(item)), item)
+  end
+  return #due
+end
+
+local function bury(base, item, reason, now)
+  redis.call('RPUSH', base .. 'dead',
+    '{"died_at":' .. text(now) .. ',"reason":' .. reason .. '}\n' .. item)
+end
+
+-- Return the receipt numbers that a consumer holds. Only numbers are read: few, and small.
+local function numbers_of(base, consumer)
+  local numbers = redis.call('HKEYS', base .. 'held:' .. consumer)
+  for i, number in ipairs(numbers) do
+    numbers[i] = tonumber(number)
+  end
+  table.sort(numbers)
+  return numbers
+end
+
+-- Give every consumer a lease from now on.
+local function grant(base, now)
+  for _, consumer in ipairs(redis.call('ZRANGE', base .. 'consumers', 0, -1)) do
+    local lease = redis.call('HGET', base .. 'meta', 'lease:' .. consumer)
+    if lease then
+      redis.call('ZADD', base .. 'consumers', 'XX', 'GT', text(now + tonumber(lease)), consumer)
+    end
+  end
+end
+

@@ -1,0 +1,50 @@
+-- Store outcomes and tell the subscribers.
+--
+-- KEYS  for each outcome: `<prefix>:result:<id>`, for final ones, and `<prefix>:state:<id>`,
+--       for the others
+-- ARGV  1  milliseconds until they go, or ''
+--       2  channel
+--       3  ids of the final ones, in order, as a JSON list
+--       4  for each outcome: 1 if it is final, else 0; the outcome as JSON
+-- Return the positions of those that were refused, from 1: a final one was there.
+
+local refused, stored, finals = {}, {}, 0
+
+local function set(key, outcome, ...)
+  if ARGV[1] == '' then
+    return redis.call('SET', key, outcome, ...)
+  end
+  return redis.call('SET', key, outcome, 'PX', ARGV[1], ...)
+end
+
+for i = 1, #KEYS / 2 do
+  local key, state, outcome = KEYS[2 * i - 1], KEYS[2 * i], ARGV[2 * i + 3]
+  if ARGV[2 * i + 2] == '0' then
+    if redis.call('EXISTS', key) == 0 then
+      set(state, outcome)
+    else
+      refused[#refused + 1] = i
+    end
+  else
+    finals = finals + 1
+    if set(key, outcome, 'NX') then
+      redis.call('DEL', state)
+      stored[#stored + 1] = finals
+    else
+      refused[#refused + 1] = i
+    end
+  end
+end
+
+if #stored > 0 then
+  local news = ARGV[3]
+  if #stored < finals then
+    local ids = cjson.decode(news)
+    for i, final in ipairs(stored) do
+      stored[i] = ids[final]
+    end
+    news = cjson.encode(stored)
+  end
+  redis.call('PUBLISH', ARGV[2], news)
+end
+return refused

@@ -1,0 +1,113 @@
+-- Housekeeping: promote what is due, take back what the dead held, bury what kills.
+--
+-- KEYS  bases of queues
+-- ARGV  1  time shift
+--       2  server time after which the call is out of date
+--       3  crashes after which an item is buried
+--       4  most items to promote, and most to take back, of each queue
+--       5  '1' if the caller missed the server lately, else ''
+--       6  consumers of the caller, which live
+-- Return the server's time, then how many items were promoted, reclaimed, and of these buried.
+
+local now, real = clock(ARGV[1])
+local max_crashes, most = tonumber(ARGV[3]), tonumber(ARGV[4])
+local promoted, reclaimed, buried = 0, 0, 0
+
+-- A call that lay in a buffer while the server stood still must not judge who renewed in time:
+-- their renewals lie in other buffers.
+if real > tonumber(ARGV[2]) then
+  return { text(real), 0, 0, 0 }
+end
+
+local function witness(base)
+  if ARGV[5] == '1' then
+    return true
+  end
+  for i = 6, #ARGV do
+    if redis.call('ZSCORE', base .. 'consumers', ARGV[i]) then
+      return true
+    end
+  end
+  return false
+end
+
+-- Whether it was the server that stood still, not the consumer: nobody at all renewed for as
+-- long, though somebody lives. All get another lease then, but once only until somebody renews.
+local function stalled(base, consumer)
+  local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted', 'lease:' .. consumer)
+  local beat, lease = tonumber(meta[1] or real), tonumber(meta[3] or 0)
+  if real - beat <= lease / 2 or meta[1] == meta[2] or not witness(base) then
+    return false
+  end
+  grant(base, now)
+  redis.call('HSET', base .. 'meta', 'granted', meta[1])
+  return true
+end
+
+-- Whoever is fenced can neither renew nor settle, so nobody else touches what it held.
+local function fence(base)
+  local lapsed = redis.call(
+    'ZRANGEBYSCORE', base .. 'consumers', '-inf', '(' .. text(now), 'LIMIT', 0, most)
+  for _, consumer in ipairs(lapsed) do
+    if stalled(base, consumer) then
+      return
+    end
+    redis.call('ZREM', base .. 'consumers', consumer)
+    redis.call('ZADD', base .. 'fenced', text(now), consumer)
+    redis.call('HDEL', base .. 'meta', 'lease:' .. consumer)
+  end
+end
+
+local function crash(base, item)
+  local crashes, rest = string.match(item, '^(%d+)( %d .*)$')
+  if not crashes then -- nothing that was put here by a script; it must not stop the others
+    bury(base, item, '"not an item of a queue"', now)
+    return true
+  end
+  crashes = tonumber(crashes) + 1
+  if crashes >= max_crashes then
+    local reason = '"its consumer died, for the last time of ' .. crashes .. '"'
+    bury(base, crashes .. rest, reason, now)
+    return true
+  end
+  give_back(base, crashes .. rest)
+  return false
+end
+
+-- Take back from one fenced consumer; return how many. The highest numbers go first, so that
+-- the lowest end up at the head, in this call or in one of the next.
+local function take_back(base, consumer, limit)
+  local held, numbers = base .. 'held:' .. consumer, numbers_of(base, consumer)
+  local count = math.min(#numbers, limit)
+  for i = #numbers, #numbers - count + 1, -1 do
+    local item = redis.call('HGET', held, numbers[i])
+    redis.call('HDEL', held, numbers[i])
+    if crash(base, item) then
+      buried = buried + 1
+    end
+  end
+  if count == #numbers then
+    redis.call('ZREM', base .. 'fenced', consumer)
+    redis.call('DEL', base .. 'floor:' .. consumer)
+  end
+  return count
+end
+
+local function tend(base)
+  local due, left = promote(base, now, most), most
+  fence(base)
+  for _, consumer in ipairs(redis.call('ZRANGE', base .. 'fenced', 0, most - 1)) do
+    if left > 0 then
+      left = left - take_back(base, consumer, left)
+    end
+  end
+  promoted, reclaimed = promoted + due, reclaimed + most - left
+  if due > 0 or left < most then
+    ring(base)
+  end
+end
+
+for _, base in ipairs(KEYS) do
+  tend(base)
+end
+return { text(real), promoted, reclaimed, buried }

@@ -1,0 +1,116 @@
+"""The thread that a driver object keeps its connection in, and the way there from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import msgspec
+
+from aiotaskq.drivers.sqlite.database import LASTING, Database, Settings, sentence
+from aiotaskq.errors import ConfigError, Unavailable
+
+T = TypeVar("T")
+
+
+class Link:
+    """Runs jobs on one connection, one after the other, in the order in which they were given.
+
+    A job that has begun is finished, whether or not somebody still waits for it: cancelling
+    never cuts a transaction short.
+    """
+
+    def __init__(self, settings: Settings, unavailable: type[Unavailable]) -> None:
+        self.settings = settings
+        self._unavailable = unavailable
+        self._lock = asyncio.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._database = Database(settings)
+        self._pid = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self._executor is not None
+
+    async def open(self) -> None:
+        """Start the thread and connect. Idempotent.
+
+        Raises:
+            ConfigError: The path can never be opened.
+            Unavailable: It cannot be opened now.
+        """
+        async with self._lock:
+            if self._executor is not None:
+                return
+            executor = ThreadPoolExecutor(1, thread_name_prefix="aiotaskq-sqlite")
+            try:
+                await asyncio.wrap_future(executor.submit(self._connect))
+            except BaseException:
+                # Cancelled, it may still be connecting; this is done after it.
+                executor.submit(self._disconnect)
+                executor.shutdown(wait=False)
+                raise
+            self._executor, self._pid = executor, os.getpid()
+
+    async def close(self) -> None:
+        """Finish what was submitted, disconnect and end the thread. Idempotent, never raises."""
+        async with self._lock:
+            executor, self._executor = self._executor, None
+            if executor is None or self._pid != os.getpid():
+                return  # after a fork, connection and thread are the parent's
+            last = executor.submit(self._disconnect)
+            executor.shutdown(wait=False)  # the thread ends after `last`
+            await asyncio.shield(asyncio.wrap_future(last))
+
+    def submit(self, job: Callable[[Database], T]) -> Future[T]:
+        """Have a job run in the thread.
+
+        Raises:
+            Unavailable: The driver is not open.
+        """
+        executor = self._executor
+        if executor is None:
+            raise self._unavailable(f"{self.settings.url} is not open")
+        if self._pid != os.getpid():
+            raise ConfigError(
+                f"{self.settings.url} was opened by process {self._pid}, before a fork: a child"
+                " opens a clone() of its own"
+            )
+        return executor.submit(self._attempt, job)
+
+    async def run(self, job: Callable[[Database], T]) -> T:
+        """Run a job in the thread and return what it returns.
+
+        Raises:
+            Unavailable: SQLite failed, or the driver is not open.
+        """
+        return await asyncio.wrap_future(self.submit(job))
+
+    def _attempt(self, job: Callable[[Database], T]) -> T:
+        try:
+            return job(self._database)
+        except sqlite3.Error as error:
+            raise self._unavailable(sentence(error, self.settings)) from error
+
+    def _connect(self) -> None:
+        # A later change of the working folder must not lead to another file.
+        self.settings = msgspec.structs.replace(self.settings, path=self.settings.path.absolute())
+        self._database = Database(self.settings)
+        try:
+            self._database.open()
+        except sqlite3.Error as error:
+            text = sentence(error, self.settings)
+            if getattr(error, "sqlite_errorname", "").startswith(LASTING):
+                raise ConfigError(text) from error
+            raise self._unavailable(text) from error
+
+    def _disconnect(self) -> None:
+        # The connection is given up in any case, and nobody could do more about it.
+        with contextlib.suppress(sqlite3.Error):
+            self._database.close()

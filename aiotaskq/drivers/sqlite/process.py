@@ -1,0 +1,79 @@
+"""Who we are on this machine, and whether another process still is.
+
+A process is written down as ``boot id/pid namespace/pid/start time``. The boot id and the
+namespace say whether a pid means the same here; the start time, whether it is the same process
+or a later one of that number.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+_PROC = Path("/proc")
+_PID, _STATE, _STARTED = 0, 1, 20  # places in /proc/<pid>/stat without the command, see proc(5)
+
+
+def this_process() -> str | None:
+    """Return what others can tell us by, or None where the system has no such facts."""
+    where, status = _here(), _status("self")
+    if where is None or status is None:
+        return None
+    if status[_PID] != str(os.getpid()):
+        return None  # this /proc counts in another pid namespace than we do
+    return f"{where}/{status[_PID]}/{status[_STARTED]}"
+
+
+def is_gone(process: str | None) -> bool:
+    """Say whether a process is surely dead; False where that cannot be known from here."""
+    if process is None:
+        return False
+    where, pid, started = process.rsplit("/", 2)
+    if where != _here():
+        return False  # another container, another machine, or before a reboot
+    status = _status(pid)
+    if status is None:
+        return not _exists(int(pid))
+    # A zombie runs nothing; it only waits for its parent to notice.
+    return status[_STARTED] != started or status[_STATE] in "ZX"
+
+
+def this_network() -> str:
+    """Return the network whose loopback device we share."""
+    try:
+        return f"{_boot()}/{(_PROC / 'self/ns/net').stat().st_ino}"
+    except OSError:
+        return platform.node()
+
+
+def _here() -> str | None:
+    try:
+        return f"{_boot()}/{(_PROC / 'self/ns/pid').stat().st_ino}"
+    except OSError:
+        return None
+
+
+def _boot() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def _status(pid: str) -> list[str] | None:
+    """Return pid, state and so on of a process, or None if it cannot be seen."""
+    try:
+        text = (_PROC / pid / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    head, _, tail = text.rpartition(")")  # the command may hold anything, parentheses included
+    return [head.split(" ", 1)[0], *tail.split()]
+
+
+def _exists(pid: int) -> bool:
+    """Ask the system itself: /proc may hide the processes of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

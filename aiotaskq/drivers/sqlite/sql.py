@@ -1,0 +1,318 @@
+"""The tables, and every statement that is run on them.
+
+``~name`` stands for the table ``<prefix>_name``, quoted.
+
+A message is in one of three states, and each has a partial index of its own, so that no state
+pays for another:
+
+=======  ==============================  =================================================
+ready    no consumer, no `due_at`        index `ready`: in the order in which it is fetched
+delayed  no consumer, a `due_at`         index `delayed`: by due time
+held     a consumer and a `token`        index `held`: by consumer
+=======  ==============================  =================================================
+
+`seq` is the place in the line. What is held keeps its place, so what comes back is at the head
+again: all that was behind it still is. What was delayed goes to the end of the line when it
+falls due.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+"""Of the tables below. A file of a later one is refused."""
+
+SCHEMA = (
+    """
+    CREATE TABLE ~meta (
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    # The large column comes last: SQLite reads a row up to the last column that is asked for.
+    """
+    CREATE TABLE ~messages (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL,
+        queue TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        due_at REAL,
+        expires_at REAL,
+        consumer INTEGER,
+        token INTEGER,
+        cancelled INTEGER NOT NULL DEFAULT 0,
+        crashes INTEGER NOT NULL DEFAULT 0,
+        body BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE INDEX ~messages_ready ON ~messages (queue, priority DESC, seq)
+    WHERE consumer IS NULL AND due_at IS NULL
+    """,
+    "CREATE INDEX ~messages_delayed ON ~messages (due_at, seq, queue) WHERE due_at IS NOT NULL",
+    """
+    CREATE INDEX ~messages_held ON ~messages (consumer, cancelled, queue)
+    WHERE consumer IS NOT NULL
+    """,
+    "CREATE INDEX ~messages_expires ON ~messages (expires_at) WHERE expires_at IS NOT NULL",
+    "CREATE INDEX ~messages_id ON ~messages (id)",
+    # AUTOINCREMENT: a number that was fenced off never comes back.
+    """
+    CREATE TABLE ~consumers (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        queues TEXT NOT NULL,
+        lease_until REAL NOT NULL,
+        fenced INTEGER NOT NULL DEFAULT 0,
+        process TEXT
+    )
+    """,
+    """
+    CREATE TABLE ~dead (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL,
+        queue TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        crashes INTEGER NOT NULL,
+        died_at REAL NOT NULL,
+        body BLOB NOT NULL
+    )
+    """,
+    "CREATE INDEX ~dead_queue ON ~dead (queue, seq)",
+    "CREATE TABLE ~recent (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX ~recent_until ON ~recent (until)",
+    """
+    CREATE TABLE ~calls (
+        call_id TEXT PRIMARY KEY,
+        until REAL NOT NULL,
+        stored TEXT NOT NULL,
+        refused TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX ~calls_until ON ~calls (until)",
+    """
+    CREATE TABLE ~wakeups (
+        topic TEXT NOT NULL,
+        network TEXT NOT NULL,
+        port INTEGER NOT NULL,
+        refreshed_at REAL NOT NULL,
+        process TEXT,
+        PRIMARY KEY (topic, network, port)
+    ) WITHOUT ROWID
+    """,
+    # AUTOINCREMENT: `arrivals` reads on from the last number it saw, which must not be reused.
+    """
+    CREATE TABLE ~results (
+        arrival INTEGER PRIMARY KEY AUTOINCREMENT,
+        task_id TEXT NOT NULL UNIQUE,
+        status TEXT NOT NULL,
+        result,
+        date_done TEXT,
+        traceback TEXT,
+        children TEXT NOT NULL,
+        name TEXT,
+        args,
+        kwargs,
+        worker TEXT,
+        retries INTEGER NOT NULL,
+        queue TEXT,
+        execution_time REAL,
+        expires_at REAL
+    )
+    """,
+    "CREATE INDEX ~results_expires ON ~results (expires_at) WHERE expires_at IS NOT NULL",
+)
+
+HAS_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+READ_VERSION = "SELECT value FROM ~meta WHERE key = 'schema'"
+WRITE_VERSION = "INSERT INTO ~meta (key, value) VALUES ('schema', ?)"
+
+# --- publish ---
+
+ADD_MESSAGE = """
+    INSERT INTO ~messages (id, queue, priority, due_at, expires_at, body)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+# Changes a row only where the id is new, or where its day is over.
+CLAIM_ID = """
+    INSERT INTO ~recent (id, until) VALUES (:id, :until)
+    ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE until <= :now
+"""
+READ_CALL = "SELECT stored, refused FROM ~calls WHERE call_id = ? AND until > ?"
+WRITE_CALL = """
+    INSERT OR REPLACE INTO ~calls (call_id, until, stored, refused) VALUES (?, ?, ?, ?)
+"""
+
+# --- fetch ---
+
+NEXT_READY = """
+    SELECT seq, id, crashes, priority, body FROM ~messages
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+      AND (expires_at IS NULL OR expires_at > ?)
+    ORDER BY priority DESC, seq
+    LIMIT ?
+"""
+ANY_READY = """
+    SELECT 1 FROM ~messages
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+      AND (expires_at IS NULL OR expires_at > ?)
+    LIMIT 1
+"""
+NEXT_DUE = "SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+ALL_DUE = "SELECT seq, queue FROM ~messages WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?"
+PROMOTE = """
+    UPDATE ~messages SET due_at = NULL, seq = (SELECT max(seq) + 1 FROM ~messages) WHERE seq = ?
+"""
+HOLD = "UPDATE ~messages SET consumer = ?, token = ? WHERE seq = ?"
+
+# --- settle: a receipt is (seq, consumer, token) ---
+
+FORGET = "DELETE FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?"
+FORGET_CANCELLED = """
+    DELETE FROM ~messages WHERE seq = ? AND consumer = ? AND token = ? AND cancelled = 1
+"""
+IS_CANCELLED = "SELECT cancelled FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?"
+GIVE_BACK = """
+    UPDATE ~messages SET consumer = NULL, token = NULL
+    WHERE seq = ? AND consumer = ? AND token = ?
+"""
+BURY = """
+    INSERT INTO ~dead (id, queue, priority, reason, crashes, died_at, body)
+    SELECT id, queue, priority, ?, crashes, ?, body FROM ~messages
+    WHERE seq = ? AND consumer = ? AND token = ?
+"""
+
+# --- consumers ---
+
+ADD_CONSUMER = """
+    INSERT INTO ~consumers (id, name, queues, lease_until, process) VALUES (?, ?, ?, ?, ?)
+"""
+IS_ALIVE = "SELECT 1 FROM ~consumers WHERE number = ? AND fenced = 0"
+RENEW = "UPDATE ~consumers SET lease_until = ? WHERE number = ? AND fenced = 0"
+REMOVE_CONSUMER = "DELETE FROM ~consumers WHERE number = ?"
+ALL_CONSUMERS = "SELECT number, lease_until, process, fenced FROM ~consumers"
+ALL_PROCESSES = "SELECT DISTINCT process FROM ~consumers WHERE process IS NOT NULL"
+JUDGED = "SELECT lease_until, process, fenced FROM ~consumers WHERE number = ?"
+FENCE = "UPDATE ~consumers SET fenced = 1 WHERE number = ?"
+CANCELLED_OF = "SELECT seq, token, id FROM ~messages WHERE consumer = ? AND cancelled = 1"
+FORGET_CANCELLED_OF = "DELETE FROM ~messages WHERE consumer = ? AND cancelled = 1"
+GIVE_BACK_ALL = "UPDATE ~messages SET consumer = NULL, token = NULL WHERE consumer = ?"
+
+# --- tend ---
+
+HELD_BY = "SELECT seq, queue, crashes, cancelled FROM ~messages WHERE consumer = ? LIMIT ?"
+FORGET_SEQ = "DELETE FROM ~messages WHERE seq = ?"
+TAKE_BACK = """
+    UPDATE ~messages SET consumer = NULL, token = NULL, crashes = crashes + 1 WHERE seq = ?
+"""
+BURY_SEQ = """
+    INSERT INTO ~dead (id, queue, priority, reason, crashes, died_at, body)
+    SELECT id, queue, priority, ?, crashes + 1, ?, body FROM ~messages WHERE seq = ?
+"""
+# Each with (now, limit).
+SWEEPS = (
+    """
+    DELETE FROM ~messages WHERE seq IN (
+        SELECT seq FROM ~messages WHERE expires_at <= ? AND consumer IS NULL LIMIT ?)
+    """,
+    "DELETE FROM ~recent WHERE id IN (SELECT id FROM ~recent WHERE until <= ? LIMIT ?)",
+    "DELETE FROM ~calls WHERE rowid IN (SELECT rowid FROM ~calls WHERE until <= ? LIMIT ?)",
+    """
+    DELETE FROM ~results WHERE arrival IN (
+        SELECT arrival FROM ~results WHERE expires_at <= ? LIMIT ?)
+    """,
+)
+
+# --- cancel, depth, purge, dead letters ---
+
+CANCEL_WAITING = """
+    DELETE FROM ~messages WHERE id IN (SELECT value FROM json_each(?)) AND consumer IS NULL
+"""
+CANCEL_HELD = """
+    UPDATE ~messages SET cancelled = 1
+    WHERE id IN (SELECT value FROM json_each(?)) AND consumer IS NOT NULL
+"""
+# Each with (now,).
+DEPTHS = {
+    "ready": """
+        SELECT queue, sum(n) FROM (
+            SELECT queue, count(*) AS n FROM ~messages
+            WHERE consumer IS NULL AND due_at IS NULL GROUP BY queue
+            UNION ALL
+            SELECT queue, count(*) FROM ~messages WHERE due_at <= :now GROUP BY queue
+            UNION ALL
+            SELECT queue, -count(*) FROM ~messages
+            WHERE expires_at <= :now AND consumer IS NULL AND (due_at IS NULL OR due_at <= :now)
+            GROUP BY queue
+        ) GROUP BY queue
+    """,
+    "delayed": """
+        SELECT queue, sum(n) FROM (
+            SELECT queue, count(*) AS n FROM ~messages WHERE due_at > :now GROUP BY queue
+            UNION ALL
+            SELECT queue, -count(*) FROM ~messages
+            WHERE expires_at <= :now AND consumer IS NULL AND due_at > :now
+            GROUP BY queue
+        ) GROUP BY queue
+    """,
+    "held": "SELECT queue, count(*) FROM ~messages WHERE consumer IS NOT NULL GROUP BY queue",
+    "dead": "SELECT queue, count(*) FROM ~dead GROUP BY queue",
+}
+# Each with (queue, limit).
+PURGES = (
+    """
+    DELETE FROM ~messages WHERE seq IN (
+        SELECT seq FROM ~messages
+        WHERE queue = ? AND consumer IS NULL AND due_at IS NULL LIMIT ?)
+    """,
+    """
+    DELETE FROM ~messages WHERE seq IN (
+        SELECT seq FROM ~messages WHERE due_at IS NOT NULL AND queue = ? LIMIT ?)
+    """,
+)
+NEWEST_DEAD = """
+    SELECT id, queue, body, reason, crashes, died_at FROM ~dead
+    WHERE queue = ? ORDER BY seq DESC LIMIT ?
+"""
+
+# --- wake-ups ---
+
+LISTEN = """
+    INSERT OR REPLACE INTO ~wakeups (topic, network, port, refreshed_at, process)
+    VALUES (?, ?, ?, ?, ?)
+"""
+UNLISTEN = "DELETE FROM ~wakeups WHERE network = ? AND port = ?"
+WHO_LISTENS = "SELECT port FROM ~wakeups WHERE topic = ? AND network = ? AND refreshed_at > ?"
+LISTENING_PROCESSES = "SELECT DISTINCT process FROM ~wakeups WHERE process IS NOT NULL"
+DROP_PROCESS = "DELETE FROM ~wakeups WHERE process = ?"
+DROP_STALE = "DELETE FROM ~wakeups WHERE refreshed_at <= ?"
+
+# --- results ---
+
+ADD_RESULT = """
+    INSERT INTO ~results (task_id, status, result, date_done, traceback, children, name, args,
+                          kwargs, worker, retries, queue, execution_time, expires_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (task_id) DO NOTHING
+"""
+DROP_REPLACEABLE = """
+    DELETE FROM ~results
+    WHERE task_id = ? AND (status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED') OR expires_at <= ?)
+"""
+LOAD = """
+    SELECT task_id, status, result, date_done, traceback, children, name, args, kwargs, worker,
+           retries, queue, execution_time
+    FROM ~results
+    WHERE task_id IN (SELECT value FROM json_each(?)) AND (expires_at IS NULL OR expires_at > ?)
+"""
+FORGET_RESULTS = """
+    DELETE FROM ~results
+    WHERE task_id IN (SELECT value FROM json_each(?)) AND (expires_at IS NULL OR expires_at > ?)
+"""
+LAST_ARRIVAL = "SELECT max(arrival) FROM ~results"
+ARRIVED_SINCE = """
+    SELECT arrival, task_id FROM ~results
+    WHERE arrival > ? AND status IN ('SUCCESS', 'FAILURE', 'REVOKED')
+    ORDER BY arrival LIMIT ?
+"""

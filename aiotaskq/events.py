@@ -1,0 +1,125 @@
+"""What happened, for those who only listen: logs, metrics, tests.
+
+An observer is a function of one event. It cannot change anything, and one that raises is
+logged and otherwise ignored. Where nobody listens to a kind of event, none is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+from aiotaskq.message import Message
+
+logger = logging.getLogger("aiotaskq.events")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all events."""
+
+
+class TaskEvent(Event, frozen=True, kw_only=True):
+    """Something that happened to a task, whose message is at hand."""
+
+    message: Message
+
+
+class Sent(TaskEvent, frozen=True, kw_only=True):
+    """The broker has stored it. Heard in the process that sent it."""
+
+
+class Received(TaskEvent, frozen=True, kw_only=True):
+    """A worker took it from its queue."""
+
+
+class Started(TaskEvent, frozen=True, kw_only=True):
+    """Its function is about to be called."""
+
+
+class Succeeded(TaskEvent, frozen=True, kw_only=True):
+    """It returned."""
+
+    value: Any
+    execution_time: float  # seconds
+
+
+class Failed(TaskEvent, frozen=True, kw_only=True):
+    """It raised, could not be called, or its value could not be encoded, and will not run again."""
+
+    error: BaseException
+    execution_time: float
+
+
+class Retried(TaskEvent, frozen=True, kw_only=True):
+    """It raised, and will run again."""
+
+    error: BaseException
+    delay: float  # seconds
+
+
+class Revoked(TaskEvent, frozen=True, kw_only=True):
+    """It was cancelled while it ran."""
+
+
+class Released(TaskEvent, frozen=True, kw_only=True):
+    """It was handed back unfinished, for another worker to run."""
+
+
+class Buried(Event, frozen=True, kw_only=True):
+    """It went to the dead letters."""
+
+    task_id: str
+    queue: str
+    reason: str
+
+
+class Refused(Event, frozen=True, kw_only=True):
+    """An outcome came too late: the task had been taken from this worker, or had ended."""
+
+    task_id: str
+
+
+class WorkerReady(Event, frozen=True, kw_only=True):
+    """The worker takes tasks."""
+
+    worker: str
+
+
+class WorkerStopped(Event, frozen=True, kw_only=True):
+    """The worker has let go of everything."""
+
+    worker: str
+
+
+E = TypeVar("E", bound=Event)
+Observer: TypeAlias = Callable[[E], None]
+
+
+class Observers:
+    """Who listens to what."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[type[Event], list[Callable[[Any], None]]] = {}
+
+    def add(self, kind: type[E], observer: Observer[E]) -> None:
+        """Call `observer` with every event of exactly this kind."""
+        self._by_kind.setdefault(kind, []).append(observer)
+
+    def remove(self, kind: type[E], observer: Observer[E]) -> None:
+        """Undo one `add`."""
+        self._by_kind[kind].remove(observer)
+
+    def heard(self, kind: type[Event]) -> bool:
+        """Whether anybody listens: ask before making the event."""
+        return bool(self._by_kind.get(kind))
+
+    def emit(self, event: Event) -> None:
+        """Tell all who listen. Never raises."""
+        for observer in self._by_kind.get(type(event), ()):
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer of %s failed", type(event).__name__)

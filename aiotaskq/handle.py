@@ -1,0 +1,244 @@
+"""The caller's grip on a sent task: `TaskHandle` for async code, `AsyncResult` for plain code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from aiotaskq import bridge
+from aiotaskq.errors import ResultError, ResultTimeout
+from aiotaskq.message import Outcome, TaskStatus
+
+R = TypeVar("R", covariant=True)
+
+
+class Results(Protocol):
+    """What a handle asks of its application."""
+
+    async def wait_outcome(self, task_id: str) -> Outcome:
+        """Return the final outcome, as soon as there is one."""
+
+    async def load_outcome(self, task_id: str) -> Outcome | None:
+        """Return the outcome that is there now."""
+
+    async def cancel(self, task_id: str) -> None:
+        """Revoke a task."""
+
+    async def forget(self, task_id: str) -> bool:
+        """Delete an outcome; False if there was none."""
+
+    def read(self, outcome: Outcome) -> TaskResult[Any]:
+        """Decode an outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult(Generic[R]):
+    """How a task ended.
+
+    Attributes:
+        task_id: The id of the task.
+        status: SUCCESS, FAILURE or REVOKED.
+        return_value: What it returned; None unless it succeeded.
+        error: What `result()` would raise; None if it succeeded.
+        traceback: The traceback in the worker, as text.
+        execution_time: Seconds that its function took, the last attempt only.
+        attempts: How often it ran.
+        worker: The name of the worker that ended it.
+        name: The name of the task.
+        queue: The queue it came from.
+        date_done: When it ended, by the worker's clock.
+    """
+
+    task_id: str
+    status: TaskStatus
+    return_value: R | None
+    error: ResultError | None
+    traceback: str | None
+    execution_time: float | None
+    attempts: int
+    worker: str | None
+    name: str | None
+    queue: str | None
+    date_done: datetime | None
+
+    @property
+    def is_err(self) -> bool:
+        """Whether it ended otherwise than by returning."""
+        return self.error is not None
+
+    def value(self) -> R:
+        """Return what the task returned, or raise its failure."""
+        if self.error is not None:
+            raise self.error
+        return cast("R", self.return_value)
+
+
+class TaskHandle(Generic[R]):
+    """One sent task. Works in any event loop and costs nothing until it is asked.
+
+    Attributes:
+        id: The id of the task.
+    """
+
+    __slots__ = ("_results", "id")
+
+    def __init__(self, task_id: str, results: Results) -> None:
+        self.id = task_id
+        self._results = results
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task, as Celery users call it."""
+        return self.id
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the task to end and return what it returned.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever. The task goes on after it.
+
+        Raises:
+            ResultTimeout: It did not end in time.
+            TaskRevoked: It was cancelled, or expired.
+            TaskFailed: It raised. Also an instance of the remote type where that is a builtin, or
+                its module is already imported here.
+        """
+        return (await self.wait(timeout)).value()
+
+    async def wait(self, timeout: float | None = None) -> TaskResult[R]:
+        """Wait for the task to end and tell how, without raising its failure.
+
+        Raises:
+            ResultTimeout: It did not end in time.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                outcome = await self._results.wait_outcome(self.id)
+        except TimeoutError:
+            raise ResultTimeout(f"no result of {self.id} after {timeout:g} s") from None
+        return self._results.read(outcome)
+
+    async def status(self) -> TaskStatus:
+        """Tell where the task stands. PENDING also means that nothing is known of the id."""
+        outcome = await self._results.load_outcome(self.id)
+        return TaskStatus.PENDING if outcome is None else outcome.status
+
+    async def cancel(self) -> None:
+        """Revoke the task: waiting, it never starts; running, it is cancelled.
+
+        A task that has ended stays as it ended. A plain function in a thread cannot be
+        stopped; its outcome is refused.
+        """
+        await self._results.cancel(self.id)
+
+    async def forget(self) -> bool:
+        """Delete the result before its time; False if there was none."""
+        return await self._results.forget(self.id)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.result().__await__()
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle: {self.id}>"
+
+
+class AsyncResult(Generic[R]):
+    """A sent task, for code that cannot await: the shape that Celery users know.
+
+    Attributes:
+        id: The id of the task.
+    """
+
+    __slots__ = ("_results", "id")
+
+    def __init__(self, task_id: str, results: Results) -> None:
+        self.id = task_id
+        self._results = results
+
+    @property
+    def task_id(self) -> str:
+        return self.id
+
+    def get(self, timeout: float | None = None, propagate: bool = True) -> R:
+        """Wait for the task to end and return what it returned.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+            propagate: Raise the task's failure; otherwise return the exception.
+
+        Raises:
+            ResultTimeout, TaskRevoked, TaskFailed: As `TaskHandle.result` does.
+        """
+        handle: TaskHandle[R] = TaskHandle(self.id, self._results)
+        ended = bridge.run(handle.wait(timeout), instead="`await handle.result()`")
+        if ended.error is not None and not propagate:
+            return cast("R", ended.error)
+        return ended.value()
+
+    def _now(self) -> TaskResult[R] | TaskStatus:
+        outcome = bridge.run(
+            self._results.load_outcome(self.id), instead="`await handle.status()`"
+        )
+        if outcome is None:
+            return TaskStatus.PENDING
+        return self._results.read(outcome) if outcome.status.final else outcome.status
+
+    @property
+    def status(self) -> str:
+        """PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED."""
+        now = self._now()
+        return str(now.status if isinstance(now, TaskResult) else now)
+
+    @property
+    def state(self) -> str:
+        """The same as `status`."""
+        return self.status
+
+    @property
+    def result(self) -> R | ResultError | None:
+        """What the task returned, the exception if it failed, None while it has not ended."""
+        now = self._now()
+        if not isinstance(now, TaskResult):
+            return None
+        return now.return_value if now.error is None else now.error
+
+    @property
+    def traceback(self) -> str | None:
+        """The traceback in the worker, if the task failed."""
+        now = self._now()
+        return now.traceback if isinstance(now, TaskResult) else None
+
+    def ready(self) -> bool:
+        """Whether the task has ended."""
+        return isinstance(self._now(), TaskResult)
+
+    def successful(self) -> bool:
+        """Whether the task has returned."""
+        return self.status == TaskStatus.SUCCESS
+
+    def failed(self) -> bool:
+        """Whether the task has raised."""
+        return self.status == TaskStatus.FAILURE
+
+    def revoke(self) -> None:
+        """Cancel the task: waiting, it never starts; running, it is cancelled."""
+        bridge.run(self._results.cancel(self.id), instead="`await handle.cancel()`")
+
+    def forget(self) -> None:
+        """Delete the result before its time."""
+        bridge.run(self._results.forget(self.id), instead="`await handle.forget()`")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncResult) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult: {self.id}>"

@@ -1,0 +1,119 @@
+"""What the result suite stands on: the harness that a driver gives, and an ear for arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from aiotaskq.message import Outcome, TaskStatus
+from aiotaskq.protocols import ResultBackend
+from aiotaskq.testing.rig import PATIENCE
+
+
+class ResultHarness(Protocol):
+    """One result store, fresh for each test."""
+
+    can_cut: bool
+
+    async def backend(self) -> ResultBackend:
+        """Return another open driver, a client of its own, on the same store."""
+
+    async def pass_time(self, seconds: float) -> None:
+        """Bring every deadline of the store nearer, without sleeping where possible."""
+
+    async def cut(self) -> None:
+        """Make the store unreachable for all drivers."""
+
+    async def mend(self) -> None:
+        """Make it reachable again."""
+
+    async def close(self) -> None:
+        """Close every driver, and remove what the test left in the store."""
+
+
+class Ear:
+    """Hears the arrivals at a backend, in a task beside the test."""
+
+    def __init__(self, backend: ResultBackend) -> None:
+        self.items: list[list[str]] = []
+        self._backend = backend
+        self._news = asyncio.Event()
+        self._read = 0  # items that a test has asked for
+        self._found: set[str] = set()
+
+    async def listen(self) -> None:
+        iterator = self._backend.arrivals()
+        try:
+            async for item in iterator:
+                self.items.append(list(item))
+                self._news.set()
+        finally:
+            await close(iterator)
+
+    def heard(self) -> set[str]:
+        """Return every id that was yielded so far."""
+        return {name for item in self.items for name in item}
+
+    async def hear(self, ids: Collection[str]) -> None:
+        """Wait until all ids were yielded, or were found after an empty item told to look."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not set(ids) <= self.heard() | self._found:
+                    await self._news.wait()
+                    self._news.clear()
+                    await self._look(ids)
+        except TimeoutError:
+            pytest.fail(f"did not hear {sorted(set(ids) - self.heard())[:20]}")
+
+    async def item(self, number: int) -> list[str]:
+        """Wait for the item of that number, from 0."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while len(self.items) <= number:
+                    await self._news.wait()
+                    self._news.clear()
+        except TimeoutError:
+            pytest.fail(f"item {number} never came; heard {self.items}")
+        self._read = number + 1
+        return self.items[number]
+
+    async def _look(self, ids: Collection[str]) -> None:
+        news, self._read = self.items[self._read :], len(self.items)
+        if any(not item for item in news):
+            loaded = await self._backend.load(ids)
+            self._found |= {name for name, one in loaded.items() if one.status.final}
+
+
+async def close(iterator: AsyncIterator[Sequence[str]]) -> None:
+    """Close a subscription."""
+    assert isinstance(iterator, AsyncGenerator)
+    await iterator.aclose()
+
+
+@asynccontextmanager
+async def listening(backend: ResultBackend) -> AsyncIterator[Ear]:
+    """Subscribe, and end the subscription afterwards."""
+    ear = Ear(backend)
+    task = asyncio.create_task(ear.listen())
+    try:
+        assert await ear.item(0) == []
+        yield ear
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def outcome(task_id: str, status: TaskStatus = TaskStatus.SUCCESS, value: Any = None) -> Outcome:
+    """Return an outcome with a JSON value."""
+    return Outcome(task_id=task_id, status=status, result=Raw(msgspec.json.encode(value)))
+
+
+def value(outcome: Outcome) -> Any:
+    """Return the value that an outcome holds."""
+    return msgspec.json.decode(outcome.result)

@@ -1,0 +1,430 @@
+"""The part of the broker suite about what is held: settlements, receipts, leases."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiotaskq.errors import LeaseLost
+from aiotaskq.message import Again, Dead, Delivery, Depth, Done, Release, Settlement, Tended
+from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.testing.rig import (
+    PATIENCE,
+    BrokerSuite,
+    Rig,
+    done,
+    envelope,
+    names,
+    nothing,
+    tend,
+)
+
+
+def every_kind(delivery: Delivery) -> list[Settlement]:
+    """Return each settlement that a delivery can get."""
+    return [
+        Done(delivery),
+        Again(delivery, envelope("intruder")),
+        Dead(delivery, "intruder"),
+        Release(delivery),
+    ]
+
+
+class SettlementTests(BrokerSuite):
+    """What each settlement does, once."""
+
+    async def test_done_forgets_the_envelope(self, rig: Rig) -> None:
+        consumer, [got] = await rig.hold("a")
+        assert not await consumer.settle([Done(got)])
+        await nothing(consumer)
+        assert await rig.depth() == Depth()
+
+    async def test_an_empty_batch_settles_nothing(self, rig: Rig) -> None:
+        consumer, _ = await rig.hold("a")
+        assert not await consumer.settle([])
+        assert await rig.depth() == Depth(held=1)
+
+    async def test_again_replaces_the_envelope(self, rig: Rig) -> None:
+        consumer, [got] = await rig.hold("a", body=b"first")
+        assert not await consumer.settle([Again(got, envelope("a", body=b"second"))])
+        assert await rig.depth() == Depth(ready=1)
+        [got] = await rig.receive(consumer, 1)
+        assert (got.id, got.body, got.crashes) == ("a", b"second", 0)
+        assert not await consumer.settle([Done(got)])
+        await nothing(consumer)
+
+    async def test_again_goes_behind_what_waits(self, rig: Rig) -> None:
+        consumer, [got] = await rig.hold("a")
+        await rig.publish("b", "c")
+        await consumer.settle([Again(got, envelope("a"))])
+        assert await rig.finish(consumer, 3) == ["b", "c", "a"]
+
+    async def test_again_may_delay(self, rig: Rig) -> None:
+        consumer, [got] = await rig.hold("a")
+        due = await rig.harness.now() + self.delay
+        assert not await consumer.settle([Again(got, envelope("a", not_before=due))])
+        assert await rig.depth() == Depth(delayed=1)
+        await nothing(consumer)
+        await rig.harness.pass_time(self.delay)
+        assert await rig.finish(consumer, 1) == ["a"]
+
+    async def test_again_may_change_the_queue_and_the_id(self, rig: Rig, broker: Broker) -> None:
+        consumer, [got] = await rig.hold("a")
+        await consumer.settle([Again(got, envelope("b", queue="parked"))])
+        assert await broker.depth() == {"parked": Depth(ready=1)}
+        assert await rig.finish(await rig.consumer("parked"), 1) == ["b"]
+
+    async def test_again_wakes_a_waiting_fetch(self, rig: Rig) -> None:
+        holder, [got] = await rig.hold("a")
+        consumer = await rig.consumer("p")
+        waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
+        await asyncio.sleep(0)
+        await holder.settle([Again(got, envelope("a", queue="p"))])
+        async with asyncio.timeout(PATIENCE):
+            assert names(await waiting) == ["a"]
+
+    async def test_release_goes_to_the_head_in_order_and_counts_nothing(self, rig: Rig) -> None:
+        await rig.publish(*"abcdef")
+        consumer = await rig.consumer()
+        held = await rig.receive(consumer, 3, limit=3)
+        assert not await consumer.settle([Release(one) for one in held])
+        assert await rig.depth() == Depth(ready=6)
+        other = await rig.consumer()
+        got = await rig.receive(other, 6)
+        assert names(got) == list("abcdef")
+        assert [one.crashes for one in got] == [0] * 6
+
+    async def test_dead_keeps_the_payload_and_the_reason(self, rig: Rig, broker: Broker) -> None:
+        body = bytes(range(256))
+        consumer, [got] = await rig.hold("a", body=body)
+        before = await rig.harness.now()
+        assert not await consumer.settle([Dead(got, "no such task: ü\n'x'")])
+        [letter] = await broker.dead("q")
+        assert (letter.id, letter.queue, letter.body) == ("a", "q", body)
+        assert (letter.reason, letter.crashes) == ("no such task: ü\n'x'", 0)
+        assert abs(letter.died_at - before) < PATIENCE
+        await nothing(consumer)
+        assert await rig.depth() == Depth(dead=1)
+
+    async def test_dead_keeps_the_count_of_crashes(self, rig: Rig, broker: Broker) -> None:
+        await rig.hold("a")
+        await rig.lapse()
+        consumer = await rig.consumer()
+        [got] = await rig.receive(consumer, 1)
+        await consumer.settle([Dead(got, "bad")])
+        [letter] = await broker.dead("q")
+        assert letter.crashes == 1
+
+    async def test_a_batch_may_mix_every_kind(self, rig: Rig, broker: Broker) -> None:
+        consumer, [a, b, c, d, e] = await rig.hold(*"abcde")
+        due = await rig.harness.now() + 3600.0
+        batch: list[Settlement] = [
+            Done(a),
+            Again(b, envelope("b", not_before=due)),
+            Dead(c, "bad"),
+            Release(d),
+        ]
+        assert not await consumer.settle(batch)
+        assert await rig.depth() == Depth(ready=1, delayed=1, held=1, dead=1)
+        assert names(await broker.dead("q")) == ["c"]
+        assert names(await rig.receive(await rig.consumer(), 1)) == ["d"]
+        assert not await consumer.settle([Done(e)])
+
+    async def test_the_same_batch_twice_takes_effect_once(self, rig: Rig, broker: Broker) -> None:
+        consumer, [a, b, c, d] = await rig.hold(*"abcd")
+        batch: list[Settlement] = [
+            Done(a),
+            Again(b, envelope("b")),
+            Dead(c, "bad"),
+            Release(d),
+        ]
+        assert not await consumer.settle(batch)
+        assert names(await consumer.settle(batch)) == list("abcd")
+        assert names(await consumer.settle(batch)) == list("abcd")
+        assert await rig.depth() == Depth(ready=2, dead=1)
+        assert len(await broker.dead("q")) == 1
+        assert sorted(await rig.finish(consumer, 2)) == ["b", "d"]
+
+    async def test_a_batch_of_held_and_lost_ones_settles_the_held(self, rig: Rig) -> None:
+        consumer, [a, b, c] = await rig.hold(*"abc")
+        await consumer.settle([Done(b)])
+        assert names(await consumer.settle([Done(a), Dead(b, "late"), Done(c)])) == ["b"]
+        assert await rig.depth() == Depth()
+
+    @pytest.mark.parametrize("kind", range(4), ids=["Done", "Again", "Dead", "Release"])
+    async def test_a_receipt_is_void_after_each_kind(self, rig: Rig, kind: int) -> None:
+        consumer, [got] = await rig.hold("a")
+        assert not await consumer.settle([every_kind(got)[kind]])
+        before = await rig.depth()
+        for late in every_kind(got):
+            assert names(await consumer.settle([late])) == ["a"]
+        assert await rig.depth() == before
+
+    async def test_the_receipt_of_an_earlier_hand_out_is_void_for_the_same_consumer(
+        self, rig: Rig
+    ) -> None:
+        consumer, [old] = await rig.hold("a")
+        await consumer.settle([Release(old)])
+        [new] = await rig.receive(consumer, 1)
+        for late in every_kind(old):
+            assert names(await consumer.settle([late])) == ["a"]
+        assert await rig.depth() == Depth(held=1)
+        assert not await consumer.settle([Done(new)])
+        assert await rig.depth() == Depth()
+
+    async def test_the_receipt_of_an_earlier_hand_out_is_void_after_again(self, rig: Rig) -> None:
+        consumer, [old] = await rig.hold("a")
+        await consumer.settle([Again(old, envelope("a"))])
+        [new] = await rig.receive(consumer, 1)
+        for late in every_kind(old):
+            assert names(await consumer.settle([late])) == ["a"]
+        assert await rig.depth() == Depth(held=1)
+        assert not await consumer.settle([Done(new)])
+
+    async def test_one_of_two_copies_is_settled_without_the_other(self, rig: Rig) -> None:
+        consumer, [first, second] = await rig.hold("a", "a")
+        assert not await consumer.settle([Done(first)])
+        assert names(await consumer.settle([Done(first)])) == ["a"]
+        assert await rig.depth() == Depth(held=1)
+        assert not await consumer.settle([Release(second)])
+        assert await rig.finish(consumer, 1) == ["a"]
+
+    async def test_a_held_one_that_is_cancelled_is_told_to_its_holder_once(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, held = await rig.hold("a", "b")
+        await broker.cancel(["a"])
+        told = await self._told(consumer)
+        assert "a" in told
+        assert "b" not in told
+        assert "a" not in await consumer.cancelled()
+        assert not await consumer.settle([Done(one) for one in held])
+
+    async def test_a_cancelled_one_is_not_handed_out_after_it_was_given_back(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, [a, b, c] = await rig.hold(*"abc")
+        await broker.cancel(["a", "b"])
+        await consumer.settle([Release(a), Again(b, envelope("b")), Release(c)])
+        assert await rig.finish(consumer, 1) == ["c"]
+
+    async def test_a_cancelled_one_is_not_handed_out_after_its_holder_died(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.hold("a", "b")
+        await broker.cancel(["a"])
+        await rig.lapse()
+        assert await rig.finish(await rig.consumer(), 1) == ["b"]
+
+    async def _told(self, consumer: Consumer) -> set[str]:
+        """Ask until there is an answer: the news may take a moment."""
+        told: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while not told:
+                told |= set(await consumer.cancelled())
+                await asyncio.sleep(0.01)
+        return told
+
+
+class LeaseTests(BrokerSuite):
+    """Who is alive, and what becomes of what the dead held."""
+
+    async def test_what_a_dead_consumer_held_comes_back_at_the_head(self, rig: Rig) -> None:
+        await rig.publish(*"abcde")
+        await rig.receive(await rig.consumer(), 3, limit=3)
+        assert (await rig.lapse()).reclaimed == 3
+        assert await rig.depth() == Depth(ready=5)
+        got = await rig.receive(await rig.consumer(), 5)
+        assert [(one.id, one.crashes) for one in got] == [
+            ("a", 1),
+            ("b", 1),
+            ("c", 1),
+            ("d", 0),
+            ("e", 0),
+        ]
+
+    async def test_nothing_is_taken_back_while_the_lease_lasts(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, [got] = await rig.hold("a")
+        await rig.harness.pass_time(self.lease / 2)
+        assert await tend(broker) == Tended()
+        await nothing(await rig.consumer())
+        assert not await consumer.settle([Done(got)])
+
+    async def test_a_waiting_fetch_is_woken_by_what_is_taken_back(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.hold("a")
+        await rig.harness.pass_time(self.lease + 1.0)
+        consumer = await rig.consumer()
+        waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
+        await asyncio.sleep(0)
+        await tend(broker)
+        async with asyncio.timeout(PATIENCE):
+            [got] = await waiting
+        assert (got.id, got.crashes) == ("a", 1)
+
+    async def test_a_wider_consumer_finds_what_another_of_its_name_left(self, rig: Rig) -> None:
+        # Every consumer of the rig has the same name, as a worker that was started again has.
+        await rig.hold("a")
+        second = await rig.consumer()
+        await nothing(second)
+        await rig.lapse()
+        assert await rig.finish(await rig.consumer("p", "q"), 1) == ["a"]
+
+    async def test_after_some_crashes_it_is_buried_with_a_reason(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.publish("killer", body=b"\x00bang")
+        for crashes in (0, 1):
+            [got] = await rig.receive(await rig.consumer(), 1)
+            assert got.crashes == crashes
+            await rig.lapse(max_crashes=3)
+        await rig.receive(await rig.consumer(), 1)
+        assert await rig.lapse(max_crashes=3) == Tended(reclaimed=1, buried=1)
+        await nothing(await rig.consumer())
+        assert await rig.depth() == Depth(dead=1)
+        [letter] = await broker.dead("q")
+        assert (letter.id, letter.body, letter.crashes) == ("killer", b"\x00bang", 3)
+        assert letter.reason
+
+    async def test_one_crash_is_enough_where_one_is_allowed(self, rig: Rig) -> None:
+        await rig.hold("a", "b")
+        assert (await rig.lapse(max_crashes=1)).buried == 2
+        assert await rig.depth() == Depth(dead=2)
+
+    async def test_release_keeps_the_count_of_crashes(self, rig: Rig) -> None:
+        await rig.hold("a")
+        await rig.lapse()
+        consumer = await rig.consumer()
+        await consumer.settle([Release(one) for one in await rig.receive(consumer, 1)])
+        [got] = await rig.receive(consumer, 1)
+        assert got.crashes == 1
+
+    async def test_a_renewed_lease_does_not_lapse(self, rig: Rig, broker: Broker) -> None:
+        consumer, [got] = await rig.hold("a")
+        for _ in range(3):
+            await rig.harness.pass_time(self.lease * 0.7)
+            assert await rig.renew(consumer)
+            assert (await tend(broker)).reclaimed == 0
+        assert not await consumer.settle([Done(got)])
+        assert await rig.depth() == Depth()
+
+    async def test_a_lease_is_renewed_on_the_same_loop_as_well(self, rig: Rig) -> None:
+        consumer, _ = await rig.hold("a")
+        lease = consumer.lease()
+        assert await lease.renew()
+        assert await lease.renew()
+        await lease.close()
+        await lease.close()
+        assert await rig.depth() == Depth(held=1)
+
+    async def test_an_idle_consumer_loses_its_lease_too(self, rig: Rig) -> None:
+        consumer = await rig.consumer()
+        await rig.lapse()
+        assert not await rig.renew(consumer)
+        with pytest.raises(LeaseLost):
+            await consumer.fetch(1, 0)
+
+    async def test_a_lost_lease_never_comes_back(self, rig: Rig) -> None:
+        dead, held = await rig.hold("a", "b")
+        await rig.lapse()
+        before = await rig.depth()
+        for _ in range(2):
+            assert not await rig.renew(dead)
+            with pytest.raises(LeaseLost):
+                await dead.fetch(1, 0)
+            for number in range(4):
+                batch = [every_kind(one)[number] for one in held]
+                assert names(await dead.settle(batch)) == ["a", "b"]
+        assert await rig.depth() == before == Depth(ready=2)
+        consumer = await rig.consumer()
+        got = await rig.receive(consumer, 2)
+        assert names(await dead.settle([Done(one) for one in held])) == ["a", "b"]
+        await dead.close()
+        await dead.close()
+        assert await rig.depth() == Depth(held=2)
+        assert not await consumer.settle([Done(one) for one in got])
+
+    async def test_a_lost_lease_ends_a_waiting_fetch(self, rig: Rig) -> None:
+        consumer = await rig.consumer()
+        waiting = asyncio.create_task(consumer.fetch(1, 2.0))
+        await asyncio.sleep(0)
+        await rig.lapse()
+        await rig.publish("a")
+
+        async def go_on() -> None:
+            assert not await waiting
+            await consumer.fetch(1, 0)
+
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(LeaseLost):
+                await go_on()
+        assert await rig.depth() == Depth(ready=1)
+
+    async def test_a_late_renewal_holds_or_is_refused_but_never_both(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, [got] = await rig.hold("a")
+        await rig.harness.pass_time(self.lease + 1.0)
+        alive = await rig.renew(consumer)
+        await tend(broker)
+        assert bool(await consumer.settle([Done(got)])) is not alive
+        assert await rig.depth() == (Depth() if alive else Depth(ready=1))
+
+    async def test_everybody_may_tend_at_once(self, rig: Rig) -> None:
+        ids = [f"{n}" for n in range(100)]
+        await rig.hold(*ids)
+        await rig.harness.pass_time(self.lease + 1.0)
+        brokers = [await rig.harness.broker() for _ in range(4)]
+        rounds = await asyncio.gather(*map(tend, brokers))
+        assert sum(one.reclaimed for one in rounds) == 100
+        got = await rig.receive(await rig.consumer(), 100)
+        assert names(got) == ids
+        assert {one.crashes for one in got} == {1}
+
+    async def test_tending_takes_back_many_in_the_end(self, rig: Rig) -> None:
+        ids = [f"{n}" for n in range(3000)]
+        await rig.hold(*ids)
+        assert (await rig.lapse()).reclaimed == 3000
+        assert names(await rig.receive(await rig.consumer(), 3000)) == ids
+
+    async def test_closing_hands_back_what_is_held_in_order(self, rig: Rig) -> None:
+        await rig.publish(*"abcde")
+        consumer = await rig.consumer()
+        _, b, _ = await rig.receive(consumer, 3, limit=3)
+        assert not await consumer.settle([Done(b)])
+        await consumer.close()
+        await consumer.close()
+        assert await rig.depth() == Depth(ready=4)
+        other = await rig.consumer()
+        got = await rig.receive(other, 4)
+        assert [(one.id, one.crashes) for one in got] == [(one, 0) for one in "acde"]
+        assert not await other.settle([done(one) for one in got])
+
+    async def test_closing_a_consumer_leaves_others_of_its_broker_alone(self, rig: Rig) -> None:
+        broker = await rig.harness.broker()
+        first = await rig.consumer(broker=broker)
+        second = await rig.consumer(broker=broker)
+        await rig.publish("a", "b")
+        await rig.receive(first, 1, limit=1)
+        [got] = await rig.receive(second, 1)
+        await first.close()
+        assert await rig.depth() == Depth(ready=1, held=1)
+        assert not await second.settle([Done(got)])
+        assert await rig.finish(second, 1) == ["a"]
+
+    async def test_a_closed_consumer_is_not_given_up_for_dead(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, _ = await rig.hold("a")
+        await consumer.close()
+        assert (await rig.lapse()).reclaimed == 0
+        [got] = await rig.receive(await rig.consumer(), 1)
+        assert got.crashes == 0
+
+    async def test_consumers_have_ids_of_their_own(self, rig: Rig) -> None:
+        consumers = [await rig.consumer() for _ in range(3)]
+        assert len({one.id for one in consumers}) == 3

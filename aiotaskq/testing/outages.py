@@ -1,0 +1,158 @@
+"""The part of the broker suite about a server that goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+from aiotaskq.errors import BrokerUnavailable, LeaseLost
+from aiotaskq.message import Delivery, Done
+from aiotaskq.protocols import Broker
+from aiotaskq.testing.rig import (
+    MOMENT,
+    PATIENCE,
+    BrokerHarness,
+    BrokerSuite,
+    Rig,
+    envelope,
+    names,
+)
+
+Value = TypeVar("Value")
+
+
+class OutageTests(BrokerSuite):
+    """Every call says `BrokerUnavailable`, nothing is lost, and the same objects work again."""
+
+    @pytest.fixture
+    def cuttable(self, harness: BrokerHarness) -> BrokerHarness:
+        if not harness.can_cut:
+            pytest.skip(f"{type(harness).__name__}.can_cut is False")
+        return harness
+
+    async def test_every_call_tells_that_the_broker_is_away(
+        self, rig: Rig, cuttable: BrokerHarness, broker: Broker
+    ) -> None:
+        consumer, [got] = await rig.hold("a")
+        other = broker.consumer(["q"], name="suite", lease=self.lease)
+        lease = consumer.lease()
+        assert await lease.renew()
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: broker.publish([envelope("b")]),
+            lambda: broker.publish([envelope("b")], call_id="c"),
+            lambda: broker.cancel(["x"]),
+            broker.tend,
+            broker.depth,
+            lambda: broker.purge("q"),
+            lambda: broker.dead("q"),
+            other.open,
+            lambda: consumer.fetch(1, 0),
+            lambda: consumer.fetch(1, MOMENT),
+            lambda: consumer.settle([Done(got)]),
+            lease.renew,
+        ]
+        await cuttable.cut()
+        for call in calls:
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(BrokerUnavailable):
+                    await call()
+        await cuttable.mend()
+        await lease.close()
+        await other.close()
+
+    async def test_a_driver_that_is_opened_meanwhile_says_so(
+        self, rig: Rig, cuttable: BrokerHarness, broker: Broker
+    ) -> None:
+        clone = broker.clone()
+        await cuttable.cut()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(BrokerUnavailable):
+                await clone.open()
+            await clone.close()
+        await cuttable.mend()
+
+    async def test_closing_does_not_raise(self, rig: Rig, cuttable: BrokerHarness) -> None:
+        broker = await cuttable.broker()
+        consumer = await rig.consumer(broker=broker)
+        await rig.publish("a")
+        await rig.receive(consumer, 1)
+        lease = consumer.lease()
+        await lease.renew()
+        await cuttable.cut()
+        async with asyncio.timeout(PATIENCE):
+            await lease.close()
+            await consumer.close()
+            await consumer.close()
+            await broker.close()
+        await cuttable.mend()
+        await rig.lapse()
+        assert await rig.finish(await rig.consumer(), 1) == ["a"]
+
+    async def test_the_same_objects_work_when_it_is_back(
+        self, rig: Rig, cuttable: BrokerHarness, broker: Broker
+    ) -> None:
+        await rig.publish("before")
+        consumer = await rig.consumer()
+        await cuttable.cut()
+        for call in (lambda: broker.publish([envelope("x")]), lambda: consumer.fetch(1, 0)):
+            with pytest.raises(BrokerUnavailable):
+                await call()
+        await cuttable.mend()
+        await self._until_it_works(lambda: broker.publish([envelope("after")], call_id="c"))
+        got: list[Delivery] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(got) < 2:
+                try:
+                    got += await consumer.fetch(10, MOMENT)
+                except LeaseLost:  # a broker whose connections are its leases
+                    consumer = await rig.consumer()
+                except BrokerUnavailable:
+                    await asyncio.sleep(MOMENT)
+        assert names(got) == ["before", "after"]
+
+    async def test_a_waiting_fetch_ends_when_the_broker_goes_away(
+        self, rig: Rig, cuttable: BrokerHarness, broker: Broker
+    ) -> None:
+        consumer = await rig.consumer()
+        waiting = asyncio.create_task(consumer.fetch(1, 3.0))
+        await asyncio.sleep(MOMENT)
+        await cuttable.cut()
+        async with asyncio.timeout(PATIENCE):
+            [outcome] = await asyncio.gather(waiting, return_exceptions=True)
+        # Where nothing tells the client, it has nothing to say when the wait is over.
+        assert isinstance(outcome, BrokerUnavailable) or outcome == []
+        await cuttable.mend()
+
+    async def test_settling_again_after_an_outage_takes_effect_once(
+        self, rig: Rig, cuttable: BrokerHarness, broker: Broker
+    ) -> None:
+        consumer, held = await rig.hold("a", "b")
+        batch = [Done(one) for one in held]
+        await cuttable.cut()
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settle(batch)
+        await cuttable.mend()
+        gone = await self._until_it_works(lambda: consumer.settle(batch))
+        # All were settled, or (where the connection is the lease) all were taken back.
+        if gone:
+            assert sorted(await rig.finish(await rig.consumer(), len(gone))) == sorted(names(gone))
+        assert (await rig.depth()).ready == 0
+
+    async def test_an_empty_batch_needs_no_broker(
+        self, rig: Rig, cuttable: BrokerHarness, broker: Broker
+    ) -> None:
+        await cuttable.cut()
+        assert not await broker.publish([])
+        await cuttable.mend()
+
+    async def _until_it_works(self, call: Callable[[], Awaitable[Value]]) -> Value:
+        """Repeat a call while the driver finds its way back, as its users do."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    return await call()
+                except BrokerUnavailable:
+                    await asyncio.sleep(MOMENT)

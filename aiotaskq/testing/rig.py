@@ -1,0 +1,215 @@
+"""What the broker suites stand on: the harness that a driver gives, and a rig around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import pytest
+
+from aiotaskq.message import Delivery, Depth, Done, Envelope, Settlement, Tended
+from aiotaskq.protocols import Broker, Consumer
+
+Value = TypeVar("Value")
+
+PATIENCE = 30.0
+"""Seconds until a suite gives up on something that must happen. Never part of a passing test."""
+
+MOMENT = 0.1
+"""Seconds in which something that must not happen is given a chance to."""
+
+
+class BrokerHarness(Protocol):
+    """One store, fresh for each test, and the handle on its clock and its reachability."""
+
+    can_cut: bool
+
+    async def broker(self) -> Broker:
+        """Return another open driver, a client of its own, on the same store."""
+
+    async def pass_time(self, seconds: float) -> None:
+        """Bring every deadline of the store nearer, without sleeping where possible."""
+
+    async def now(self) -> float:
+        """Return the Unix time that the store goes by."""
+
+    async def cut(self) -> None:
+        """Make the store unreachable for all drivers."""
+
+    async def mend(self) -> None:
+        """Make it reachable again."""
+
+    async def close(self) -> None:
+        """Close every driver, and remove what the test left in the store."""
+
+
+class Rig:
+    """Brokers and consumers of one test, opened on demand and closed at its end."""
+
+    def __init__(self, harness: BrokerHarness, *, lease: float) -> None:
+        self.harness = harness
+        self.lease = lease
+        self._main: Broker | None = None
+        self._consumers: list[Consumer] = []
+
+    async def broker(self) -> Broker:
+        """Return the client that the test itself speaks through."""
+        if self._main is None:
+            self._main = await self.harness.broker()
+        return self._main
+
+    async def consumer(self, *queues: str, broker: Broker | None = None) -> Consumer:
+        """Return an open consumer of `queues`, on a client of its own unless one is given."""
+        broker = broker or await self.harness.broker()
+        consumer = broker.consumer(queues or ("q",), name="suite", lease=self.lease)
+        await consumer.open()
+        self._consumers.append(consumer)
+        return consumer
+
+    async def publish(self, *ids: str, **fields: Any) -> list[Envelope]:
+        """Store one envelope for each id, in one batch."""
+        batch = [envelope(one, **fields) for one in ids]
+        assert not await (await self.broker()).publish(batch)
+        return batch
+
+    async def hold(self, *ids: str, **fields: Any) -> tuple[Consumer, list[Delivery]]:
+        """Store envelopes and have a consumer take them."""
+        batch = await self.publish(*ids, **fields)
+        consumer = await self.consumer(*{one.queue for one in batch})
+        return consumer, await self.receive(consumer, len(ids))
+
+    async def receive(self, consumer: Consumer, count: int, limit: int = 1000) -> list[Delivery]:
+        """Fetch exactly `count` deliveries, tending between the calls as every worker does."""
+        got: list[Delivery] = []
+        broker = await self.broker()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while len(got) < count:
+                    got += await consumer.fetch(min(limit, count - len(got)), 2 * MOMENT)
+                    if len(got) < count:
+                        await broker.tend()
+        except TimeoutError:
+            pytest.fail(f"received {len(got)} of {count} deliveries: {names(got)}")
+        return got
+
+    async def finish(self, consumer: Consumer, count: int) -> list[str]:
+        """Receive and settle `count` deliveries, and see that no more come; return their ids."""
+        got = await self.receive(consumer, count)
+        assert not await consumer.settle([done(one) for one in got])
+        await nothing(consumer)
+        return names(got)
+
+    async def lapse(self, *, max_crashes: int = 3) -> Tended:
+        """Let the lease of every consumer made so far run out, and take back what they held."""
+        await self.harness.pass_time(self.lease + 1.0)
+        return await tend(await self.broker(), max_crashes=max_crashes)
+
+    async def depth(self, queue: str = "q") -> Depth:
+        """Return what the broker counts in one queue."""
+        return (await (await self.broker()).depth()).get(queue, Depth())
+
+    async def renew(self, consumer: Consumer) -> bool:
+        """Renew a consumer's lease where a worker does it: in a thread, on another event loop."""
+        lease = consumer.lease()
+
+        async def go() -> bool:
+            try:
+                return await lease.renew()
+            finally:
+                await lease.close()
+
+        return await elsewhere(go())
+
+    async def close(self) -> None:
+        """Close what was opened."""
+        for consumer in self._consumers:
+            await consumer.close()
+
+
+class BrokerSuite:
+    """What the parts of the suite share.
+
+    Attributes:
+        lease: Seconds of every consumer's lease. A harness that cannot move its clock and
+            sleeps instead wants less.
+        delay: Seconds by which tests delay an envelope.
+    """
+
+    lease: ClassVar[float] = 60.0
+    delay: ClassVar[float] = 5.0
+
+    @pytest.fixture
+    async def rig(self, harness: BrokerHarness) -> AsyncIterator[Rig]:
+        rig = Rig(harness, lease=self.lease)
+        yield rig
+        await rig.close()
+
+    @pytest.fixture
+    async def broker(self, rig: Rig) -> Broker:
+        return await rig.broker()
+
+
+def envelope(name: str, **fields: Any) -> Envelope:
+    """Return an envelope of queue ``q`` whose body tells its id."""
+    return Envelope(**{"id": name, "queue": "q", "body": f"body of {name}".encode(), **fields})
+
+
+def names(items: Iterable[Any]) -> list[str]:
+    """Return the ids of deliveries, envelopes or dead letters."""
+    return [item.id for item in items]
+
+
+def done(delivery: Delivery) -> Settlement:
+    """Return the plainest settlement."""
+    return Done(delivery)
+
+
+async def elsewhere(work: Coroutine[Any, Any, Value]) -> Value:
+    """Run something on an event loop of its own, in a thread of its own that ends with it."""
+    with ThreadPoolExecutor(1) as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, asyncio.run, work)
+
+
+def needs(broker: Broker, trait: str) -> None:
+    """Skip the test where the broker lacks a trait."""
+    if not getattr(broker.traits, trait):
+        pytest.skip(f"{type(broker).__name__}.traits.{trait} is False")
+
+
+async def nothing(consumer: Consumer) -> None:
+    """See that there is nothing to fetch, neither at once nor in a moment."""
+    assert names(await consumer.fetch(10, 0)) == []
+    assert names(await consumer.fetch(10, MOMENT)) == []
+
+
+async def tend(broker: Broker, *, max_crashes: int = 3) -> Tended:
+    """Tend until nothing is left to do; return the sums. One call does a bounded amount."""
+    rounds = [await broker.tend(max_crashes=max_crashes)]
+    while rounds[-1] != Tended():
+        assert len(rounds) < 1000, "tend never comes to an end"
+        rounds.append(await broker.tend(max_crashes=max_crashes))
+    return Tended(
+        promoted=sum(one.promoted for one in rounds),
+        reclaimed=sum(one.reclaimed for one in rounds),
+        buried=sum(one.buried for one in rounds),
+    )
+
+
+@asynccontextmanager
+async def tending(broker: Broker) -> AsyncIterator[None]:
+    """Tend beside the test, as the other workers of a fleet do."""
+
+    async def loop() -> None:
+        while True:
+            await broker.tend()
+            await asyncio.sleep(MOMENT)
+
+    task = asyncio.create_task(loop())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""The last step of every task: its outcome is stored, then its delivery settled, in batches.
+
+There is no timer. While one batch is under way, what ends meanwhile gathers for the next, so
+that an idle worker completes at once and a busy one in bulk. Results go before settlements: a crash
+in between runs a task again, the other order would lose its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from aiotaskq.errors import Unavailable
+from aiotaskq.events import Observers, Refused
+from aiotaskq.failures import describe
+from aiotaskq.message import Outcome, Settlement, TaskStatus
+from aiotaskq.protocols import Consumer, ResultBackend
+from aiotaskq.worker.heartbeat import Heartbeat
+
+logger = logging.getLogger("aiotaskq.worker")
+
+T = TypeVar("T")
+
+_BATCH = 1000  # tasks completed in one round
+_BACKOFF = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
+
+
+class Completer:
+    """Stores and settles for one consumer.
+
+    Args:
+        ttl: Seconds that a result is kept; None for ever.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        backend: ResultBackend | None,
+        heartbeat: Heartbeat,
+        observers: Observers,
+        *,
+        ttl: float | None,
+    ) -> None:
+        self._consumer = consumer
+        self._backend = backend
+        self._heartbeat = heartbeat
+        self._observers = observers
+        self._ttl = ttl
+        self._outcomes: list[Outcome] = []
+        self._settlements: list[Settlement] = []
+        self._under_way = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, settlement: Settlement | None, outcome: Outcome | None = None) -> None:
+        """Take over a task that has ended, or the interim outcome of one that goes on."""
+        if outcome is not None and self._backend is not None:
+            self._outcomes.append(outcome)
+        if settlement is not None:
+            self._settlements.append(settlement)
+        self._idle.clear()
+        self._wake.set()
+
+    @property
+    def wants_arguments(self) -> bool:
+        """Whether outcomes should carry the task's arguments."""
+        return self._backend is not None and self._backend.wants_arguments
+
+    @property
+    def backlog(self) -> int:
+        """How many tasks have ended and are not settled yet."""
+        return len(self._settlements) + self._under_way
+
+    async def drained(self) -> None:
+        """Wait until all that was added is stored and settled."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Complete what is added, until cancelled or the lease is lost."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._outcomes or self._settlements:
+                await self._complete_batch()
+            self._idle.set()
+
+    async def _complete_batch(self) -> None:
+        # An outcome is added together with its settlement, so taking all of the former with
+        # a part of the latter can only store early, never settle early.
+        outcomes, self._outcomes = self._outcomes, []
+        settlements = self._settlements[:_BATCH]
+        del self._settlements[:_BATCH]
+        self._under_way = len(settlements)
+        try:
+            if not await self._heartbeat.alive():
+                self._refuse([s.delivery.id for s in settlements])
+                return
+            if outcomes:
+                self._refuse(await self._store(outcomes))
+            if settlements:
+                gone = await self._persist(lambda: self._consumer.settle(settlements))
+                self._refuse([delivery.id for delivery in gone])
+        finally:
+            self._under_way = 0
+
+    async def _store(self, outcomes: Sequence[Outcome]) -> Collection[str]:
+        backend = self._backend
+        assert backend is not None  # add() takes no outcome otherwise
+        try:
+            return await self._persist(lambda: backend.store(outcomes, self._ttl))
+        except Exception:
+            logger.exception("a batch of results cannot be stored; storing them one by one")
+        refused: list[str] = []
+        for outcome in outcomes:
+            refused += await self._store_alone(backend, outcome)
+        return refused
+
+    async def _store_alone(self, backend: ResultBackend, outcome: Outcome) -> Collection[str]:
+        """Store one outcome, or in its place that it cannot be stored."""
+        try:
+            return await self._persist(lambda: backend.store([outcome], self._ttl))
+        except Exception as error:
+            logger.exception("the result of %s cannot be stored", outcome.task_id)
+            result, traceback = describe(error)
+            failure = msgspec.structs.replace(
+                outcome, status=TaskStatus.FAILURE, result=result, traceback=traceback
+            )
+        return await self._persist(lambda: backend.store([failure], self._ttl))
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call until its server can be reached."""
+        pause, longest = _BACKOFF
+        while True:
+            try:
+                return await call()
+            except Unavailable as error:
+                logger.warning("finished tasks wait to be stored: %s", error)
+            await asyncio.sleep(pause * (0.5 + random.random() / 2))
+            pause = min(pause * 2, longest)
+
+    def _refuse(self, ids: Collection[str]) -> None:
+        for task_id in ids:
+            logger.warning("the outcome of %s came too late and was dropped", task_id)
+            if self._observers.heard(Refused):
+                self._observers.emit(Refused(task_id=task_id))

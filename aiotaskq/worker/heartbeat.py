@@ -1,0 +1,119 @@
+"""The sign of life: a thread that renews a consumer's lease.
+
+A thread, since an event loop that a task blocks for a minute must not cost the worker its lease;
+with an event loop of its own, since drivers speak asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from aiotaskq.errors import AioTaskQError, Unavailable
+from aiotaskq.protocols import Lease
+
+logger = logging.getLogger("aiotaskq.worker")
+
+_MARGIN = 0.15  # of the lease: it is trusted for less time than the broker grants
+
+
+class Heartbeat:
+    """Keeps one lease alive.
+
+    Args:
+        lease: What to renew; used in the thread only.
+        length: Seconds that a renewal lasts.
+        beat: Seconds between renewals.
+        lost: Called in the event loop that made this object, once, when the lease is lost.
+    """
+
+    def __init__(
+        self, lease: Lease, *, length: float, beat: float, lost: Callable[[], None]
+    ) -> None:
+        self._lease = lease
+        self._length = length
+        self._beat = beat
+        self._lost = lost
+        self._owner = asyncio.get_running_loop()
+        self._trusted_until = time.monotonic() + length * (1 - _MARGIN)
+        self._gone = False
+        self._thread = threading.Thread(target=self._main, name="aiotaskq-heartbeat", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = threading.Event()
+        self._renewed = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to beat. The consumer's `open` counts as the first beat."""
+        self._thread.start()
+        self._started.wait()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the lease is certainly alive, by this machine's monotonic clock."""
+        return not self._gone and time.monotonic() < self._trusted_until
+
+    async def alive(self) -> bool:
+        """Tell whether the lease is alive, waiting for the next beat if that is in doubt.
+
+        It is in doubt after this process was frozen, or while the broker is away.
+        """
+        while not self._gone and not self.trusted:
+            self._renewed.clear()
+            await self._renewed.wait()
+        return not self._gone
+
+    async def stop(self) -> None:
+        """End the thread, without ending the lease."""
+        loop = self._loop
+        if loop is not None and self._thread.is_alive():
+            loop.call_soon_threadsafe(self._stopped.set)
+            await asyncio.to_thread(self._thread.join)
+        self._gone = True
+        self._renewed.set()
+
+    def _main(self) -> None:
+        asyncio.run(self._live())
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        self._started.set()
+        try:
+            while not await self._pause():
+                if not await self._renew():
+                    self._gone = True
+                    self._tell(self._lost)
+                    break
+                self._tell(self._renewed.set)
+        finally:
+            await self._lease.close()
+
+    async def _pause(self) -> bool:
+        """Wait for the next beat; True if it is not wanted any more."""
+        try:
+            async with asyncio.timeout(self._beat):
+                await self._stopped.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _renew(self) -> bool:
+        asked = time.monotonic()  # from here: the broker cannot have granted less
+        try:
+            async with asyncio.timeout(self._length):
+                if not await self._lease.renew():
+                    return False
+        except (Unavailable, TimeoutError):
+            return True  # the lease runs on; the next beat asks again
+        except AioTaskQError:
+            logger.exception("the lease cannot be renewed")
+            return True
+        self._trusted_until = asked + self._length * (1 - _MARGIN)
+        return True
+
+    def _tell(self, call: Callable[[], object]) -> None:
+        if not self._owner.is_closed():
+            self._owner.call_soon_threadsafe(call)

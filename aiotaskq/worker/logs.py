@@ -1,0 +1,95 @@
+"""The lines that a worker prints of its tasks: an observer like any other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiotaskq import events
+from aiotaskq.events import Observer, Observers
+
+logger = logging.getLogger("aiotaskq.task")
+
+_SHOWN = 200  # characters of a value
+
+
+def _received(event: events.Received) -> None:
+    logger.info("Task %s[%s] received", event.message.task, event.message.id)
+
+
+def _succeeded(event: events.Succeeded) -> None:
+    logger.info(
+        "Task %s[%s] succeeded in %.6fs: %s",
+        event.message.task,
+        event.message.id,
+        event.execution_time,
+        _short(event.value),
+    )
+
+
+def _failed(event: events.Failed) -> None:
+    message = event.message
+    logger.error(
+        "Task %s[%s] raised after %.6fs: %s",
+        message.task,
+        message.id,
+        event.execution_time,
+        _short(event.error),
+        exc_info=event.error,
+    )
+
+
+def _retried(event: events.Retried) -> None:
+    message = event.message
+    logger.info(
+        "Task %s[%s] failed at attempt %d, next in %.1fs: %s",
+        message.task,
+        message.id,
+        message.attempt,
+        event.delay,
+        _short(event.error),
+    )
+
+
+def _revoked(event: events.Revoked) -> None:
+    logger.info("Task %s[%s] revoked", event.message.task, event.message.id)
+
+
+def _released(event: events.Released) -> None:
+    logger.info("Task %s[%s] handed back unfinished", event.message.task, event.message.id)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - a value's own __repr__ must not fail the log
+        text = f"<{type(value).__name__} whose repr fails: {type(error).__name__}>"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+_AT_INFO: tuple[tuple[type[events.Event], Observer[Any]], ...] = (
+    (events.Received, _received),
+    (events.Succeeded, _succeeded),
+    (events.Retried, _retried),
+    (events.Revoked, _revoked),
+    (events.Released, _released),
+)
+_AT_ERROR: tuple[tuple[type[events.Event], Observer[Any]], ...] = ((events.Failed, _failed),)
+
+
+@contextmanager
+def logged(observers: Observers) -> Iterator[None]:
+    """Log what happens to tasks meanwhile.
+
+    What the logger's level would drop anyway is not listened to, so that it costs nothing.
+    """
+    chosen = _AT_ERROR + (_AT_INFO if logger.isEnabledFor(logging.INFO) else ())
+    for kind, observer in chosen:
+        observers.add(kind, observer)
+    try:
+        yield
+    finally:
+        for kind, observer in chosen:
+            observers.remove(kind, observer)

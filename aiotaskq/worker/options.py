@@ -1,0 +1,73 @@
+"""How one worker runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from aiotaskq.config import Config
+from aiotaskq.errors import ConfigError
+from aiotaskq.identity import worker_name
+
+T = TypeVar("T")
+
+_MOST_THREADS = 64  # where the settings give no number
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a worker, each as given or as the settings have it."""
+
+    name: str
+    queues: Sequence[str]
+    concurrency: int
+    threads: int
+    processes: int  # of the pool for plain functions
+    grace_period: float
+    burst: bool
+    max_tasks: int | None
+
+    @classmethod
+    def choose(
+        cls,
+        conf: Config,
+        *,
+        name: str | None = None,
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+        threads: int | None = None,
+        grace_period: float | None = None,
+        burst: bool = False,
+        max_tasks: int | None = None,
+    ) -> WorkerOptions:
+        """Fill in what was not given.
+
+        Raises:
+            ConfigError: An option is out of its range.
+        """
+        concurrency = _first(concurrency, conf.worker_concurrency)
+        options = cls(
+            name=name or worker_name(),
+            queues=list(dict.fromkeys(queues or [conf.task_default_queue])),
+            concurrency=concurrency,
+            threads=_first(threads, conf.worker_threads, min(concurrency, _MOST_THREADS)),
+            processes=_first(conf.worker_process_pool_size, os.cpu_count() or 1),
+            grace_period=_first(grace_period, conf.worker_grace_period),
+            burst=burst,
+            max_tasks=max_tasks,
+        )
+        for what in ("concurrency", "threads", "processes"):
+            if getattr(options, what) < 1:
+                raise ConfigError(f"{what} is {getattr(options, what)}; 1 is the least")
+        if options.grace_period < 0:
+            raise ConfigError("the grace period is seconds, 0 or more")
+        return options
+
+
+def _first(*candidates: T | None) -> T:
+    for candidate in candidates:
+        if candidate is not None:
+            return candidate
+    raise ValueError("no candidate")

@@ -1,0 +1,44 @@
+"""The thread pool and the process pool of a worker, made when the first task wants one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiotaskq.worker.processes import ProcessPool
+from aiotaskq.worker.threads import ThreadPool
+
+
+class Pools:
+    """Both pools; a worker without plain functions has neither."""
+
+    def __init__(
+        self, *, threads: int, processes: int, codec_settings: dict[str, Any], worker: str
+    ) -> None:
+        self._thread_count = threads
+        self._process_count = processes
+        self._codec_settings = codec_settings
+        self._worker = worker
+        self._threads: ThreadPool | None = None
+        self._processes: ProcessPool | None = None
+
+    def threads(self) -> ThreadPool:
+        """Return the thread pool."""
+        if self._threads is None:
+            self._threads = ThreadPool(self._thread_count)
+        return self._threads
+
+    def processes(self) -> ProcessPool:
+        """Return the process pool."""
+        if self._processes is None:
+            self._processes = ProcessPool(
+                self._process_count, self._codec_settings, worker=self._worker
+            )
+        return self._processes
+
+    async def close(self) -> None:
+        """End both."""
+        if self._processes is not None:
+            await self._processes.close()
+        if self._threads is not None:
+            await self._threads.close()
+        self._threads = self._processes = None

@@ -1,0 +1,210 @@
+"""A pool of processes for plain functions that hold the interpreter: parsing, rendering, numbers.
+
+Each process runs one task at a time over a pipe of its own, so the death of one (a segmentation
+fault, the out-of-memory killer) fails the task that it ran and nothing else. Nothing is pickled:
+a process gets the message's own bytes, reads the arguments itself and sends back the
+encoded result.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from aiotaskq.codec import Codec
+from aiotaskq.context import State, TaskContext, enter
+from aiotaskq.errors import AioTaskQError
+from aiotaskq.failures import describe
+from aiotaskq.task import Task
+from aiotaskq.worker.threads import ThreadPool
+
+_STOP_WAIT = 1.0  # seconds that an idle process gets to exit by itself
+
+
+class ProcessDied(AioTaskQError):
+    """The process that ran a task ended under it."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a process is asked to run."""
+
+    module: str
+    qualname: str
+    body: bytes
+    worker: str
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came of it: the encoded value, or the encoded error with its traceback."""
+
+    value: bytes | None = None
+    error: bytes | None = None
+    traceback: str = ""
+
+
+class RemoteFailure(Exception):
+    """A task failed in a process of the pool; the failure is encoded already."""
+
+    def __init__(self, error: Raw, traceback: str) -> None:
+        super().__init__(traceback)
+        self.error = error
+        self.traceback = traceback
+
+
+class ProcessPool:
+    """Runs tasks in at most `size` processes, started when needed. Belongs to one event loop.
+
+    Args:
+        size: The most processes.
+        codec_settings: The keyword arguments of the application's `Codec`.
+    """
+
+    def __init__(self, size: int, codec_settings: dict[str, Any], *, worker: str) -> None:
+        self.size = size
+        self._codec_settings = codec_settings
+        self._worker = worker
+        self._threads = ThreadPool(size, name="aiotaskq-process")  # one to talk to each process
+        self._idle: deque[_Process] = deque()
+        self._all: set[_Process] = set()
+
+    async def run(self, task: Task[Any, Any], body: bytes) -> Raw:
+        """Run a task's message in a process and return the encoded result.
+
+        Cancelling the call ends the process that runs it, and only that one.
+
+        Raises:
+            RemoteFailure: The task failed there.
+            ProcessDied: The process ended under it.
+        """
+        request = Request(task.fn.__module__, task.fn.__qualname__, body, self._worker)
+        taken: list[_Process] = []
+        try:
+            reply = await self._threads.run(self._exchange, request, taken)
+        except BaseException:
+            for process in taken:  # it is stuck in the task or dead: not to be used again
+                process.kill()
+                self._all.discard(process)
+            raise
+        self._idle.extend(taken)
+        if reply.value is None:
+            raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback)
+        return Raw(reply.value)
+
+    def _exchange(self, request: Request, taken: list[_Process]) -> Reply:
+        """Talk to one process; in a thread. As many threads as processes, so one is free."""
+        try:
+            process = self._idle.pop()
+        except IndexError:
+            process = _Process(self._codec_settings)
+            self._all.add(process)
+        taken.append(process)
+        return process.ask(request)
+
+    async def close(self) -> None:
+        """End all processes, at once if they are busy."""
+        for process in self._all:
+            if process not in self._idle:
+                process.kill()
+        await self._threads.run(self._stop)
+        await self._threads.close()
+
+    def _stop(self) -> None:
+        for process in self._all:
+            process.stop()
+
+
+class _Process:
+    """One process and the pipe to it."""
+
+    def __init__(self, codec_settings: dict[str, Any]) -> None:
+        # Spawned, not forked: the worker has threads and sockets, which a fork would share.
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=serve, args=(theirs, codec_settings), name="aiotaskq-pool", daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its death ends our reading
+
+    def ask(self, request: Request) -> Reply:
+        try:
+            self._pipe.send_bytes(msgspec.msgpack.encode(request))
+            return msgspec.msgpack.decode(self._pipe.recv_bytes(), type=Reply)
+        except (EOFError, OSError):
+            self._process.join()
+            raise ProcessDied(
+                f"the process that ran it ended under it{_how(self._process.exitcode)}"
+            ) from None
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def stop(self) -> None:
+        self._pipe.close()  # an idle process exits when its pipe ends
+        self._process.join(_STOP_WAIT)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f", by {signal.Signals(-exit_code).name}"
+    return f", with exit status {exit_code}"
+
+
+def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
+    """Run requests one after another, until the pipe ends: the life of a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    codec = Codec(**codec_settings)
+    while True:
+        try:
+            request = msgspec.msgpack.decode(pipe.recv_bytes(), type=Request)
+        except (EOFError, OSError):
+            return
+        pipe.send_bytes(msgspec.msgpack.encode(_run(request, codec)))
+
+
+def _exit_with_parent() -> None:
+    """End at once when the worker dies: what this process runs is given to another."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _run(request: Request, codec: Codec) -> Reply:
+    try:
+        task = _find(request)
+        message = codec.decode_message(request.body)
+        args, kwargs = task.arguments.load(message, request.body)
+        enter(TaskContext(message, args, kwargs, state=State(), worker=request.worker))
+        value = task.fn(*args, **kwargs)
+        return Reply(value=bytes(codec.encode_result(value)))
+    except BaseException as error:  # noqa: BLE001 - SystemExit included: it ends the task only
+        encoded, traceback = describe(error)
+        return Reply(error=bytes(encoded), traceback=traceback)
+
+
+def _find(request: Request) -> Task[Any, Any]:
+    found: Any = importlib.import_module(request.module)
+    for part in request.qualname.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Task):
+        raise TypeError(
+            f"{request.module}.{request.qualname} is no task there: a task that runs in a process"
+            " must be bound to its own name"
+        )
+    return found

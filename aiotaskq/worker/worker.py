@@ -1,0 +1,224 @@
+"""The life of a worker in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from aiotaskq import events
+from aiotaskq.context import State
+from aiotaskq.errors import LeaseLost, Unavailable
+from aiotaskq.protocols import Broker, ResultBackend
+from aiotaskq.worker.application import Application
+from aiotaskq.worker.incarnation import Incarnation, Quota
+from aiotaskq.worker.logs import logged
+from aiotaskq.worker.options import WorkerOptions
+from aiotaskq.worker.pools import Pools
+
+logger = logging.getLogger("aiotaskq.worker")
+
+_RECONNECT = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
+
+
+class Worker:
+    """Takes tasks and runs them in the running event loop.
+
+    Two ways to run one: ``async with worker:`` starts it on entry and drains it on exit;
+    ``await worker.run()`` returns when it was told to `stop`, or had nothing more to do.
+
+    It touches no signal handler.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        concurrency: int | None = None,
+        queues: Sequence[str] | None = None,
+        name: str | None = None,
+        threads: int | None = None,
+        grace_period: float | None = None,
+        burst: bool = False,
+        max_tasks: int | None = None,
+    ) -> None:
+        self.options = WorkerOptions.choose(
+            app.conf,
+            name=name,
+            queues=queues,
+            concurrency=concurrency,
+            threads=threads,
+            grace_period=grace_period,
+            burst=burst,
+            max_tasks=max_tasks,
+        )
+        self._app = app
+        self._state = State()
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._quota = Quota(self.options.max_tasks)
+        self._main: asyncio.Task[None] | None = None
+        self._incarnation: Incarnation | None = None
+
+    @property
+    def running(self) -> int:
+        """How many tasks run now."""
+        return 0 if self._incarnation is None else self._incarnation.running
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has taken as many tasks as it may."""
+        return self._quota.spent
+
+    def stop(self, *, hurry: bool = False) -> None:
+        """Ask it to stop: no more tasks are taken, those that run get the grace period.
+
+        Args:
+            hurry: Do not wait for them: cancel them and hand them back now.
+        """
+        self._stopping.set()
+        if hurry:
+            self._hurry.set()
+
+    async def run(self, *, patient: bool = True) -> None:
+        """Work until told to stop.
+
+        Args:
+            patient: Wait for servers that cannot be reached at start; otherwise raise.
+
+        Raises:
+            ConfigError: The set-up is wrong.
+            Unavailable: A server cannot be reached at start, and it is not to be waited for.
+        """
+        await self._live(patient=patient, connected=None)
+
+    async def __aenter__(self) -> Self:
+        connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._main = asyncio.create_task(self._live(patient=True, connected=connected))
+        await asyncio.wait([self._main, connected], return_when=asyncio.FIRST_COMPLETED)
+        if self._main.done():
+            self._main.result()  # raises what is wrong with the set-up
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._main is not None  # entered
+        self.stop()
+        await self._main
+
+    async def _live(self, *, patient: bool, connected: asyncio.Future[None] | None) -> None:
+        self._app.import_tasks()
+        for task in self._app.tasks.values():
+            task.arguments.prepare()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(logged(self._app.observers))
+            broker, backend = self._app.drivers()
+            stack.push_async_callback(broker.close)
+            if backend is not None:
+                stack.push_async_callback(backend.close)
+            if not await self._connect(broker, backend, patient=patient, connected=connected):
+                return  # told to stop while it waited
+            for lifespan in self._app.lifespans:
+                await stack.enter_async_context(lifespan(self._state))
+            pools = Pools(
+                threads=self.options.threads,
+                processes=self.options.processes,
+                codec_settings=self._app.codec.settings,
+                worker=self.options.name,
+            )
+            stack.push_async_callback(pools.close)
+            _settle(connected)
+            await self._work(broker, backend, pools)
+        if self._app.observers.heard(events.WorkerStopped):
+            self._app.observers.emit(events.WorkerStopped(worker=self.options.name))
+
+    async def _connect(
+        self,
+        broker: Broker,
+        backend: ResultBackend | None,
+        *,
+        patient: bool,
+        connected: asyncio.Future[None] | None,
+    ) -> bool:
+        """Open both drivers; False if told to stop first."""
+        pause, longest = _RECONNECT
+        while not self._stopping.is_set():
+            try:
+                await broker.open()
+                if backend is not None:
+                    await backend.open()
+            except Unavailable as error:
+                if not patient:
+                    raise
+                logger.error("%s; trying again in %.1f s", error, pause)
+                _settle(connected)  # an application that embeds the worker starts all the same
+                await self._rest(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, longest)
+            else:
+                return True
+        return False
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, unless told to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _work(self, broker: Broker, backend: ResultBackend | None, pools: Pools) -> None:
+        """Live one incarnation after another, until told to stop or nothing is left to do."""
+        told = False
+        while not self._stopping.is_set():
+            incarnation = Incarnation(
+                self._app, broker, backend, pools, self.options, state=self._state, quota=self._quota
+            )
+            try:
+                await incarnation.open()
+            except Unavailable as error:
+                logger.warning("cannot begin to take tasks, trying again: %s", error)
+                await self._rest(_RECONNECT[1] * random.uniform(0.1, 0.2))
+                continue
+            self._incarnation = incarnation
+            if not told:
+                told = True
+                self._tell_ready()
+            try:
+                await self._serve(incarnation)
+            except LeaseLost as lost:
+                logger.error("%s; its tasks were given to others, going on under a new lease", lost)
+                await incarnation.abandon()
+            else:
+                self._stopping.set()
+                await incarnation.finish(self.options.grace_period, self._hurry)
+            finally:
+                self._incarnation = None
+                await incarnation.close()
+
+    async def _serve(self, incarnation: Incarnation) -> None:
+        serving = asyncio.create_task(incarnation.serve())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+        finally:
+            for task in (serving, stopping):
+                task.cancel()
+            await asyncio.wait([serving, stopping])
+
+    def _tell_ready(self) -> None:
+        logger.info("%s ready", self.options.name)
+        if self._app.observers.heard(events.WorkerReady):
+            self._app.observers.emit(events.WorkerReady(worker=self.options.name))
+
+
+def _settle(connected: asyncio.Future[None] | None) -> None:
+    if connected is not None and not connected.done():
+        connected.set_result(None)

@@ -1,0 +1,63 @@
+"""The memory drivers: the reference that the suites were written against."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore
+from aiotaskq.testing.brokers import BrokerConformance
+from aiotaskq.testing.model import check_broker
+from aiotaskq.testing.results import ResultConformance
+
+
+class MemoryHarness:
+    can_cut = False
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+
+    async def broker(self) -> MemoryBroker:
+        broker = MemoryBroker(store=self.store)
+        await broker.open()
+        return broker
+
+    async def backend(self) -> MemoryBackend:
+        backend = MemoryBackend(store=self.store)
+        await backend.open()
+        return backend
+
+    async def pass_time(self, seconds: float) -> None:
+        self.store._time_shift += seconds
+
+    async def now(self) -> float:
+        return self.store.now()
+
+    async def cut(self) -> None:
+        raise NotImplementedError("memory is always within reach")
+
+    async def mend(self) -> None:
+        raise NotImplementedError("memory is always within reach")
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+@pytest.fixture
+async def harness() -> AsyncIterator[MemoryHarness]:
+    harness = MemoryHarness()
+    yield harness
+    await harness.close()
+
+
+class TestMemoryBroker(BrokerConformance):
+    pass
+
+
+class TestMemoryBackend(ResultConformance):
+    pass
+
+
+def test_random_histories_agree_with_the_model() -> None:
+    check_broker(MemoryHarness, examples=200, steps=40)

@@ -1,0 +1,121 @@
+"""SQLite, on a file for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker
+from aiotaskq.testing.brokers import BrokerConformance
+from aiotaskq.testing.model import check_broker
+from aiotaskq.testing.results import ResultConformance
+
+# What a process does to all others that dies, but not quite, while it repairs the file after a
+# crash: it holds the locks for writing and for repairing (bytes 120 and 122 of the index file),
+# and the header of the index (its first 96 bytes) is void, so that nobody can read without them.
+HANG = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX, 3, 120)
+    index.write(bytes(96))
+    index.flush()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+class SQLiteHarness:
+    can_cut = True
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "test.db"
+        self._made: list[SQLiteBroker | SQLiteBackend] = []
+        self._shift = 0.0
+        self._hanging: subprocess.Popen[str] | None = None
+
+    async def broker(self) -> SQLiteBroker:
+        broker = SQLiteBroker(f"sqlite:///{self._path}?busy_timeout=5")
+        await self._open(broker)
+        return broker
+
+    async def backend(self) -> SQLiteBackend:
+        backend = SQLiteBackend(f"sqlite:///{self._path}?busy_timeout=5")
+        await self._open(backend)
+        return backend
+
+    async def pass_time(self, seconds: float) -> None:
+        self._shift += seconds
+        for driver in self._made:
+            driver._time_shift = self._shift
+
+    async def now(self) -> float:
+        return time.time() + self._shift
+
+    async def cut(self) -> None:
+        self._set_patience(0.1)  # or each call would try for the whole busy_timeout
+        self._hanging = subprocess.Popen(
+            [sys.executable, "-c", HANG, f"{self._path}-shm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._hanging.stdout is not None
+        await asyncio.to_thread(self._hanging.stdout.readline)
+        # No server tells its clients: they notice when they look, each second.
+        await asyncio.sleep(1.5)
+
+    async def mend(self) -> None:
+        if self._hanging is not None:
+            await asyncio.to_thread(self._hanging.communicate)
+            self._hanging = None
+        self._set_patience(5.0)
+
+    async def close(self) -> None:
+        await self.mend()
+        for driver in self._made:
+            await driver.close()
+
+    async def _open(self, driver: SQLiteBroker | SQLiteBackend) -> None:
+        driver._time_shift = self._shift
+        self._made.append(driver)
+        await driver.open()
+
+    def _set_patience(self, seconds: float) -> None:
+        for driver in self._made:
+            link = driver._link
+            link.settings = msgspec.structs.replace(link.settings, busy_timeout=seconds)
+            link._database._settings = link.settings
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[SQLiteHarness]:
+    harness = SQLiteHarness(tmp_path)
+    yield harness
+    await harness.close()
+
+
+class TestSQLiteBroker(BrokerConformance):
+    pass
+
+
+class TestSQLiteBackend(ResultConformance):
+    pass
+
+
+def test_random_histories_agree_with_the_model(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def harness() -> SQLiteHarness:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        return SQLiteHarness(folder)
+
+    check_broker(harness, examples=50, steps=30)

@@ -1,0 +1,195 @@
+"""Fixtures for all tests: servers, and the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn
+
+import psutil
+import pytest
+from blockbuster import BlockBuster
+from hypothesis import settings
+
+from tests.servers import PostgresServer, RedisServer, ServerMissing, Watchdog
+
+# A shared machine may stop any example for a while, so none has a deadline.
+settings.register_profile("aiotaskq", deadline=None, print_blob=True)
+settings.load_profile("aiotaskq")
+
+SERVER_FIXTURES = frozenset({"redis_server", "postgres_server"})
+GRACE = 3.0  # seconds in which what was told to end may end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server, for `make test-fast`."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not SERVER_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker("server")
+
+
+# --- servers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def watchdog() -> Iterator[Watchdog]:
+    """What stops the servers if the test run is killed."""
+    dog = Watchdog()
+    _expected.append(dog)
+    yield dog
+    dog.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server(watchdog: Watchdog) -> Iterator[RedisServer]:
+    """A Redis server of our own; kill and restart it as you like."""
+    try:
+        server = RedisServer(watchdog)
+    except ServerMissing as missing:
+        _without(missing)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(watchdog: Watchdog) -> Iterator[PostgresServer]:
+    """A PostgreSQL server of our own; kill and restart it as you like."""
+    try:
+        server = PostgresServer(watchdog)
+    except ServerMissing as missing:
+        _without(missing)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Database 0 of a running Redis server, empty, as all its other databases are."""
+    redis_server.start()
+    redis_server.flush()
+    return redis_server.url(0)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """An empty database of a running PostgreSQL server, dropped afterwards."""
+    postgres_server.start()
+    name = postgres_server.create_database()
+    yield postgres_server.url(name)
+    postgres_server.start()  # the test may have stopped it
+    postgres_server.drop_database(name)
+
+
+def _without(missing: ServerMissing) -> NoReturn:
+    if os.environ.get("AIOTASKQ_TESTS_SKIP_SERVERS") == "1" and not os.environ.get("CI"):
+        pytest.skip(f"{missing} is not installed, and AIOTASKQ_TESTS_SKIP_SERVERS is set")
+    pytest.fail(
+        f"{missing} is not installed: run scripts/install-servers, or `make test`, which does",
+        pytrace=False,
+    )
+
+
+# --- nothing outlives its test ------------------------------------------------------------------
+
+_expected: list[Watchdog] = []
+# Helpers of the standard library that start when first needed and stay for good.
+_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread or a child process behind."""
+    if request.node.get_closest_marker("may_leave") is not None:
+        yield
+        return
+    threads = set(threading.enumerate())
+    processes = set(_children())
+    yield
+    end = time.monotonic() + GRACE
+    while True:
+        left = [str(thread) for thread in set(threading.enumerate()) - threads if thread.is_alive()]
+        left += [_describe(child) for child in set(_children()) - processes]
+        if not left:
+            return
+        if time.monotonic() > end:
+            pytest.fail("outlived its test: " + "; ".join(left), pytrace=False)
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def no_task_outlives(request: pytest.FixtureRequest, nothing_outlives: None) -> None:
+    """Fail a test that leaves an asyncio task behind.
+
+    Set up after `nothing_outlives`, so that the event loop is closed before that one looks: with
+    it end the threads of its executor.
+    """
+    if request.node.get_closest_marker("may_leave") is None and inspect.iscoroutinefunction(
+        getattr(request, "function", None)
+    ):
+        request.getfixturevalue("tasks_of_the_test")
+
+
+@pytest.fixture
+async def tasks_of_the_test() -> AsyncIterator[None]:
+    """Look for tasks on the event loop of a test; asked for by `no_task_outlives`."""
+    before = asyncio.all_tasks()
+    yield
+    end = time.monotonic() + GRACE
+    while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
+        if time.monotonic() > end:
+            pytest.fail(f"outlived its test: {left}", pytrace=False)
+        await asyncio.sleep(0.001)
+
+
+def _children() -> list[psutil.Process]:
+    known = {pid for dog in _expected for pid in dog.pids}
+    return [
+        child
+        for child in psutil.Process().children()
+        if child.pid not in known and not any(helper in _describe(child) for helper in _HELPERS)
+    ]
+
+
+def _describe(child: psutil.Process) -> str:
+    try:
+        return f"process {child.pid} {' '.join(child.cmdline())}"
+    except psutil.Error:
+        return f"process {child.pid}, ended"
+
+
+# --- nothing blocks the event loop --------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _blocking() -> BlockBuster:
+    import aiotaskq.testing
+
+    # The harnesses of the suites may block: they stop servers.
+    blocking = BlockBuster(scanned_modules=["aiotaskq"], excluded_modules=[aiotaskq.testing])
+    for function in blocking.functions.values():
+        # Reads ~/.pgpass and certificates when it connects, and no option prevents it.
+        function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_arguments")
+    return blocking
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks(request: pytest.FixtureRequest, _blocking: BlockBuster) -> Iterator[None]:
+    """Fail a test in which aiotaskq blocks the event loop."""
+    if request.node.get_closest_marker("may_block") is not None:
+        yield
+        return
+    _blocking.activate()
+    try:
+        yield
+    finally:
+        _blocking.deactivate()
