@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import inspect
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -40,9 +41,11 @@ from aiotaskq.task import (
     FunctionTask,
     Task,
     TaskOptions,
+    check_args,
     check_name,
     check_options,
     choose_executor,
+    unknown_option,
 )
 from aiotaskq.worker import Lifespan, Worker
 
@@ -109,6 +112,7 @@ class TaskQueue:
         self._broker = broker
         self._backend = backend
         self._templates: tuple[Broker, ResultBackend | None] | None = None
+        self._lock = threading.Lock()
         self._codec: Codec | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
 
@@ -154,7 +158,8 @@ class TaskQueue:
             DuplicateTask: The name is taken.
             ConfigError: The function cannot run where it is asked to.
         """
-        return self._register(*fn) if fn else partial(self._register, **options)
+        register = partial(self._register, **options)
+        return register(*fn) if fn else register
 
     def _register(
         self,
@@ -164,9 +169,11 @@ class TaskQueue:
         executor: str | None = None,
         **options: Any,
     ) -> Task[..., Any]:
-        check_options({k: v for k, v in options.items() if k in ("queue", "priority") and v is not None})  # type: ignore[arg-type]  # a part of CallOptions
-        name = check_name("a task's name", name or f"{self._module_of(fn)}.{fn.__qualname__}")
+        for option in options.keys() - TaskOptions.__struct_fields__:
+            raise unknown_option(option, ("name", *TaskOptions.__struct_fields__))
+        check_options({k: options.get(k) for k in ("queue", "priority", "timeout", "retry")})  # type: ignore[arg-type]  # a part of CallOptions
         chosen = choose_executor(fn, executor)
+        name = check_name("a task's name", name or f"{self._module_of(fn)}.{fn.__qualname__}")
         kind = CoroutineTask if chosen == "loop" else FunctionTask
         task: Task[..., Any] = kind(fn, sender=self, name=name, options=TaskOptions(executor=chosen, **options))
         known = self.tasks.get(name)
@@ -180,13 +187,13 @@ class TaskQueue:
 
     def _module_of(self, fn: Callable[..., Any]) -> str:
         """Return the module's name as a worker that imports it will know it."""
-        if fn.__module__ != "__main__":
+        # Multiprocessing calls the main module by the latter in the processes it starts.
+        if fn.__module__ not in ("__main__", "__mp_main__"):
             return fn.__module__
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
+        main = getattr(inspect.unwrap(fn), "__globals__", {})
+        spec, file = main.get("__spec__"), main.get("__file__")
         if spec is not None:
-            return str(spec.name).removesuffix(".__main__")
-        file = getattr(main, "__file__", None)
+            return str(spec.name)
         return Path(file).stem if file else self.name
 
     def add_middleware(self, middleware: Middleware) -> None:
@@ -287,6 +294,13 @@ class TaskQueue:
     def codec(self) -> Codec:
         """How messages and results are written, by the settings at the first use."""
         if self._codec is None:
+            for setting in ("task_serializer", "result_serializer"):
+                if self.conf[setting] not in self.conf.accept_content:
+                    raise ConfigError(
+                        f"{setting} is {self.conf[setting]!r}, which accept_content does not name:"
+                        f" what is written would be refused. accept_content ="
+                        f" {[*self.conf.accept_content, self.conf[setting]]}"
+                    )
             self._codec = Codec(
                 task_serializer=self.conf.task_serializer,
                 result_serializer=self.conf.result_serializer,
@@ -302,11 +316,12 @@ class TaskQueue:
         Raises:
             ConfigError: No driver serves a URL.
         """
-        if self._templates is None:
-            broker = self._broker or self.conf.broker_url or EMBEDDED
-            if isinstance(broker, str):
-                broker = create_broker(broker, prefix=self.conf.prefix)
-            self._templates = broker, self._create_backend(broker)
+        with self._lock:  # two brokers made from one memory:// would have nothing in common
+            if self._templates is None:
+                broker = self._broker or self.conf.broker_url or EMBEDDED
+                if isinstance(broker, str):
+                    broker = create_broker(broker, prefix=self.conf.prefix)
+                self._templates = broker, self._create_backend(broker)
         broker, backend = self._templates
         return broker.clone(), backend and backend.clone()
 
@@ -340,22 +355,24 @@ class TaskQueue:
         """
         session = await self._open_session()
         messages = [self._message(call) for call in calls]
+        for message, _, unique in messages:
+            _check_traits(session.broker, message, unique)
         if any(type(m).send is not Middleware.send for m in self.middlewares):
             for message, not_before, unique in messages:
                 await self._send_through(session, message, not_before, unique)
         else:
             envelopes = [self._envelope(*message) for message in messages]
-            if envelopes:
-                await session.publisher.publish(envelopes)
-            self._tell_sent(message for message, _, _ in messages)
+            refused = await session.publisher.publish(envelopes) if envelopes else ()
+            self._tell_sent(message for message, _, _ in messages if message.id not in refused)
         return [TaskHandle(message.id, self) for message, _, _ in messages]
 
     async def _send_through(
         self, session: Session, message: Message, not_before: float | None, unique: bool
     ) -> None:
         async def send(message: Message) -> None:
-            await session.publisher.publish([self._envelope(message, not_before, unique)])
-            self._tell_sent([message])
+            envelope = self._envelope(message, not_before, unique)
+            if envelope.id not in await session.publisher.publish([envelope]):
+                self._tell_sent([message])
 
         await wrap_send(self.middlewares, send)(message)
 
@@ -394,7 +411,7 @@ class TaskQueue:
     ) -> Call[Any]:
         call: Call[Any] = Call(
             check_name("a task's name", name),
-            tuple(args),
+            check_args(args),
             dict(kwargs or {}),
             check_options(options),
         )
@@ -519,8 +536,8 @@ class TaskQueue:
         error = value = None
         if outcome.status is TaskStatus.SUCCESS:
             task = self.tasks.get(outcome.name or "")
-            convert = None if task is None else task.arguments.convert_result
-            value = self.codec.decode_result(outcome.result, convert)
+            read = None if task is None else task.arguments.read_result
+            value = self.codec.decode_result(outcome.result, read)
         else:
             error = to_exception(outcome)
         return TaskResult(
@@ -544,7 +561,8 @@ class TaskQueue:
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
-            for other in [other for other in self._sessions if other.is_closed()]:
+            # list(): another thread may add its own meanwhile.
+            for other in [other for other in list(self._sessions) if other.is_closed()]:
                 self._sessions.pop(other, None)  # another thread may have been faster
             broker, backend = self.drivers()
             session = Session(broker, backend, publish_timeout=self.conf.broker_publish_timeout)
@@ -617,6 +635,14 @@ class TaskQueue:
         return f"<TaskQueue {self.name} with {len(self.tasks)} tasks>"
 
 
+def _check_traits(broker: Broker, message: Message, unique: bool) -> None:
+    """Raise `Unsupported` if the broker cannot do what a call asks."""
+    if unique and not broker.traits.unique:
+        raise Unsupported(f"{broker.url} cannot store a task_id only once: leave it out")
+    if message.priority and not broker.traits.priorities:
+        raise Unsupported(f"{broker.url} has no priorities: {message.task} asks for one")
+
+
 def _source(fn: Callable[..., Any]) -> str:
     code = getattr(fn, "__code__", None)
     return fn.__qualname__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
@@ -624,4 +650,6 @@ def _source(fn: Callable[..., Any]) -> str:
 
 def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Whether both are the same lines of a file, as after reloading a module."""
+    if "<locals>" in one.__qualname__:
+        return one is other  # another call of the function around it may have made another one
     return _source(one) == _source(other) and one.__qualname__ == other.__qualname__

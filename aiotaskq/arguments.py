@@ -8,6 +8,7 @@ with a raw value.
 from __future__ import annotations
 
 import inspect
+import json as stdlib_json
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, TypeAlias, get_type_hints
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Raw
 
-from aiotaskq.codec import is_json, unpickle
+from aiotaskq.codec import decode_plain, is_json, unpickle
 from aiotaskq.errors import ConfigError, DecodeError
 from aiotaskq.message import Message
 
@@ -27,16 +28,21 @@ _UNTYPED = (inspect.Parameter.empty, Any, object)
 
 def from_builtin(kind: Any, value: Any) -> Any:
     """Build a `kind` that msgspec does not know from what was decoded."""
-    validate = getattr(kind, "model_validate", None)  # pydantic, without importing it
+    validate = getattr(kind, "model_validate_json", None)  # pydantic, without importing it
     if validate is not None:
-        try:
-            return validate(value)
-        except ValueError as error:
-            # pydantic's own message has a line per field; an error here is one line.
-            raise ValueError("; ".join(str(error).splitlines())) from error
+        # As JSON, which the sender's `model_dump(mode="json")` made: a strict model would refuse
+        # the text of a date otherwise. Not msgspec's JSON, which has no NaN.
+        return _in_one_line(validate, stdlib_json.dumps(value))
     if isinstance(kind, type) and issubclass(kind, PurePath):
         return kind(value)
     raise ValueError(f"a {getattr(kind, '__qualname__', kind)} cannot be built from JSON")
+
+
+def _in_one_line(validate: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return validate(value)
+    except ValueError as error:  # pydantic's own message has several lines for each field
+        raise ValueError("; ".join(str(error).splitlines())) from error
 
 
 def reader(annotation: Any, *, json: bool) -> Read:
@@ -45,30 +51,40 @@ def reader(annotation: Any, *, json: bool) -> Read:
     Raises:
         ConfigError: The annotation is one that nothing here can convert to.
     """
+    try:
+        return _plain_reader(annotation, json=json)
+    except TypeError as unsupported:
+        return _pydantic_reader(annotation, unsupported, json=json)
+    except Exception as error:  # the annotations inside a class are arbitrary expressions
+        raise ConfigError(f"{annotation!r} cannot be resolved: {error}") from error
+
+
+def _plain_reader(annotation: Any, *, json: bool) -> Read:
     module: Any = msgspec.json if json else msgspec.msgpack
     if annotation in _UNTYPED:
         return module.Decoder().decode  # type: ignore[no-any-return]  # msgspec's two modules share no type
-    try:
-        return module.Decoder(annotation, dec_hook=from_builtin).decode  # type: ignore[no-any-return]  # as above
-    except TypeError as unsupported:
-        return _pydantic_reader(annotation, module.Decoder().decode, unsupported)
+    return module.Decoder(annotation, dec_hook=from_builtin).decode  # type: ignore[no-any-return]  # as above
 
 
-def _pydantic_reader(annotation: Any, decode: Read, unsupported: TypeError) -> Read:
+def _pydantic_reader(annotation: Any, unsupported: TypeError, *, json: bool) -> Read:
     """Fall back on pydantic where it is installed: it knows unions that msgspec does not."""
     try:
-        from pydantic import TypeAdapter
-        from pydantic.errors import PydanticSchemaGenerationError
+        from pydantic import ConfigDict, TypeAdapter
     except ImportError:
         raise ConfigError(
             f"{unsupported}; `pip install aiotaskq[pydantic]` can convert to it, or annotate"
             " the parameter otherwise"
         ) from unsupported
     try:
-        adapter = TypeAdapter(annotation)
-    except (PydanticSchemaGenerationError, TypeError):
+        # The tuple: pydantic takes no settings for a class, only for what is made of classes.
+        # The setting: msgspec wrote the bytes.
+        adapter = TypeAdapter(tuple[annotation], config=ConfigDict(val_json_bytes="base64"))
+    except Exception:  # noqa: BLE001 - it may ask the annotated classes, whose code is arbitrary
         raise ConfigError(f"{unsupported}; annotate the parameter otherwise") from unsupported
-    return lambda raw: adapter.validate_python(decode(raw))
+    if json:
+        return lambda raw: _in_one_line(adapter.validate_json, b"[%b]" % bytes(raw))[0]
+    decode = msgspec.msgpack.Decoder().decode
+    return lambda raw: _in_one_line(adapter.validate_python, (decode(raw),))[0]
 
 
 class Arguments:
@@ -88,6 +104,7 @@ class Arguments:
         self._least = sum(p.kind in _POSITIONAL for p in required)
         self._most = len(positional)
         self._hints: dict[str, Any] | None = None
+        self._result_readers: dict[bool, Read | None] = {}
         self._forms = {True: _Form(self, json=True), False: _Form(self, json=False)}
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -97,8 +114,7 @@ class Arguments:
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            name = getattr(self._fn, "__qualname__", repr(self._fn))
-            raise TypeError(f"{name}{self._signature}: {error}") from None
+            raise TypeError(f"{_name(self._fn)}{self._signature}: {error}") from None
 
     def prepare(self) -> None:
         """Resolve the annotations now, so that a wrong one shows at start and not at a task.
@@ -125,19 +141,24 @@ class Arguments:
             raise DecodeError(str(error)) from None
         return args, kwargs
 
-    def convert_result(self, value: Any) -> Any:
-        """Turn a result, decoded from JSON, into the annotated return type.
+    def read_result(self, encoded: bytes, json: bool) -> Any:
+        """Read a result, encoded as JSON or MessagePack, into the annotated return type.
 
-        Falls back on the decoded form where the annotation says nothing that can be converted
-        to, since the task has run and its value is what there is.
+        Falls back on what the bytes say by themselves where nothing can convert to the
+        annotation, or the value does not fit it: the task has run, and its value is what there is.
         """
-        annotation = self.hints().get("return", Any)
-        if annotation in _UNTYPED or annotation in _JSON_TYPES:
-            return value
-        try:
-            return msgspec.convert(value, annotation, dec_hook=from_builtin)
-        except (TypeError, msgspec.ValidationError, RecursionError):
-            return value
+        if json not in self._result_readers:
+            try:
+                self._result_readers[json] = reader(self.hints().get("return", Any), json=json)
+            except ConfigError:
+                self._result_readers[json] = None
+        read = self._result_readers[json]
+        if read is not None:
+            try:
+                return read(encoded)
+            except Exception:  # noqa: BLE001, S110 - a class of the user's may raise anything
+                pass
+        return decode_plain(encoded, json)
 
     def hints(self) -> dict[str, Any]:
         """Return the resolved annotations by parameter name."""
@@ -146,7 +167,7 @@ class Arguments:
                 self._hints = get_type_hints(self._fn, include_extras=True)
             except Exception as error:  # an annotation is an arbitrary expression
                 raise ConfigError(
-                    f"the annotations of {self._fn.__qualname__} cannot be resolved: {error}"
+                    f"the annotations of {_name(self._fn)} cannot be resolved: {error}"
                 ) from error
         return self._hints
 
@@ -173,7 +194,10 @@ class Arguments:
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_JSON_TYPES = (int, str, float, bool, None, type(None), dict, list)
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", repr(fn)))
 
 
 class _Form:
@@ -204,7 +228,7 @@ class _Form:
         if self._usual is not None:
             try:
                 return self._usual(raw)  # type: ignore[no-any-return]  # a tuple: see _whole_row
-            except (msgspec.MsgspecError, RecursionError):
+            except Exception:  # noqa: BLE001 - any: see _read, which is asked below
                 self._usual = None  # another number of them, or one that does not fit
         rows: list[Raw] = _read(self._list, raw, "the arguments")
         self._usual = self._whole_row(len(rows))
@@ -222,9 +246,9 @@ class _Form:
                 return None  # a variadic function called with ever other counts
             try:
                 row: Any = tuple
-                self._rows[count] = reader(row[tuple(kinds)], json=self._json)
-            except ConfigError:
-                self._rows[count] = None  # pydantic reads them one by one
+                self._rows[count] = _plain_reader(row[tuple(kinds)], json=self._json)
+            except Exception:  # noqa: BLE001 - they are read one by one, which tells which it is
+                self._rows[count] = None
         return self._rows[count]
 
     def _keywords(self, raw: Raw) -> dict[str, Any]:
@@ -241,5 +265,7 @@ _MOST_ROWS = 64
 def _read(read: Read, raw: Raw, what: str) -> Any:
     try:
         return read(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError, UnicodeDecodeError) as error:
+    except ValueError as error:  # msgspec's, pydantic's, and of classes that check themselves
         raise DecodeError(f"{what}: {error}") from None
+    except Exception as error:  # a class of the user's may raise anything
+        raise DecodeError(f"{what}: {type(error).__name__} while it was read") from error

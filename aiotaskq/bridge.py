@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures.thread  # noqa: F401 - see the end of this module
+import contextlib
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +28,7 @@ class Bridge:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._calls: set[Future[Any]] = set()  # that a thread waits for
 
     def run(self, work: Coroutine[Any, Any, T], *, instead: str) -> T:
         """Run a coroutine there and return its value; the calling thread waits.
@@ -39,11 +43,26 @@ class Bridge:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run_coroutine_threadsafe(work, self._running()).result()
+            return self._wait(work)
         work.close()
         raise RuntimeError(
             f"an event loop is running in this thread, and this call would block it: use {instead}"
         )
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._running())
+        except BaseException:
+            work.close()
+            raise
+        self._calls.add(future)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C: nobody waits any more; of no effect if it has ended
+            raise
+        finally:
+            self._calls.discard(future)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -54,10 +73,17 @@ class Bridge:
                 )
                 self._thread.start()
                 started.wait()
-            assert self._loop is not None
+            if self._loop is None:
+                raise RuntimeError("no event loop could be started in the background; see stderr")
             return self._loop
 
     def _main(self, started: threading.Event) -> None:
+        try:
+            self._serve(started)
+        finally:
+            started.set()  # though it could not start, such as for want of file descriptors
+
+    def _serve(self, started: threading.Event) -> None:
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
             self._stopped = asyncio.Event()
@@ -65,6 +91,11 @@ class Bridge:
             await self._stopped.wait()
 
         asyncio.run(serve())  # its end cancels what still runs, which closes the connections
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread waits for it."""
+        return bool(self._calls)
 
     def stop(self) -> None:
         """End the thread, if there is one, and let connections be closed in order."""
@@ -96,6 +127,19 @@ if hasattr(os, "register_at_fork"):
 def stop() -> None:
     """Stop the background loop; the next use starts another."""
     _bridge.stop()
+
+
+def _stop_if_idle() -> None:
+    # Threads of the program may still go on, and wait for us: then `stop` comes later.
+    if not _bridge.busy:
+        _bridge.stop()
+
+
+# By the time of `atexit`, the executors of the standard library take no more work, and closing a
+# connection may need one. This hook is the one that they themselves use; the last one registered
+# runs first, so that theirs is registered by now.
+with contextlib.suppress(AttributeError, RuntimeError):
+    threading._register_atexit(_stop_if_idle)  # type: ignore[attr-defined]  # private: the rest works without
 
 
 def run(work: Coroutine[Any, Any, T], *, instead: str) -> T:

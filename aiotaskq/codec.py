@@ -25,7 +25,11 @@ from aiotaskq.message import NOTHING, Message
 Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 
 _WRAPPED = b'{"$'  # how a result begins that is not plain JSON
+_KINDS = ("$json", "$msgpack", "$pickle")
 _NULL = Raw(b"null")
+
+ReadResult: TypeAlias = Callable[[bytes, bool], Any]
+"""From an encoded result, and whether that is JSON or MessagePack, to a value."""
 
 
 def to_builtin(value: Any) -> Any:
@@ -133,10 +137,15 @@ class Codec:
         """Frame a message whose arguments this codec has packed.
 
         Raises:
+            EncodeError: A header has no form in JSON or MessagePack.
             PayloadTooLarge: It exceeds the limit for messages.
         """
         framing = _msgpack_encode if self._task_serializer == "msgpack" else _json_encode
-        return self._fits(framing(message), message)
+        try:
+            body = framing(message)
+        except Exception as error:  # such as a header that is no text
+            raise EncodeError(f"a message for {message.task} cannot be written: {error}") from error
+        return self._fits(body, message)
 
     def encode_again(self, message: Message, body: bytes) -> bytes:
         """Frame a changed `message` as `body`, which it was decoded from, was framed."""
@@ -192,27 +201,40 @@ class Codec:
             )
         return Raw(encoded)
 
-    def decode_result(self, raw: Raw, convert: Callable[[Any], Any] | None = None) -> Any:
-        """Read a result, given what turns the decoded JSON into the annotated type."""
-        encoded = bytes(raw)
-        if encoded.startswith(_WRAPPED):
-            ((kind, text),) = msgspec.json.decode(encoded, type=dict[str, Raw]).items()
-            if kind != "$json":
-                return self._unwrap(kind, msgspec.json.decode(text, type=str))
-            encoded = bytes(text)
-        value = msgspec.json.decode(encoded)
-        return value if convert is None else convert(value)
+    def decode_result(self, raw: Raw, read: ReadResult | None = None) -> Any:
+        """Read a result, given what reads JSON or MessagePack into the annotated type.
 
-    def _unwrap(self, kind: str, text: str) -> Any:
-        data = base64.b64decode(text)
-        if kind == "$msgpack":
-            return msgspec.msgpack.decode(data)
-        if kind == "$pickle" and "pickle" in self._accept:
-            return pickle.loads(data)  # switched on by name, on this very side
-        raise DecodeError(
-            f"the result is written in {kind[1:]}, which accept_content does not name"
-            f" ({', '.join(sorted(self._accept))})"
-        )
+        Raises:
+            DecodeError: It is no result, or is written in what is not accepted.
+        """
+        try:
+            return self._read_result(bytes(raw), decode_plain if read is None else read)
+        except (ValueError, RecursionError) as error:  # every error of msgspec is a ValueError
+            raise DecodeError(f"not a result: {error}") from error
+
+    def _read_result(self, encoded: bytes, read: ReadResult) -> Any:
+        if not encoded.startswith(_WRAPPED):
+            return read(encoded, True)
+        fields = msgspec.json.decode(encoded, type=dict[str, Raw])
+        kind, inner = next(iter(fields.items()))
+        # A plain one may look alike: PostgreSQL's jsonb puts short keys first.
+        if len(fields) > 1 or kind not in _KINDS:
+            return read(encoded, True)
+        if kind == "$json":
+            return read(bytes(inner), True)
+        data = base64.b64decode(msgspec.json.decode(inner, type=str), validate=True)
+        if kind[1:] not in self._accept:
+            raise DecodeError(
+                f"the result is written in {kind[1:]}, which accept_content does not name"
+                f" ({', '.join(sorted(self._accept))})"
+            )
+        # Pickle was switched on by name, on this very side.
+        return read(data, False) if kind == "$msgpack" else _unpickle(data, "the result")
+
+
+def decode_plain(encoded: bytes, json: bool) -> Any:
+    """Read JSON or MessagePack into what it says by itself: dicts, lists, texts, numbers."""
+    return msgspec.json.decode(encoded) if json else msgspec.msgpack.decode(encoded)
 
 
 def is_json(body: bytes) -> bool:
@@ -222,11 +244,20 @@ def is_json(body: bytes) -> bool:
 
 def unpickle(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read pickled arguments. Only for a message that `Codec.decode_message` let through."""
-    try:
-        args, kwargs = pickle.loads(data)
-    except Exception as error:  # unpickling runs arbitrary code, which may raise anything
-        raise DecodeError(f"the arguments cannot be unpickled: {error}") from error
+    loaded = _unpickle(data, "the arguments")
+    if not (isinstance(loaded, tuple) and len(loaded) == 2):
+        raise DecodeError("the arguments are pickled, and are no pair of args and kwargs")
+    args, kwargs = loaded
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise DecodeError("the arguments are pickled, and are no tuple and dict")
     return args, kwargs
+
+
+def _unpickle(data: bytes, what: str) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:  # unpickling runs arbitrary code, which may raise anything
+        raise DecodeError(f"{what} cannot be unpickled: {error}") from error
 
 
 def _encode_json_result(value: Any) -> bytes:

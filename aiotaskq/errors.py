@@ -26,6 +26,8 @@ leaves a driver: each is mapped onto one of these.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AioTaskQError(Exception):
     """The base of all errors raised by aiotaskq."""
@@ -84,6 +86,13 @@ class PayloadTooLarge(EncodeError):
         self.size = size
         self.limit = limit
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _too_large, (str(self), self.size, self.limit)
+
+
+def _too_large(message: str, size: int, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(message, size=size, limit=limit)
+
 
 class DecodeError(CodecError):
     """Bytes that are no message, or an argument that does not fit its annotation."""
@@ -111,6 +120,12 @@ class TaskFailed(ResultError):
         remote_traceback: The traceback as text, or None.
     """
 
+    task_id: str
+    exc_type: str
+    exc_module: str
+    exc_message: str
+    remote_traceback: str | None
+
     def __init__(
         self,
         message: str,
@@ -124,13 +139,16 @@ class TaskFailed(ResultError):
         # Not super(): a subclass may have a remote type among its bases, whose __init__ wants
         # arguments of its own.
         Exception.__init__(self, message)
-        self.task_id = task_id
-        self.exc_type = exc_type
-        self.exc_module = exc_module
-        self.exc_message = exc_message
-        self.remote_traceback = remote_traceback
+        # Not by assignment: a remote type that is a frozen dataclass would refuse it.
+        vars(self).update(
+            task_id=task_id,
+            exc_type=exc_type,
+            exc_module=exc_module,
+            exc_message=exc_message,
+            remote_traceback=remote_traceback,
+        )
         if remote_traceback:
-            self.add_note("\nIn the worker:\n" + remote_traceback.rstrip())
+            vars(self)["__notes__"] = ["\nIn the worker:\n" + remote_traceback.rstrip()]
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -6,12 +6,14 @@ logged and otherwise ignored. Where nobody listens to a kind of event, none is m
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from aiotaskq.errors import ConfigError
 from aiotaskq.message import Message
 
 logger = logging.getLogger("aiotaskq.events")
@@ -105,12 +107,21 @@ class Observers:
         self._by_kind: dict[type[Event], list[Callable[[Any], None]]] = {}
 
     def add(self, kind: type[E], observer: Observer[E]) -> None:
-        """Call `observer` with every event of exactly this kind."""
-        self._by_kind.setdefault(kind, []).append(observer)
+        """Call `observer` with every event of exactly this kind.
+
+        Raises:
+            ConfigError: It is a coroutine function, which nobody would await.
+        """
+        if inspect.iscoroutinefunction(observer):
+            raise ConfigError(f"an observer of {kind.__name__} must be a plain function")
+        # A new list each time: an event may be on its way through the old one.
+        self._by_kind[kind] = [*self._by_kind.get(kind, ()), observer]
 
     def remove(self, kind: type[E], observer: Observer[E]) -> None:
         """Undo one `add`."""
-        self._by_kind[kind].remove(observer)
+        left = list(self._by_kind[kind])
+        left.remove(observer)
+        self._by_kind[kind] = left
 
     def heard(self, kind: type[Event]) -> bool:
         """Whether anybody listens: ask before making the event."""

@@ -36,11 +36,12 @@ def describe(error: BaseException) -> tuple[Raw, str]:
     worker's own frames are taken off the head of the traceback: they say nothing of the task.
     """
     kind = type(error)
-    error.__traceback__ = _of_the_task(error.__traceback__)
+    # Not by assignment, which an exception that is a frozen dataclass would refuse.
+    BaseException.with_traceback(error, _of_the_task(error.__traceback__))
     remote = RemoteError(
-        exc_type=kind.__qualname__,
+        exc_type=_encodable(str(kind.__qualname__)),
         exc_message=_plain_arguments(error),
-        exc_module=kind.__module__,
+        exc_module=_encodable(str(kind.__module__)),
     )
     return Raw(encode_json(remote)), _traceback(error)
 
@@ -62,20 +63,28 @@ def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
     """Return the exception that an encoded `RemoteError` stands for."""
     remote = _read(error)
     message = _message(remote)
+    facts: dict[str, Any] = {
+        "task_id": task_id,
+        "exc_type": remote.exc_type,
+        "exc_module": remote.exc_module,
+        "exc_message": message,
+        "remote_traceback": traceback,
+    }
     kind = _failed_class(remote)
-    return kind(
-        # The type's own name says nothing where the class is the plain TaskFailed.
-        f"{remote.exc_type}: {message}" if kind is TaskFailed else message,
-        task_id=task_id,
-        exc_type=remote.exc_type,
-        exc_module=remote.exc_module,
-        exc_message=message,
-        remote_traceback=traceback,
-    )
+    if kind is not None:
+        try:
+            return kind(message, **facts)
+        except Exception:  # noqa: BLE001, S110 - a type whose __new__ wants more, or refuses
+            pass
+    # The type's own name says nothing where the class is the plain TaskFailed.
+    return TaskFailed(f"{remote.exc_type}: {message}", **facts)
 
 
 def _read(error: Raw) -> RemoteError:
-    return msgspec.json.decode(bytes(error), type=RemoteError)
+    try:
+        return msgspec.json.decode(bytes(error), type=RemoteError)
+    except (ValueError, RecursionError):  # not written by a worker of ours
+        return RemoteError("Exception", [bytes(error).decode(errors="replace")], "builtins")
 
 
 def _message(remote: RemoteError) -> str:
@@ -83,18 +92,19 @@ def _message(remote: RemoteError) -> str:
 
 
 def _plain_arguments(error: BaseException) -> list[Any]:
-    plain = all(
-        part is None or (type(part) in (str, int, float, bool) and len(repr(part)) < _MESSAGE_LIMIT)
-        for part in error.args
-    )
-    if plain and error.args and not isinstance(error, UnicodeError):
-        try:
-            encode_json(error.args)
-        except Exception:  # noqa: BLE001, S110 - NaN or a lone surrogate: its text is sent below
-            pass
-        else:
-            return list(error.args)
-    return [_text(error)]
+    """Return the only argument if it says what `str()` says, else that text.
+
+    Of a `KeyError` or an `OSError` the arguments say less.
+    """
+    text = _text(error)
+    try:
+        (only,) = error.args
+        if type(only) in (str, int, float, bool) and str(only) == text:
+            encode_json(only)
+            return [only]
+    except Exception:  # noqa: BLE001, S110 - other arguments, a hostile `args`, NaN
+        pass
+    return [text]
 
 
 def _text(error: BaseException) -> str:
@@ -116,7 +126,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _of_the_task(frames: TracebackType | None) -> TracebackType | None:
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
+    while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith(_OURS):
         frames = frames.tb_next
     return frames
 
@@ -125,32 +135,40 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _failed_class(remote: RemoteError) -> type[TaskFailed]:
-    """Return `TaskFailed`, mixed with the remote type where that is loaded here."""
+def _failed_class(remote: RemoteError) -> type[TaskFailed] | None:
+    """Return `TaskFailed`, mixed with the remote type; None if that is not loaded here."""
     module = builtins if remote.exc_module == "builtins" else sys.modules.get(remote.exc_module)
     found: Any = module
     for part in remote.exc_type.split("."):
-        found = getattr(found, part, None)
+        # Not getattr(), which makes some modules import what is asked for.
+        found = getattr(found, "__dict__", {}).get(part)
     usable = (
         isinstance(found, type)
         and issubclass(found, Exception)
-        and not issubclass(found, _NEVER_MIXED)
+        and not issubclass(found, (*_NEVER_MIXED, TaskFailed))
         and found is not Exception
     )
-    return _mixed(found) if usable else TaskFailed
+    return _mixed(found) if usable else None
 
 
-_classes: dict[type, type[TaskFailed]] = {}
+_classes: dict[type, type[TaskFailed] | None] = {}
 
 
-def _mixed(kind: type[Exception]) -> type[TaskFailed]:
-    if issubclass(kind, TaskFailed):
-        return TaskFailed
+def _mixed(kind: type[Exception]) -> type[TaskFailed] | None:
     if kind not in _classes:
+        members = {
+            "__module__": TaskFailed.__module__,
+            # Pickled by what it is made of: the class itself cannot be found by its name.
+            "__reduce__": lambda self: (_unpickle, (kind, self.args[0], vars(self))),
+        }
         try:
-            _classes[kind] = type(
-                f"TaskFailed[{kind.__name__}]", (TaskFailed, kind), {"__module__": "aiotaskq.errors"}
-            )
-        except TypeError:  # a type that cannot be a base beside another, such as a final one
-            _classes[kind] = TaskFailed
+            _classes[kind] = type(f"TaskFailed[{kind.__name__}]", (TaskFailed, kind), members)
+        except Exception:  # noqa: BLE001 - a type that cannot be a base, or not beside another
+            _classes[kind] = None
     return _classes[kind]
+
+
+def _unpickle(kind: type[Exception], message: str, facts: dict[str, Any]) -> TaskFailed:
+    error = (_mixed(kind) or TaskFailed)(message)
+    vars(error).update(facts)
+    return error

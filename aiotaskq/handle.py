@@ -115,9 +115,11 @@ class TaskHandle(Generic[R]):
             ResultTimeout: It did not end in time.
         """
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as limit:
                 outcome = await self._results.wait_outcome(self.id)
         except TimeoutError:
+            if not limit.expired():
+                raise  # of a driver
             raise ResultTimeout(f"no result of {self.id} after {timeout:g} s") from None
         return self._results.read(outcome)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -39,16 +40,19 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     never_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
             raise ConfigError(f"max_attempts is {self.max_attempts}, and the first run counts: 1 is"
                               " the least")
-        if self.delay < 0 or self.max_delay < 0:
+        if not (0 <= self.delay < math.inf and 0 <= self.max_delay < math.inf):
             raise ConfigError("delay and max_delay are seconds, 0 or more")
         if not callable(self.backoff) and self.backoff not in _GROWTH:
             raise ConfigError(
                 f"backoff is {self.backoff!r}; it may be {', '.join(map(repr, _GROWTH))}"
                 " or a function of the attempt"
             )
+        for name, kinds in (("on", self.on), ("never_on", self.never_on)):
+            if not (isinstance(kinds, tuple) and all(isinstance(kind, type) for kind in kinds)):
+                raise ConfigError(f"{name} is {kinds!r}; it must be a tuple of exception types")
 
     def to_policy(self) -> RetryPolicy:
         """Return the form that travels in a message, for a call with a policy of its own.
@@ -81,16 +85,23 @@ NEVER = Retry(max_attempts=1)
 
 
 def for_call(policy: RetryPolicy, task: Retry) -> Retry:
-    """Return the task's `Retry` with the numbers that one call asked for."""
+    """Return the task's `Retry` with the numbers that one call asked for.
+
+    They came in a message, so that what makes no sense is put right rather than refused.
+    """
     return Retry(
-        max_attempts=policy.max_attempts,
-        delay=policy.delay,
-        backoff=policy.backoff,  # type: ignore[arg-type]  # checked by Retry itself
-        max_delay=policy.max_delay,
+        max_attempts=max(1, policy.max_attempts),
+        delay=_seconds(policy.delay),
+        backoff=policy.backoff if policy.backoff in _GROWTH else "exponential",  # type: ignore[arg-type]  # it is one of them
+        max_delay=_seconds(policy.max_delay),
         jitter=policy.jitter,
         on=task.on,
         never_on=task.never_on,
     )
+
+
+def _seconds(number: float) -> float:
+    return min(max(0.0, number), 1e9)  # in this order, NaN becomes 0
 
 
 def retry_delay(
@@ -110,5 +121,5 @@ def retry_delay(
         delay = retry.backoff(attempt)
     else:
         delay = _GROWTH[retry.backoff](retry.delay, attempt)
-    delay = min(max(delay, 0.0), retry.max_delay)
+    delay = min(max(0.0, delay), retry.max_delay)  # in this order, NaN becomes 0
     return delay * (0.5 + chance() / 2) if retry.jitter else delay

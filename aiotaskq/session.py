@@ -12,7 +12,15 @@ import contextlib
 import logging
 import random
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError
 from aiotaskq.message import Envelope, Outcome
@@ -151,13 +159,13 @@ class Waiters:
     def _start(self) -> None:
         if not self._tasks:
             self._tasks = [
-                asyncio.create_task(self._guard(self._hear())),
-                asyncio.create_task(self._guard(self._load())),
+                asyncio.create_task(self._guard(self._hear)),
+                asyncio.create_task(self._guard(self._load)),
             ]
 
-    async def _guard(self, work: object) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work  # type: ignore[misc]  # a coroutine of this class
+            await work()
         except Exception as error:  # noqa: BLE001 - a wrong password, say: whoever waits is told
             for waiting in self._waiting.values():
                 for arrived in waiting:
@@ -182,12 +190,15 @@ class Waiters:
 
     async def _load(self) -> None:
         pause = _RETRY_PAUSE
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + _SAFETY_LOOK
         while True:
-            try:
-                async with asyncio.timeout(_SAFETY_LOOK):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(look_at):
                     await self._wake.wait()
-            except TimeoutError:
+            if loop.time() >= look_at:  # due, however often it was woken meanwhile
                 self._to_load.update(self._waiting)
+                look_at = loop.time() + _SAFETY_LOOK
             self._wake.clear()
             ids, self._to_load = self._to_load & self._waiting.keys(), set()
             if not ids:
@@ -234,7 +245,7 @@ class Session:
         self._waiters = Waiters(backend) if backend is not None else None
         self._broker_open = self._backend_open = False
         self._lock = asyncio.Lock()
-        self._guardian: asyncio.Task[None] | None = None
+        self._life: AsyncGenerator[None, None] | None = None
 
     @property
     def keeps_results(self) -> bool:
@@ -248,7 +259,7 @@ class Session:
                 if not self._broker_open:
                     await self.broker.open()
                     self._broker_open = True
-                    self._guard()
+                    await self._live()
 
     async def results(self) -> ResultBackend:
         """Return the result backend, connected.
@@ -263,7 +274,7 @@ class Session:
                 if not self._backend_open:
                     await self._backend.open()
                     self._backend_open = True
-                    self._guard()
+                    await self._live()
         return self._backend
 
     async def wait(self, task_id: str) -> Outcome:
@@ -272,23 +283,27 @@ class Session:
         assert self._waiters is not None  # results() raised otherwise
         return await self._waiters.wait(task_id)
 
-    def _guard(self) -> None:
-        if self._guardian is None:
-            self._guardian = asyncio.create_task(self._close_with_loop())
+    async def _live(self) -> None:
+        if self._life is None:
+            self._life = self._until_closed()
+            await anext(self._life)
 
-    async def _close_with_loop(self) -> None:
-        """Close with the loop where nobody calls `close`: `asyncio.run` cancels its tasks."""
+    async def _until_closed(self) -> AsyncGenerator[None, None]:
+        """Close with the loop where nobody calls `close`.
+
+        `asyncio.run` ends such generators once all tasks have ended, so that these can send to the
+        last. A task that waited for the end would go with them.
+        """
         try:
-            await asyncio.get_running_loop().create_future()
+            yield
         finally:
             await self._close()
 
     async def close(self) -> None:
         """Let go of both connections, after what is being sent."""
-        if self._guardian is not None:
-            guardian, self._guardian = self._guardian, None
-            guardian.cancel()
-            await asyncio.wait([guardian])
+        if self._life is not None:
+            life, self._life = self._life, None
+            await life.aclose()
 
     async def _close(self) -> None:
         self._broker_open = self._backend_open = False

@@ -4,8 +4,8 @@ It imports none of the user's code and holds no connection, so there is little t
 with it. Children are forked before any thread or event loop exists here, which makes a start
 cheap; where there is no fork they are spawned.
 
-A child tells by a `Ready` over its pipe that it takes tasks, and how the application is set up: only
-children know its code. How it ended is its exit status:
+A child tells by a `Ready` over its pipe that it takes tasks, and how the application is set up:
+only children know its code. How it ended is its exit status:
 
 ==============  ==========================================================================
 0               it was told to stop, or had nothing more to do
@@ -17,6 +17,8 @@ anything else   it died: it is replaced, after a pause that grows while it keeps
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -29,6 +31,7 @@ from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -61,6 +64,8 @@ _PAUSE = (0.5, 30.0)  # seconds before a child that died is replaced: at first, 
 _PATIENCE = 30.0  # seconds to end for children that have not said how long they need
 _STEADY = 10.0  # seconds of life after which a death counts as the first
 _PARENT_LOOK = 0.5  # seconds between a child's looks whether its parent lives
+_WATCH_LOOK = 200  # milliseconds between looks of the process that watches files
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Child:
@@ -73,9 +78,14 @@ class _Child:
         self.ready = False
         self.started = time.monotonic()
         self.process: BaseProcess = context.Process(
-            target=main, args=(number, theirs), name=f"worker-{number}"
+            target=_be_child, args=(main, number, theirs), name=f"worker-{number}"
         )
-        self.process.start()
+        # Held back meanwhile: one that came just now would be noted by the child's copy of us.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
 
     def signal(self, number: signal.Signals) -> None:
@@ -90,6 +100,15 @@ class _Child:
         status = self.process.exitcode
         self.process.close()
         return 1 if status is None else status
+
+
+def _be_child(main: ChildMain, number: int, pipe: Connection) -> None:
+    """Be a child that a signal ends, until it says otherwise."""
+    signal.set_wakeup_fd(-1)  # a fork has ours
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    main(number, pipe)
 
 
 class Supervisor:
@@ -111,8 +130,9 @@ class Supervisor:
         self._ever_ready = False
         self._signals = 0
         self._kill_at: float | None = None
-        self._changed = threading.Event()
+        self._watcher: _Watcher | None = None
         self._reloading = False
+        self._broken = False  # a child ended, and the next change is waited for
         self._status = 0
 
     def run(self) -> int:
@@ -120,18 +140,18 @@ class Supervisor:
         self._wake, waker = socket.socketpair()
         for end in (self._wake, waker):
             end.setblocking(False)
-        before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {each: signal.signal(each, self._note) for each in _SIGNALS}
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        stop_watching = threading.Event()
         try:
             if self._reload:
-                self._watch_files(stop_watching, waker)
+                self._watcher = _Watcher()
             # The first one alone: what is wrong with the set-up is then said once.
             self._start(1)
-            while self._children or self._due:
+            while self._children or self._due or self._broken:
                 self._step()
         finally:
-            stop_watching.set()
+            if self._watcher is not None:
+                self._watcher.stop()
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -151,8 +171,7 @@ class Supervisor:
                 del self._children[number]
                 self._ended(child)
         self._pass_signals_on()
-        if self._changed.is_set() and not self._stopping:
-            self._changed.clear()
+        if self._watcher is not None and self._watcher.heard() and not self._stopping:
             self._restart_all()
         self._start_due()
 
@@ -165,13 +184,13 @@ class Supervisor:
         moments = list(self._due.values()) + ([self._kill_at] if self._kill_at else [])
         timeout = max(0.0, min(moments) - now) if moments else None
         watched: list[Any] = [self._wake]
+        if self._watcher is not None and not self._watcher.pipe.closed:
+            watched.append(self._watcher.pipe)
         watched += [child.process.sentinel for child in self._children.values()]
         watched += [child.pipe for child in self._children.values() if not child.ready]
         connection.wait(watched, timeout)
-        try:
+        with contextlib.suppress(BlockingIOError):  # it was not a signal that ended the wait
             self._wake.recv(4096)
-        except BlockingIOError:
-            pass  # it was not a signal that ended the wait
 
     def _hear(self, child: _Child) -> None:
         if child.ready or not child.pipe.poll():
@@ -183,7 +202,6 @@ class Supervisor:
             return
         child.ready = self._ever_ready = True
         self._wanted, self._patience = ready.processes, ready.patience
-        self._pauses.pop(child.number, None)
         for number in range(1, self._wanted + 1):
             if number not in self._children and not self._stopping:
                 self._due.setdefault(number, 0.0)
@@ -210,7 +228,10 @@ class Supervisor:
             self._due[child.number] = 0.0
         elif self._reload and status != 0:
             logger.error("worker process %d ended %s; waiting for a change", pid, _how(status))
+            self._broken = True
         elif status == SETUP_ERROR or (status != 0 and not self._ever_ready):
+            if status != SETUP_ERROR:  # it has said so itself otherwise
+                logger.error("worker process %d ended %s at its start", pid, _how(status))
             self._status = status if status > 0 else 1
             self._stop()
         elif status != 0:
@@ -226,6 +247,7 @@ class Supervisor:
     def _restart_all(self) -> None:
         logger.warning("a file changed, starting anew")
         self._reloading = bool(self._children)
+        self._broken = False
         if not self._children:
             self._due[1] = 0.0
         for child in self._children.values():
@@ -244,29 +266,73 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._due.clear()
+        self._broken = False
         self._kill_at = time.monotonic() + self._patience
         for child in self._children.values():
             child.signal(signal.SIGTERM)
 
-    def _watch_files(self, stop: threading.Event, waker: socket.socket) -> None:
-        try:
-            from watchfiles import PythonFilter, watch
-        except ImportError:
+
+class _Watcher:
+    """A process that looks for changed files: its threads must not be there when we fork.
+
+    Attributes:
+        pipe: Readable when something changed.
+    """
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("watchfiles") is None:
             raise ConfigError(
                 "--reload needs the library 'watchfiles': pip install 'aiotaskq[reload]'"
-            ) from None
+            )
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe(duplex=False)
+        self._process = spawn.Process(target=_watch_files, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self.pipe.recv_bytes()  # what changes from now on is seen
+        except EOFError:
+            raise ConfigError(f"--reload cannot look for changes in {Path.cwd()}") from None
 
-        def look() -> None:
-            for _ in watch(".", watch_filter=PythonFilter(), stop_event=stop, rust_timeout=500):
-                self._changed.set()
-                waker.send(b"r")
+    def heard(self) -> bool:
+        """Whether anything changed since the last time."""
+        changed = False
+        while not self.pipe.closed and self.pipe.poll():
+            try:
+                self.pipe.recv_bytes()
+                changed = True
+            except EOFError:
+                logger.error("nobody looks for changed files any more: start me anew")
+                self.pipe.close()
+        return changed
 
-        threading.Thread(target=look, name="aiotaskq-reload", daemon=True).start()
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.pipe.close()
+
+
+def _watch_files(pipe: Connection) -> None:
+    from watchfiles import PythonFilter, watch
+
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which ends us
+    parent = os.getppid()
+    begun = False
+    for changes in watch(
+        ".", watch_filter=PythonFilter(), rust_timeout=_WATCH_LOOK, yield_on_timeout=True
+    ):
+        if os.getppid() != parent:
+            return
+        if changes or not begun:
+            pipe.send_bytes(b"changed" if begun else b"begun")
+        begun = True
 
 
 def _how(status: int) -> str:
     if status < 0:
-        return f"by {signal.Signals(-status).name}"
+        return f"by signal {-status} ({signal.strsignal(-status)})"
     return f"with exit status {status}"
 
 
@@ -279,12 +345,15 @@ def watch_parent(gone: Callable[[], object], *, patience: float) -> None:
         gone: Must be safe to call from a thread.
         patience: Seconds that the process gets to end by itself.
     """
-    parent = os.getppid()
+    started_by = multiprocessing.parent_process()
+    # Not getppid() alone: it may have died before we got here.
+    parent = os.getppid() if started_by is None else started_by.pid
 
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(_PARENT_LOOK)
-        gone()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it is ending anyway
+            gone()
         time.sleep(patience)
         sys.stderr.flush()
         os._exit(1)

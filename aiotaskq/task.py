@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+import math
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+)
 
 import msgspec
 
@@ -83,7 +96,7 @@ class _Callable(Generic[P, R]):
         self._arguments = arguments
         self._options = options
 
-    async def kiq(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+    async def kiq(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Send the task; on return it is stored.
 
         Raises:
@@ -94,7 +107,7 @@ class _Callable(Generic[P, R]):
         """
         return await self._sender.send_call(self._call(args, kwargs))
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the call without sending it, for `app.kiq_many`.
 
         Raises:
@@ -102,7 +115,7 @@ class _Callable(Generic[P, R]):
         """
         return self._call(args, kwargs)
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send the task from plain code; on return it is stored. From any thread.
 
         Raises:
@@ -167,7 +180,7 @@ class Task(_Callable[P, R]):
     ) -> AsyncResult[R]:
         """Send the task from plain code with options, in the shape that Celery users know."""
         return self._send_and_wait(
-            self._call(tuple(args), dict(kwargs or {}), check_options(options))
+            self._call(check_args(args), dict(kwargs or {}), check_options(options))
         )
 
     def __repr__(self) -> str:
@@ -177,7 +190,7 @@ class Task(_Callable[P, R]):
 class CoroutineTask(Task[P, R]):
     """A task whose function is a coroutine function; it runs on the worker's event loop."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Run the function here and now; sends nothing."""
         return self.fn(*args, **kwargs)  # type: ignore[no-any-return]  # a coroutine of R: see TaskQueue.task
 
@@ -185,35 +198,82 @@ class CoroutineTask(Task[P, R]):
 class FunctionTask(Task[P, R]):
     """A task whose function is a plain one; it runs in a thread or in a process."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now; sends nothing."""
         return self.fn(*args, **kwargs)  # type: ignore[no-any-return]  # R: see TaskQueue.task
 
 
 def check_options(options: CallOptions) -> CallOptions:
-    """Return the options, or raise a `ConfigError` that names the wrong one."""
-    unknown = options.keys() - CallOptions.__annotations__.keys()
-    if unknown:
-        raise ConfigError(
-            f"no such option: {', '.join(sorted(unknown))}; there are"
-            f" {', '.join(sorted(CallOptions.__annotations__))}"
-        )
-    priority = options.get("priority")
-    if priority is not None and not 0 <= priority <= 9:
-        raise ConfigError(f"priority is {priority}; it goes from 0 to 9, and 9 runs first")
-    if "countdown" in options and "eta" in options:
-        raise ConfigError("countdown and eta both say when to start: give one of them")
-    for name in ("task_id", "queue"):
-        value = options.get(name)
+    """Return the options that are not None, or raise a `ConfigError` that names the wrong one."""
+    given: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise unknown_option(name, _OPTIONS)
+        fits, wants = _OPTIONS[name]
         if value is not None:
-            check_name(name, str(value))
-    return options
+            if not fits(value):
+                raise ConfigError(f"{name} is {value!r}; it must be {wants}")
+            given[name] = value
+    if "countdown" in given and "eta" in given:
+        raise ConfigError("countdown and eta both say when to start: give one of them")
+    return cast("CallOptions", given)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable()
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(text, str) for item in value.items() for text in item
+    )
+
+
+_NAME = "1 to 200 printable characters"
+
+_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "countdown": (_is_number, "a number of seconds"),
+    "eta": (lambda value: isinstance(value, datetime), "a datetime"),
+    "expires": (
+        lambda value: _is_number(value) or isinstance(value, datetime | timedelta),
+        "a number of seconds, a timedelta or a datetime",
+    ),
+    "headers": (_are_texts, "a mapping of texts to texts"),
+    "priority": (lambda value: type(value) is int and 0 <= value <= 9, "0 to 9, and 9 runs first"),
+    "queue": (_is_name, _NAME),
+    "retry": (lambda value: isinstance(value, Retry), "a Retry"),
+    "task_id": (lambda value: _is_name(str(value)), _NAME),
+    "timeout": (lambda value: _is_number(value) and value > 0, "seconds, more than 0"),
+}
+
+
+def unknown_option(name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for an option that does not exist, with the nearest that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f", did you mean {near[0]}?" if near else ";"
+    return ConfigError(f"there is no option {name}{meant} There are {', '.join(known)}")
+
+
+def check_args(args: Iterable[Any]) -> tuple[Any, ...]:
+    """Return positional arguments as a tuple.
+
+    Raises:
+        TypeError: They are a text, or no sequence: ``("x")`` is not ``("x",)``.
+    """
+    if not isinstance(args, list | tuple):
+        raise TypeError(f"args is {args!r}; it must be a list or a tuple")
+    return tuple(args)
 
 
 def check_name(what: str, value: str) -> str:
     """Return an id or name that is fit for every driver, or raise a `ConfigError`."""
-    if not 1 <= len(value) <= 200 or not value.isprintable():
-        raise ConfigError(f"{what} is {value!r}; it must be 1 to 200 printable characters")
+    if not _is_name(value):
+        raise ConfigError(f"{what} is {value!r}; it must be {_NAME}")
     return value
 
 
@@ -223,6 +283,8 @@ def choose_executor(fn: Callable[..., Any], executor: str | None) -> Executor:
     Raises:
         ConfigError: It cannot run there.
     """
+    if not (inspect.isroutine(fn) and hasattr(fn, "__module__")):
+        raise ConfigError(f"{fn!r} is no function; options are keywords: @app.task(name=...)")
     name = getattr(fn, "__qualname__", repr(fn))
     if inspect.iscoroutinefunction(fn):
         if executor not in (None, "loop"):

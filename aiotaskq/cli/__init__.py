@@ -10,7 +10,7 @@ import typer
 
 from aiotaskq.cli import queues, tasks, worker
 from aiotaskq.cli.common import ROOT_HELP, Settings
-from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.errors import AioTaskQError
 from aiotaskq.identity import version
 
 SETUP_ERROR = 2
@@ -49,6 +49,7 @@ def root(
         ),
     ] = False,
 ) -> None:
+    """Take what comes before the command. `ROOT_HELP` is what people read."""
     context.obj = Settings(app=app)
 
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
         status = cli(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
-    except (ConfigError, Unavailable) as error:
+    except AioTaskQError as error:
         _complain(str(error))
         status = SETUP_ERROR
     except (KeyboardInterrupt, typer.Abort):

@@ -16,8 +16,10 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
         f".> app:         {app.name} ({target})",
         f".> transport:   {broker.url}",
         f".> results:     {'disabled' if backend is None else backend.url}",
-        f".> concurrency: {options.concurrency} tasks at once, {options.threads} threads,"
-        f" {processes} {'process' if processes == 1 else 'processes'}",
+        (
+            f".> concurrency: {options.concurrency} tasks at once, {options.threads} threads,"
+            f" {processes} {'process' if processes == 1 else 'processes'}"
+        ),
         "",
         "[queues]",
         *(f"  . {queue}" for queue in options.queues),

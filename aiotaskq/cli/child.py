@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import msgspec
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.banner import banner
-from aiotaskq.cli.target import find_app
+from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
 from aiotaskq.supervisor import RECYCLE, SETUP_ERROR, Ready, watch_parent
@@ -26,7 +27,8 @@ logger = logging.getLogger("aiotaskq.worker")
 
 _CLEANUP = 25.0  # seconds beyond the grace period: to cancel, to store what ended, to close
 _MEMORY_LOOK = 1.0  # seconds
-_ORPHAN_PATIENCE = 5.0  # seconds that a process gets to hand its tasks back without its parent
+_ORPHAN_PATIENCE = 8.0  # seconds that a process gets to hand its tasks back without its parent
+_EXIT_WAIT = 5.0  # seconds to exit for a process that has nothing more to do
 
 
 class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ def serve(options: ChildOptions, number: int, pipe: Connection) -> None:
 
 def _run(options: ChildOptions, number: int, pipe: Connection) -> int:
     app = find_app(options.app)
-    app.import_tasks()
+    import_tasks(app)
     set_up_logging(app, options.loglevel)
     processes = options.processes or app.conf.worker_processes
     try:
@@ -71,7 +73,22 @@ def _run(options: ChildOptions, number: int, pipe: Connection) -> int:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_work(app, options, number, processes, pipe))
+        status = runner.run(_work(app, options, number, processes, pipe))
+        _exit_within(_EXIT_WAIT, status)
+        return status
+
+
+def _exit_within(seconds: float, status: int) -> None:
+    """Exit then, whatever holds the process: a task that ignores its cancellation, a thread."""
+
+    def leave() -> None:
+        logger.warning("something does not end by itself, leaving it behind")
+        logging.shutdown()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 async def _work(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import typer
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.cli.target import find_app
+from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError
 
 T = TypeVar("T")
@@ -29,8 +29,8 @@ Write [bold]tasks.py[/bold]:
 Then start a worker, [bold]aiotaskq worker tasks:app[/bold], and send it something:
 [bold]aiotaskq call tasks:app tasks.add 2 8 --wait[/bold]
 
-APP is [bold]module:name[/bold], or a module or package that holds one TaskQueue. It may also be
-given as Celery users do: [bold]aiotaskq -A tasks worker[/bold]
+APP is [bold]module:name[/bold], or a module or package that holds one TaskQueue.
+As Celery users have it: [bold]aiotaskq -A tasks worker[/bold]
 """
 
 
@@ -55,10 +55,11 @@ def choose_app(context: typer.Context, words: list[str]) -> tuple[str, list[str]
 
 def in_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
     """Run a coroutine with the connected application."""
+    # Not in the loop: a module may use one of its own while it is imported.
+    app = find_app(target)
+    import_tasks(app)
 
     async def run() -> T:
-        app = find_app(target)
-        app.import_tasks()
         try:
             return await work(app)
         finally:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.errors import ConfigError
 
+_OURS = Path(__file__).parent.parent
 _USUAL_MODULES = ("app", "tasks", "celery", "queue", "worker")  # where a package may keep its app
 
 
@@ -26,7 +28,7 @@ def find_app(target: str) -> TaskQueue:
     module_name, separator, name = target.partition(":")
     if not module_name or (separator and not name):
         raise ConfigError(f"{target!r} names no application; write it as module:name, tasks:app")
-    folder = os.getcwd()
+    folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
     module = _import(module_name)
@@ -39,7 +41,7 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigError(
-                f"there is no module {error.name!r} in {os.getcwd()} or among the installed ones"
+                f"there is no module {error.name!r} in {Path.cwd()} or among the installed ones"
             ) from error
         raise ConfigError(_broken(name, error)) from error
     except KeyboardInterrupt:
@@ -48,17 +50,41 @@ def _import(name: str) -> ModuleType:
         raise ConfigError(_broken(name, error)) from error
 
 
+def import_tasks(app: TaskQueue) -> None:
+    """Import the modules that the settings name.
+
+    Raises:
+        ConfigError: One is not there or cannot be imported.
+    """
+    try:
+        app.import_tasks()
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # as in _import
+        raise ConfigError(_broken("what the setting imports names", error)) from error
+
+
 def _broken(name: str, error: BaseException) -> str:
-    where = ""
     if isinstance(error, SyntaxError):
-        where = f" ({error.filename}, line {error.lineno})"
+        file, line, text = error.filename, error.lineno, error.msg
     else:
-        frames = traceback.extract_tb(error.__traceback__)
-        users = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
-        if users:
-            where = f" ({users[-1].filename}, line {users[-1].lineno})"
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"importing {name} fails: {type(error).__name__}: {' '.join(text.split())}{where}"
+        file, line = _where(error)
+        text = str(error)
+    what = " ".join(text.split())
+    if not isinstance(error, ConfigError):
+        what = f"{type(error).__name__}: {what}"
+    return f"importing {name} fails: {what}" + (f" ({file}, line {line})" if file else "")
+
+
+def _where(error: BaseException) -> tuple[str | None, int | None]:
+    """Return the innermost line that led to an error and is the user's own."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(_OURS)
+    ]
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
 
 def _named(module: ModuleType, name: str) -> TaskQueue:
@@ -82,13 +108,9 @@ def _only(module: ModuleType) -> TaskQueue:
     found = _apps(module)
     if not found and hasattr(module, "__path__"):
         for part in _USUAL_MODULES:
-            try:
-                found = _apps(import_module(f"{module.__name__}.{part}"))
-            except ModuleNotFoundError as error:
-                if error.name != f"{module.__name__}.{part}":
-                    raise ConfigError(_broken(f"{module.__name__}.{part}", error)) from error
-            if found:
-                break
+            name = f"{module.__name__}.{part}"
+            if not found and find_spec(name) is not None:
+                found = _apps(_import(name))
     apps = {id(app): app for app in found.values()}
     if len(apps) == 1:
         return next(iter(apps.values()))

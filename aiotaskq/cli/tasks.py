@@ -88,9 +88,7 @@ def result(
         list[str],
         typer.Argument(metavar="APP ID", help="The application and the id of the task."),
     ],
-    wait: Annotated[
-        bool, typer.Option("--wait", "-w", help="Wait for the task to end.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the task to end.")] = False,
     timeout: Annotated[
         float | None, typer.Option("--timeout", help="Seconds to wait; implies --wait.")
     ] = None,

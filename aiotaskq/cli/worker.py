@@ -46,9 +46,7 @@ def worker(
         str,
         typer.Option("-l", "--loglevel", metavar="LEVEL", help=f"One of {', '.join(_LEVELS)}."),
     ] = "info",
-    burst: Annotated[
-        bool, typer.Option("--burst", help="Stop when the queues are empty.")
-    ] = False,
+    burst: Annotated[bool, typer.Option("--burst", help="Stop when the queues are empty.")] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="Start anew when a Python file changes.")
     ] = False,
@@ -60,9 +58,7 @@ def worker(
     ] = None,
     max_tasks: Annotated[
         int | None,
-        typer.Option(
-            "--max-tasks-per-child", min=1, help="Replace a process after so many tasks."
-        ),
+        typer.Option("--max-tasks-per-child", min=1, help="Replace a process after so many tasks."),
     ] = None,
     max_memory: Annotated[
         str | None,
@@ -77,8 +73,8 @@ def worker(
 
     [bold]aiotaskq worker tasks:app -c 200 -w 2 -Q critical,default[/bold]
 
-    Ctrl-C or SIGTERM: no more tasks are taken, running ones get the grace period, the rest
-    are handed back for other workers. A second one skips the wait.
+    Ctrl-C or SIGTERM: no more tasks are taken, running ones get the grace period,
+    what is left then is handed back for other workers. A second one skips the wait.
     """
     target, words = choose_app(context, words or [])
     if words:

@@ -77,11 +77,6 @@ class Copy:
             unique=unique,
         )
 
-    def give_back(self) -> None:
-        """Come to the head, or vanish if cancelled."""
-        self.state = "gone" if self.cancelled else "ready"
-        self.place = "head"
-
 
 @dataclass(eq=False)
 class Player:
@@ -127,12 +122,14 @@ def check_broker(
     )
 
 
-players = st.integers(0, 3)
+# Most of it in one queue and at one level: order is seen only where messages meet.
+players = st.integers(0, 2)
 limits = st.integers(1, 5)
-ids = st.one_of(st.none(), st.integers(0, 5))  # None: one that was never used
-stored = st.tuples(
-    ids, st.sampled_from(QUEUES), st.sampled_from([0, 0, 5, 9]), st.integers(0, 3), st.booleans()
-)
+ids = st.sampled_from([None, None, None, 0, 1, 2])  # None: one that was never used
+queues_of = st.sampled_from([QUEUES[0], QUEUES[0], QUEUES[0], QUEUES[1], QUEUES[2]])
+levels = st.sampled_from([0, 0, 0, 9])
+delays = st.sampled_from([0, 0, 0, 1, 2])  # units
+stored = st.tuples(ids, queues_of, levels, delays, st.booleans())
 kinds: st.SearchStrategy[Kind] = st.sampled_from(["done", "again", "later", "dead", "release"])
 choices = st.lists(st.tuples(st.integers(0, 30), kinds), min_size=1, max_size=4)
 
@@ -149,7 +146,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.units = 0  # passed so far
         self.unique: set[str] = set()  # ids stored under that demand
         self.cancelled: set[str] = set()
-        self.ghosts: Counter[str] = Counter()  # cancelled while waiting: a broker may count them
+        self.ghosts: Counter[str] = Counter()  # cancelled and waiting: a broker may count them
         self.harness: BrokerHarness
         self.broker: Broker
 
@@ -167,11 +164,11 @@ class BrokerMachine(RuleBasedStateMachine):
 
         self.run(go())
         for queues in (QUEUES, QUEUES[1:], QUEUES[::-1]):
-            self.run(self._join(queues))
+            self.players.append(self.run(self._join(queues)))
 
     # --- rules ----------------------------------------------------------------------------------
 
-    @rule(batch=st.lists(stored, min_size=1, max_size=5), calls=st.integers(0, 2))
+    @rule(batch=st.lists(stored, min_size=1, max_size=8), calls=st.integers(0, 2))
     def publish(self, batch: list[tuple[int | None, str, int, int, bool]], calls: int) -> None:
         """Store some, under a call id that is used again at once, or under none."""
         copies, refused = [], []
@@ -200,6 +197,7 @@ class BrokerMachine(RuleBasedStateMachine):
         if not player.alive:
             with pytest.raises(LeaseLost):
                 self.run(player.consumer.fetch(limit, 0))
+            self._replace(player, player.queues)  # as its worker would
             return
         there = sum(one.state == "ready" and one.queue in player.queues for one in self.copies)
         got = self.run(player.consumer.fetch(limit, 0))
@@ -265,17 +263,25 @@ class BrokerMachine(RuleBasedStateMachine):
         player.renewed = self.units
 
     @precondition(lambda self: self.units < MOST_UNITS)
-    @rule(units=st.integers(1, 3), spared=st.sets(players))
+    @rule(units=st.sampled_from([1, 3]), spared=st.sets(players, max_size=2))
     def pass_time(self, units: int, spared: set[int]) -> None:
-        """Let time pass, with a sign of life of some in between, and tend."""
-        for number in spared:
-            self.renew(number)
-        self.units += units
-        self.run(self.harness.pass_time(units * UNIT))
+        """Let time pass, with signs of life of some, and tend."""
+        for _ in range(units):
+            for number in spared:
+                self.renew(number)
+            self.units += 1
+            self.run(self.harness.pass_time(UNIT))
         for copy in self.copies:
             if copy.state == "delayed" and copy.due is not None and copy.due < self.units:
                 copy.state, copy.place = "ready", "anywhere"
         self.tend()
+
+    @precondition(lambda self: self.units < MOST_UNITS)
+    @rule(number=players, limit=limits)
+    def crash(self, number: int, limit: int) -> None:
+        """Let a consumer take some and die, while the others live on."""
+        self.fetch(number, limit)
+        self.pass_time(3, set(range(len(self.players))) - {number})
 
     @rule()
     def tend(self) -> None:
@@ -287,10 +293,11 @@ class BrokerMachine(RuleBasedStateMachine):
         for copy in lost:
             copy.crashes += 1
             if copy.crashes < MAX_CRASHES:
-                copy.give_back()
+                self._give_back(copy)
             else:
-                copy.state = "dead" if self._is_dead(copy) else "gone"
-                assert copy.cancelled or copy.state == "dead"
+                copy.state = "dead"
+                if copy.cancelled and not self._is_dead(copy):
+                    self._drop(copy)
         if not any(one.cancelled for one in lost):
             assert tended.reclaimed == len(lost)
             assert tended.buried == sum(one.state == "dead" for one in lost)
@@ -298,13 +305,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(number=players, queues=st.permutations(QUEUES), width=st.integers(1, len(QUEUES)))
     def replace(self, number: int, queues: list[str], width: int) -> None:
         """Close a consumer, and make a new one."""
-        player = self._player(number)
-        self.run(player.consumer.close())
-        self.players.remove(player)
-        for copy in self.copies:
-            if copy.state == "held" and copy.holder is player:
-                copy.give_back()
-        self.run(self._join(queues[:width]))
+        self._replace(self._player(number), queues[:width])
 
     @precondition(lambda self: self.copies)
     @rule(number=st.integers(0, 100))
@@ -315,9 +316,8 @@ class BrokerMachine(RuleBasedStateMachine):
         holders = set()
         for copy in self.copies:
             if copy.id == name and copy.state in ("ready", "delayed"):
-                copy.state = "gone"
-                self.ghosts[copy.queue] += 1
-            elif copy.id == name and copy.state == "held":
+                self._drop(copy)
+            elif copy.id == name and copy.state == "held" and not copy.cancelled:
                 copy.cancelled = True
                 holders.add(copy.holder)
         for player in holders:
@@ -362,6 +362,27 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def _player(self, number: int) -> Player:
         return self.players[number % len(self.players)]
+
+    def _replace(self, player: Player, queues: Sequence[str]) -> None:
+        self.run(player.consumer.close())
+        self._closed(player)
+        place = self.players.index(player)
+        self.players[place] = self.run(self._join(queues))
+
+    def _closed(self, player: Player) -> None:
+        for copy in self.copies:
+            if copy.state == "held" and copy.holder is player:
+                self._give_back(copy)
+
+    def _give_back(self, copy: Copy) -> None:
+        """Put a held copy at the head again, or drop it if it was cancelled."""
+        copy.state, copy.place = "ready", "head"
+        if copy.cancelled:
+            self._drop(copy)
+
+    def _drop(self, copy: Copy) -> None:
+        copy.state = "gone"
+        self.ghosts[copy.queue] += 1
 
     def _age(self, player: Player) -> int:
         return self.units - player.renewed
@@ -423,21 +444,23 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def _settled(self, copy: Copy, kind: Kind, new: Copy | None) -> None:
         if kind == "release":
-            copy.give_back()
+            self._give_back(copy)
             return
         copy.state = "dead" if kind == "dead" else "gone"
-        if new is not None and not copy.cancelled:
+        if new is not None:
             self._store(new)
+            if copy.cancelled:
+                self._drop(new)
 
     def _is_dead(self, copy: Copy) -> bool:
         letters = self.run(self.broker.dead(copy.queue, 10_000))
         return str(copy.number).encode() in [letter.body for letter in letters]
 
-    async def _join(self, queues: Sequence[str]) -> None:
+    async def _join(self, queues: Sequence[str]) -> Player:
         broker = await self.harness.broker()
         consumer = broker.consumer(queues, name="model", lease=LEASE)
         await consumer.open()
-        self.players.append(Player(consumer, tuple(queues), self.units))
+        return Player(consumer, tuple(queues), self.units)
 
     async def _is_told(self, player: Player, name: str) -> None:
         told: set[str] = set()
@@ -449,9 +472,7 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _drain(self) -> None:
         for player in self.players:
             await player.consumer.close()
-            for copy in self.copies:
-                if copy.state == "held" and copy.holder is player:
-                    copy.give_back()
+            self._closed(player)
         await self.harness.pass_time(4 * UNIT)
         await tend(self.broker, max_crashes=MAX_CRASHES)
         consumer = self.broker.consumer(QUEUES, name="last", lease=LEASE)

@@ -30,6 +30,10 @@ _BATCH = 1000  # tasks completed in one round
 _BACKOFF = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
 
 
+class _TakenAway(Exception):
+    """The lease was lost before what ended under it was stored."""
+
+
 class Completer:
     """Stores and settles for one consumer.
 
@@ -97,34 +101,41 @@ class Completer:
         settlements = self._settlements[:_BATCH]
         del self._settlements[:_BATCH]
         self._under_way = len(settlements)
+        refused: set[str] = set()
         try:
-            if not await self._heartbeat.alive():
-                self._refuse([s.delivery.id for s in settlements])
-                return
             if outcomes:
-                self._refuse(await self._store(outcomes))
+                refused.update(await self._store(outcomes))
             if settlements:
                 gone = await self._persist(lambda: self._consumer.settle(settlements))
-                self._refuse([delivery.id for delivery in gone])
+                refused.update(delivery.id for delivery in gone)
+        except _TakenAway:
+            refused.update(settlement.delivery.id for settlement in settlements)
         finally:
             self._under_way = 0
+        self._refuse(refused)
 
     async def _store(self, outcomes: Sequence[Outcome]) -> Collection[str]:
         backend = self._backend
         assert backend is not None  # add() takes no outcome otherwise
         try:
-            return await self._persist(lambda: backend.store(outcomes, self._ttl))
+            refused = await self._persist(lambda: backend.store(outcomes, self._ttl))
+        except _TakenAway:
+            raise
         except Exception:
             logger.exception("a batch of results cannot be stored; storing them one by one")
-        refused: list[str] = []
-        for outcome in outcomes:
-            refused += await self._store_alone(backend, outcome)
-        return refused
+            refused = []
+            for outcome in outcomes:
+                refused += await self._store_alone(backend, outcome)
+        # Whoever cancelled a task has stored that already: nothing is lost of it.
+        revoked = {one.task_id for one in outcomes if one.status is TaskStatus.REVOKED}
+        return set(refused) - revoked
 
     async def _store_alone(self, backend: ResultBackend, outcome: Outcome) -> Collection[str]:
         """Store one outcome, or in its place that it cannot be stored."""
         try:
             return await self._persist(lambda: backend.store([outcome], self._ttl))
+        except _TakenAway:
+            raise
         except Exception as error:
             logger.exception("the result of %s cannot be stored", outcome.task_id)
             result, traceback = describe(error)
@@ -134,9 +145,15 @@ class Completer:
         return await self._persist(lambda: backend.store([failure], self._ttl))
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call until its server can be reached."""
+        """Make a call until its server can be reached, while the lease is alive.
+
+        Raises:
+            _TakenAway: What is to be stored was given to others.
+        """
         pause, longest = _BACKOFF
         while True:
+            if not await self._heartbeat.alive():
+                raise _TakenAway
             try:
                 return await call()
             except Unavailable as error:

@@ -2,9 +2,10 @@
 
 ::
 
-    accept: decode ─ expired? ─ known? ─▶ run: arguments ─ context ─ call ─▶ end: outcome, settlement
-                │         │        │               │                  │
-               Dead    REVOKED   Again / Dead    FAILURE      SUCCESS · RETRY · FAILURE · REVOKED · Release
+    accept: decode ─ expired? ─ known? ─▶ run: arguments ─ context ─ call ─▶ end: outcome,
+                │         │        │               │                  │           settlement
+               Dead    REVOKED  Again, Dead     FAILURE          SUCCESS, RETRY,
+                                                            FAILURE, REVOKED, Release
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import Any
 
 import msgspec
@@ -51,8 +52,8 @@ _EMPTY_LIST = Raw(b"[]")
 _EMPTY_MAP = Raw(b"{}")
 
 
-class _Stop(Enum):
-    """Why a running task was cancelled by this worker."""
+class _Stop(IntEnum):
+    """Why a running task was cancelled by this worker. A higher one goes before a lower one."""
 
     RELEASE = auto()  # the worker stops: another one is to run it
     REVOKE = auto()  # somebody cancelled the task
@@ -112,7 +113,7 @@ class Executor:
         self._state = state
         self._worker = worker
         self._ended = ended
-        self._running: dict[str, _Run] = {}
+        self._running: set[_Run] = set()  # not by id: one may be sent twice and run twice at once
         self._call = wrap_run(app.middlewares, self._call_function)
         self._plain = self._call == self._call_function  # no middleware to go through
         self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
@@ -129,7 +130,10 @@ class Executor:
         try:
             message = self._codec.decode_message(delivery.body)
         except DecodeError as error:
-            self._bury(delivery, str(error))
+            # Whoever waits for it is told, though nothing is known of it but its id.
+            unread = Message(id=delivery.id, task="", queue=delivery.queue)
+            result, _ = describe(error)
+            self._bury(delivery, str(error), self._outcome(unread, TaskStatus.FAILURE, result))
             return
         if self._observers.heard(events.Received):
             self._observers.emit(events.Received(message=message))
@@ -140,18 +144,13 @@ class Executor:
         if task is None:
             self._put_back_unknown(delivery, message)
             return
-        if delivery.id in self._running:
-            # The same id twice at once, such as one that was sent again by hand: the runs
-            # are told apart by their receipts, so only the key here must differ.
-            run_id = f"{delivery.id} {delivery.receipt}"
-        else:
-            run_id = delivery.id
-        run = self._running[run_id] = _Run(delivery, message, task)
-        run.work = asyncio.create_task(self._run(run_id, run))
+        run = _Run(delivery, message, task)
+        self._running.add(run)
+        run.work = asyncio.create_task(self._run(run))
 
-    def _bury(self, delivery: Delivery, reason: str) -> None:
+    def _bury(self, delivery: Delivery, reason: str, outcome: Outcome | None) -> None:
         logger.error("message %s goes to the dead letters: %s", delivery.id, reason)
-        self._completer.add(Dead(delivery, reason))
+        self._completer.add(Dead(delivery, reason), outcome)
         if self._observers.heard(events.Buried):
             self._observers.emit(
                 events.Buried(task_id=delivery.id, queue=delivery.queue, reason=reason)
@@ -164,8 +163,7 @@ class Executor:
         if now - since >= self._conf.unknown_task_ttl:
             reason = f"no worker has had a task {message.task!r} for {now - since:.0f} s"
             error = encode_error(UnknownTask.__name__, reason)
-            self._bury(delivery, reason)
-            self._store(message, TaskStatus.FAILURE, error)
+            self._bury(delivery, reason, self._outcome(message, TaskStatus.FAILURE, error))
             return
         logger.error(
             "task %s[%s] is unknown here; it goes back for a worker that knows it, and in"
@@ -180,18 +178,19 @@ class Executor:
         self._completer.add(Again(delivery, self._envelope(delivery, marked, now + pause)))
 
     def _envelope(self, delivery: Delivery, message: Message, not_before: float) -> Envelope:
+        # Without `expires_at`: a broker drops what expired, and then nobody would store that it
+        # did. It is handed out, and `accept` sees to it.
         return Envelope(
             id=message.id,
             queue=delivery.queue,
             body=self._codec.encode_again(message, delivery.body),
             priority=message.priority,
             not_before=not_before,
-            expires_at=message.expires_at,
         )
 
     # Run
 
-    async def _run(self, run_id: str, run: _Run) -> None:
+    async def _run(self, run: _Run) -> None:
         try:
             run.begun = True
             if run.stop is not None:
@@ -199,29 +198,41 @@ class Executor:
                 return
             try:
                 args, kwargs = run.task.arguments.load(run.message, run.delivery.body)
-            except AioTaskQError as error:  # trying again would read the same bytes
+            except Exception as error:  # trying again would read the same bytes
                 self._end_failed(run, error, may_retry=False)
                 return
-            context = _RunContext(
-                run.message, args, kwargs, state=self._state, worker=self._worker
-            )
+            context = _RunContext(run.message, args, kwargs, state=self._state, worker=self._worker)
             context.run = run
             enter(context)
-            if self._observers.heard(events.Started):
-                self._observers.emit(events.Started(message=run.message))
-            if self._tracks_start(run.task):
-                self._store(run.message, TaskStatus.STARTED, _NULL)
-            await self._run_in(context, run)
-        except Exception:
-            # Nothing a task does gets here: this is a fault of the worker's own, and the
-            # delivery is handed to another worker rather than lost.
+            if run.task.options.executor == "loop":
+                await self._run_in(context, run)
+            else:
+                await self._run_in_pool(context, run)
+        except Exception as error:
+            # Nothing a task does gets here: this is a fault of the worker's own. It would fail
+            # another worker as well, so the delivery is kept and not handed on.
             logger.exception("the worker failed at %s[%s]", run.message.task, run.message.id)
-            self._completer.add(Release(run.delivery))
+            result, traceback = describe(error)
+            outcome = self._outcome(run.message, TaskStatus.FAILURE, result, traceback=traceback)
+            self._bury(run.delivery, f"the worker failed at it: {error}", outcome)
         finally:
-            self._running.pop(run_id, None)
+            self._running.discard(run)
             self._ended()
 
+    async def _run_in_pool(self, context: _RunContext, run: _Run) -> None:
+        try:
+            async with self._pools.slot(run.task.options.executor):
+                await self._run_in(context, run)
+        except asyncio.CancelledError:  # while it waited: what happens later is handled inside
+            if run.stop is None:
+                raise
+            self._end_stopped(run)
+
     async def _run_in(self, context: _RunContext, run: _Run) -> None:
+        if self._observers.heard(events.Started):
+            self._observers.emit(events.Started(message=run.message))
+        if self._tracks_start(run.task):
+            self._completer.add(None, self._outcome(run.message, TaskStatus.STARTED, _NULL))
         run.started = time.perf_counter()
         try:
             timeout = self._timeout(run)
@@ -232,7 +243,7 @@ class Executor:
             else:
                 value = await self._call(context)
             encoded = value if type(value) is Raw else self._codec.encode_result(value)
-        except BaseException as error:  # noqa: BLE001 - SystemExit included: it ends the task only
+        except BaseException as error:  # SystemExit included: it ends the task only
             if run.stop is None:
                 self._end_failed(run, error)
             else:  # whatever it made of its cancellation
@@ -317,7 +328,9 @@ class Executor:
     def _retry(
         self, run: _Run, error: BaseException, delay: float, result: Raw, traceback: str
     ) -> None:
-        message = msgspec.structs.replace(run.message, attempt=run.message.attempt + 1)
+        message = msgspec.structs.replace(
+            run.message, attempt=run.message.attempt + 1, unknown_since=None
+        )
         self._completer.add(
             Again(run.delivery, self._envelope(run.delivery, message, time.time() + delay)),
             self._outcome(run.message, TaskStatus.RETRY, result, traceback=traceback),
@@ -336,14 +349,9 @@ class Executor:
 
     def _end_revoked(self, delivery: Delivery, message: Message, why: str) -> None:
         error = encode_error("TaskRevoked", why)
-        self._completer.add(
-            Done(delivery), self._outcome(message, TaskStatus.REVOKED, error)
-        )
+        self._completer.add(Done(delivery), self._outcome(message, TaskStatus.REVOKED, error))
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
-
-    def _store(self, message: Message, status: TaskStatus, result: Raw) -> None:
-        self._completer.add(None, self._outcome(message, status, result))
 
     def _outcome(
         self,
@@ -362,7 +370,7 @@ class Executor:
             result=result,
             traceback=traceback,
             date_done=datetime.now(UTC),
-            name=message.task,
+            name=message.task or None,
             worker=self._worker,
             queue=message.queue,
             retries=message.attempt - 1,
@@ -389,16 +397,18 @@ class Executor:
             return empty
         if encoded[:1] in b"[{":
             return raw
-        return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
+        try:
+            return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
+        except (ValueError, TypeError):  # MessagePack has keys that JSON has not
+            return UNSET
 
     # Stop
 
     def revoke(self, ids: Iterable[str]) -> None:
         """Cancel those of these tasks that run here."""
-        for task_id in ids:
-            run = self._running.get(task_id)
-            if run is not None:
-                self._cancel(run, _Stop.REVOKE)
+        wanted = frozenset(ids)
+        for run in [run for run in self._running if run.delivery.id in wanted] if wanted else ():
+            self._cancel(run, _Stop.REVOKE)
 
     async def release(self, wait: float) -> None:
         """Cancel what runs, for other workers to run, and wait for it to end.
@@ -407,9 +417,12 @@ class Executor:
         refused.
         """
         await self._cancel_all(_Stop.RELEASE, wait)
-        for run in self._running.values():
+        for run in self._running:
+            if run.stop is _Stop.RELEASE:
+                self._completer.add(Release(run.delivery))
+            elif run.stop is _Stop.REVOKE:
+                self._end_revoked(run.delivery, run.message, "cancelled")
             run.stop = _Stop.ABANDON
-            self._completer.add(Release(run.delivery))
 
     async def abandon(self, wait: float) -> None:
         """Cancel what runs and forget it: it was given to others."""
@@ -417,7 +430,7 @@ class Executor:
 
     async def _cancel_all(self, stop: _Stop, wait: float) -> None:
         works = []
-        for run in self._running.values():
+        for run in list(self._running):
             self._cancel(run, stop)
             if run.work is not None:
                 works.append(run.work)
@@ -425,7 +438,7 @@ class Executor:
             await asyncio.wait(works, timeout=wait)
 
     def _cancel(self, run: _Run, stop: _Stop) -> None:
-        run.stop = stop
+        run.stop = stop if run.stop is None else max(run.stop, stop)
         # One that has not begun is not cancelled: its coroutine would never be entered and
         # nothing would settle it. It sees `stop` first thing.
         if run.begun and run.work is not None:

@@ -7,12 +7,13 @@ with an event loop of its own, since drivers speak asyncio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 
-from aiotaskq.errors import AioTaskQError, Unavailable
+from aiotaskq.errors import Unavailable
 from aiotaskq.protocols import Lease
 
 logger = logging.getLogger("aiotaskq.worker")
@@ -42,13 +43,14 @@ class Heartbeat:
         self._gone = False
         self._thread = threading.Thread(target=self._main, name="aiotaskq-heartbeat", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started = threading.Event()
+        self._beating: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._ended = asyncio.Event()
         self._renewed = asyncio.Event()
 
     def start(self) -> None:
         """Begin to beat. The consumer's `open` counts as the first beat."""
         self._thread.start()
-        self._started.wait()
 
     @property
     def trusted(self) -> bool:
@@ -67,38 +69,38 @@ class Heartbeat:
 
     async def stop(self) -> None:
         """End the thread, without ending the lease."""
-        loop = self._loop
-        if loop is not None and self._thread.is_alive():
-            loop.call_soon_threadsafe(self._stopped.set)
-            await asyncio.to_thread(self._thread.join)
-        self._gone = True
+        self._stopped = self._gone = True
         self._renewed.set()
+        if self._loop is not None and self._beating is not None:
+            # Cancelled rather than asked: a renewal may hang at a broker that is away.
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(self._beating.cancel)
+        if self._thread.ident is not None:  # it was started
+            # Not joined in another thread: the loop's own may all be with functions of the
+            # user's that never end.
+            await self._ended.wait()
 
     def _main(self) -> None:
-        asyncio.run(self._live())
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(self._live())
+        finally:
+            self._tell(self._ended.set)
 
     async def _live(self) -> None:
+        self._beating = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
-        self._stopped = asyncio.Event()
-        self._started.set()
         try:
-            while not await self._pause():
+            while not self._stopped:
+                await asyncio.sleep(self._beat)
                 if not await self._renew():
                     self._gone = True
                     self._tell(self._lost)
                     break
                 self._tell(self._renewed.set)
+            self._tell(self._renewed.set)  # whoever waits in `alive` hears of a loss as well
         finally:
             await self._lease.close()
-
-    async def _pause(self) -> bool:
-        """Wait for the next beat; True if it is not wanted any more."""
-        try:
-            async with asyncio.timeout(self._beat):
-                await self._stopped.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def _renew(self) -> bool:
         asked = time.monotonic()  # from here: the broker cannot have granted less
@@ -108,12 +110,12 @@ class Heartbeat:
                     return False
         except (Unavailable, TimeoutError):
             return True  # the lease runs on; the next beat asks again
-        except AioTaskQError:
+        except Exception:  # a fault of the driver's own must not end the beating
             logger.exception("the lease cannot be renewed")
             return True
         self._trusted_until = asked + self._length * (1 - _MARGIN)
         return True
 
     def _tell(self, call: Callable[[], object]) -> None:
-        if not self._owner.is_closed():
+        with contextlib.suppress(RuntimeError):  # that loop is closed, without waiting for us
             self._owner.call_soon_threadsafe(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 
@@ -25,6 +26,8 @@ _BACKLOG = 10_000  # ended tasks that wait to be stored before fetching pauses
 _BACKOFF = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _CANCEL_WAIT = 5.0  # seconds that a cancelled task gets to clean up
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
+_REFUSE_WAIT = 1.0  # seconds after a lost lease for what had ended to be counted as refused
+_BURST_LOOK = 0.1  # seconds between looks of a burst that only waits for running tasks to end
 
 
 class Quota:
@@ -69,9 +72,7 @@ class Incarnation:
         self._max_crashes = conf.max_crashes
         self._slot_free = asyncio.Event()
         self._lost = asyncio.Event()
-        self._consumer = broker.consumer(
-            options.queues, name=options.name, lease=conf.worker_lease
-        )
+        self._consumer = broker.consumer(options.queues, name=options.name, lease=conf.worker_lease)
         self._heartbeat = Heartbeat(
             self._consumer.lease(),
             length=conf.worker_lease,
@@ -134,7 +135,9 @@ class Incarnation:
                 continue
             busy = self._executor.running > 0 or self._completer.backlog > 0
             try:
-                wait = 0 if self._options.burst and not busy else _FETCH_WAIT
+                wait = _FETCH_WAIT
+                if self._options.burst:
+                    wait = _BURST_LOOK if busy else 0.0
                 deliveries = await self._consumer.fetch(room, wait)
             except Unavailable as error:
                 await outage.wait(error)
@@ -181,14 +184,16 @@ class Incarnation:
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
         """Let running tasks end within `grace` seconds, or until `hurry`; hand back the rest."""
-        finished = asyncio.create_task(self._finished())
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait(
-            {finished, hurried}, timeout=grace, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in (finished, hurried):
-            task.cancel()
-        await asyncio.wait([finished, hurried])
+        waits = [
+            asyncio.create_task(wait)
+            for wait in (self._finished(), hurry.wait(), self._lost.wait())
+        ]
+        try:
+            await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.wait(waits)
         if self._executor.running:
             logger.warning("handing back what still runs (%d)", self._executor.running)
             await self._executor.release(_CANCEL_WAIT)
@@ -202,8 +207,11 @@ class Incarnation:
             )
 
     async def abandon(self) -> None:
-        """Cancel what runs, since it was given to others."""
+        """Cancel what runs, since it was given to others or will be; count what came too late."""
         await self._executor.abandon(_CANCEL_WAIT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFUSE_WAIT):
+                await self._completer.drained()
 
     async def close(self) -> None:
         """End the lease; what is still held goes back to its queue."""

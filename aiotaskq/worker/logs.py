@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,10 @@ from aiotaskq.events import Observer, Observers
 logger = logging.getLogger("aiotaskq.task")
 
 _SHOWN = 200  # characters of a value
+
+_lock = threading.Lock()
+_users: dict[Observers, int] = {}  # how many workers run now that log through them
+_chosen: dict[Observers, tuple[tuple[type[events.Event], Observer[Any]], ...]] = {}
 
 
 def _received(event: events.Received) -> None:
@@ -64,7 +69,7 @@ def _released(event: events.Released) -> None:
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except Exception as error:  # noqa: BLE001 - a value's own __repr__ must not fail the log
+    except Exception as error:  # a value's own __repr__ must not fail the log
         text = f"<{type(value).__name__} whose repr fails: {type(error).__name__}>"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
@@ -83,13 +88,22 @@ _AT_ERROR: tuple[tuple[type[events.Event], Observer[Any]], ...] = ((events.Faile
 def logged(observers: Observers) -> Iterator[None]:
     """Log what happens to tasks meanwhile.
 
-    What the logger's level would drop anyway is not listened to, so that it costs nothing.
+    What the logger's level would drop anyway is not listened to, so that it costs nothing. Of
+    several workers of one application the first one's lines are for all.
     """
     chosen = _AT_ERROR + (_AT_INFO if logger.isEnabledFor(logging.INFO) else ())
-    for kind, observer in chosen:
-        observers.add(kind, observer)
+    with _lock:
+        _users[observers] = _users.get(observers, 0) + 1
+        if _users[observers] == 1:
+            _chosen[observers] = chosen
+            for kind, observer in chosen:
+                observers.add(kind, observer)
     try:
         yield
     finally:
-        for kind, observer in chosen:
-            observers.remove(kind, observer)
+        with _lock:
+            _users[observers] -= 1
+            if not _users[observers]:
+                del _users[observers]
+                for kind, observer in _chosen.pop(observers):
+                    observers.remove(kind, observer)

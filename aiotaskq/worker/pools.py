@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
+from aiotaskq.task import Executor
 from aiotaskq.worker.processes import ProcessPool
 from aiotaskq.worker.threads import ThreadPool
 
@@ -20,6 +23,18 @@ class Pools:
         self._worker = worker
         self._threads: ThreadPool | None = None
         self._processes: ProcessPool | None = None
+        self._slots = {
+            "thread": asyncio.Semaphore(threads),
+            "process": asyncio.Semaphore(processes),
+        }
+
+    def slot(self, executor: Executor) -> AbstractAsyncContextManager[Any]:
+        """Return what waits for a thread or a process to be free, for as long as it is needed.
+
+        A worker takes more tasks than it has threads; one that waits for its turn does not
+        run yet, and its timeout has not begun.
+        """
+        return nullcontext() if executor == "loop" else self._slots[executor]
 
     def threads(self) -> ThreadPool:
         """Return the thread pool."""

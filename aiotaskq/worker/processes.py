@@ -8,6 +8,8 @@ encoded result.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -75,7 +77,7 @@ class ProcessPool:
         self._worker = worker
         self._threads = ThreadPool(size, name="aiotaskq-process")  # one to talk to each process
         self._idle: deque[_Process] = deque()
-        self._all: set[_Process] = set()
+        self._busy: set[_Process] = set()
 
     async def run(self, task: Task[Any, Any], body: bytes) -> Raw:
         """Run a task's message in a process and return the encoded result.
@@ -87,40 +89,88 @@ class ProcessPool:
             ProcessDied: The process ended under it.
         """
         request = Request(task.fn.__module__, task.fn.__qualname__, body, self._worker)
-        taken: list[_Process] = []
+        exchange = _Exchange(request)
         try:
-            reply = await self._threads.run(self._exchange, request, taken)
+            reply = await self._threads.run(self._talk, exchange)
         except BaseException:
-            for process in taken:  # it is stuck in the task or dead: not to be used again
-                process.kill()
-                self._all.discard(process)
+            exchange.abort()
             raise
-        self._idle.extend(taken)
         if reply.value is None:
             raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback)
         return Raw(reply.value)
 
-    def _exchange(self, request: Request, taken: list[_Process]) -> Reply:
-        """Talk to one process; in a thread. As many threads as processes, so one is free."""
+    def _talk(self, exchange: _Exchange) -> Reply:
+        """Do an exchange; in a thread. As many threads as processes, so one is free.
+
+        Only this thread puts the process back or collects it, whatever becomes of the caller.
+        """
+        process = self._take()
         try:
-            process = self._idle.pop()
-        except IndexError:
-            process = _Process(self._codec_settings)
-            self._all.add(process)
-        taken.append(process)
-        return process.ask(request)
+            reply = exchange.do(process)
+        except BaseException:
+            self._busy.discard(process)
+            process.end()
+            raise
+        self._busy.discard(process)
+        self._idle.append(process)
+        return reply
+
+    def _take(self) -> _Process:
+        process = self._find_idle() or _Process(self._codec_settings)
+        self._busy.add(process)
+        return process
+
+    def _find_idle(self) -> _Process | None:
+        while True:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                return None
+            if process.alive():
+                return process
+            process.end()  # something killed it while it had nothing to do
 
     async def close(self) -> None:
         """End all processes, at once if they are busy."""
-        for process in self._all:
-            if process not in self._idle:
-                process.kill()
+        for process in list(self._busy):
+            process.kill()
         await self._threads.run(self._stop)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_WAIT):
+                await self._threads.drained()  # they collect what was killed
         await self._threads.close()
 
     def _stop(self) -> None:
-        for process in self._all:
-            process.stop()
+        while self._idle:
+            self._idle.pop().end(_STOP_WAIT)
+
+
+class _Exchange:
+    """One request and its reply: begun in a thread, aborted from the event loop."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self._aborted = False
+
+    def do(self, process: _Process) -> Reply:
+        with self._lock:
+            if self._aborted:
+                raise ProcessDied("it was cancelled before it began")
+            self._process = process
+        try:
+            return process.ask(self._request)
+        finally:
+            with self._lock:
+                self._process = None  # from here on it may run another task
+
+    def abort(self) -> None:
+        """End the process if it is at it, or see to it that none begins."""
+        with self._lock:
+            self._aborted = True
+            if self._process is not None:
+                self._process.kill()
 
 
 class _Process:
@@ -139,19 +189,27 @@ class _Process:
     def ask(self, request: Request) -> Reply:
         try:
             self._pipe.send_bytes(msgspec.msgpack.encode(request))
+            # Not the pipe alone: a child of the process may have a copy of its other end.
+            if self._pipe not in connection.wait([self._pipe, self._process.sentinel]):
+                raise EOFError
             return msgspec.msgpack.decode(self._pipe.recv_bytes(), type=Reply)
         except (EOFError, OSError):
-            self._process.join()
-            raise ProcessDied(
-                f"the process that ran it ended under it{_how(self._process.exitcode)}"
-            ) from None
+            self._process.join(_STOP_WAIT)  # it is about to end, unless it closed the pipe itself
+            how = _how(self._process.exitcode)
+            raise ProcessDied(f"the process that ran it ended under it, {how}") from None
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
 
     def kill(self) -> None:
-        self._process.kill()
+        """End it from any thread; whoever talks to it collects it."""
+        with contextlib.suppress(ValueError):  # it was collected meanwhile
+            self._process.kill()
 
-    def stop(self) -> None:
+    def end(self, wait: float = 0.0) -> None:
+        """End and collect it, after `wait` seconds to exit by itself."""
         self._pipe.close()  # an idle process exits when its pipe ends
-        self._process.join(_STOP_WAIT)
+        self._process.join(wait)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -159,9 +217,11 @@ class _Process:
 
 
 def _how(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        return f", by {signal.Signals(-exit_code).name}"
-    return f", with exit status {exit_code}"
+    if exit_code is None:
+        return "though it goes on without its pipe"
+    if exit_code < 0:
+        return f"by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    return f"with exit status {exit_code}"
 
 
 def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
@@ -193,7 +253,7 @@ def _run(request: Request, codec: Codec) -> Reply:
         enter(TaskContext(message, args, kwargs, state=State(), worker=request.worker))
         value = task.fn(*args, **kwargs)
         return Reply(value=bytes(codec.encode_result(value)))
-    except BaseException as error:  # noqa: BLE001 - SystemExit included: it ends the task only
+    except BaseException as error:  # SystemExit included: it ends the task only
         encoded, traceback = describe(error)
         return Reply(error=bytes(encoded), traceback=traceback)
 

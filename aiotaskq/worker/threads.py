@@ -8,6 +8,7 @@ makes a short function several times cheaper.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections import deque
@@ -32,9 +33,10 @@ class ThreadPool:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._ended: deque[_Ended] = deque()
         self._threads: list[threading.Thread] = []
+        self._alive = 0  # threads
         self._busy = 0  # handed to threads and not delivered yet; touched in the loop only
         self._waking = False
-        self._closed = False
+        self._less = asyncio.Event()  # fewer are busy, or a thread ended
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Run a function in a thread, in a copy of the caller's context.
@@ -43,17 +45,18 @@ class ThreadPool:
         """
         context = contextvars.copy_context()
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._busy += 1
-        if self._busy > len(self._threads) < self.size:
+        if self._busy >= len(self._threads) < self.size:
             self._add_thread()
+        self._busy += 1
         self._work.put((future, lambda: context.run(function, *args, **kwargs)))
         return future
 
     def _add_thread(self) -> None:
         number = len(self._threads) + 1
         thread = threading.Thread(target=self._main, name=f"{self._name}-{number}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
+        self._alive += 1
 
     def _main(self) -> None:
         while (work := self._work.get()) is not None:
@@ -63,16 +66,26 @@ class ThreadPool:
             value = error = None
             try:
                 value = call()
-            except BaseException as raised:  # noqa: BLE001 - SystemExit included: it ends the task only
+            except BaseException as raised:  # SystemExit included: it ends the task only
                 error = raised
             self._ended.append((future, value, error))
             del work, future, call, value, error  # a waiting thread holds nothing alive
-            if not self._waking and not self._closed:
+            if not self._waking:
                 self._waking = True
-                self._loop.call_soon_threadsafe(self._deliver)
+                self._tell(self._deliver)
+        self._tell(self._thread_ended)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(call)
+
+    def _thread_ended(self) -> None:
+        self._alive -= 1
+        self._less.set()
 
     def _deliver(self) -> None:
         self._waking = False  # before looking: what ends from now on wakes again
+        self._less.set()
         while self._ended:
             future, value, error = self._ended.popleft()
             self._busy -= 1
@@ -83,18 +96,19 @@ class ThreadPool:
             else:
                 future.set_exception(_transferable(error))
 
-    @property
-    def busy(self) -> int:
-        """How many functions run or wait for a thread."""
-        return self._busy
+    async def drained(self) -> None:
+        """Wait until no function runs."""
+        while self._busy:
+            self._less.clear()
+            await self._less.wait()
 
     async def close(self) -> None:
         """Let idle threads end; one that still runs is left behind."""
-        self._closed = True
         for _ in self._threads:
             self._work.put(None)
-        while any(thread.is_alive() for thread in self._threads) and not self._busy:
-            await asyncio.sleep(0.001)
+        while self._alive > self._busy:
+            self._less.clear()
+            await self._less.wait()
 
 
 class ThreadStopped(Exception):

@@ -99,9 +99,15 @@ class Worker:
     async def __aenter__(self) -> Self:
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._main = asyncio.create_task(self._live(patient=True, connected=connected))
-        await asyncio.wait([self._main, connected], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait([self._main, connected], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # nobody will leave what was not entered
+            self._main.cancel()
+            await asyncio.wait([self._main])
+            raise
         if self._main.done():
             self._main.result()  # raises what is wrong with the set-up
+        self._main.add_done_callback(_tell_failure)
         return self
 
     async def __aexit__(
@@ -177,26 +183,32 @@ class Worker:
         told = False
         while not self._stopping.is_set():
             incarnation = Incarnation(
-                self._app, broker, backend, pools, self.options, state=self._state, quota=self._quota
+                self._app,
+                broker,
+                backend,
+                pools,
+                self.options,
+                state=self._state,
+                quota=self._quota,
             )
             try:
                 await incarnation.open()
+                self._incarnation = incarnation
+                if not told:
+                    told = True
+                    self._tell_ready()
+                await self._serve(incarnation)
+                self._stopping.set()
+                await incarnation.finish(self.options.grace_period, self._hurry)
             except Unavailable as error:
                 logger.warning("cannot begin to take tasks, trying again: %s", error)
                 await self._rest(_RECONNECT[1] * random.uniform(0.1, 0.2))
-                continue
-            self._incarnation = incarnation
-            if not told:
-                told = True
-                self._tell_ready()
-            try:
-                await self._serve(incarnation)
             except LeaseLost as lost:
                 logger.error("%s; its tasks were given to others, going on under a new lease", lost)
                 await incarnation.abandon()
-            else:
-                self._stopping.set()
-                await incarnation.finish(self.options.grace_period, self._hurry)
+            except BaseException:  # a fault of the worker's own, or the loop ends
+                await incarnation.abandon()
+                raise
             finally:
                 self._incarnation = None
                 await incarnation.close()
@@ -217,6 +229,13 @@ class Worker:
         logger.info("%s ready", self.options.name)
         if self._app.observers.heard(events.WorkerReady):
             self._app.observers.emit(events.WorkerReady(worker=self.options.name))
+
+
+def _tell_failure(main: asyncio.Task[None]) -> None:
+    """Say at once that an embedded worker ended; its error is raised only where it is left."""
+    error = None if main.cancelled() else main.exception()
+    if error is not None:
+        logger.error("the worker failed", exc_info=error)
 
 
 def _settle(connected: asyncio.Future[None] | None) -> None:

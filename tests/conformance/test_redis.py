@@ -64,8 +64,10 @@ class RedisHarness:
         await asyncio.to_thread(self._server.start)
 
     async def close(self) -> None:
-        for driver in (*self._brokers, *self._backends):
-            await driver.close()
+        for broker in self._brokers:
+            await broker.close()
+        for backend in self._backends:
+            await backend.close()
         self._control.flushall()
         self._control.close()
 
@@ -86,4 +88,4 @@ class TestRedisBackend(ResultConformance):
 
 
 def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_url: str) -> None:
-    check_broker(lambda: RedisHarness(redis_server), examples=60, steps=40)
+    check_broker(lambda: RedisHarness(redis_server), examples=40, steps=30)

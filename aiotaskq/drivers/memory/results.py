@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from typing import Self
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from aiotaskq.drivers.memory.address import find
 from aiotaskq.drivers.memory.store import Bell, Ear, MemoryStore

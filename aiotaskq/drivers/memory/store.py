@@ -376,6 +376,7 @@ class MemoryStore:
             for holder in self._holders:
                 for item in holder.held.values():
                     if item.envelope.id in wanted:
+                        item.cancelled = True
                         holder.told.add(item.envelope.id)
 
     def tend(self, max_crashes: int) -> Tended:

@@ -19,7 +19,7 @@ from aiotaskq.errors import ConfigError
 
 # redis-py would look its own version up on disk for each connection, to tell the server. Newer
 # releases are told so by another word.
-_UNNAMED: dict[str, None] = (
+_UNNAMED: dict[str, Any] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection).parameters
     else {"lib_name": None, "lib_version": None}

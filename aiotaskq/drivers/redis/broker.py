@@ -8,8 +8,10 @@ and then fetch, so that a reply that is lost on the wire strands nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import ClassVar, Self
 
 from aiotaskq.drivers.redis import items, scripts
@@ -18,6 +20,7 @@ from aiotaskq.drivers.redis.client import MOST, Client, portions
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.link import Word
+from aiotaskq.drivers.redis.results import RedisBackend
 from aiotaskq.message import DeadLetter, Depth, Envelope, Tended
 from aiotaskq.protocols import Traits
 
@@ -67,6 +70,9 @@ class RedisBroker:
         clone = type(self)(self._given_url, prefix=self._client.keys.prefix)
         clone._time_shift = self._time_shift
         return clone
+
+    def backend(self) -> RedisBackend:
+        return RedisBackend(self._given_url, prefix=self._client.keys.prefix)
 
     async def open(self) -> None:
         if not self._client.is_open:
@@ -173,7 +179,7 @@ class RedisBroker:
             "1" if missed else "",
             *(consumer.id for consumer in list(self._consumers) if consumer.is_open),
         ]
-        keys = [self._client.keys.base(queue) for queue in queues]
+        keys = [*map(self._client.keys.base, queues), self._client.keys.cancelled]
         reply: tuple[bytes, int, int, int] = await link.script(scripts.TEND, keys, words)
         self._set_clock(float(reply[0]))
         return reply
@@ -204,8 +210,14 @@ class RedisBroker:
 
 def _parts(batch: Sequence[Envelope]) -> Iterator[list[Envelope]]:
     """Split a batch by queue, and each queue's share into what one call takes."""
-    by_queue: dict[str, list[Envelope]] = {}
-    for envelope in batch:
-        by_queue.setdefault(envelope.queue, []).append(envelope)
-    for share in by_queue.values():
+    shares: Iterable[Iterable[Envelope]]
+    if any(envelope.unique for envelope in batch):
+        # Of two with one id the first is stored, though their queues differ.
+        shares = (share for _, share in itertools.groupby(batch, attrgetter("queue")))
+    else:
+        by_queue: dict[str, list[Envelope]] = {}
+        for envelope in batch:
+            by_queue.setdefault(envelope.queue, []).append(envelope)
+        shares = by_queue.values()
+    for share in shares:
         yield from portions((len(envelope.body), envelope) for envelope in share)

@@ -46,6 +46,7 @@ class RedisConsumer:
         self._client = client
         self._queues = list(queues)
         self._bases = [client.keys.base(queue) for queue in queues]
+        self._keys = [*self._bases, client.keys.cancelled]
         self._lease_length = lease
         self._introduce = introduce
         self._bell: Link | None = None  # blocks on the tokens
@@ -119,7 +120,7 @@ class RedisConsumer:
         if not was_open:
             return
         try:
-            await self._script(scripts.CLOSE, self._bases, [self.id])
+            await self._script(scripts.CLOSE, self._keys, [self.id])
         except Unavailable:
             return  # then the lease lapses by itself
 
@@ -173,8 +174,7 @@ class RedisConsumer:
             first,
             "" if missed is None else missed,
         ]
-        keys = [*self._bases, self._client.keys.cancelled]
-        reply = await self._script(scripts.FETCH, keys, words)
+        reply = await self._script(scripts.FETCH, self._keys, words)
         self._missed = None
         if reply is None:
             raise LeaseLost(f"{self.id} was given up for dead")
@@ -234,8 +234,9 @@ class RedisConsumer:
         return gone
 
     async def _settle_any(self, queue: str, part: list[Settlement]) -> list[Settlement]:
-        keys = [self._client.keys.base(queue)]
+        keys = [self._client.keys.cancelled, self._client.keys.base(queue)]
         words: list[Word] = [self._client.time_shift, self.id]
+        await self._introduce({one.envelope.queue for one in part if isinstance(one, Again)})
         for settlement in part:
             self._open.discard(settlement.delivery.receipt[1])
             words += self._words(settlement, keys)

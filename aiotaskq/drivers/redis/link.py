@@ -58,6 +58,7 @@ class Wire:
         self._wanted = asyncio.Event()
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._failed: asyncio.Future[None] = self._loop.create_future()
         self.error: Exception | None = None
         self.task = self._loop.create_task(self._live())
 
@@ -89,8 +90,8 @@ class Wire:
             _, future = self._pending.popleft()
             if not future.done():
                 future.set_result(error)
-        if asyncio.current_task(self._loop) is not self.task:
-            self.task.cancel()
+        if not self._failed.done():
+            self._failed.set_result(None)
 
     async def close(self) -> None:
         """Give the connection up and wait until it is closed."""
@@ -109,15 +110,19 @@ class Wire:
             self._timer = self._loop.call_at(until, self._check)
 
     async def _live(self) -> None:
+        # Not cancelled from here: a task that is cancelled before it began would close nothing.
+        reading = self._loop.create_task(self._read())
         writing = self._loop.create_task(self._write())
         try:
-            await self._read()
-        except (RedisError, OSError) as error:
-            self.fail(error)
+            await asyncio.wait({reading, self._failed}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.fail(Disconnected("the connection was closed"))
+            reading.cancel()
             writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            # What the writer ran into shows at the reader, too: the stream has ended.
+            [error, _] = await asyncio.gather(reading, writing, return_exceptions=True)
+            if isinstance(error, (RedisError, OSError)):
+                self.fail(error)
+            self.fail(Disconnected("the connection was closed"))
             await self._connection.disconnect(nowait=True)
 
     async def _write(self) -> None:

@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 from redis.asyncio.connection import AbstractConnection
@@ -47,6 +47,8 @@ class RedisBackend:
     Raises:
         ConfigError: The URL is none that there is.
     """
+
+    wants_arguments: ClassVar[bool] = False
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._given_url = url

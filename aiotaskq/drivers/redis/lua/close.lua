@@ -1,18 +1,19 @@
 -- End the lease of a consumer and hand back what it holds, in order.
 --
--- KEYS  bases of its queues
+-- KEYS  bases of its queues; last, the key `cancelled`
 -- ARGV  1  consumer
 -- Return how many items were handed back. What it held where it was given up is not touched.
 
 local count = 0
 
-for _, base in ipairs(KEYS) do
+for i = 1, #KEYS - 1 do
+  local base = KEYS[i]
   local held = base .. 'held:' .. ARGV[1]
   if redis.call('ZREM', base .. 'consumers', ARGV[1]) == 1 then
     redis.call('HDEL', base .. 'meta', 'lease:' .. ARGV[1])
     local numbers = numbers_of(base, ARGV[1])
-    for i = #numbers, 1, -1 do
-      give_back(base, redis.call('HGET', held, numbers[i]))
+    for n = #numbers, 1, -1 do
+      give_back(base, redis.call('HGET', held, numbers[n]), KEYS[#KEYS])
     end
     redis.call('DEL', held, base .. 'floor:' .. ARGV[1])
     if #numbers > 0 then

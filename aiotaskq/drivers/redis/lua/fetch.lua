@@ -58,7 +58,7 @@ local function fit(items)
     if not over then
       kept[#kept + 1] = item
       if cancels then
-        ids[#ids + 1] = string.match(item, '^%d+ %d %S+ ([^\n]*)\n') or ''
+        ids[#ids + 1] = id_of(item)
       end
     end
   end

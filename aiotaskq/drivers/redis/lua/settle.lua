@@ -1,17 +1,18 @@
 -- Apply settlements to items of one queue.
 --
--- KEYS  1  base of the queue
---       2  bases of queues that items go to
+-- KEYS  1  the key `cancelled`
+--       2  base of the queue
+--       3  bases of queues that items go to
 -- ARGV  1  time shift
 --       2  consumer
 --       3  settlements, one after the other: kind, receipt number, and
 --            d  done
---            a  again:    which of KEYS, due or '', item or serial and item
+--            a  again:    which of KEYS it goes to, due or '', item or serial and item
 --            x  dead:     reason as JSON
 --            r  release:  higher numbers first, as each goes before what is there
 -- Return the receipt numbers that were not held, or false if that is all of them.
 
-local base, held = KEYS[1], KEYS[1] .. 'held:' .. ARGV[2]
+local base, held = KEYS[2], KEYS[2] .. 'held:' .. ARGV[2]
 local now, gone, at, released = clock(ARGV[1]), {}, 3, false
 
 if not redis.call('ZSCORE', base .. 'consumers', ARGV[2]) then
@@ -25,7 +26,9 @@ local apply = {
   d = function() end,
   a = function()
     local target, due, item = KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], ARGV[at + 4]
-    if due == '' then
+    if redis.call('ZSCORE', KEYS[1], id_of(due == '' and item or item_of(item))) then
+      return
+    elseif due == '' then
       redis.call('RPUSH', list_of(target, level_of(item)), item)
       ring(target)
     else
@@ -36,7 +39,7 @@ local apply = {
     bury(base, item, ARGV[at + 2], now)
   end,
   r = function(item)
-    give_back(base, item)
+    give_back(base, item, KEYS[1])
     released = true
   end,
 }

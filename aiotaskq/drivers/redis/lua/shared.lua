@@ -52,9 +52,15 @@ local function list_of(base, level)
   return base .. 'ready:' .. level
 end
 
--- Put an item at the head of its list.
-local function give_back(base, item)
-  redis.call('LPUSH', list_of(base, level_of(item)), item)
+local function id_of(item)
+  return string.match(item, '^%d+ %d %S+ ([^\n]*)\n') or ''
+end
+
+-- Put an item at the head of its list, unless its id was cancelled: then it is forgotten.
+local function give_back(base, item, cancelled)
+  if not redis.call('ZSCORE', cancelled, id_of(item)) then
+    redis.call('LPUSH', list_of(base, level_of(item)), item)
+  end
 end
 
 -- Wake one idle consumer, now or when there is one.
@@ -64,10 +70,15 @@ local function ring(base)
   end
 end
 
--- Store an item at `due` (Unix time); before it then stands a serial number and a space.
+-- Return the item of a member of `delayed`, which begins with a serial number and a space.
+local function item_of(member)
+  return string.sub(member, (string.find(member, ' ', 1, true) or 0) + 1)
+end
+
+-- Store a member at `due` (Unix time).
 local function postpone(base, due, member, now)
   if tonumber(due) <= now then
-    local item = string.sub(member, string.find(member, ' ', 1, true) + 1)
+    local item = item_of(member)
     redis.call('RPUSH', list_of(base, level_of(item)), item)
     ring(base)
     return
@@ -86,7 +97,7 @@ local function promote(base, now, most)
     redis.call('ZREM', base .. 'delayed', unpack(due))
   end
   for _, member in ipairs(due) do
-    local item = string.sub(member, (string.find(member, ' ', 1, true) or 0) + 1)
+    local item = item_of(member)
     redis.call('RPUSH', list_of(base, level_of(item)), item)
   end
   return #due

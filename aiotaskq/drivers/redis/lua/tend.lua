@@ -1,6 +1,6 @@
 -- Housekeeping: promote what is due, take back what the dead held, bury what kills.
 --
--- KEYS  bases of queues
+-- KEYS  bases of queues; last, the key `cancelled`
 -- ARGV  1  time shift
 --       2  server time after which the call is out of date
 --       3  crashes after which an item is buried
@@ -70,7 +70,7 @@ local function crash(base, item)
     bury(base, crashes .. rest, reason, now)
     return true
   end
-  give_back(base, crashes .. rest)
+  give_back(base, crashes .. rest, KEYS[#KEYS])
   return false
 end
 
@@ -107,7 +107,7 @@ local function tend(base)
   end
 end
 
-for _, base in ipairs(KEYS) do
-  tend(base)
+for i = 1, #KEYS - 1 do
+  tend(KEYS[i])
 end
 return { text(real), promoted, reclaimed, buried }

@@ -1,0 +1,6 @@
+"""Sends two tasks and goes away. It runs nothing: that is for the worker, on any host."""
+
+from celery_app import task1, task2
+
+print(task1.add.delay(2, 8).id)
+print(task2.multiply.apply_async(args=(3, 7), countdown=1).id)

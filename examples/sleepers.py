@@ -1,0 +1,33 @@
+"""10,000 coroutines, a second each, in one worker process: they finish in a few seconds.
+
+Needs `aiotaskq worker sleepers:app -c 10000 -l warning` beside it.
+"""
+
+import asyncio
+import time
+
+from aiotaskq import TaskQueue
+
+COUNT = 10_000
+
+app = TaskQueue("sleepers")
+
+
+@app.task
+async def nap(number: int) -> int:
+    await asyncio.sleep(1)
+    return number
+
+
+async def main() -> None:
+    async with app:
+        begin = time.perf_counter()
+        handles = await app.kiq_many([nap.s(number) for number in range(COUNT)])
+        print(f"sent {COUNT:,} tasks in {time.perf_counter() - begin:.1f} s")
+        values = await asyncio.gather(*(handle.result(timeout=120) for handle in handles))
+        assert values == list(range(COUNT))
+        print(f"all had slept after {time.perf_counter() - begin:.1f} s")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

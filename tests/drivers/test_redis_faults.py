@@ -1,0 +1,524 @@
+"""The Redis driver with a network and a server that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Self, TypeVar
+
+import pytest
+import redis
+from msgspec import Raw
+
+from aiotaskq.drivers.redis import RedisBackend, RedisBroker, results, scripts
+from aiotaskq.drivers.redis.address import parse
+from aiotaskq.drivers.redis.consumer import RedisConsumer
+from aiotaskq.drivers.redis.link import Link
+from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
+from aiotaskq.message import (
+    Again,
+    Delivery,
+    Depth,
+    Done,
+    Envelope,
+    Outcome,
+    Release,
+    TaskStatus,
+)
+from tests.servers import RedisServer
+
+PATIENCE = 30.0
+Value = TypeVar("Value")
+
+
+def envelope(name: str, **fields: object) -> Envelope:
+    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
+
+
+def outcome(name: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:
+    return Outcome(task_id=name, status=status, result=Raw(b"[1]"))
+
+
+async def insist(call: Callable[..., Awaitable[Value]], *args: Any, **named: Any) -> Value:
+    """Repeat a call while the server is away, as a worker does."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await call(*args, **named)
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def control(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def broker(redis_url: str) -> AsyncIterator[RedisBroker]:
+    broker = RedisBroker(redis_url)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+async def consumer(broker: RedisBroker) -> AsyncIterator[RedisConsumer]:
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    yield consumer
+    await consumer.close()
+
+
+@pytest.fixture
+async def backend(redis_url: str) -> AsyncIterator[RedisBackend]:
+    backend = RedisBackend(redis_url)
+    await backend.open()
+    yield backend
+    await backend.close()
+
+
+# --- connections --------------------------------------------------------------------------------
+
+
+async def test_cancelled_commands_do_not_cross_their_replies(redis_url: str) -> None:
+    link = Link(parse(redis_url), BrokerUnavailable)
+    chance = random.Random(1)
+    answered = 0
+
+    async def echo(number: int) -> None:
+        nonlocal answered
+        assert await link.command("ECHO", number) == b"%d" % number
+        answered += 1
+
+    for start in range(0, 2000, 20):
+        tasks = [asyncio.create_task(echo(number)) for number in range(start, start + 20)]
+        for _ in range(chance.randrange(8)):
+            await asyncio.sleep(0)
+        victims = chance.sample(tasks, 10)
+        for task in victims:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+    assert answered >= 1000
+    assert link.connects == 1
+    await link.close()
+
+
+async def test_a_server_that_does_not_answer_is_given_up_and_tried_again(
+    redis_server: RedisServer, redis_url: str
+) -> None:
+    link = Link(parse(f"{redis_url}?socket_timeout=0.2"), BrokerUnavailable)
+    assert await link.command("PING") == b"PONG"
+    redis_server.pause()
+    try:
+        calls = [link.command("PING") for _ in range(3)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        redis_server.resume()
+    assert {type(one) for one in outcomes} == {BrokerUnavailable}
+    assert await insist(link.command, "PING") == b"PONG"
+    await link.close()
+
+
+async def test_closing_ends_what_waits(redis_server: RedisServer, redis_url: str) -> None:
+    link = Link(parse(redis_url), BrokerUnavailable)
+    await link.command("PING")
+    waiting = asyncio.create_task(link.command("BLPOP", "nothing", 0))
+    await asyncio.sleep(0)
+    await link.close()
+    with pytest.raises(BrokerUnavailable):
+        await waiting
+    with pytest.raises(BrokerUnavailable):
+        await link.command("PING")
+
+
+class Proxy:
+    """Stands between a driver and the server, and does to single messages what networks do."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._listener: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.swallow: bytes | None = None  # replies to requests with it in them are lost
+        self.delay: bytes | None = None  # requests with it in them wait for `released`
+        self.silent = False  # whatever comes from the server is lost
+        self.released = asyncio.Event()
+        self.late = asyncio.Event()  # a request was delivered that had waited
+
+    async def __aenter__(self) -> Self:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        assert self._listener is not None
+        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}/0"
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        from_server, to_server = await asyncio.open_connection(self._server.host, self._server.port)
+        back = asyncio.create_task(self._back(from_server, writer))
+        try:
+            await self._forth(reader, to_server, writer)
+        finally:
+            back.cancel()
+            await asyncio.gather(back, return_exceptions=True)
+            for one in (writer, to_server):
+                one.close()
+            self._tasks.discard(task)
+
+    async def _forth(
+        self,
+        reader: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+        to_client: asyncio.StreamWriter,
+    ) -> None:
+        while data := await reader.read(65536):
+            if self.swallow is not None and self.swallow in data:
+                self.swallow, self.silent = None, True
+                to_server.write(data + b"PING\r\n")
+                await to_server.drain()
+                await self.released.wait()  # the server has done it
+                return
+            if self.delay is not None and self.delay in data:
+                self.delay = None
+                to_client.close()
+                await self.released.wait()
+                to_server.write(data)
+                await to_server.drain()
+                await asyncio.sleep(0.1)
+                self.late.set()
+                return
+            to_server.write(data)
+            await to_server.drain()
+
+    async def _back(self, reader: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if self.silent:
+                self.silent = False
+                self.released.set()
+                return
+            to_client.write(data)
+            await to_client.drain()
+
+
+@pytest.fixture
+async def proxy(redis_server: RedisServer, redis_url: str) -> AsyncIterator[Proxy]:
+    async with Proxy(redis_server) as proxy:
+        yield proxy
+
+
+async def test_what_a_fetch_took_whose_reply_was_lost_comes_with_the_next(
+    proxy: Proxy, broker: RedisBroker
+) -> None:
+    ours = RedisBroker(proxy.url)
+    await ours.open()
+    consumer = ours.consumer(["p", "q"], name="w", lease=60.0)
+    await consumer.open()
+    await broker.publish([envelope(f"{n}") for n in range(5)])
+    assert not await consumer.fetch(0, 0)  # so that the script is known
+    proxy.swallow = scripts.FETCH.digest
+    with pytest.raises(BrokerUnavailable):
+        await consumer.fetch(3, 0)
+    assert (await broker.depth())["q"] == Depth(ready=2, held=3)
+    got = await insist(consumer.fetch, 2, 0)
+    got = [*got, *await consumer.fetch(10, 0), *await consumer.fetch(10, 0)]
+    assert [one.id for one in got] == list("01234")
+    assert not await consumer.settle([Done(one) for one in got])
+    assert await broker.depth() == {}
+    await consumer.close()
+    await ours.close()
+
+
+async def test_a_fetch_that_arrives_after_its_successor_takes_nothing(
+    proxy: Proxy, broker: RedisBroker
+) -> None:
+    ours = RedisBroker(proxy.url)
+    await ours.open()
+    consumer = ours.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    assert not await consumer.fetch(1, 0)
+    proxy.delay = scripts.FETCH.digest
+    with pytest.raises(BrokerUnavailable):
+        await consumer.fetch(3, 0)
+    assert not await insist(consumer.fetch, 3, 0)
+    await broker.publish([envelope("a")])
+    proxy.released.set()
+    async with asyncio.timeout(PATIENCE):
+        await proxy.late.wait()
+    assert (await broker.depth())["q"] == Depth(ready=1)
+    assert [one.id for one in await consumer.fetch(3, 0)] == ["a"]
+    await consumer.close()
+    await ours.close()
+
+
+async def test_a_settlement_whose_reply_was_lost_is_told_as_gone_by_the_next(
+    proxy: Proxy, broker: RedisBroker
+) -> None:
+    ours = RedisBroker(proxy.url)
+    await ours.open()
+    consumer = ours.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    await broker.publish([envelope("a"), envelope("b")])
+    a, b = await consumer.fetch(2, 0)
+    await consumer.settle([])
+    await ours._client.link.script(scripts.DONE, ["aiotaskq:{q}:"], ["nobody", 1])
+    proxy.swallow = scripts.DONE.digest
+    with pytest.raises(BrokerUnavailable):
+        await consumer.settle([Done(a)])
+    gone = await insist(consumer.settle, [Done(a), Done(b)])
+    assert [one.id for one in gone] == ["a"]
+    assert await broker.depth() == {}
+    await consumer.close()
+    await ours.close()
+
+
+async def test_a_subscription_notices_that_its_connection_is_half_open(
+    proxy: Proxy, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_SILENCE", 0.1)
+    ours = RedisBackend(proxy.url)
+    await ours.open()
+    arrivals = ours.arrivals()
+    async with asyncio.timeout(PATIENCE):
+        assert await anext(arrivals) == []
+        await backend.store([outcome("a")], None)
+        assert await next_ids(arrivals) == ["a"]
+        proxy.silent = True  # the connection stays, and nothing comes any more
+        while await anext(arrivals) != []:
+            pass
+        await backend.store([outcome("b")], None)
+        assert await next_ids(arrivals) == ["b"]
+    await arrivals.aclose()
+    await ours.close()
+
+
+async def next_ids(arrivals: AsyncIterator[object]) -> object:
+    """Return the next item with ids in it."""
+    while not (ids := await anext(arrivals)):
+        pass
+    return ids
+
+
+# --- a server that misbehaves under load --------------------------------------------------------
+
+
+class Load:
+    """Publishers and workers that go on while the server is disturbed, and until all is settled."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._quiet = asyncio.Event()  # the disturbances are over
+        self._publishers = 2
+        self.stored: set[str] = set()
+        self.taken: Counter[str] = Counter()
+        self.settled: Counter[str] = Counter()
+
+    async def run(self, disturb: Callable[[], Awaitable[None]], times: int) -> None:
+        """Work while `disturb` is called so many times, and finish."""
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            for number in range(self._publishers):
+                group.create_task(self._publish(number))
+            for _ in range(3):
+                group.create_task(self._work())
+            for _ in range(times):
+                settled = self.settled.total()
+                await disturb()
+                while self.settled.total() == settled:  # all goes on
+                    await asyncio.sleep(0.001)
+            self._quiet.set()
+        assert set(self.taken) == set(self.settled) == self.stored
+        assert set(self.taken.values()) == set(self.settled.values()) == {1}
+
+    async def _publish(self, number: int) -> None:
+        broker = RedisBroker(self._url)
+        await insist(broker.open)
+        for call in itertools.count():
+            names = [f"{number}.{call}.{n}" for n in range(5)]
+            batch = [envelope(name, priority=n) for n, name in enumerate(names)]
+            self.stored.update(names)
+            await insist(broker.publish, batch, call_id=names[0])
+            if self._quiet.is_set():
+                break
+            while len(self.stored) - len(self.settled) > 100:
+                await asyncio.sleep(0.001)
+        self._publishers -= 1
+        await broker.close()
+
+    async def _work(self) -> None:
+        broker = RedisBroker(self._url)
+        await insist(broker.open)
+        consumer = broker.consumer(["q"], name="w", lease=600.0)
+        await insist(consumer.open)
+        while self._publishers or len(self.settled) < len(self.stored):
+            got = await insist(consumer.fetch, 20, 0.05)
+            self.taken.update(one.id for one in got)
+            await self._settle(consumer, list(got))
+            await insist(broker.tend)
+        await insist(broker.depth)
+        await consumer.close()
+        await broker.close()
+
+    async def _settle(self, consumer: RedisConsumer, got: list[Delivery]) -> None:
+        tries = 0
+
+        async def settle() -> None:
+            nonlocal tries
+            tries += 1
+            gone = await consumer.settle([Done(one) for one in got])
+            assert not gone or tries > 1
+
+        await insist(settle)
+        self.settled.update(one.id for one in got)
+
+
+async def test_a_server_that_forgets_scripts_is_reminded(
+    redis_url: str, control: redis.Redis
+) -> None:
+    async def flush() -> None:
+        control.script_flush()
+
+    await Load(redis_url).run(flush, times=300)
+
+
+async def test_killed_connections_lose_and_double_nothing(
+    redis_url: str, control: redis.Redis
+) -> None:
+    async def kill() -> None:
+        control.client_kill_filter(_type="normal", skipme=True)
+
+    await Load(redis_url).run(kill, times=100)
+
+
+async def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothing(
+    redis_server: RedisServer, redis_url: str
+) -> None:
+    async def crash() -> None:
+        await asyncio.to_thread(redis_server.kill)
+        await asyncio.to_thread(redis_server.start)
+
+    await Load(redis_url).run(crash, times=8)
+
+
+@pytest.mark.parametrize("patience", [5.0, 0.3], ids=["patient", "reconnecting"])
+async def test_when_the_server_stood_still_nobody_is_given_up(
+    redis_server: RedisServer, redis_url: str, broker: RedisBroker, patience: float
+) -> None:
+    lease = 1.2
+    lives = [await Life.begin(f"{redis_url}?socket_timeout={patience}", lease) for _ in range(3)]
+    await broker.publish([envelope(f"{n}") for n in range(3)])
+    held = [await insist(one.consumer.fetch, 1, 1.0) for one in lives]
+    redis_server.pause()
+    try:
+        await asyncio.sleep(2 * lease)
+    finally:
+        redis_server.resume()
+    rounds = [one.rounds for one in lives]
+    async with asyncio.timeout(PATIENCE):
+        while any(one.rounds < before + 5 for one, before in zip(lives, rounds, strict=True)):
+            await asyncio.sleep(0.01)
+    assert [one.reclaimed for one in lives] == [0, 0, 0]
+    for one, [delivery] in zip(lives, held, strict=True):
+        assert one.renewed
+        assert not await insist(one.consumer.settle, [Done(delivery)])
+    # Whoever really died is given up all the same.
+    await broker.publish([envelope("last")])
+    await insist(lives[0].consumer.fetch, 1, 1.0)
+    await lives[0].end(tidily=False)
+    async with asyncio.timeout(PATIENCE):
+        while not sum(one.reclaimed for one in lives[1:]):
+            await asyncio.sleep(0.01)
+    with pytest.raises(LeaseLost):
+        await lives[0].consumer.fetch(1, 0)
+    for one in lives:
+        await one.end()
+
+
+class Life:
+    """A worker's signs of life: it renews and tends, as fast as its lease wants."""
+
+    def __init__(self, broker: RedisBroker, consumer: RedisConsumer, lease: float) -> None:
+        self._broker = broker
+        self.consumer = consumer
+        self.rounds = 0
+        self.reclaimed = 0
+        self.renewed = True
+        self._tasks = [
+            asyncio.create_task(self._renew(lease / 4)),
+            asyncio.create_task(self._tend(lease / 8)),
+        ]
+
+    @classmethod
+    async def begin(cls, url: str, lease: float) -> Life:
+        broker = RedisBroker(url)
+        await broker.open()
+        consumer = broker.consumer(["q"], name="w", lease=lease)
+        await consumer.open()
+        return cls(broker, consumer, lease)
+
+    async def end(self, *, tidily: bool = True) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if tidily:
+            await self.consumer.close()
+            await self._broker.close()
+
+    async def _renew(self, every: float) -> None:
+        lease = self.consumer.lease()
+        try:
+            while True:
+                with contextlib.suppress(BrokerUnavailable):
+                    self.renewed = self.renewed and await lease.renew()
+                await asyncio.sleep(every)
+        finally:
+            await lease.close()
+
+    async def _tend(self, every: float) -> None:
+        while True:
+            with contextlib.suppress(BrokerUnavailable):
+                self.reclaimed += (await self._broker.tend()).reclaimed
+                self.rounds += 1
+            await asyncio.sleep(every)
+
+
+async def test_what_frees_memory_works_when_there_is_none(
+    broker: RedisBroker, consumer: RedisConsumer, control: redis.Redis
+) -> None:
+    await broker.publish([envelope(f"{n}", body=b"x" * 1000) for n in range(20)])
+    late = envelope("late", not_before=float(control.time()[0]) + 3600.0)
+    [one, two, three] = await consumer.fetch(3, 0)
+    control.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(BrokerUnavailable, match="maxmemory"):
+            await broker.publish([envelope("more")])
+        lease = consumer.lease()
+        assert await lease.renew()
+        await lease.close()
+        other = broker.consumer(["q"], name="w", lease=60.0)
+        await other.open()
+        assert len(await other.fetch(5, 0)) == 5
+        assert not await consumer.settle([Done(one)])
+        assert not await consumer.settle([Again(two, late), Release(three)])
+        await other.close()
+        broker._time_shift = 61.0
+        await broker.tend()
+    finally:
+        control.config_set("maxmemory", "0")
+    assert await broker.depth() == {"q": Depth(ready=18, delayed=1)}

@@ -1,0 +1,168 @@
+"""Programs as a user runs them: processes with an environment of their own, and what they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+PATIENCE = 60.0  # seconds; the machine may be busy
+ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment without settings of ours, in which our programs are found first."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIOTASKQ_", "PYTHON"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Without a terminal, Python would keep what it prints until it ends.
+    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+
+class Program:
+    """A running program, started in a folder; what it prints is read as it comes.
+
+    Args:
+        command: A shell line, or the words of a command.
+    """
+
+    def __init__(self, command: str | list[str], folder: Path, env: Mapping[str, str]) -> None:
+        self.command = command
+        self._lines: list[str] = []
+        self._printed = threading.Condition()
+        self._ended = False
+        self._process = subprocess.Popen(
+            ["sh", "-c", f"exec {command}"] if isinstance(command, str) else command,
+            cwd=folder,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._printed:
+                self._lines.append(line)
+                self._printed.notify_all()
+        with self._printed:
+            self._ended = True
+            self._printed.notify_all()
+
+    @property
+    def text(self) -> str:
+        """What it has printed so far."""
+        with self._printed:
+            return "".join(self._lines)
+
+    def wait_for(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
+        """Wait until what it has printed matches, and return the match."""
+        end = time.monotonic() + PATIENCE
+        with self._printed:
+            while True:
+                text = "".join(self._lines)
+                if found := re.search(pattern, text):
+                    return found
+                left = end - time.monotonic()
+                if self._ended or left <= 0:
+                    break
+                self._printed.wait(left)
+        why = "ended" if self._ended else "went on"
+        raise AssertionError(f"{self.command} {why} without printing {pattern!r}:\n{text}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Tell it to stop, unless it has ended; return its exit status."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            return self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+        finally:
+            self._process.wait()
+            self._reader.join()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+@contextmanager
+def running(command: str | list[str], folder: Path, env: Mapping[str, str]) -> Iterator[Program]:
+    """A program that runs meanwhile, and ends with status 0 when it is told to stop."""
+    program = Program(command, folder, env)
+    try:
+        yield program
+    except BaseException as error:
+        program.stop(signal.SIGKILL)
+        error.add_note(f"{command} had printed:\n{program.text}")
+        raise
+    status = program.stop()
+    assert status == 0, f"{command} ended with status {status}:\n{program.text}"
+
+
+@contextmanager
+def working(
+    app: str, folder: Path, env: Mapping[str, str], *, options: str = ""
+) -> Iterator[Program]:
+    """A worker that is ready."""
+    with running(f"aiotaskq worker {app} {options}", folder, env) as worker:
+        worker.wait_for(r" ready\n")
+        yield worker
+
+
+def run(
+    command: str | list[str], folder: Path, env: Mapping[str, str], *, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
+        ["sh", "-c", command] if isinstance(command, str) else command,
+        cwd=folder,
+        env=dict(env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def printed(
+    command: str | list[str], folder: Path, env: Mapping[str, str], *, stdin: str = ""
+) -> str:
+    """Run a program, which must end with status 0, and return what it printed."""
+    done = run(command, folder, env, stdin=stdin)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stderr}"
+    return done.stdout
+
+
+def copied(name: str, to: Path) -> Path:
+    """Copy a folder or a file of the examples, so that nothing is left in the project."""
+    source = EXAMPLES / name if name else EXAMPLES
+    target = to / source.name
+    ignored = shutil.ignore_patterns("__pycache__", "aiotaskq.db*")
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=ignored)
+        return target
+    shutil.copy(source, target)
+    return to
+
+
+def fetch(url: str) -> Any:
+    """Return the JSON that a URL gives."""
+    return httpx.get(url, timeout=PATIENCE).raise_for_status().json()

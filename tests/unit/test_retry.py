@@ -1,0 +1,131 @@
+"""When a failed task runs again."""
+
+from __future__ import annotations
+
+import doctest
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiotaskq import retry as module
+from aiotaskq.errors import ConfigError
+from aiotaskq.message import RetryPolicy
+from aiotaskq.retry import NEVER, Retry, for_call, retry_delay
+
+BACKOFFS = st.sampled_from(["exponential", "linear", "constant"])
+SECONDS = st.floats(0, 1e6)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
+
+
+@pytest.mark.parametrize(
+    ("backoff", "delays"),
+    [
+        ("exponential", [2, 4, 8, 16, 20]),
+        ("linear", [2, 4, 6, 8, 10]),
+        ("constant", [2, 2, 2, 2, 2]),
+        (lambda attempt: attempt * 7.0, [7, 14, 20, 20, 20]),
+        (lambda attempt: -1.0, [0, 0, 0, 0, 0]),
+        (lambda attempt: math.nan, [0, 0, 0, 0, 0]),
+        (lambda attempt: math.inf, [20, 20, 20, 20, 20]),
+    ],
+)
+def test_the_delay_grows_as_the_backoff_says(backoff: Any, delays: list[float]) -> None:
+    retry = Retry(max_attempts=9, delay=2, backoff=backoff, max_delay=20, jitter=False)
+    assert [retry_delay(retry, attempt, OSError()) for attempt in range(1, 6)] == delays
+
+
+def test_the_first_run_counts_as_an_attempt() -> None:
+    assert retry_delay(NEVER, 1, OSError()) is None
+    assert retry_delay(Retry(max_attempts=2), 1, OSError()) is not None
+    assert retry_delay(Retry(max_attempts=2), 2, OSError()) is None
+
+
+def test_only_the_named_exceptions_are_worth_another_attempt() -> None:
+    retry = Retry(on=(OSError, KeyError), never_on=(FileNotFoundError,))
+    assert retry_delay(retry, 1, TimeoutError()) is not None
+    assert retry_delay(retry, 1, KeyError()) is not None
+    assert retry_delay(retry, 1, ValueError()) is None
+    assert retry_delay(retry, 1, FileNotFoundError()) is None
+
+
+def test_by_default_what_is_no_exception_is_not_retried() -> None:
+    assert retry_delay(Retry(), 1, SystemExit()) is None
+
+
+@given(st.integers(1, 10**9), SECONDS, SECONDS, BACKOFFS, st.floats(0, 1))
+def test_the_delay_never_leaves_its_bounds(
+    attempt: int, delay: float, most: float, backoff: Any, chance: float
+) -> None:
+    retry = Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff)
+    plain = retry_delay(Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff,
+                              jitter=False), attempt, OSError())
+    jittered = retry_delay(retry, attempt, OSError(), chance=lambda: chance)
+    assert plain is not None
+    assert jittered is not None
+    assert 0 <= plain / 2 <= jittered <= plain <= most
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": 2.5},
+        {"max_attempts": True},
+        {"delay": -1},
+        {"delay": math.nan},
+        {"max_delay": math.inf},
+        {"backoff": "cubic"},
+        {"on": OSError},
+        {"on": ["OSError"]},
+        {"never_on": ("OSError",)},
+    ],
+    ids=repr,
+)
+def test_a_wrong_policy_is_refused_where_it_is_written(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Retry(**wrong)
+
+
+def test_numbers_travel_in_a_message_and_types_stay_with_the_task() -> None:
+    task = Retry(on=(OSError,), never_on=(TimeoutError,), delay=9)
+    call = Retry(max_attempts=7, delay=2, backoff="linear", max_delay=30, jitter=False)
+    assert for_call(call.to_policy(), task) == Retry(
+        max_attempts=7,
+        delay=2,
+        backoff="linear",
+        max_delay=30,
+        jitter=False,
+        on=(OSError,),
+        never_on=(TimeoutError,),
+    )
+
+
+@pytest.mark.parametrize(
+    "retry", [Retry(on=(OSError,)), Retry(never_on=(OSError,)), Retry(backoff=lambda attempt: 1.0)]
+)
+def test_what_cannot_travel_is_refused_for_one_call(retry: Retry) -> None:
+    with pytest.raises(ConfigError, match="where the task is defined"):
+        retry.to_policy()
+
+
+@given(
+    st.builds(
+        RetryPolicy,
+        max_attempts=st.integers(),
+        delay=st.floats(),
+        backoff=st.text() | BACKOFFS,
+        max_delay=st.floats(),
+        jitter=st.booleans(),
+    )
+)
+def test_a_nonsensical_policy_from_a_message_never_fails_a_worker(policy: RetryPolicy) -> None:
+    delay = retry_delay(for_call(policy, NEVER), 1, OSError())
+    assert delay is None or 0 <= delay < math.inf
