@@ -3,71 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from importlib import import_module
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias, TypeVar, Unpack, overload, ParamSpec
-from zoneinfo import ZoneInfo
-
-from msgspec.structs import replace
+from typing import Any, Self, TypeVar, Unpack
 
 from aiotaskq import bridge
 from aiotaskq.codec import Codec
 from aiotaskq.config import Config
-from aiotaskq.context import State
+from aiotaskq.definitions import Definitions
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
-from aiotaskq.errors import ConfigError, DuplicateTask, Unsupported
-from aiotaskq.events import Event, Observer, Observers, Sent
+from aiotaskq.errors import ConfigError
+from aiotaskq.events import Sent
 from aiotaskq.failures import encode_error, to_exception
 from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
-from aiotaskq.identity import new_id
-from aiotaskq.message import Envelope, Message, Outcome, TaskStatus
+from aiotaskq.message import Message, Outcome, TaskStatus
 from aiotaskq.middleware import Middleware, wrap_send
+from aiotaskq.outgoing import Outgoing, check_traits, seal, write
 from aiotaskq.protocols import Broker, ResultBackend
-from aiotaskq.retry import NEVER, Retry
 from aiotaskq.session import Session
 from aiotaskq.task import (
     Call,
     CallOptions,
-    CoroutineTask,
-    Executor,
-    FunctionTask,
-    Task,
-    TaskOptions,
     check_args,
     check_name,
     check_options,
-    choose_executor,
-    unknown_option,
 )
-from aiotaskq.worker import Lifespan, Worker
+from aiotaskq.worker import Worker
 
-P = ParamSpec("P")
 R = TypeVar("R")
-E = TypeVar("E", bound=Event)
-
-Hook: TypeAlias = Callable[[State], Awaitable[None]]
 
 
-class TaskDecorator(Protocol):
-    """What ``@app.task(...)`` returns."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a plain one too; the first match counts
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> CoroutineTask[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
-
-
-class TaskQueue:
+class TaskQueue(Definitions):
     """An application: its tasks, where they wait, where their results rest.
 
     It may be used from any number of event loops and threads; each loop gets connections of its
@@ -77,7 +46,8 @@ class TaskQueue:
         name: What it is called; the default name of tasks of an interactive session begins
             with it.
         broker: A URL or a driver. By default the setting `broker_url`, which the environment's
-            ``AIOTASKQ_BROKER_URL`` gives, else an SQLite file ``aiotaskq.db`` in the working folder.
+            ``AIOTASKQ_BROKER_URL`` gives, else an SQLite file ``aiotaskq.db`` in the working
+            folder.
         backend: A URL or a driver. By default the setting `result_backend`, which
             ``AIOTASKQ_RESULT_BACKEND`` gives, else the broker's own store.
         middlewares: Around each send and each run, the first one outermost.
@@ -102,163 +72,15 @@ class TaskQueue:
         middlewares: Iterable[Middleware] = (),
         **settings: Any,
     ) -> None:
-        self.name = name
+        super().__init__(name, middlewares)
         self.conf = Config()
         self.conf.update(settings)
-        self.tasks: dict[str, Task[Any, Any]] = {}
-        self.middlewares: list[Middleware] = list(middlewares)
-        self.observers = Observers()
-        self.lifespans: list[Lifespan] = []
         self._broker = broker
         self._backend = backend
         self._templates: tuple[Broker, ResultBackend | None] | None = None
         self._lock = threading.Lock()
         self._codec: Codec | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
-
-    # Define
-
-    @overload
-    def task(  # type: ignore[overload-overlap]  # as for TaskDecorator
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> CoroutineTask[P, R]: ...
-    @overload
-    def task(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
-    @overload
-    def task(
-        self,
-        *,
-        name: str | None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-        retry: Retry = NEVER,
-        executor: Executor | None = None,
-        ignore_result: bool | None = None,
-        track_started: bool | None = None,
-    ) -> TaskDecorator: ...
-
-    def task(self, *fn: Callable[..., Any], **options: Any) -> Any:
-        """Register a function as a task.
-
-        Args:
-            fn: A coroutine function, which will run on the worker's event loop, or a plain one.
-            name: By default ``module.function``.
-            queue: By default the route in `task_routes`, else `task_default_queue`.
-            priority: 0 to 9, 9 first.
-            timeout: Seconds that one run may take; a coroutine is cancelled then. By default
-                `task_time_limit`.
-            retry: When it runs again after a failure; by default never.
-            executor: Of a plain function: ``"thread"``, the default, or ``"process"``.
-            ignore_result: Keep no result; by default `task_ignore_result`.
-            track_started: Let its status say STARTED while it runs; by default
-                `task_track_started`.
-
-        Raises:
-            DuplicateTask: The name is taken.
-            ConfigError: The function cannot run where it is asked to.
-        """
-        register = partial(self._register, **options)
-        return register(*fn) if fn else register
-
-    def _register(
-        self,
-        fn: Callable[..., Any],
-        *,
-        name: str | None = None,
-        executor: str | None = None,
-        **options: Any,
-    ) -> Task[..., Any]:
-        for option in options.keys() - TaskOptions.__struct_fields__:
-            raise unknown_option(option, ("name", *TaskOptions.__struct_fields__))
-        check_options({k: options.get(k) for k in ("queue", "priority", "timeout", "retry")})  # type: ignore[arg-type]  # a part of CallOptions
-        chosen = choose_executor(fn, executor)
-        name = check_name("a task's name", name or f"{self._module_of(fn)}.{fn.__qualname__}")
-        kind = CoroutineTask if chosen == "loop" else FunctionTask
-        task: Task[..., Any] = kind(fn, sender=self, name=name, options=TaskOptions(executor=chosen, **options))
-        known = self.tasks.get(name)
-        if known is not None and not _same_source(known.fn, fn):
-            raise DuplicateTask(
-                f"a task named {name} is registered already, for {_source(known.fn)}; give"
-                f" {_source(fn)} another one: @app.task(name=...)"
-            )
-        self.tasks[name] = task
-        return task
-
-    def _module_of(self, fn: Callable[..., Any]) -> str:
-        """Return the module's name as a worker that imports it will know it."""
-        # Multiprocessing calls the main module by the latter in the processes it starts.
-        if fn.__module__ not in ("__main__", "__mp_main__"):
-            return fn.__module__
-        main = getattr(inspect.unwrap(fn), "__globals__", {})
-        spec, file = main.get("__spec__"), main.get("__file__")
-        if spec is not None:
-            return str(spec.name)
-        return Path(file).stem if file else self.name
-
-    def add_middleware(self, middleware: Middleware) -> None:
-        """Put one more middleware around each send and each run, innermost."""
-        self.middlewares.append(middleware)
-
-    def on(self, kind: type[E]) -> Callable[[Observer[E]], Observer[E]]:
-        """Register an observer of one kind of event.
-
-        Example:
-            ::
-
-                @app.on(events.Failed)
-                def count(event: events.Failed) -> None:
-                    failures.labels(event.message.task).inc()
-        """
-
-        def register(observer: Observer[E]) -> Observer[E]:
-            self.observers.add(kind, observer)
-            return observer
-
-        return register
-
-    def lifespan(
-        self, function: Callable[[State], AsyncIterator[None]]
-    ) -> Callable[[State], AsyncIterator[None]]:
-        """Register what a worker does around its life: an async generator that yields once.
-
-        What it puts on `state` is there for the tasks as ``current_task().state``. Several
-        run in the order of their registration, and end in the reverse order.
-
-        Example:
-            ::
-
-                @app.lifespan
-                async def database(state: State) -> AsyncIterator[None]:
-                    async with asyncpg.create_pool(DSN) as state.pool:
-                        yield
-        """
-        self.lifespans.append(asynccontextmanager(function))
-        return function
-
-    def on_startup(self, hook: Hook) -> Hook:
-        """Register a coroutine function that each worker awaits before it takes tasks."""
-
-        @asynccontextmanager
-        async def life(state: State) -> AsyncIterator[None]:
-            await hook(state)
-            yield
-
-        self.lifespans.append(life)
-        return hook
-
-    def on_shutdown(self, hook: Hook) -> Hook:
-        """Register a coroutine function that each worker awaits after its last task."""
-
-        @asynccontextmanager
-        async def life(state: State) -> AsyncIterator[None]:
-            try:
-                yield
-            finally:
-                await hook(state)
-
-        self.lifespans.append(life)
-        return hook
 
     # Configure
 
@@ -288,7 +110,9 @@ class TaskQueue:
             except ModuleNotFoundError as error:
                 if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                     raise
-                raise ConfigError(f"the setting imports names {name}, and there is no such module") from error
+                raise ConfigError(
+                    f"the setting imports names {name}, and there is no such module"
+                ) from error
 
     @property
     def codec(self) -> Codec:
@@ -345,36 +169,36 @@ class TaskQueue:
     async def kiq_many(self, calls: Iterable[Call[R]]) -> list[TaskHandle[R]]:
         """Send many calls in one round trip; on return all are stored.
 
+        Where a middleware wraps the sending, they go through it one by one.
+
         Args:
             calls: What ``task.s(...)`` and ``task.with_options(...).s(...)`` return.
 
         Raises:
             EncodeError: An argument has no form in the serializer, or all of a call are too
-                large. None of the calls is sent then.
+                large. None of the calls is sent then, unless a middleware wraps the sending.
             BrokerUnavailable: The broker could not be reached; some may be stored.
         """
         session = await self._open_session()
-        messages = [self._message(call) for call in calls]
-        for message, _, unique in messages:
-            _check_traits(session.broker, message, unique)
+        batch = [write(call, self.tasks.get(call.name), self.conf, self.codec) for call in calls]
+        for outgoing in batch:
+            check_traits(outgoing, session.broker.traits, session.broker.url)
         if any(type(m).send is not Middleware.send for m in self.middlewares):
-            for message, not_before, unique in messages:
-                await self._send_through(session, message, not_before, unique)
+            for outgoing in batch:
+                await self._send_through(session, outgoing)
         else:
-            envelopes = [self._envelope(*message) for message in messages]
+            envelopes = [seal(outgoing, self.codec) for outgoing in batch]
             refused = await session.publisher.publish(envelopes) if envelopes else ()
-            self._tell_sent(message for message, _, _ in messages if message.id not in refused)
-        return [TaskHandle(message.id, self) for message, _, _ in messages]
+            self._tell_sent(one.message for one in batch if one.message.id not in refused)
+        return [TaskHandle(outgoing.message.id, self) for outgoing in batch]
 
-    async def _send_through(
-        self, session: Session, message: Message, not_before: float | None, unique: bool
-    ) -> None:
+    async def _send_through(self, session: Session, outgoing: Outgoing) -> None:
         async def send(message: Message) -> None:
-            envelope = self._envelope(message, not_before, unique)
+            envelope = seal(outgoing._replace(message=message), self.codec)
             if envelope.id not in await session.publisher.publish([envelope]):
                 self._tell_sent([message])
 
-        await wrap_send(self.middlewares, send)(message)
+        await wrap_send(self.middlewares, send)(outgoing.message)
 
     def _tell_sent(self, messages: Iterable[Message]) -> None:
         if self.observers.heard(Sent):
@@ -419,75 +243,6 @@ class TaskQueue:
         if task is not None:
             task.arguments.check(call.args, call.kwargs)
         return call
-
-    def _message(self, call: Call[Any]) -> tuple[Message, float | None, bool]:
-        """Return the message of a call, when it may start, and whether its id is to be unique."""
-        args, kwargs, pickled = self.codec.pack(call.args, call.kwargs)
-        options = call.options
-        task = self.tasks.get(call.name)
-        now = time.time()
-        task_id = options.get("task_id")
-        queue = (
-            options.get("queue")
-            or (task.options.queue if task is not None else None)
-            or self.conf.route(call.name)
-            or self.conf.task_default_queue
-        )
-        message = Message(
-            id=new_id() if task_id is None else str(task_id),
-            task=call.name,
-            args=args,
-            kwargs=kwargs,
-            pickled=pickled,
-            queue=queue,
-            priority=self._priority(options, task),
-            sent_at=now,
-        )
-        if options:
-            message = self._with_options(message, options, now)
-        return message, self._start(options, now), task_id is not None
-
-    def _priority(self, options: CallOptions, task: Task[Any, Any] | None) -> int:
-        priority = options.get("priority")
-        if priority is None and task is not None:
-            priority = task.options.priority
-        return self.conf.task_default_priority if priority is None else priority
-
-    def _with_options(self, message: Message, options: CallOptions, now: float) -> Message:
-        retry = options.get("retry")
-        expires = options.get("expires")
-        return replace(
-            message,
-            expires_at=None if expires is None else self._moment(expires, now),
-            timeout=options.get("timeout"),
-            retry=None if retry is None else retry.to_policy(),
-            headers=dict(options.get("headers") or {}),
-        )
-
-    def _start(self, options: CallOptions, now: float) -> float | None:
-        countdown = options.get("countdown")
-        eta = options.get("eta")
-        if countdown is not None:
-            return now + countdown
-        return None if eta is None else self._moment(eta, now)
-
-    def _moment(self, when: float | timedelta | datetime, now: float) -> float:
-        if isinstance(when, datetime):
-            if when.tzinfo is None:
-                when = when.replace(tzinfo=ZoneInfo(self.conf.timezone))
-            return when.timestamp()
-        return now + (when.total_seconds() if isinstance(when, timedelta) else when)
-
-    def _envelope(self, message: Message, not_before: float | None, unique: bool) -> Envelope:
-        return Envelope(
-            id=message.id,
-            queue=message.queue,
-            body=self.codec.encode_message(message),
-            priority=message.priority,
-            not_before=not_before,
-            expires_at=message.expires_at,
-            unique=unique,
-        )
 
     # Results
 
@@ -609,8 +364,8 @@ class TaskQueue:
     ) -> Worker:
         """Return a worker to run in this event loop: ``async with app.worker(): ...``.
 
-        It starts on entry, drains on exit, and touches no signal handler. Where the broker cannot be reached
-        on entry, it goes on trying in the background.
+        It starts on entry, drains on exit, and touches no signal handler. Where the broker cannot
+        be reached on entry, it goes on trying in the background.
 
         Args:
             concurrency: Tasks at once; by default `worker_concurrency`.
@@ -633,23 +388,3 @@ class TaskQueue:
 
     def __repr__(self) -> str:
         return f"<TaskQueue {self.name} with {len(self.tasks)} tasks>"
-
-
-def _check_traits(broker: Broker, message: Message, unique: bool) -> None:
-    """Raise `Unsupported` if the broker cannot do what a call asks."""
-    if unique and not broker.traits.unique:
-        raise Unsupported(f"{broker.url} cannot store a task_id only once: leave it out")
-    if message.priority and not broker.traits.priorities:
-        raise Unsupported(f"{broker.url} has no priorities: {message.task} asks for one")
-
-
-def _source(fn: Callable[..., Any]) -> str:
-    code = getattr(fn, "__code__", None)
-    return fn.__qualname__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
-
-
-def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether both are the same lines of a file, as after reloading a module."""
-    if "<locals>" in one.__qualname__:
-        return one is other  # another call of the function around it may have made another one
-    return _source(one) == _source(other) and one.__qualname__ == other.__qualname__

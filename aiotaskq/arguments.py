@@ -78,8 +78,9 @@ def _pydantic_reader(annotation: Any, unsupported: TypeError, *, json: bool) -> 
     try:
         # The tuple: pydantic takes no settings for a class, only for what is made of classes.
         # The setting: msgspec wrote the bytes.
-        adapter = TypeAdapter(tuple[annotation], config=ConfigDict(val_json_bytes="base64"))
-    except Exception:  # noqa: BLE001 - it may ask the annotated classes, whose code is arbitrary
+        row: Any = tuple
+        adapter = TypeAdapter(row[annotation], config=ConfigDict(val_json_bytes="base64"))
+    except Exception:  # it may ask the annotated classes, whose code is arbitrary
         raise ConfigError(f"{unsupported}; annotate the parameter otherwise") from unsupported
     if json:
         return lambda raw: _in_one_line(adapter.validate_json, b"[%b]" % bytes(raw))[0]
@@ -156,7 +157,7 @@ class Arguments:
         if read is not None:
             try:
                 return read(encoded)
-            except Exception:  # noqa: BLE001, S110 - a class of the user's may raise anything
+            except Exception:  # a class of the user's may raise anything
                 pass
         return decode_plain(encoded, json)
 
@@ -176,9 +177,7 @@ class Arguments:
         if index < len(self._names):
             return self._names[index]
         if self._variadic is None:
-            raise DecodeError(
-                f"takes {len(self._names)} positional arguments but more were given"
-            )
+            raise DecodeError(f"takes {len(self._names)} positional arguments but more were given")
         return self._variadic
 
     def named(self, name: str) -> str:
@@ -228,7 +227,7 @@ class _Form:
         if self._usual is not None:
             try:
                 return self._usual(raw)  # type: ignore[no-any-return]  # a tuple: see _whole_row
-            except Exception:  # noqa: BLE001 - any: see _read, which is asked below
+            except Exception:  # any: see _read, which is asked below
                 self._usual = None  # another number of them, or one that does not fit
         rows: list[Raw] = _read(self._list, raw, "the arguments")
         self._usual = self._whole_row(len(rows))
@@ -247,7 +246,7 @@ class _Form:
             try:
                 row: Any = tuple
                 self._rows[count] = _plain_reader(row[tuple(kinds)], json=self._json)
-            except Exception:  # noqa: BLE001 - they are read one by one, which tells which it is
+            except Exception:  # they are read one by one, which tells which it is
                 self._rows[count] = None
         return self._rows[count]
 

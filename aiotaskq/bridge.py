@@ -28,6 +28,7 @@ class Bridge:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stopped: asyncio.Event
         self._calls: set[Future[Any]] = set()  # that a thread waits for
 
     def run(self, work: Coroutine[Any, Any, T], *, instead: str) -> T:

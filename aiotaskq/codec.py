@@ -120,9 +120,7 @@ class Codec:
         self._max_payload = max_payload
         self._max_result = max_result
 
-    def pack(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Raw, Raw, bytes | None]:
+    def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Raw, Raw, bytes | None]:
         """Encode arguments for a `Message`: its `args`, `kwargs` and `pickled`."""
         if self._task_serializer == "pickle":
             return NOTHING, NOTHING, encode_pickle((args, kwargs))

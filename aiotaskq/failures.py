@@ -74,7 +74,7 @@ def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
     if kind is not None:
         try:
             return kind(message, **facts)
-        except Exception:  # noqa: BLE001, S110 - a type whose __new__ wants more, or refuses
+        except Exception:  # a type whose __new__ wants more, or refuses
             pass
     # The type's own name says nothing where the class is the plain TaskFailed.
     return TaskFailed(f"{remote.exc_type}: {message}", **facts)
@@ -102,7 +102,7 @@ def _plain_arguments(error: BaseException) -> list[Any]:
         if type(only) in (str, int, float, bool) and str(only) == text:
             encode_json(only)
             return [only]
-    except Exception:  # noqa: BLE001, S110 - other arguments, a hostile `args`, NaN
+    except Exception:  # other arguments, a hostile `args`, NaN
         pass
     return [text]
 
@@ -110,7 +110,7 @@ def _plain_arguments(error: BaseException) -> list[Any]:
 def _text(error: BaseException) -> str:
     try:
         text = str(error)
-    except BaseException as hostile:  # noqa: BLE001 - a failing __str__ must not fail the worker
+    except BaseException as hostile:  # a failing __str__ must not fail the worker
         text = f"<its message cannot be shown: {type(hostile).__name__}>"
     return _encodable(text[:_MESSAGE_LIMIT])
 
@@ -118,7 +118,7 @@ def _text(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(error))
-    except BaseException as hostile:  # noqa: BLE001 - as above
+    except BaseException as hostile:  # as above
         text = f"<the traceback cannot be shown: {type(hostile).__name__}>"
     if len(text) > _TRACEBACK_LIMIT:  # the end says most
         text = "... (shortened)\n" + text[-_TRACEBACK_LIMIT:]
@@ -163,7 +163,7 @@ def _mixed(kind: type[Exception]) -> type[TaskFailed] | None:
         }
         try:
             _classes[kind] = type(f"TaskFailed[{kind.__name__}]", (TaskFailed, kind), members)
-        except Exception:  # noqa: BLE001 - a type that cannot be a base, or not beside another
+        except Exception:  # a type that cannot be a base, or not beside another
             _classes[kind] = None
     return _classes[kind]
 

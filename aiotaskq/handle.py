@@ -20,18 +20,23 @@ class Results(Protocol):
 
     async def wait_outcome(self, task_id: str) -> Outcome:
         """Return the final outcome, as soon as there is one."""
+        ...
 
     async def load_outcome(self, task_id: str) -> Outcome | None:
         """Return the outcome that is there now."""
+        ...
 
     async def cancel(self, task_id: str) -> None:
         """Revoke a task."""
+        ...
 
     async def forget(self, task_id: str) -> bool:
         """Delete an outcome; False if there was none."""
+        ...
 
     def read(self, outcome: Outcome) -> TaskResult[Any]:
         """Decode an outcome."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class TaskHandle(Generic[R]):
         """Wait for the task to end and return what it returned.
 
         Args:
-            timeout: Seconds to wait; None waits for ever. The task goes on after it.
+            timeout: Seconds to wait; None waits for ever, 0 only looks. The task goes on after it.
 
         Raises:
             ResultTimeout: It did not end in time.
@@ -114,8 +119,14 @@ class TaskHandle(Generic[R]):
         Raises:
             ResultTimeout: It did not end in time.
         """
+        # Without time to wait, what is there now still counts.
+        if timeout is not None and timeout <= 0:
+            there = await self._results.load_outcome(self.id)
+            if there is not None and there.status.final:
+                return self._results.read(there)
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 outcome = await self._results.wait_outcome(self.id)
         except TimeoutError:
             if not limit.expired():
@@ -181,9 +192,7 @@ class AsyncResult(Generic[R]):
         return ended.value()
 
     def _now(self) -> TaskResult[R] | TaskStatus:
-        outcome = bridge.run(
-            self._results.load_outcome(self.id), instead="`await handle.status()`"
-        )
+        outcome = bridge.run(self._results.load_outcome(self.id), instead="`await handle.status()`")
         if outcome is None:
             return TaskStatus.PENDING
         return self._results.read(outcome) if outcome.status.final else outcome.status

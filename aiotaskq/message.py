@@ -84,8 +84,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     body: bytes
     priority: int = 0  # 0 to 9, 9 first
     not_before: float | None = None  # Unix time; kept in the store until then
-    expires_at: float | None = None  # Unix time; not handed out after it
-    unique: bool = False  # store only if no envelope of this id was stored in the last day
+    expires_at: float | None = None  # Unix time; handed out as expired after it
+    unique: bool = False  # store only if no unique one of this id was stored in the last day
 
 
 class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -101,6 +101,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     receipt: Any
     crashes: int = 0  # consumers that died while they held it
     priority: int = 0
+    expired: bool = False  # by the store's clock: not to be run, only to be told of
 
 
 class Done(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -73,7 +73,8 @@ class Consumer(Protocol):
 
         Queues are drained in the order in which the consumer names them, within a queue by
         priority, then oldest first. Returns as soon as there is one, so a short batch means that the
-        queues are short. Nothing delayed, expired, cancelled, dead or held is returned.
+        queues are short. Nothing delayed, cancelled, dead or held is returned. What
+        has expired is handed out with a mark, so that its end can be told.
         Cancelling the call loses nothing: what it took comes back with the next
         call, or when the lease ends.
 

@@ -41,8 +41,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if type(self.max_attempts) is not int or self.max_attempts < 1:
-            raise ConfigError(f"max_attempts is {self.max_attempts}, and the first run counts: 1 is"
-                              " the least")
+            raise ConfigError(
+                f"max_attempts is {self.max_attempts}, and the first run counts: 1 is the least"
+            )
         if not (0 <= self.delay < math.inf and 0 <= self.max_delay < math.inf):
             raise ConfigError("delay and max_delay are seconds, 0 or more")
         if not callable(self.backoff) and self.backoff not in _GROWTH:

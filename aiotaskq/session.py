@@ -69,7 +69,7 @@ class Publisher:
                 batch = [envelope for envelopes, _ in callers for envelope in envelopes]
                 try:
                     refused = await self._send(batch)
-                except Exception as error:  # noqa: BLE001 - every caller is told
+                except Exception as error:  # every caller is told
                     _tell(callers, error)
                 except BaseException:
                     for _, sent in callers:
@@ -166,7 +166,7 @@ class Waiters:
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - a wrong password, say: whoever waits is told
+        except Exception as error:  # a wrong password, say: whoever waits is told
             for waiting in self._waiting.values():
                 for arrived in waiting:
                     if not arrived.done():

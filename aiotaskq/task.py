@@ -68,9 +68,11 @@ class Sender(Protocol):
 
     async def send_call(self, call: Call[R]) -> TaskHandle[R]:
         """Store one call at the broker."""
+        ...
 
     def async_result(self, task_id: str) -> AsyncResult[Any]:
         """Return the sync grip on a sent task."""
+        ...
 
 
 class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,6 +306,8 @@ def choose_executor(fn: Callable[..., Any], executor: str | None) -> Executor:
             )
         return "process"
     if executor == "loop":
-        raise ConfigError(f"{name} is a plain function and would block the event loop: write"
-                          ' `async def`, or choose executor="thread" or "process"')
+        raise ConfigError(
+            f"{name} is a plain function and would block the event loop: write"
+            ' `async def`, or choose executor="thread" or "process"'
+        )
     raise ConfigError(f'executor is {executor!r}; it may be "thread" or "process"')

@@ -152,16 +152,21 @@ class FetchTests(BrokerSuite):
         assert await rig.finish(consumer, 1) == ["soon"]
         assert await rig.depth() == Depth(delayed=1)
 
-    async def test_an_expired_one_is_not_handed_out(self, rig: Rig, broker: Broker) -> None:
+    async def test_an_expired_one_is_handed_out_as_such(self, rig: Rig, broker: Broker) -> None:
+        """So that its end can be told, by the store's clock and not by the worker's."""
         now = await rig.harness.now()
         soon = now + self.delay
         await broker.publish([envelope("over", expires_at=now - 1.0)])
         await broker.publish([envelope("soon", expires_at=soon)])
         await broker.publish([envelope("good", expires_at=now + 3600.0)])
-        await broker.publish([envelope("both", not_before=soon, expires_at=soon)])
+        await broker.publish([envelope("plain")])
+        await broker.publish([envelope("both", not_before=soon, expires_at=soon, priority=0)])
         await rig.harness.pass_time(self.delay + 0.1)
         await broker.tend()
-        assert await rig.finish(await rig.consumer(), 1) == ["good"]
+        consumer = await rig.consumer()
+        got = await rig.receive(consumer, 5)
+        assert {one.id for one in got if one.expired} == {"over", "soon", "both"}
+        assert {one.id for one in got if not one.expired} == {"good", "plain"}
 
     async def test_one_that_expires_while_held_can_still_be_settled(self, rig: Rig) -> None:
         now = await rig.harness.now()

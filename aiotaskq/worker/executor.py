@@ -137,7 +137,7 @@ class Executor:
             return
         if self._observers.heard(events.Received):
             self._observers.emit(events.Received(message=message))
-        if message.expires_at is not None and message.expires_at <= time.time():
+        if delivery.expired:
             self._end_revoked(delivery, message, "expired")
             return
         task = self._app.tasks.get(message.task)
@@ -178,14 +178,13 @@ class Executor:
         self._completer.add(Again(delivery, self._envelope(delivery, marked, now + pause)))
 
     def _envelope(self, delivery: Delivery, message: Message, not_before: float) -> Envelope:
-        # Without `expires_at`: a broker drops what expired, and then nobody would store that it
-        # did. It is handed out, and `accept` sees to it.
         return Envelope(
             id=message.id,
             queue=delivery.queue,
             body=self._codec.encode_again(message, delivery.body),
             priority=message.priority,
             not_before=not_before,
+            expires_at=message.expires_at,
         )
 
     # Run

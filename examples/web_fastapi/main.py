@@ -38,4 +38,7 @@ async def task_result(task_id: str) -> dict[str, Any]:
     if not status.final:
         return {"status": status, "result": None}
     outcome = await handle.wait()
-    return {"status": status, "result": str(outcome.error) if outcome.is_err else outcome.return_value}
+    return {
+        "status": status,
+        "result": str(outcome.error) if outcome.is_err else outcome.return_value,
+    }

@@ -315,9 +315,18 @@ async def test_a_server_that_lost_everything_is_used_again(
     assert control.smembers("aiotaskq:queues") == {"q"}
 
 
-async def test_many_expired_ones_do_not_hide_what_is_behind_them(
+async def test_many_cancelled_ones_do_not_hide_what_is_behind_them(
     broker: RedisBroker, consumer: RedisConsumer
 ) -> None:
-    await broker.publish([envelope(f"{n}", expires_at=1.0) for n in range(5000)])
+    await broker.publish([envelope(f"{n}") for n in range(5000)])
+    await broker.cancel([f"{n}" for n in range(5000)])
     await broker.publish([envelope("a")])
     assert [one.id for one in await consumer.fetch(10, 0)] == ["a"]
+
+
+async def test_a_limit_above_what_one_script_takes_is_reached(
+    broker: RedisBroker, consumer: RedisConsumer
+) -> None:
+    await broker.publish([envelope(f"{n}") for n in range(2500)])
+    assert [one.id for one in await consumer.fetch(2300, 0)] == [f"{n}" for n in range(2300)]
+    assert len(await consumer.fetch(2300, 0)) == 200

@@ -18,7 +18,7 @@ from aiotaskq.drivers.redis import RedisBackend, RedisBroker, results, scripts
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.link import Link
-from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
+from aiotaskq.errors import BrokerUnavailable, Unavailable
 from aiotaskq.message import (
     Again,
     Delivery,
@@ -414,88 +414,6 @@ async def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothi
         await asyncio.to_thread(redis_server.start)
 
     await Load(redis_url).run(crash, times=8)
-
-
-@pytest.mark.parametrize("patience", [5.0, 0.3], ids=["patient", "reconnecting"])
-async def test_when_the_server_stood_still_nobody_is_given_up(
-    redis_server: RedisServer, redis_url: str, broker: RedisBroker, patience: float
-) -> None:
-    lease = 1.2
-    lives = [await Life.begin(f"{redis_url}?socket_timeout={patience}", lease) for _ in range(3)]
-    await broker.publish([envelope(f"{n}") for n in range(3)])
-    held = [await insist(one.consumer.fetch, 1, 1.0) for one in lives]
-    redis_server.pause()
-    try:
-        await asyncio.sleep(2 * lease)
-    finally:
-        redis_server.resume()
-    rounds = [one.rounds for one in lives]
-    async with asyncio.timeout(PATIENCE):
-        while any(one.rounds < before + 5 for one, before in zip(lives, rounds, strict=True)):
-            await asyncio.sleep(0.01)
-    assert [one.reclaimed for one in lives] == [0, 0, 0]
-    for one, [delivery] in zip(lives, held, strict=True):
-        assert one.renewed
-        assert not await insist(one.consumer.settle, [Done(delivery)])
-    # Whoever really died is given up all the same.
-    await broker.publish([envelope("last")])
-    await insist(lives[0].consumer.fetch, 1, 1.0)
-    await lives[0].end(tidily=False)
-    async with asyncio.timeout(PATIENCE):
-        while not sum(one.reclaimed for one in lives[1:]):
-            await asyncio.sleep(0.01)
-    with pytest.raises(LeaseLost):
-        await lives[0].consumer.fetch(1, 0)
-    for one in lives:
-        await one.end()
-
-
-class Life:
-    """A worker's signs of life: it renews and tends, as fast as its lease wants."""
-
-    def __init__(self, broker: RedisBroker, consumer: RedisConsumer, lease: float) -> None:
-        self._broker = broker
-        self.consumer = consumer
-        self.rounds = 0
-        self.reclaimed = 0
-        self.renewed = True
-        self._tasks = [
-            asyncio.create_task(self._renew(lease / 4)),
-            asyncio.create_task(self._tend(lease / 8)),
-        ]
-
-    @classmethod
-    async def begin(cls, url: str, lease: float) -> Life:
-        broker = RedisBroker(url)
-        await broker.open()
-        consumer = broker.consumer(["q"], name="w", lease=lease)
-        await consumer.open()
-        return cls(broker, consumer, lease)
-
-    async def end(self, *, tidily: bool = True) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if tidily:
-            await self.consumer.close()
-            await self._broker.close()
-
-    async def _renew(self, every: float) -> None:
-        lease = self.consumer.lease()
-        try:
-            while True:
-                with contextlib.suppress(BrokerUnavailable):
-                    self.renewed = self.renewed and await lease.renew()
-                await asyncio.sleep(every)
-        finally:
-            await lease.close()
-
-    async def _tend(self, every: float) -> None:
-        while True:
-            with contextlib.suppress(BrokerUnavailable):
-                self.reclaimed += (await self._broker.tend()).reclaimed
-                self.rounds += 1
-            await asyncio.sleep(every)
 
 
 async def test_what_frees_memory_works_when_there_is_none(

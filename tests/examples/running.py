@@ -127,7 +127,12 @@ def working(
 
 
 def run(
-    command: str | list[str], folder: Path, env: Mapping[str, str], *, stdin: str = ""
+    command: str | list[str],
+    folder: Path,
+    env: Mapping[str, str],
+    *,
+    stdin: str = "",
+    timeout: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return subprocess.run(
@@ -137,7 +142,7 @@ def run(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=timeout,
         check=False,
     )
 

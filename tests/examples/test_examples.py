@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ def test_ten_thousand_sleepers_share_one_worker_process(
         out = printed("python sleepers.py", folder, env)
     found = re.fullmatch(r"sent 10,000 tasks in .* s\nall had slept after ([\d.]+) s\n", out)
     assert found is not None, out
-    # One after the other they would take close to three hours, a thousand at a time ten seconds.
-    assert float(found[1]) < 10.0
+    # One after the other they would take close to three hours, a hundred at a time 100 seconds.
+    assert float(found[1]) < 20.0
 
 
 def test_a_middleware_carries_a_header_and_an_observer_counts(tmp_path: Path) -> None:
@@ -132,7 +132,9 @@ def test_redis_holds_the_result_as_json_for_a_day(
         task_id = check_add(worker, folder, env)
         asked = f"redis-cli -p {redis_server.port} -n 1"
         kept = json.loads(printed(f"{asked} get aiotaskq:result:{task_id}", folder, env))
-        assert 86_000 < int(printed(f"{asked} ttl aiotaskq:result:{task_id}", folder, env)) <= 86_400
+        assert (
+            86_000 < int(printed(f"{asked} ttl aiotaskq:result:{task_id}", folder, env)) <= 86_400
+        )
     assert (kept["task_id"], kept["status"], kept["result"]) == (task_id, "SUCCESS", 10)
     assert {"traceback", "children", "date_done"} <= kept.keys()
 
@@ -210,14 +212,18 @@ class Hosts:
                 "link", "add", f"red{number}", "netns", self.redis,
                 "type", "veth", "peer", "name", "eth0", "netns", name,
             )  # fmt: skip
-            for host, device, address in ((self.redis, f"red{number}", ours), (name, "eth0", theirs)):
+            for host, device, address in (
+                (self.redis, f"red{number}", ours),
+                (name, "eth0", theirs),
+            ):
                 self._ip("-n", host, "address", "add", f"{address}/24", "dev", device)
                 self._ip("-n", host, "link", "set", device, "up")
             self.addresses.append(ours)
 
     def close(self) -> None:
         for name in (self.redis, self.worker, self.client):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+            with suppress(FileNotFoundError):  # no `ip` at all
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
     def on(self, name: str, command: str) -> str:
         return f"ip netns exec {name} {command}"

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,18 +81,19 @@ async def test_in_a_running_loop_it_says_what_to_write_instead() -> None:
         return x + y
 
     result = app.AsyncResult("1")
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: add.delay(1, 2), "await task.kiq()"),
+        (lambda: add.apply_async((1, 2)), "await task.kiq()"),
+        (lambda: app.send_task("x"), "await app.send("),
+        (result.get, "await handle.result()"),
+        (result.ready, "await handle.status()"),
+        (lambda: result.status, "await handle.status()"),
+        (result.revoke, "await handle.cancel()"),
+        (result.forget, "await handle.forget()"),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for call, instead in [
-            (lambda: add.delay(1, 2), "await task.kiq()"),
-            (lambda: add.apply_async((1, 2)), "await task.kiq()"),
-            (lambda: app.send_task("x"), "await app.send("),
-            (result.get, "await handle.result()"),
-            (result.ready, "await handle.status()"),
-            (lambda: result.status, "await handle.status()"),
-            (result.revoke, "await handle.cancel()"),
-            (result.forget, "await handle.forget()"),
-        ]:
+        for call, instead in calls:
             with pytest.raises(RuntimeError) as refused:
                 call()
             assert instead in str(refused.value)

@@ -154,9 +154,7 @@ def test_a_message_comes_back_as_it_was(framing: Framing) -> None:
     body = codec.encode_message(sent)
     read = codec.decode_message(body)
     assert is_json(body) is (framing == "json")
-    assert msgspec.structs.replace(
-        read, args=sent.args, kwargs=sent.kwargs
-    ) == sent
+    assert msgspec.structs.replace(read, args=sent.args, kwargs=sent.kwargs) == sent
     assert bytes(read.args) == bytes(sent.args)
     assert bytes(read.kwargs) == bytes(sent.kwargs)
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_result_timeout_is_a_timeout_error() -> None:
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_every_error_can_be_copied_and_pickled(name: str, copied: object) -> None:
     assert callable(copied)
-    kind = CLASSES[name]
+    kind: Any = CLASSES[name]
     error = kind("why", size=2, limit=1) if kind is PayloadTooLarge else kind("why")
     again = copied(error)
     assert type(again) is kind

@@ -11,7 +11,7 @@ import traceback
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import pytest
 from msgspec import Raw
@@ -44,7 +44,7 @@ class GuardedError(Exception):
 
 
 class NewError(Exception):
-    def __new__(cls, one: int, two: int) -> NewError:
+    def __new__(cls, one: int, two: int) -> Self:
         return super().__new__(cls, one, two)
 
 
@@ -277,14 +277,20 @@ def test_a_failure_of_a_failure_is_a_failure() -> None:
 
 
 def strange_traceback() -> BaseException:
+    """Return an error of code whose module has no name."""
     namespace: dict[str, Any] = {"__name__": None}
     exec("def fail(): raise ValueError('x')", namespace)
-    try:
-        namespace["fail"]()
-    except ValueError as error:
-        assert error.__traceback__ is not None
-        return error.with_traceback(error.__traceback__.tb_next)
-    raise AssertionError
+    return below(namespace["fail"])
+
+
+def below(call: Callable[[], object]) -> BaseException:
+    """Return what the call raises, without the frame of this function."""
+    with pytest.raises(ValueError, match="x") as info:
+        call()
+    frames = info.value.__traceback__
+    while frames is not None and frames.tb_frame.f_code is not call.__code__:
+        frames = frames.tb_next
+    return info.value.with_traceback(frames)
 
 
 @pytest.mark.parametrize(
@@ -355,10 +361,11 @@ def test_the_workers_own_frames_are_left_out() -> None:
     def fail() -> None:
         raise ValueError("x")
 
-    try:
+    def call() -> None:
         namespace["run"](fail)
-    except ValueError as error:
-        assert error.__traceback__ is not None
-        _, text = describe(error.with_traceback(error.__traceback__.tb_next))
+
+    error = below(call)
+    assert error.__traceback__ is not None
+    _, text = describe(error.with_traceback(error.__traceback__.tb_next))
     assert "in fail" in text
     assert "in run" not in text

@@ -65,8 +65,11 @@ def test_the_delay_never_leaves_its_bounds(
     attempt: int, delay: float, most: float, backoff: Any, chance: float
 ) -> None:
     retry = Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff)
-    plain = retry_delay(Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff,
-                              jitter=False), attempt, OSError())
+    plain = retry_delay(
+        Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff, jitter=False),
+        attempt,
+        OSError(),
+    )
     jittered = retry_delay(retry, attempt, OSError(), chance=lambda: chance)
     assert plain is not None
     assert jittered is not None

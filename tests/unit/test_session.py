@@ -327,9 +327,7 @@ async def test_a_wrong_set_up_is_told_to_all_who_wait_and_the_next_tries_anew(
         backend.load_errors = [wrong]
     else:
         backend.arrival_error = wrong
-    done = await asyncio.gather(
-        *[waiters.wait(str(n)) for n in range(3)], return_exceptions=True
-    )
+    done = await asyncio.gather(*[waiters.wait(str(n)) for n in range(3)], return_exceptions=True)
     assert done == [wrong] * 3
     backend.arrival_error = None
     await backend.store([outcome("1")], None)

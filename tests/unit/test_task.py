@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -187,14 +187,15 @@ def test_s_returns_a_call_with_its_options(app: TaskQueue) -> None:
 
 def test_a_call_that_does_not_fit_is_a_type_error_at_the_caller(app: TaskQueue) -> None:
     task = app.task(plain)
-    for wrong in [
+    calls: list[Callable[[], object]] = [
         lambda: task.s(),  # type: ignore[call-arg]  # that is the point
         lambda: task.s(1, 2),  # type: ignore[call-arg]  # as above
         lambda: task.with_options(queue="q").s(y=1),  # type: ignore[call-arg]  # as above
         lambda: task.delay(),  # type: ignore[call-arg]  # as above
         lambda: task.apply_async((1, 2)),
         lambda: task.apply_async(kwargs={"y": 1}),
-    ]:
+    ]
+    for wrong in calls:
         with pytest.raises(TypeError, match=r"plain\(x: "):
             wrong()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -160,8 +161,6 @@ async def test_arguments_that_do_not_fit_fail_the_task_before_it_runs(app: TaskQ
         return 1
 
     async with app.worker():
-        broker = await app.broker()
-        del broker
         sender = TaskQueue("other", broker=app.drivers()[0])
         wrong = await sender.send(job.name, ("no number",))
         many = await sender.send(job.name, (1, 2))
@@ -186,8 +185,12 @@ async def test_a_class_that_fails_while_it_is_built_fails_its_task_and_not_the_w
         assert (await (await app.broker()).depth()) == {}
 
 
-class Bomb:
-    pass
+@dataclasses.dataclass
+class Exploding:
+    x: int
+
+    def __post_init__(self) -> None:
+        raise KeyError("no such thing")
 
 
 _other = TaskQueue("other", broker="memory://")
@@ -196,17 +199,6 @@ _other = TaskQueue("other", broker="memory://")
 @_other.task
 async def explosive(x: Exploding) -> None:
     raise AssertionError("it ran")
-
-
-import dataclasses  # noqa: E402
-
-
-@dataclasses.dataclass
-class Exploding:
-    x: int
-
-    def __post_init__(self) -> None:
-        raise KeyError("no such thing")
 
 
 @pytest.mark.parametrize(

@@ -267,8 +267,7 @@ class MemoryStore:
             while level and room:
                 item = level.popleft()
                 envelope = item.envelope
-                if envelope.expires_at is not None and envelope.expires_at <= now:
-                    continue
+                expires_at = envelope.expires_at
                 receipt = next(self._numbers)
                 holder.held[receipt] = item
                 room -= 1
@@ -280,6 +279,7 @@ class MemoryStore:
                         receipt=receipt,
                         crashes=item.crashes,
                         priority=envelope.priority,
+                        expired=expires_at is not None and expires_at <= now,
                     )
                 )
 

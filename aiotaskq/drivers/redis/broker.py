@@ -75,10 +75,15 @@ class RedisBroker:
         return RedisBackend(self._given_url, prefix=self._client.keys.prefix)
 
     async def open(self) -> None:
-        if not self._client.is_open:
-            await self._client.open()
+        if self._client.is_open:
+            return
+        await self._client.open()
+        try:
             seconds, micros = await self._client.link.command("TIME")
-            self._set_clock(int(seconds) + int(micros) / 1e6)
+        except BaseException:
+            await self._client.close()
+            raise
+        self._set_clock(int(seconds) + int(micros) / 1e6)
 
     async def close(self) -> None:
         for consumer in list(self._consumers):

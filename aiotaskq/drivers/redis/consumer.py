@@ -72,15 +72,16 @@ class RedisConsumer:
         until = loop.time() + wait
         async with self._turn:
             while True:
-                nap = 0.0 if self._spare else await self._take(limit)
+                nap = 0.0
+                while nap == 0.0 and len(self._spare) < limit:
+                    nap = await self._take(limit - len(self._spare))
                 if self._spare:
                     count = min(limit, len(self._spare))
                     return [self._spare.popleft() for _ in range(count)]
                 left = until - loop.time()
-                if left > 0.0:
-                    await self._doze(min(nap, left))
-                elif nap > 0.0:
+                if left <= 0.0:
                     return []
+                await self._doze(min(nap, left))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         by_queue: dict[str, list[Settlement]] = {}
@@ -145,7 +146,7 @@ class RedisConsumer:
     # --- fetching -------------------------------------------------------------------------------
 
     async def _take(self, limit: int) -> float:
-        """Fetch into the spare ones; return the seconds to wait if there are none.
+        """Fetch into the spare ones; return the seconds until there may be more, 0 for now.
 
         A cancelled call leaves the round going, and the next call takes over.
         """
@@ -178,17 +179,17 @@ class RedisConsumer:
         self._missed = None
         if reply is None:
             raise LeaseLost(f"{self.id} was given up for dead")
-        wait, unfinished, runs = reply
+        wait, unfinished, runs, now = reply
         for queue, number, *packed in runs:
-            self._unpack(self._queues[queue - 1], number, packed)
-        if unfinished:
+            self._unpack(self._queues[queue - 1], number, packed, float(now))
+        if unfinished or limit == MOST <= len(self._spare):
             return 0.0
         return min(_LONGEST_NAP, float(wait)) if wait else _LONGEST_NAP
 
-    def _unpack(self, queue: str, number: int, packed: list[bytes]) -> None:
+    def _unpack(self, queue: str, number: int, packed: list[bytes], now: float) -> None:
         mine, unpack = self.id, items.unpack
         self._spare.extend(
-            [unpack(item, queue, (mine, at)) for at, item in enumerate(packed, number)]
+            [unpack(item, queue, (mine, at), now) for at, item in enumerate(packed, number)]
         )
         self._open.update(range(number, number + len(packed)))
 

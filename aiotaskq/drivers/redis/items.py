@@ -47,8 +47,8 @@ def pack(envelope: Envelope) -> bytes:
     return head + envelope.body
 
 
-def unpack(item: bytes, queue: str, receipt: Any) -> Delivery:
-    """Return an item as a delivery.
+def unpack(item: bytes, queue: str, receipt: Any, now: float = 0.0) -> Delivery:
+    """Return an item as a delivery, given the server's time.
 
     One that was never packed becomes a delivery with all its bytes as the body, for the worker
     to bury with the reason that it cannot read them.
@@ -57,8 +57,16 @@ def unpack(item: bytes, queue: str, receipt: Any) -> Delivery:
     if head.startswith(_PLAIN):
         return Delivery(unpack_id(head[6:]), queue, body, receipt)
     try:
-        crashes, priority, _, name = head.split(b" ", 3)
-        return Delivery(unpack_id(name), queue, body, receipt, int(crashes), int(priority))
+        crashes, priority, expires_at, name = head.split(b" ", 3)
+        return Delivery(
+            id=unpack_id(name),
+            queue=queue,
+            body=body,
+            receipt=receipt,
+            crashes=int(crashes),
+            priority=int(priority),
+            expired=expires_at != b"-" and float(expires_at) <= now,
+        )
     except ValueError:
         return Delivery("", queue, item, receipt)
 

@@ -120,7 +120,7 @@ class SQLiteConsumer:
         due_at: float | None = due[0][0] if due else None
         is_due = due_at is not None and due_at <= now
         # Reading first: who finds nothing must not keep others from writing.
-        if not is_due and not any(db.rows(sql.ANY_READY, (queue, now)) for queue in self._queues):
+        if not is_due and not any(db.rows(sql.ANY_READY, (queue,)) for queue in self._queues):
             return [], due_at
         # Relaxed: after a power cut there is no consumer, and held or waiting is all one.
         with db.write(relaxed=True):
@@ -132,10 +132,13 @@ class SQLiteConsumer:
         self._token += 1
         taken: list[Delivery] = []
         for queue in self._queues:
-            rows = db.rows(sql.NEXT_READY, (queue, now, limit - len(taken)))
+            rows = db.rows(sql.NEXT_READY, (now, queue, limit - len(taken)))
             db.change_many(sql.HOLD, ((self._number, self._token, row[0]) for row in rows))
-            for seq, name, crashes, priority, body in rows:
-                taken.append(Delivery(name, queue, body, (seq, self._token), crashes, priority))
+            for seq, name, crashes, priority, body, expired in rows:
+                receipt = (seq, self._token)
+                taken.append(
+                    Delivery(name, queue, body, receipt, crashes, priority, bool(expired))
+                )
             if len(taken) == limit:
                 break
         return taken

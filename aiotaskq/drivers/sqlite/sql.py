@@ -53,7 +53,6 @@ SCHEMA = (
     CREATE INDEX ~messages_held ON ~messages (consumer, cancelled, queue)
     WHERE consumer IS NOT NULL
     """,
-    "CREATE INDEX ~messages_expires ON ~messages (expires_at) WHERE expires_at IS NOT NULL",
     "CREATE INDEX ~messages_id ON ~messages (id)",
     # AUTOINCREMENT: a number that was fenced off never comes back.
     """
@@ -147,16 +146,14 @@ WRITE_CALL = """
 # --- fetch ---
 
 NEXT_READY = """
-    SELECT seq, id, crashes, priority, body FROM ~messages
+    SELECT seq, id, crashes, priority, body, ifnull(expires_at <= ?, 0) FROM ~messages
     WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
-      AND (expires_at IS NULL OR expires_at > ?)
     ORDER BY priority DESC, seq
     LIMIT ?
 """
 ANY_READY = """
     SELECT 1 FROM ~messages
     WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
-      AND (expires_at IS NULL OR expires_at > ?)
     LIMIT 1
 """
 NEXT_DUE = "SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
@@ -212,10 +209,6 @@ BURY_SEQ = """
 """
 # Each with (now, limit).
 SWEEPS = (
-    """
-    DELETE FROM ~messages WHERE seq IN (
-        SELECT seq FROM ~messages WHERE expires_at <= ? AND consumer IS NULL LIMIT ?)
-    """,
     "DELETE FROM ~recent WHERE id IN (SELECT id FROM ~recent WHERE until <= ? LIMIT ?)",
     "DELETE FROM ~calls WHERE rowid IN (SELECT rowid FROM ~calls WHERE until <= ? LIMIT ?)",
     """
@@ -241,21 +234,9 @@ DEPTHS = {
             WHERE consumer IS NULL AND due_at IS NULL GROUP BY queue
             UNION ALL
             SELECT queue, count(*) FROM ~messages WHERE due_at <= :now GROUP BY queue
-            UNION ALL
-            SELECT queue, -count(*) FROM ~messages
-            WHERE expires_at <= :now AND consumer IS NULL AND (due_at IS NULL OR due_at <= :now)
-            GROUP BY queue
         ) GROUP BY queue
     """,
-    "delayed": """
-        SELECT queue, sum(n) FROM (
-            SELECT queue, count(*) AS n FROM ~messages WHERE due_at > :now GROUP BY queue
-            UNION ALL
-            SELECT queue, -count(*) FROM ~messages
-            WHERE expires_at <= :now AND consumer IS NULL AND due_at > :now
-            GROUP BY queue
-        ) GROUP BY queue
-    """,
+    "delayed": "SELECT queue, count(*) FROM ~messages WHERE due_at > :now GROUP BY queue",
     "held": "SELECT queue, count(*) FROM ~messages WHERE consumer IS NOT NULL GROUP BY queue",
     "dead": "SELECT queue, count(*) FROM ~dead GROUP BY queue",
 }

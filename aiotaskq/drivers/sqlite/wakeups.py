@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Collection
 from functools import partial
@@ -26,6 +27,7 @@ RESULTS = "results"
 """The topic of final outcomes."""
 
 _REFRESH = Caller.stale_after / 3
+_AT_ONCE = 100  # datagrams that are read before others get their turn on the event loop
 
 
 def queue_topic(queue: str) -> str:
@@ -33,7 +35,7 @@ def queue_topic(queue: str) -> str:
     return f"queue:{queue}"
 
 
-class Bell(asyncio.DatagramProtocol):
+class Bell:
     """The receiving half, one for each driver object, however many wait at it."""
 
     poll = 1.0
@@ -47,11 +49,9 @@ class Bell(asyncio.DatagramProtocol):
         self._lock = asyncio.Lock()
         self._ears: set[asyncio.Event] = set()
         self._written: dict[str, float] = {}  # topic: when, on the monotonic clock
-        self._port: int | None = None
         self._open = False
         self._deaf = False
-        self._transport: asyncio.DatagramTransport | None = None
-        self._lost: asyncio.Future[None] | None = None
+        self._socket: socket.socket | None = None
 
     def open(self) -> None:
         """Let `listen` take a port when it needs one. Idempotent."""
@@ -76,12 +76,11 @@ class Bell(asyncio.DatagramProtocol):
         async with self._lock:
             if not self._open:
                 return  # closed in the meantime; the caller is about to notice
-            if self._transport is None:
-                await self._bind()
+            self._take_port()
             wanted = self._to_write(topics)
-            if wanted and self._port is not None:
-                now = time.monotonic()
-                await self._link.run(partial(_write, port=self._port, topics=wanted))
+            if wanted and self._socket is not None:
+                now, port = time.monotonic(), self._socket.getsockname()[1]
+                await self._link.run(partial(_write, port=port, topics=wanted))
                 self._written.update(dict.fromkeys(wanted, now))
 
     async def wait(self, ear: asyncio.Event, seconds: float) -> None:
@@ -99,42 +98,59 @@ class Bell(asyncio.DatagramProtocol):
     async def close(self) -> None:
         """Give up the port. Idempotent, never raises."""
         async with self._lock:
-            port, transport = self._port, self._transport
-            self._open, self._port, self._transport = False, None, None
+            self._open = False
             self._written.clear()
             self.ring()
-            if port is not None and self._link.is_open:
+            ours, self._socket = self._socket, None
+            if ours is None:
+                return
+            port = ours.getsockname()[1]
+            asyncio.get_running_loop().remove_reader(ours)
+            ours.close()
+            if self._link.is_open:
                 # Left behind, the row is stale in a minute.
                 with contextlib.suppress(Unavailable):
                     await self._link.run(partial(_erase, port=port))
-            if transport is not None and self._lost is not None:
-                transport.close()
-                await asyncio.shield(self._lost)
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        """Called by the event loop."""
-        self.ring()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop, last of all."""
-        if self._lost is not None and not self._lost.done():
-            self._lost.set_result(None)
 
     def _to_write(self, topics: Collection[str]) -> list[str]:
         before = time.monotonic() - _REFRESH
         return [topic for topic in topics if self._written.get(topic, before) <= before]
 
-    async def _bind(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._lost = loop.create_future()
-        try:
-            self._transport, _ = await loop.create_datagram_endpoint(
-                lambda: self, local_addr=(LOOPBACK, 0)
-            )
-        except OSError:
-            self._deaf = True  # a sandbox without network, say: polling faster is what is left
+    def _take_port(self) -> None:
+        # Without `create_datagram_endpoint`: one step, so that cancelling leaves nothing behind.
+        if self._socket is not None:
             return
-        self._port = self._transport.get_extra_info("sockname")[1]
+        try:
+            self._socket = bind()
+            asyncio.get_running_loop().add_reader(self._socket, self._hear, self._socket)
+        except (OSError, NotImplementedError):
+            # A sandbox without network, or a loop without readers. What is left is to look often.
+            self._deaf = True
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def _hear(self, ours: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # nothing more to read
+            for _ in range(_AT_ONCE):
+                ours.recv(1)
+        self.ring()
+
+
+def bind() -> socket.socket:
+    """Return a socket with a port on the loopback device.
+
+    Raises:
+        OSError: There is none to be had.
+    """
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        made.setblocking(False)
+        made.bind((LOOPBACK, 0))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _write(database: Database, port: int, topics: Collection[str]) -> None:

@@ -11,9 +11,10 @@
 --       1  seconds until something falls due, or ''
 --       2  1 if the call stopped early and may be made again at once, else 0
 --       3  a list of runs: queue (1 is the first), receipt number of the first item, items
+--       4  the server's time, by which the caller sees what is expired
 
 local PROMOTED = 100 -- at most, of each queue
-local DROPPED = 1000 -- about the most: of what is expired or cancelled
+local DROPPED = 1000 -- about the most: of what is cancelled
 
 local now = clock(ARGV[1])
 local consumer, left, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -41,35 +42,24 @@ end
 if ARGV[5] ~= '' then
   recall(tonumber(ARGV[5]))
 elseif number < tonumber(redis.call('GET', KEYS[1] .. 'floor:' .. consumer) or 0) then
-  return { '', 0, {} }
+  return { '', 0, {}, text(now) }
 end
 
 local cancels = redis.call('EXISTS', KEYS[#KEYS]) == 1
 
--- Return the items that are neither expired nor cancelled.
+-- Return the items that are not cancelled.
 local function fit(items)
-  local kept, ids = {}, {}
-  for _, item in ipairs(items) do
-    local over = false
-    if string.byte(item, 5) ~= 45 then -- most begin with "0 0 -": they never expire
-      local at = tonumber(string.match(item, '^%d+ %d ([%d.]+) '))
-      over = at and at <= now
-    end
-    if not over then
-      kept[#kept + 1] = item
-      if cancels then
-        ids[#ids + 1] = id_of(item)
-      end
-    end
+  if not cancels then
+    return items
   end
-  if #ids > 0 then
-    local wanted = {}
-    for i, at in ipairs(redis.call('ZMSCORE', KEYS[#KEYS], unpack(ids))) do
-      if not at then
-        wanted[#wanted + 1] = kept[i]
-      end
+  local kept, ids = {}, {}
+  for i, item in ipairs(items) do
+    ids[i] = id_of(item)
+  end
+  for i, at in ipairs(redis.call('ZMSCORE', KEYS[#KEYS], unpack(ids))) do
+    if not at then
+      kept[#kept + 1] = items[i]
     end
-    kept = wanted
   end
   dropped = dropped + #items - #kept
   return kept
@@ -136,4 +126,4 @@ if left <= 0 then
     end
   end
 end
-return { wait and text(math.max(wait, 0)) or '', dropped >= DROPPED and 1 or 0, runs }
+return { wait and text(math.max(wait, 0)) or '', dropped >= DROPPED and 1 or 0, runs, text(now) }

@@ -1,0 +1,218 @@
+"""Who is given up for dead at Redis, and who is not because the server itself stood still."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import redis
+
+from aiotaskq.drivers.redis import RedisBroker
+from aiotaskq.drivers.redis.consumer import RedisConsumer
+from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
+from aiotaskq.message import (
+    Done,
+    Envelope,
+    Tended,
+)
+from tests.servers import RedisServer
+
+PATIENCE = 30.0
+Value = TypeVar("Value")
+
+
+def envelope(name: str, **fields: object) -> Envelope:
+    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
+
+
+async def insist(call: Callable[..., Awaitable[Value]], *args: Any, **named: Any) -> Value:
+    """Repeat a call while the server is away, as a worker does."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await call(*args, **named)
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def control(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def broker(redis_url: str) -> AsyncIterator[RedisBroker]:
+    broker = RedisBroker(redis_url)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+@pytest.mark.parametrize("patience", [5.0, 0.3], ids=["patient", "reconnecting"])
+async def test_when_the_server_stood_still_nobody_is_given_up(
+    redis_server: RedisServer, redis_url: str, broker: RedisBroker, patience: float
+) -> None:
+    lease = 1.2
+    lives = [await Life.begin(f"{redis_url}?socket_timeout={patience}", lease) for _ in range(3)]
+    await broker.publish([envelope(f"{n}") for n in range(3)])
+    held = [await insist(one.consumer.fetch, 1, 1.0) for one in lives]
+    redis_server.pause()
+    try:
+        await asyncio.sleep(2 * lease)
+    finally:
+        redis_server.resume()
+    rounds = [one.rounds for one in lives]
+    async with asyncio.timeout(PATIENCE):
+        while any(one.rounds < before + 5 for one, before in zip(lives, rounds, strict=True)):
+            await asyncio.sleep(0.01)
+    assert [one.reclaimed for one in lives] == [0, 0, 0]
+    for one, [delivery] in zip(lives, held, strict=True):
+        assert one.renewed
+        assert not await insist(one.consumer.settle, [Done(delivery)])
+    # Whoever really died is given up all the same.
+    await broker.publish([envelope("last")])
+    await insist(lives[0].consumer.fetch, 1, 1.0)
+    await lives[0].end(tidily=False)
+    async with asyncio.timeout(PATIENCE):
+        while not sum(one.reclaimed for one in lives[1:]):
+            await asyncio.sleep(0.01)
+    with pytest.raises(LeaseLost):
+        await lives[0].consumer.fetch(1, 0)
+    for one in lives:
+        await one.end()
+
+
+class Life:
+    """A worker's signs of life: it renews and tends, as fast as its lease wants."""
+
+    def __init__(self, broker: RedisBroker, consumer: RedisConsumer, lease: float) -> None:
+        self._broker = broker
+        self.consumer = consumer
+        self.rounds = 0
+        self.reclaimed = 0
+        self.renewed = True
+        self._tasks = [
+            asyncio.create_task(self._renew(lease / 4)),
+            asyncio.create_task(self._tend(lease / 8)),
+        ]
+
+    @classmethod
+    async def begin(cls, url: str, lease: float) -> Life:
+        broker = RedisBroker(url)
+        await broker.open()
+        consumer = broker.consumer(["q"], name="w", lease=lease)
+        await consumer.open()
+        return cls(broker, consumer, lease)
+
+    async def end(self, *, tidily: bool = True) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if tidily:
+            await self.consumer.close()
+            await self._broker.close()
+
+    async def _renew(self, every: float) -> None:
+        lease = self.consumer.lease()
+        try:
+            while True:
+                with contextlib.suppress(BrokerUnavailable):
+                    self.renewed = self.renewed and await lease.renew()
+                await asyncio.sleep(every)
+        finally:
+            await lease.close()
+
+    async def _tend(self, every: float) -> None:
+        while True:
+            with contextlib.suppress(BrokerUnavailable):
+                self.reclaimed += (await self._broker.tend()).reclaimed
+                self.rounds += 1
+            await asyncio.sleep(every)
+
+
+class Silence:
+    """Two consumers whose leases lapsed, one item each, while nobody at all renewed a lease."""
+
+    def __init__(self, broker: RedisBroker, other: RedisBroker, control: redis.Redis) -> None:
+        self.broker = broker
+        self.other = other  # has no consumer
+        self.consumers = [broker.consumer(["q"], name="w", lease=60.0) for _ in range(2)]
+        self._control = control
+
+    async def begin(self) -> None:
+        for consumer in self.consumers:
+            await consumer.open()
+            await self.broker.publish([envelope(consumer.id)])
+            await consumer.fetch(1, 0)
+        await self.go_on()
+
+    async def go_on(self) -> None:
+        for broker in (self.broker, self.other):
+            broker._time_shift += 61.0
+        beat = self._control.time()[0] - 61.0 - random.random()
+        self._control.hset("aiotaskq:{q}:meta", "beat", str(beat))
+
+    async def renew(self, number: int) -> bool:
+        lease = self.consumers[number].lease()
+        try:
+            return await lease.renew()
+        finally:
+            await lease.close()
+
+
+@pytest.fixture
+async def silence(
+    broker: RedisBroker, redis_url: str, control: redis.Redis
+) -> AsyncIterator[Silence]:
+    other = RedisBroker(redis_url)
+    await other.open()
+    silence = Silence(broker, other, control)
+    await silence.begin()
+    yield silence
+    for consumer in silence.consumers:
+        await consumer.close()
+    await other.close()
+
+
+async def test_whoever_lives_gives_all_another_lease_after_a_silence_but_only_one(
+    silence: Silence,
+) -> None:
+    assert await silence.broker.tend() == Tended()
+    assert await silence.other.tend() == Tended()
+    assert await silence.renew(0)
+    assert await silence.renew(1)
+    await silence.go_on()
+    assert await silence.broker.tend() == Tended()
+    for broker in (silence.broker, silence.other):
+        broker._time_shift += 61.0  # and still nobody renews
+    assert await silence.broker.tend() == Tended(reclaimed=2)
+
+
+async def test_the_first_who_renews_after_a_silence_speaks_for_all(silence: Silence) -> None:
+    assert await silence.renew(0)
+    assert await silence.other.tend() == Tended()
+    assert await silence.renew(1)
+
+
+async def test_whoever_missed_the_server_itself_does_not_judge_the_others(
+    silence: Silence,
+) -> None:
+    silence.other._client.link.failed_at = asyncio.get_running_loop().time()
+    assert await silence.other.tend() == Tended()
+    assert await silence.renew(1)
+
+
+async def test_whoever_comes_from_elsewhere_takes_a_silence_for_death(silence: Silence) -> None:
+    assert await silence.other.tend() == Tended(reclaimed=2)
+    assert not await silence.renew(0)
+
+
+async def test_housekeeping_that_was_asked_for_long_ago_is_not_done(silence: Silence) -> None:
+    silence.other._ahead -= 10.0  # as if the call had lain in a buffer
+    assert await silence.other.tend() == Tended()
+    assert await silence.other.tend() == Tended(reclaimed=2)

@@ -1,0 +1,151 @@
+"""The documents: what programs and shell lines they show, and what is made from data.
+
+``python -m tests.examples.documents`` brings the documents up to date: programs that stand under a
+comment with the name of their file, and tables that stand between two comments.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiotaskq.config import Config, Setting
+from aiotaskq.drivers.memory import MemoryBroker
+from aiotaskq.drivers.redis import RedisBroker
+from aiotaskq.drivers.sqlite import SQLiteBroker
+from aiotaskq.protocols import Traits
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_PROGRAM = re.compile(r"<!-- (examples/\S+) -->\n```python\n(.*?)```\n", re.DOTALL)
+_TABLE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    section: str
+    kind: str
+    text: str
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a document, with the heading that each stands under."""
+    text = document.read_text(encoding="utf-8")
+    # A comment of a shell would look like a heading.
+    bare = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+    headings = [(text_line(bare, found.start()), found[1]) for found in _HEADING.finditer(bare)]
+    for found in _FENCE.finditer(text):
+        line = text_line(text, found.start())
+        section = [name for at, name in headings if at < line][-1]
+        yield Block(section, found[1], found[2])
+
+
+def text_line(text: str, at: int) -> int:
+    """Return the number of the line that a position is in."""
+    return text.count("\n", 0, at)
+
+
+def updated(text: str) -> str:
+    """Return the text of a document with the programs and tables as they are now."""
+
+    def program(found: re.Match[str]) -> str:
+        source = (ROOT / found[1]).read_text(encoding="utf-8")
+        return f"<!-- {found[1]} -->\n```python\n{source}```\n"
+
+    def table(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]]()}\n<!-- end -->"
+
+    return _TABLE.sub(table, _PROGRAM.sub(program, text))
+
+
+def settings_table() -> str:
+    """Return every setting as a row."""
+    lines = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+    for name, setting in Config.settings().items():
+        mark = "" if setting.ours else " ᶜ"
+        cells = (f"`{name}`{mark}", _default(setting), setting.wants, setting.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(setting: Setting[Any, Any]) -> str:
+    value = setting.default
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping | tuple | frozenset | set | list) and not value:
+        return "empty"
+    if isinstance(value, float):
+        return f"`{value:g}`" if value != int(value) else f"`{int(value)}`"
+    if isinstance(value, frozenset | set | tuple):
+        return ", ".join(f"`{item}`" for item in sorted(value))
+    return f"`{value}`"
+
+
+_BROKERS: Mapping[str, type[MemoryBroker | SQLiteBroker | RedisBroker]] = {
+    "memory": MemoryBroker,
+    "SQLite": SQLiteBroker,
+    "Redis": RedisBroker,
+}
+_TRAITS = {
+    "priorities": "priorities 0 to 9 within a queue",
+    "unique": "stores an id of your own once a day",
+    "durable": "survives a restart of every process",
+    "shared": "reached by other processes",
+}
+
+
+def traits_table() -> str:
+    """Return what each broker can do."""
+    assert set(_TRAITS) == set(Traits.__struct_fields__)
+    lines = [f"| | {' | '.join(_BROKERS)} |", f"|---|{'---|' * len(_BROKERS)}"]
+    for trait, meaning in _TRAITS.items():
+        has = ("yes" if getattr(kind.traits, trait) else "no" for kind in _BROKERS.values())
+        lines.append(f"| `{trait}`: {meaning} | {' | '.join(has)} |")
+    return "\n".join(lines) + "\n"
+
+
+def modules_table() -> str:
+    """Return the modules and packages, each with the first sentence of its text."""
+    package = ROOT / "aiotaskq"
+    lines = ["| | |", "|---|---|"]
+    for path in sorted([*package.glob("*.py"), *package.glob("*/__init__.py")]):
+        name = path.name if path.parent == package else f"{path.parent.name}/"
+        if name != "__init__.py":
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            lines.append(f"| `{name}` | {text.partition(chr(10) * 2)[0].replace('``', '`')} |")
+    return "\n".join(line.replace("\n", " ") for line in lines) + "\n"
+
+
+def layers_list() -> str:
+    """Return the layers as they are enforced, the highest first."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    lines = [re.findall(r"\w+", layer) for layer in layers]
+    there = {path.stem for path in (ROOT / "aiotaskq").iterdir()}
+    kept = [" │ ".join(name for name in line if name in there) for line in lines]
+    return "```text\n" + "\n".join(filter(None, kept)) + "\n```\n"
+
+
+TABLES = {
+    "settings": settings_table,
+    "traits": traits_table,
+    "modules": modules_table,
+    "layers": layers_list,
+}
+
+
+if __name__ == "__main__":
+    for document in DOCUMENTS:
+        before = document.read_text(encoding="utf-8")
+        document.write_text(updated(before), encoding="utf-8")

@@ -1,0 +1,218 @@
+"""Programs of ours as real processes, read line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+LONG = 40.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+COMMAND = (sys.executable, "-m", "aiotaskq")
+
+TASKS = """\
+import asyncio, os, signal, sys, time
+from aiotaskq import TaskQueue, current_task
+app = TaskQueue("tasks"{options})
+
+@app.task
+async def add(x: int, y: int) -> int:
+    return x + y
+
+@app.task
+async def fail(text: str) -> None:
+    raise ValueError(text)
+
+@app.task
+async def pid() -> int:
+    return os.getpid()
+
+@app.task
+async def nap(seconds: float, marker: str = "") -> str:
+    print("napping", marker, os.getpid(), current_task().attempt, flush=True)
+    await asyncio.sleep(seconds)
+    return marker
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment without settings of the machine's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOTASKQ_")}
+    return {**kept, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "NO_COLOR": "1", **more}
+
+
+class Program:
+    """A process whose lines of both streams are gathered as they come."""
+
+    def __init__(self, *arguments: str, folder: Path, **more: str) -> None:
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=folder,
+            env=environment(**more),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def line(self, pattern: str, *, after: int = 0, times: int = 1) -> re.Match[str]:
+        """Wait for the line of this pattern, for the last of so many."""
+        end = time.monotonic() + LONG
+        with self._more:
+            while True:
+                found = [m for line in self.lines[after:] if (m := re.search(pattern, line))]
+                if len(found) >= times:
+                    return found[times - 1]
+                assert not self._ended, f"it ended without {pattern!r}:\n{self.output}"
+                left = end - time.monotonic()
+                assert left > 0, f"no {pattern!r} in:\n{self.output}"
+                self._more.wait(left)
+
+    @property
+    def here(self) -> int:
+        """How many lines there are, for `after`."""
+        return len(self.lines)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def children(self) -> list[psutil.Process]:
+        """Return the worker processes: not what multiprocessing has for itself."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [
+                child
+                for child in psutil.Process(self.pid).children()
+                if "multiprocessing" not in " ".join(child.cmdline())
+            ]
+        return []
+
+    def wait(self) -> int:
+        """Wait for its end and for that of all that it started; return the exit status."""
+        status = self.process.wait(LONG)
+        self._reader.join(LONG)
+        assert not self._reader.is_alive(), "somebody still holds its output"
+        return status
+
+    def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def close(self) -> None:
+        """End what is left of it: its own descendants, and nothing else."""
+        left: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left = psutil.Process(self.pid).children(recursive=True)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(LONG)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._reader.join(LONG)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class Programs:
+    """Starts programs in a folder with a ``tasks.py``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[Program] = []
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def start(self, *arguments: str, **more: str) -> Program:
+        program = Program(*arguments, folder=self.folder, **more)
+        self._started.append(program)
+        return program
+
+    def worker(self, *arguments: str, **more: str) -> Program:
+        """Start a worker and wait until it is ready."""
+        program = self.start("worker", *(arguments or ("tasks:app",)), **more)
+        program.line(r" ready$")
+        return program
+
+    def run(
+        self, *arguments: str, typed: str | None = None, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=self.folder,
+            env=environment(**more),
+            input=typed,
+            stdin=subprocess.DEVNULL if typed is None else None,
+            capture_output=True,
+            text=True,
+            timeout=LONG,
+            check=False,
+        )
+
+    def call(self, *arguments: str) -> str:
+        """Send a task and return what was printed."""
+        done = self.run("call", "tasks:app", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def close(self) -> None:
+        for program in self._started:
+            program.close()
+
+
+def make(folder: Path) -> Iterator[Programs]:
+    programs = Programs(folder)
+    programs.write("tasks.py", TASKS.format(options=""))
+    yield programs
+    programs.close()
+
+
+programs = pytest.fixture(make)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_for(true: object, what: str) -> None:
+    """Wait until a function says so."""
+    end = time.monotonic() + LONG
+    while not true():  # type: ignore[operator]  # a function without arguments
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)

@@ -1,0 +1,146 @@
+"""Messages that cannot run: unreadable, refused, unknown. Kept with the reason, and told."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from typing import Any
+
+import pytest
+
+from aiotaskq import TaskFailed, TaskQueue, TaskStatus, UnknownTask
+from aiotaskq.events import Buried, Received
+from aiotaskq.message import DeadLetter, Envelope
+from tests.worker.tools import LONG, Heard
+
+
+async def dead(app: TaskQueue, count: int = 1) -> list[DeadLetter]:
+    broker = await app.broker()
+    letters = list(await broker.dead("default"))
+    assert len(letters) == count
+    return letters
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x00\xff",
+        b"{",
+        b"[]",
+        b'{"id": 1}',
+        b'{"id": "x"}',
+        b'{"id": "x", "task": "\xff"}',
+        b"[" * 100_000,
+        b"{" + b'"a":{' * 100_000,
+        b"\x91" * 100_000,
+        pickle.dumps(("args",)),
+    ],
+    ids=lambda body: repr(bytes(body[:12])),
+)
+async def test_what_is_no_message_goes_to_the_dead_letters_untouched(
+    app: TaskQueue, body: bytes
+) -> None:
+    heard = Heard(app, Buried)
+
+    @app.task
+    async def fine() -> int:
+        return 1
+
+    broker = await app.broker()
+    await broker.publish([Envelope(id="broken", queue="default", body=body)])
+    async with app.worker():
+        assert await (await fine.kiq()).result(LONG) == 1
+        (event,) = await heard.count(1)
+        error = (await app.handle("broken").wait(LONG)).error  # whoever waits is told
+    (letter,) = await dead(app)
+    assert letter.id == event.task_id == "broken"
+    assert letter.body == body
+    assert letter.reason == event.reason != ""
+    assert isinstance(error, TaskFailed)
+    assert error.exc_type == "DecodeError"
+
+
+async def test_pickle_is_refused_where_it_was_not_switched_on(app: TaskQueue) -> None:
+    sender = TaskQueue(
+        "sender",
+        broker=app.drivers()[0],
+        task_serializer="pickle",
+        accept_content=["json", "pickle"],
+    )
+    ran = False
+
+    @app.task(name="job")
+    async def job(x: int) -> None:
+        nonlocal ran
+        ran = True
+
+    handle = await sender.send("job", (1,))
+    async with app.worker():
+        outcome = await app.handle(handle.id).wait(LONG)
+    assert outcome.is_err
+    (letter,) = await dead(app)
+    assert "pickle" in letter.reason
+    assert not ran
+    await sender.close()
+
+
+async def test_an_unknown_task_is_put_back_for_a_worker_that_knows_it(app: TaskQueue) -> None:
+    heard = Heard(app, Received)
+    handle = await app.send("somewhere.else", (1,), headers={"a": "b"}, priority=4)
+    async with app.worker():
+        await heard.count(1)
+    broker = await app.broker()
+    depth = (await broker.depth())["default"]
+    assert (depth.ready, depth.delayed, depth.dead) == (0, 1, 0)
+    assert await handle.status() is TaskStatus.PENDING
+
+    @app.task(name="somewhere.else")
+    async def known(x: int) -> dict[str, Any]:
+        from aiotaskq import current_task
+
+        context = current_task()
+        return {
+            "x": x,
+            "attempt": context.attempt,
+            "headers": dict(context.headers),
+            "priority": context.priority,
+        }
+
+    broker.store._time_shift += 60  # type: ignore[attr-defined]  # it is in memory
+    async with app.worker():
+        assert await handle.result(LONG) == {
+            "x": 1,
+            "attempt": 1,
+            "headers": {"a": "b"},
+            "priority": 4,
+        }
+
+
+async def test_a_task_that_nobody_ever_knew_is_buried_and_its_caller_told(app: TaskQueue) -> None:
+    app.conf.unknown_task_ttl = 0.2
+
+    @app.task
+    async def fine() -> int:
+        return 1
+
+    handle = await app.send("nobody.knows", (1, 2))
+    began = time.time()
+    async with app.worker():
+        assert await (await fine.kiq()).result(LONG) == 1
+        outcome = await handle.wait(LONG)
+        assert await (await fine.kiq()).result(LONG) == 1
+    assert time.time() - began >= 0.2
+    assert isinstance(outcome.error, TaskFailed)
+    assert isinstance(outcome.error, UnknownTask)
+    (letter,) = await dead(app)
+    assert "nobody.knows" in letter.reason
+    assert b"[1,2]" in letter.body
+
+
+async def test_it_is_buried_at_once_where_that_is_asked_for(app: TaskQueue) -> None:
+    app.conf.unknown_task_ttl = 0
+    handle = await app.send("nobody.knows")
+    async with app.worker():
+        assert (await handle.wait(LONG)).is_err
+    await dead(app)

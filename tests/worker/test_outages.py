@@ -1,0 +1,357 @@
+"""Leases and outages: blocked loops, lost leases, servers that go and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+
+from aiotaskq import BrokerUnavailable, ConfigError, TaskQueue, TaskStatus, current_task
+from aiotaskq.drivers.memory import MemoryBroker
+from aiotaskq.events import Failed, Refused, Started, Succeeded, WorkerReady
+from aiotaskq.worker import Worker
+from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+
+LEASE = {"worker_lease": 0.6, "worker_heartbeat": 0.1}
+
+
+def flaky(**settings: object) -> tuple[TaskQueue, Weather]:
+    weather = Weather()
+    return TaskQueue("app", broker=FlakyBroker(weather), **settings), weather
+
+
+@pytest.mark.may_block("that is what it is about")
+async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -> None:
+    broker = MemoryBroker()
+    app = TaskQueue("app", broker=broker, **LEASE)
+    runs = 0
+    gate = asyncio.Event()
+
+    @app.task
+    async def block() -> int:
+        nonlocal runs
+        runs += 1
+        await gate.wait()
+        time.sleep(3)  # nobody beats on this loop for five leases
+        return runs
+
+    # Another worker, on a loop of its own, tends the queue all the while and would take the task.
+    tended, leave = threading.Event(), threading.Event()
+
+    async def elsewhere() -> None:
+        async with app.worker():
+            tended.set()
+            await asyncio.to_thread(leave.wait, LONG)
+
+    async with app.worker() as worker:
+        handle = await block.kiq()
+        await until(lambda: worker.running == 1)
+        thread = threading.Thread(target=asyncio.run, args=(elsewhere(),))
+        thread.start()
+        await until(tended.is_set)
+        gate.set()
+        try:
+            assert await handle.result(LONG) == 1
+        finally:
+            leave.set()
+            await asyncio.to_thread(thread.join)
+    assert runs == 1
+    await app.close()
+
+
+async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = MemoryBroker()
+    app = TaskQueue("app", broker=broker, worker_lease=3600, worker_heartbeat=0.2)
+    heard = Heard(app, Refused, Succeeded, Started)
+    runs: list[int] = []
+    first = asyncio.Event()
+
+    @app.task
+    async def job() -> int:
+        runs.append(len(runs) + 1)
+        mine = runs[-1]
+        if mine == 1:
+            try:
+                await first.wait()
+            except asyncio.CancelledError:
+                return -1  # it was given to another one: what it returns now counts for nothing
+        return mine
+
+    async with app.worker() as worker:
+        handle = await job.kiq()
+        await until(lambda: worker.running == 1)
+        broker.store._time_shift += 7200  # as if the process had been frozen
+        broker.store.tend(3)
+        assert await handle.result(LONG) == 2
+        assert await (await job.kiq()).result(LONG) == 3
+    assert runs == [1, 2, 3]
+    assert "going on under a new lease" in caplog.text
+    assert heard.names.count("Succeeded") == 2
+    await app.close()
+
+
+async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() -> None:
+    broker = MemoryBroker()
+    app = TaskQueue("app", broker=broker, worker_lease=10, worker_heartbeat=0.3)
+    heard = Heard(app, Refused)
+
+    @app.task
+    async def job() -> str:
+        if len(runs) == 0:
+            runs.append(1)
+            # The process is frozen here: nothing of it runs until the lease is long over.
+            heartbeat = worker._incarnation._heartbeat  # type: ignore[union-attr]  # it runs
+            heartbeat._trusted_until = time.monotonic() - 1
+            broker.store._time_shift += 20
+            broker.store.tend(3)
+            return "too late"
+        return "in time"
+
+    runs: list[int] = []
+    worker = app.worker()
+    async with worker:
+        handle = await job.kiq()
+        (event,) = await heard.count(1)
+        assert event.task_id == handle.id
+        assert await handle.result(LONG) == "in time"
+    assert len(heard.events) == 1
+    await app.close()
+
+
+async def test_a_worker_waits_for_a_broker_that_is_away_at_its_start() -> None:
+    app, weather = flaky()
+    weather.broker_down = True
+
+    @app.task
+    async def job() -> int:
+        return 1
+
+    async with app.worker():  # what embeds it starts all the same
+        weather.broker_down = False
+        assert await (await job.kiq()).result(LONG) == 1
+    await app.close()
+
+
+async def test_a_worker_that_waits_for_its_broker_can_be_stopped() -> None:
+    app, weather = flaky()
+    weather.broker_down = True
+    async with app.worker():
+        pass
+
+
+async def test_an_impatient_worker_gives_up_at_its_start() -> None:
+    app, weather = flaky()
+    weather.broker_down = True
+    with pytest.raises(BrokerUnavailable, match="away"):
+        await asyncio.wait_for(Worker(app).run(patient=False), LONG)
+
+
+async def test_a_wrong_set_up_is_raised_where_it_is_embedded() -> None:
+    app = TaskQueue("app", broker="gopher://localhost")
+    with pytest.raises(ConfigError, match="gopher"):
+        async with app.worker():
+            raise AssertionError("it was entered")
+
+
+async def test_what_ends_while_the_broker_is_away_is_stored_when_it_is_back() -> None:
+    app, weather = flaky()
+    gate = asyncio.Event()
+    heard = Heard(app, Refused, Started, Succeeded)
+
+    @app.task
+    async def job(n: int) -> int:
+        await gate.wait()
+        return n
+
+    async with app.worker() as worker:
+        handles = await app.kiq_many([job.s(n) for n in range(5)])
+        await until(lambda: worker.running == 5)
+        weather.broker_down = True
+        gate.set()
+        await until(lambda: worker.running == 0)
+        await asyncio.sleep(0.3)
+        weather.broker_down = False
+        assert [await handle.result(LONG) for handle in handles] == [0, 1, 2, 3, 4]
+        assert await (await job.kiq(9)).result(LONG) == 9
+        while await (await app.broker()).depth():
+            await asyncio.sleep(0.01)
+    assert heard.names.count("Refused") == 0
+    assert heard.names.count("Started") == 6
+    await app.close()
+
+
+async def test_what_ends_while_the_result_backend_is_away_is_stored_when_it_is_back() -> None:
+    app, weather = flaky()
+
+    @app.task
+    async def job(n: int) -> int:
+        return n
+
+    async with app.worker() as worker:
+        weather.backend_down = True
+        heard = Heard(app, Succeeded)
+        handles = await app.kiq_many([job.s(n) for n in range(5)])
+        await heard.count(5)
+        assert worker.running == 0
+        depth = (await (await app.broker()).depth())["default"]
+        assert depth.held == 5  # a result is stored before its task is settled
+        weather.backend_down = False
+        assert [await handle.result(LONG) for handle in handles] == [0, 1, 2, 3, 4]
+    assert await (await app.broker()).depth() == {}
+    await app.close()
+
+
+async def test_a_worker_that_stops_while_results_cannot_be_stored_hands_its_tasks_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiotaskq.worker.incarnation._STORE_WAIT", 0.1)
+    app, weather = flaky()
+    heard = Heard(app, Succeeded)
+
+    @app.task
+    async def job() -> int:
+        return 1
+
+    async with app.worker():
+        weather.backend_down = True
+        handle = await job.kiq()
+        await heard.count(1)
+    assert (await (await app.broker()).depth())["default"].ready == 1
+    weather.backend_down = False
+    async with app.worker():
+        assert await handle.result(LONG) == 1
+    await app.close()
+
+
+async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one_outcome() -> None:
+    app, weather = flaky(**LEASE)
+    heard = Heard(app, Refused, Started)
+    runs = 0
+
+    @app.task
+    async def job() -> int:
+        nonlocal runs
+        runs += 1
+        mine = runs
+        if mine == 1:
+            weather.broker_down = weather.backend_down = True
+        return mine
+
+    async with app.worker():
+        handle = await job.kiq()
+        await until(lambda: runs == 1)
+        await asyncio.sleep(1.5)
+        app.drivers()[0].inner.store.tend(3)  # type: ignore[attr-defined]  # as others would
+        weather.broker_down = weather.backend_down = False
+        assert await handle.result(LONG) == 2
+    assert heard.names == ["Started", "Refused", "Started"]
+    await app.close()
+
+
+async def test_a_result_that_the_backend_refuses_for_good_fails_its_task_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from aiotaskq.drivers.memory import MemoryStore
+
+    app = TaskQueue("app", broker="memory://")
+    original = MemoryStore.store
+
+    def store(self: MemoryStore, batch: object, ttl: float | None) -> list[str]:
+        for outcome in batch:  # type: ignore[attr-defined]  # outcomes
+            if b"poison" in bytes(outcome.result) and outcome.status is TaskStatus.SUCCESS:
+                raise ValueError("no such character in this database")
+        return original(self, batch, ttl)  # type: ignore[arg-type]  # as it came
+
+    monkeypatch.setattr(MemoryStore, "store", store)
+
+    @app.task
+    async def job(text: str) -> str:
+        return text
+
+    async with app.worker():
+        good, bad = await app.kiq_many([job.s("fine"), job.s("poison")])
+        assert await good.result(LONG) == "fine"
+        outcome = await bad.wait(LONG)
+        assert outcome.status is TaskStatus.FAILURE
+        assert "no such character" in str(outcome.error)
+    assert await (await app.broker()).depth() == {}
+    await app.close()
+
+
+async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = TaskQueue("app", broker="memory://")
+    ready = Heard(app, WorkerReady)
+
+    @app.task
+    async def job() -> None:
+        await asyncio.Event().wait()
+
+    from aiotaskq.drivers.memory import MemoryStore
+
+    def tend(self: MemoryStore, max_crashes: int) -> None:
+        raise RuntimeError("a driver's own mistake")
+
+    with pytest.raises(RuntimeError, match="own mistake"):
+        async with app.worker() as worker:
+            await ready.count(1)
+            await job.kiq()
+            await until(lambda: worker.running == 1)
+            monkeypatch.setattr(MemoryStore, "tend", tend)
+            await until(lambda: "the worker failed" in caplog.text)
+            assert worker.running == 0  # it was cancelled and handed back
+            assert (await (await app.broker()).depth())["default"].ready == 1
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR]
+    await app.close()
+
+
+async def test_a_lifespan_that_fails_after_the_broker_came_back_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app, weather = flaky()
+    weather.broker_down = True
+
+    @app.on_startup
+    async def up(state: object) -> None:
+        raise LookupError("no database")
+
+    with pytest.raises(LookupError):
+        async with app.worker():
+            weather.broker_down = False
+            await until(lambda: "no database" in caplog.text)
+    await app.close()
+
+
+async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_never_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = TaskQueue("app", broker="memory://")
+    heard = Heard(app, Failed)
+    runs = 0
+
+    @app.task
+    async def job() -> None:
+        nonlocal runs
+        runs += 1
+        assert current_task().attempt == 1
+
+    from aiotaskq.worker.executor import Executor
+
+    def broken(self: Executor, *args: object) -> None:
+        raise RuntimeError("a mistake of the worker's own")
+
+    monkeypatch.setattr(Executor, "_end_succeeded", broken)
+    async with app.worker():
+        handle = await job.kiq()
+        assert (await handle.wait(LONG)).is_err
+    assert runs == 1
+    assert heard.events == []
+    (letter,) = await (await app.broker()).dead("default")
+    assert "mistake of the worker's own" in letter.reason
+    await app.close()
