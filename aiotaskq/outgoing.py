@@ -70,14 +70,13 @@ def seal(outgoing: Outgoing, codec: Codec) -> Envelope:
         EncodeError: A header has no form in the serializer, or all of it is too large.
     """
     message, not_before, unique = outgoing
-    # Its expiry is left out: a broker would drop it without a word, and who waits for the result
-    # would wait for ever. The worker that takes it sees the expiry and stores that it is revoked.
     return Envelope(
         id=message.id,
         queue=message.queue,
         body=codec.encode_message(message),
         priority=message.priority,
         not_before=not_before,
+        expires_at=message.expires_at,
         unique=unique,
     )
 

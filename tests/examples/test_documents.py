@@ -16,7 +16,7 @@ import pytest
 import aiotaskq
 from aiotaskq.config import Config
 from tests.examples.documents import DOCUMENTS, ROOT, TABLES, blocks, updated
-from tests.examples.running import environment, run
+from tests.examples.running import environment, printed, run
 from tests.examples.sessions import Session, Step, steps
 from tests.servers import PostgresServer, RedisServer, free_port
 
@@ -178,14 +178,19 @@ def set_up(command: str, checkout: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_is_installed_runs_the_demo_without_anything_else(checkout: Path) -> None:
-    commands = [step.command for step in commands_of("Install")]
-    assert commands[-1] == "pip install ."
-    set_up(" && ".join(commands), checkout)
-    shutil.rmtree(checkout / "aiotaskq")  # it is the installed one that runs
+def test_what_is_installed_is_enough_for_the_demo_and_then_for_the_web(checkout: Path) -> None:
+    *base, web = (step.command for step in commands_of("Install"))
+    assert (base[-1], web) == ("pip install .", "pip install '.[fastapi,flask]' uvicorn")
+    set_up(" && ".join(base), checkout)
     demo = run("venv/bin/python examples/demo.py", checkout, environment())
     assert demo.returncode == 0, demo.stderr
     assert "ended with status 0." in demo.stdout
+    set_up(f". venv/bin/activate && {web}", checkout)
+    shutil.rmtree(checkout / "aiotaskq")  # it is the installed one that is imported
+    for example in ("web_fastapi", "web_fastapi_embedded", "web_flask"):
+        folder = checkout / "examples" / example
+        printed([str(checkout / "venv/bin/python"), "-c", "import main"], folder, environment())
+    printed("venv/bin/uvicorn --version && venv/bin/flask --version", checkout, environment())
 
 
 @pytest.mark.slow

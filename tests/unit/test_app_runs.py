@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -331,6 +332,22 @@ def test_one_application_serves_many_loops_one_after_another() -> None:
 
     assert [asyncio.run(main(n)) for n in range(5)] == [1, 2, 3, 4, 5]
     assert len(app._sessions) <= 1
+
+
+def test_threads_that_begin_at_once_share_one_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[MemoryBroker] = []
+
+    def create(url: str, *, prefix: str) -> MemoryBroker:
+        time.sleep(0.05)  # for the others to come in between
+        made.append(MemoryBroker(url, prefix=prefix))
+        return made[-1]
+
+    monkeypatch.setattr("aiotaskq.app.create_broker", create)
+    app = TaskQueue("t", broker="memory://")
+    with ThreadPoolExecutor(8) as pool:
+        for driver in [pool.submit(app.drivers) for _ in range(8)]:
+            driver.result(30)
+    assert len(made) == 1
 
 
 def test_one_application_serves_many_threads_at_once() -> None:

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, assert_type
@@ -455,19 +452,3 @@ def test_copies_are_equal_and_apart(conf: Config) -> None:
         assert repr(other) == repr(conf)
         other.max_crashes = 9
         assert conf.max_crashes == 5
-
-
-def test_importing_it_is_cheap() -> None:
-    heavy = ["redis", "asyncpg", "typer", "asyncio", "logging", "difflib", "zoneinfo", "json"]
-    program = (
-        "import sys; before = set(sys.modules); import aiotaskq.config as c; c.Config({});"
-        f"print(*(set({heavy!r}) & (set(sys.modules) - before)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert done.stdout.strip() == ""

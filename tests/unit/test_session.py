@@ -245,12 +245,14 @@ async def test_many_wait_over_one_subscription(backend: Backend, waiters: Waiter
 
 
 async def test_an_outcome_that_is_there_is_found_at_once(
-    backend: Backend, waiters: Waiters
+    backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_SAFETY_LOOK", 1000)
     backend.deaf = True
     await backend.store([outcome("1"), outcome("2")], None)
-    assert (await waiters.wait("1")).task_id == "1"
-    assert (await waiters.wait("2")).task_id == "2"
+    async with asyncio.timeout(30):
+        assert (await waiters.wait("1")).task_id == "1"
+        assert (await waiters.wait("2")).task_id == "2"
 
 
 async def test_no_outcome_is_lost_between_the_look_and_the_push(

@@ -405,7 +405,6 @@ async def test_the_settings_limit_tasks_that_say_nothing(app: TaskQueue) -> None
         assert isinstance((await (await job.kiq()).wait(LONG)).error, TimeoutError)
 
 
-@pytest.mark.xfail(reason="the sender lets the broker drop it, and nobody stores that it expired")
 async def test_a_task_that_expired_is_revoked_and_never_runs(app: TaskQueue) -> None:
     ran = False
 
