@@ -91,7 +91,7 @@ demo: $(VENV)/.base ## A worker process, tasks sent to it, results printed
 
 .PHONY: examples
 examples: $(VENV)/.dev servers ## Run every example and compare what it prints
-	$(BIN)/python -m pytest tests/test_examples.py $(ARGS)
+	$(BIN)/python -m pytest tests/examples $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev servers ## Measure

@@ -42,7 +42,7 @@ class Foreign(NamedTuple):
 
 _URL = "it is part of broker_url"
 _BACKEND_URL = "it is part of result_backend, which is a URL"
-_TLS = "use a URL of rediss:// or amqps://"
+_TLS = "use a URL of rediss://"
 _DRIVER = "the drivers look after their connections by themselves"
 _SCHEDULER = "the scheduler does not exist in this version yet"
 _EVENTS = "there are no event queues in this version"
@@ -133,7 +133,7 @@ _FOREIGN: dict[str, Foreign] = {
     "broker_connection_max_retries": Foreign("a worker tries to connect again for ever", (None, 0)),
     "broker_channel_error_retry": Foreign("a worker connects again, always", (True,)),
     "broker_connection_timeout": Foreign(f"{_DRIVER}; for senders use broker_publish_timeout"),
-    "broker_failover_strategy": Foreign("name one address, or use redis+sentinel://", (None,)),
+    "broker_failover_strategy": Foreign("name one address", (None,)),
     "broker_heartbeat": Foreign(f"{_DRIVER}; a worker's sign of life is worker_heartbeat"),
     "broker_heartbeat_checkrate": Foreign(f"{_DRIVER}; see worker_heartbeat and worker_lease"),
     "broker_login_method": Foreign(_DRIVER, (None,)),
@@ -190,6 +190,9 @@ _FOREIGN: dict[str, Foreign] = {
     "worker_redirect_stdouts": Foreign("what tasks print goes where it went", (False,)),
     "worker_redirect_stdouts_level": Foreign("what tasks print goes where it went"),
     "worker_state_db": Foreign("cancelled tasks are remembered by the broker", (None,)),
+    "worker_task_log_format": Foreign(
+        "worker_log_format holds for all lines; a task knows its id by current_task()"
+    ),
     "worker_timer": Foreign("the event loop is the timer", (None,)),
     "worker_timer_precision": Foreign("the event loop is the timer"),
 }

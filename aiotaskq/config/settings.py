@@ -325,11 +325,6 @@ class Settings:
         "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
         "The lines that a worker logs.",
     )
-    worker_task_log_format = Setting(
-        kinds.log_format(),
-        "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s",
-        "The lines that tasks log.",
-    )
     worker_send_task_events = Setting(
         kinds.only_flag(False, _NO_EVENTS), False, "Not supported yet."
     )
