@@ -52,9 +52,11 @@ class Lease(Protocol):
         Raises:
             BrokerUnavailable: The broker cannot be reached now; the lease still runs.
         """
+        ...
 
     async def close(self) -> None:
         """Let go of the connection. The lease itself ends with the consumer's `close`."""
+        ...
 
 
 class Consumer(Protocol):
@@ -67,14 +69,15 @@ class Consumer(Protocol):
 
     async def open(self) -> None:
         """Begin the lease. Raises `BrokerUnavailable` if the broker cannot be reached."""
+        ...
 
     async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
         """Take up to `limit` due envelopes, waiting up to `wait` seconds for the first.
 
         Queues are drained in the order in which the consumer names them, within a queue by
-        priority, then oldest first. Returns as soon as there is one, so a short batch means that the
-        queues are short. Nothing delayed, cancelled, dead or held is returned. What
-        has expired is handed out with a mark, so that its end can be told.
+        priority, then oldest first. Returns as soon as there is one, so a short batch means that
+        the queues are short. Nothing delayed, cancelled, dead or held is returned. What has
+        expired is handed out with a mark, so that its end can be told.
         Cancelling the call loses nothing: what it took comes back with the next
         call, or when the lease ends.
 
@@ -86,6 +89,7 @@ class Consumer(Protocol):
             BrokerUnavailable: The broker cannot be reached now.
             LeaseLost: This incarnation was given up for dead.
         """
+        ...
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         """Apply every settlement; return the deliveries that were no longer held.
@@ -96,18 +100,22 @@ class Consumer(Protocol):
         Raises:
             BrokerUnavailable: The broker cannot be reached now; any part may have taken effect.
         """
+        ...
 
     async def cancelled(self) -> Collection[str]:
         """Return ids that were cancelled while this consumer may have held them."""
+        ...
 
     def lease(self) -> Lease:
         """Return the object that a thread keeps this consumer alive with."""
+        ...
 
     async def close(self) -> None:
         """End the lease and hand back what is still held, nothing counted. Idempotent.
 
         Does not raise when the broker is away: the lease lapses by itself.
         """
+        ...
 
 
 class Broker(Protocol):
@@ -118,12 +126,15 @@ class Broker(Protocol):
     @property
     def url(self) -> str:
         """Where it is, without the password: for banners and logs."""
+        ...
 
     def clone(self) -> Self:
         """Return a closed driver of the same settings, for another event loop."""
+        ...
 
     def backend(self) -> ResultBackend | None:
         """Return a closed result backend on this broker's own store; None if it has none."""
+        ...
 
     async def open(self) -> None:
         """Connect and make ready. Idempotent.
@@ -131,9 +142,11 @@ class Broker(Protocol):
         Raises:
             BrokerUnavailable: It cannot be reached now.
         """
+        ...
 
     async def close(self) -> None:
         """Let go of everything. Idempotent, never raises."""
+        ...
 
     async def publish(
         self, batch: Sequence[Envelope], *, call_id: str | None = None
@@ -151,6 +164,7 @@ class Broker(Protocol):
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
         """
+        ...
 
     def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> Consumer:
         """Return a new consumer of `queues`; it is not open yet.
@@ -160,9 +174,11 @@ class Broker(Protocol):
             name: The worker's name, for people; it may be used again at once.
             lease: Seconds that a consumer is trusted without a sign of life.
         """
+        ...
 
     async def cancel(self, ids: Collection[str]) -> None:
         """Never hand out the envelopes of these ids again, and tell those who hold one."""
+        ...
 
     async def tend(self, *, max_crashes: int = 3) -> Tended:
         """Do the housekeeping: promote what is due, take back what lapsed, bury what kills.
@@ -171,18 +187,22 @@ class Broker(Protocol):
         queue, with `crashes` one higher; after `max_crashes` of them it goes to the dead letters.
         Safe to run in every worker at once; a bounded amount of work per call.
         """
+        ...
 
     async def depth(self) -> Mapping[str, Depth]:
         """Count the messages of each queue that has any, by state."""
+        ...
 
     async def purge(self, queue: str) -> int:
         """Drop what waits in a queue, delayed ones included; return how many.
 
         What is held is not touched, dead letters stay.
         """
+        ...
 
     async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
         """Return the newest dead letters of a queue."""
+        ...
 
 
 class ResultBackend(Protocol):
@@ -194,9 +214,11 @@ class ResultBackend(Protocol):
     @property
     def url(self) -> str:
         """Where it is, without the password: for banners and logs."""
+        ...
 
     def clone(self) -> Self:
         """Return a closed driver of the same settings, for another event loop."""
+        ...
 
     async def open(self) -> None:
         """Connect and make ready, tables included. Idempotent.
@@ -204,9 +226,11 @@ class ResultBackend(Protocol):
         Raises:
             BackendUnavailable: It cannot be reached now.
         """
+        ...
 
     async def close(self) -> None:
         """Let go of everything. Idempotent, never raises."""
+        ...
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         """Keep the outcomes for `ttl` seconds (None: for ever); return the ids refused.
@@ -218,9 +242,11 @@ class ResultBackend(Protocol):
         Raises:
             BackendUnavailable: It cannot be reached now; any part may be stored.
         """
+        ...
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         """Return those that are there now: absent means waiting, unknown or out of date."""
+        ...
 
     def arrivals(self) -> AsyncIterator[Sequence[str]]:
         """Yield the ids of final outcomes as they are stored, by whatever process.
@@ -231,6 +257,8 @@ class ResultBackend(Protocol):
         arrived whose id the store cannot tell. Ends when the iterator is closed;
         waits out an unreachable server by itself.
         """
+        ...
 
     async def forget(self, ids: Collection[str]) -> int:
         """Delete outcomes; return how many there were."""
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -51,7 +51,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 f"backoff is {self.backoff!r}; it may be {', '.join(map(repr, _GROWTH))}"
                 " or a function of the attempt"
             )
-        for name, kinds in (("on", self.on), ("never_on", self.never_on)):
+        for name in ("on", "never_on"):
+            kinds: Any = getattr(self, name)  # whatever it was given
             if not (isinstance(kinds, tuple) and all(isinstance(kind, type) for kind in kinds)):
                 raise ConfigError(f"{name} is {kinds!r}; it must be a tuple of exception types")
 

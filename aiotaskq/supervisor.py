@@ -125,6 +125,7 @@ class Supervisor:
         self._patience = _PATIENCE
         self._reload = reload
         self._children: dict[int, _Child] = {}
+        self._begun: set[int] = set()  # the numbers of those that were started at all
         self._due: dict[int, float] = {}  # when a child that died is to be replaced
         self._pauses: dict[int, float] = {}
         self._ever_ready = False
@@ -203,11 +204,13 @@ class Supervisor:
         child.ready = self._ever_ready = True
         self._wanted, self._patience = ready.processes, ready.patience
         for number in range(1, self._wanted + 1):
-            if number not in self._children and not self._stopping:
+            # Not one that was there before: it had nothing more to do.
+            if number not in self._begun and not self._stopping:
                 self._due.setdefault(number, 0.0)
 
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
+        self._begun.add(number)
         self._children[number] = _Child(number, self._main)
 
     def _start_due(self) -> None:
@@ -248,6 +251,7 @@ class Supervisor:
         logger.warning("a file changed, starting anew")
         self._reloading = bool(self._children)
         self._broken = False
+        self._begun = set(self._children)
         if not self._children:
             self._due[1] = 0.0
         for child in self._children.values():

@@ -33,7 +33,6 @@ from aiotaskq import TaskQueue, __version__
 from benchmarks import tasks
 from tests.servers import PostgresServer, RedisServer, Watchdog
 
-
 T = TypeVar("T")
 
 
@@ -97,9 +96,11 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 def drain(store: Store, task: str, count: int, runs: int) -> Iterator[Figure]:
     """Tasks a second that one worker process takes from a full queue, results stored."""
     taken = [_drain(store, task, count) for _ in range(runs)]
-    what = f"drain {count:,} × {task.rpartition('.')[2]}, {store.name}"
+    what = f"drain {count:,} {task.rpartition('.')[2]}, {store.name}"
     yield Figure(what, "tasks/s", [count / run["seconds"] for run in taken])
-    yield Figure(f"{what}: worker CPU", "µs/task", [run["cpu_seconds"] / count * 1e6 for run in taken])
+    yield Figure(
+        f"{what}: worker CPU", "µs/task", [run["cpu_seconds"] / count * 1e6 for run in taken]
+    )
 
 
 async def _concurrent_kiq(store: Store, count: int, callers: int) -> float:

@@ -65,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 130
     except Exception as error:
         # Typer's own usage errors; it carries its copy of click, whose classes are not public.
-        if not hasattr(error, "format_message"):
+        describe = getattr(error, "format_message", None)
+        if describe is None:
             raise
-        _complain(error.format_message())
+        if message := describe():  # empty where the help was shown instead
+            _complain(message)
         status = SETUP_ERROR
     raise SystemExit(status)
 

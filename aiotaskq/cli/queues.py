@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, in_app
@@ -15,7 +16,7 @@ from aiotaskq.errors import ConfigError
 from aiotaskq.message import Depth
 
 
-class _DefaultToList(typer.core.TyperGroup):
+class _DefaultToList(TyperGroup):
     """Lets ``queues tasks:app`` mean ``queues list tasks:app``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import traceback
 from importlib import import_module
 from importlib.util import find_spec
@@ -83,7 +84,8 @@ def _where(error: BaseException) -> tuple[str | None, int | None]:
         for frame in traceback.extract_tb(error.__traceback__)
         if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(_OURS)
     ]
-    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    libraries = ("site-packages", sysconfig.get_path("stdlib"))
+    own = [f for f in frames if not any(part in f.filename for part in libraries)] or frames
     return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
 

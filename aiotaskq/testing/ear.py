@@ -23,18 +23,23 @@ class ResultHarness(Protocol):
 
     async def backend(self) -> ResultBackend:
         """Return another open driver, a client of its own, on the same store."""
+        ...
 
     async def pass_time(self, seconds: float) -> None:
         """Bring every deadline of the store nearer, without sleeping where possible."""
+        ...
 
     async def cut(self) -> None:
         """Make the store unreachable for all drivers."""
+        ...
 
     async def mend(self) -> None:
         """Make it reachable again."""
+        ...
 
     async def close(self) -> None:
         """Close every driver, and remove what the test left in the store."""
+        ...
 
 
 class Ear:

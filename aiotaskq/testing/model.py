@@ -117,7 +117,7 @@ def check_broker(
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=list(HealthCheck.__members__.values()),
         ),
     )
 
@@ -229,7 +229,7 @@ class BrokerMachine(RuleBasedStateMachine):
         if not player.deliveries:
             return
         latest = player.deliveries[::-1]  # small numbers mean recent ones
-        wanted = {index % len(latest): kind for index, kind in choice}
+        wanted: dict[int, Kind] = {index % len(latest): kind for index, kind in choice}
         now = self.run(self.harness.now())
         batch, lost = [], []
         for index, kind in wanted.items():

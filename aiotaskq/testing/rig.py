@@ -29,21 +29,27 @@ class BrokerHarness(Protocol):
 
     async def broker(self) -> Broker:
         """Return another open driver, a client of its own, on the same store."""
+        ...
 
     async def pass_time(self, seconds: float) -> None:
         """Bring every deadline of the store nearer, without sleeping where possible."""
+        ...
 
     async def now(self) -> float:
         """Return the Unix time that the store goes by."""
+        ...
 
     async def cut(self) -> None:
         """Make the store unreachable for all drivers."""
+        ...
 
     async def mend(self) -> None:
         """Make it reachable again."""
+        ...
 
     async def close(self) -> None:
         """Close every driver, and remove what the test left in the store."""
+        ...
 
 
 class Rig:

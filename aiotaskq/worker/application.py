@@ -30,9 +30,12 @@ class Application(Protocol):
     @property
     def codec(self) -> Codec:
         """How messages and results are written."""
+        ...
 
     def import_tasks(self) -> None:
         """Import the modules that the settings name."""
+        ...
 
     def drivers(self) -> tuple[Broker, ResultBackend | None]:
         """Return closed drivers for an event loop of the caller's."""
+        ...

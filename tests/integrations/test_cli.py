@@ -54,8 +54,9 @@ def test_help(programs: Programs, command: tuple[str, ...], words: list[str], fl
 
 def test_no_command_shows_the_help(programs: Programs) -> None:
     done = programs.run()
-    assert "Usage: aiotaskq" in done.stdout + done.stderr
-    assert len((done.stdout + done.stderr).splitlines()) > 20
+    assert "Usage:" in done.stdout
+    assert "worker" in done.stdout
+    assert done.stderr == ""
 
 
 # --- the application ----------------------------------------------------------------------------
@@ -192,8 +193,8 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str], str]] = {
         r"no result backend for gopher://; there are .*postgresql://",
     ),
     "bad option": ({}, ["worker", "tasks:app", "--concurency", "3"], r"--concurency"),
-    "bad number": ({}, ["worker", "tasks:app", "-c", "0"], r"0"),
-    "no number": ({}, ["worker", "tasks:app", "-c", "many"], r"many"),
+    "bad number": ({}, ["worker", "tasks:app", "-c", "0"], r"--concurrency.* 1$"),
+    "no number": ({}, ["worker", "tasks:app", "-c", "many"], r"--concurrency.*integer"),
     "bad log level": ({}, ["worker", "tasks:app", "-l", "loud"], r"no log level 'loud'; there are"),
     "bad memory": (
         {},
@@ -210,9 +211,9 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str], str]] = {
     "call: priority": (
         {},
         ["call", "tasks:app", "tasks.add", "1", "2", "--priority", "10"],
-        r"priority is 10; it goes from 0 to 9",
+        r"priority is 10; .*0 to 9",
     ),
-    "call: no JSON": ({}, ["call", "tasks:app", "tasks.add", "NaN", "2"], r"NaN|nan"),
+    "call: no JSON": ({}, ["call", "tasks:app", "tasks.add", "NaN", "2"], r"JSON"),
     "result: no id": ({}, ["result", "tasks:app"], r"which task\?"),
     "queues: bad command": ({}, ["queues", "tasks:app", "prge"], r"no such command: 'prge'"),
     "purge: no queue": ({}, ["queues", "purge", "tasks:app"], r"which queue\?"),
@@ -358,7 +359,7 @@ def test_call_and_wait(programs: Programs) -> None:
     assert programs.call("tasks.add", "2", "8", *IN_TIME) == "10"
     assert programs.call("tasks.add", "-k", "x=2", "-k", "y=3", *IN_TIME) == "5"
     shown = programs.call(
-        "tasks.show", "text", '"7"', "7", "[1, null]", "true", "a b", "-k", "k={\"a\": 1}", *IN_TIME
+        "tasks.show", "text", '"7"', "7", "[1, null]", "true", "a b", "-k", 'k={"a": 1}', *IN_TIME
     )
     assert shown == '[["text","7",7,[1,null],true,"a b"],{"k":{"a":1}}]'
     assert programs.call("tasks.show", *IN_TIME, "--", "-5") == "[[-5],{}]"
@@ -372,7 +373,7 @@ def test_a_failed_task_is_status_1(programs: Programs) -> None:
     done = programs.run("call", "tasks:app", "tasks.fail", "oh no", *IN_TIME)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert 'raise ValueError(text)' in done.stderr
+    assert "raise ValueError(text)" in done.stderr
     assert done.stderr.splitlines()[-1] == "FAILURE: oh no"
     task_id = programs.call("tasks.fail", "again", "--task-id", "my-own-id")
     assert task_id == "my-own-id"

@@ -236,6 +236,7 @@ def test_a_burst_of_several_processes_ends_by_itself(programs: Programs) -> None
     worker = programs.start("worker", "tasks:app", "--burst", "-w", "3")
     assert worker.wait() == 0
     assert len(re.findall(r"succeeded in [\d.]+s: \d", worker.output)) == 3
+    assert len(re.findall(r" ready$", worker.output, re.MULTILINE)) == 3
     assert "died" not in worker.output
 
 

@@ -149,8 +149,7 @@ async def test_a_task_cancelled_while_its_process_starts_never_runs(
 async def test_a_timeout_begins_when_a_process_is_free(worker: Worker, tmp_path: Path) -> None:
     await asyncio.gather(*[(await tasks.whoami.kiq()).result(LONG) for _ in range(2)])
     waiting: list[TaskHandle[int]] = [
-        await tasks.sleep.with_options(timeout=2.5).kiq(1, str(tmp_path / str(n)))
-        for n in range(8)
+        await tasks.sleep.with_options(timeout=2.5).kiq(1, str(tmp_path / str(n))) for n in range(8)
     ]
     for handle in waiting:  # the last ones wait for 3 s until it is their turn
         await handle.result(LONG)

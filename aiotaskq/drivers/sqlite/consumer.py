@@ -136,9 +136,7 @@ class SQLiteConsumer:
             db.change_many(sql.HOLD, ((self._number, self._token, row[0]) for row in rows))
             for seq, name, crashes, priority, body, expired in rows:
                 receipt = (seq, self._token)
-                taken.append(
-                    Delivery(name, queue, body, receipt, crashes, priority, bool(expired))
-                )
+                taken.append(Delivery(name, queue, body, receipt, crashes, priority, bool(expired)))
             if len(taken) == limit:
                 break
         return taken

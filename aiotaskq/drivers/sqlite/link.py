@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +18,37 @@ from aiotaskq.drivers.sqlite.database import LASTING, Database, Settings, senten
 from aiotaskq.errors import ConfigError, Unavailable
 
 T = TypeVar("T")
+
+
+class _Thread:
+    """One thread that runs jobs in the order in which they were given.
+
+    A daemon, unlike the standard library's executors, which refuse jobs once the main thread has
+    ended: other threads of a program may still send tasks then.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._main, name="aiotaskq-sqlite", daemon=True).start()
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def end(self) -> None:
+        """End the thread after the jobs that it was given."""
+        self._jobs.put(None)
+
+    def _main(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            future, job = work
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except BaseException as error:  # whoever waits is told
+                    future.set_exception(error)
+            del work, future, job  # a waiting thread holds nothing alive
 
 
 class Link:
@@ -29,14 +62,14 @@ class Link:
         self.settings = settings
         self._unavailable = unavailable
         self._lock = asyncio.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._thread: _Thread | None = None
         self._database = Database(settings)
         self._pid = 0
 
     @property
     def is_open(self) -> bool:
         """Whether there is a connection."""
-        return self._executor is not None
+        return self._thread is not None
 
     async def open(self) -> None:
         """Start the thread and connect. Idempotent.
@@ -46,26 +79,26 @@ class Link:
             Unavailable: It cannot be opened now.
         """
         async with self._lock:
-            if self._executor is not None:
+            if self._thread is not None:
                 return
-            executor = ThreadPoolExecutor(1, thread_name_prefix="aiotaskq-sqlite")
+            thread = _Thread()
             try:
-                await asyncio.wrap_future(executor.submit(self._connect))
+                await asyncio.wrap_future(thread.submit(self._connect))
             except BaseException:
                 # Cancelled, it may still be connecting; this is done after it.
-                executor.submit(self._disconnect)
-                executor.shutdown(wait=False)
+                thread.submit(self._disconnect)
+                thread.end()
                 raise
-            self._executor, self._pid = executor, os.getpid()
+            self._thread, self._pid = thread, os.getpid()
 
     async def close(self) -> None:
         """Finish what was submitted, disconnect and end the thread. Idempotent, never raises."""
         async with self._lock:
-            executor, self._executor = self._executor, None
-            if executor is None or self._pid != os.getpid():
+            thread, self._thread = self._thread, None
+            if thread is None or self._pid != os.getpid():
                 return  # after a fork, connection and thread are the parent's
-            last = executor.submit(self._disconnect)
-            executor.shutdown(wait=False)  # the thread ends after `last`
+            last = thread.submit(self._disconnect)
+            thread.end()
             await asyncio.shield(asyncio.wrap_future(last))
 
     def submit(self, job: Callable[[Database], T]) -> Future[T]:
@@ -74,15 +107,15 @@ class Link:
         Raises:
             Unavailable: The driver is not open.
         """
-        executor = self._executor
-        if executor is None:
+        thread = self._thread
+        if thread is None:
             raise self._unavailable(f"{self.settings.url} is not open")
         if self._pid != os.getpid():
             raise ConfigError(
                 f"{self.settings.url} was opened by process {self._pid}, before a fork: a child"
                 " opens a clone() of its own"
             )
-        return executor.submit(self._attempt, job)
+        return thread.submit(lambda: self._attempt(job))
 
     async def run(self, job: Callable[[Database], T]) -> T:
         """Run a job in the thread and return what it returns.
