@@ -27,7 +27,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -80,12 +80,8 @@ class _Child:
         self.process: BaseProcess = context.Process(
             target=_be_child, args=(main, number, theirs), name=f"worker-{number}"
         )
-        # Held back meanwhile: one that came just now would be noted by the child's copy of us.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
+        with _signals_held_back():  # one that came now would be noted by the child's copy of us
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
 
     def signal(self, number: signal.Signals) -> None:
@@ -100,6 +96,15 @@ class _Child:
         status = self.process.exitcode
         self.process.close()
         return 1 if status is None else status
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _be_child(main: ChildMain, number: int, pipe: Connection) -> None:
@@ -291,7 +296,8 @@ class _Watcher:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe(duplex=False)
         self._process = spawn.Process(target=_watch_files, args=(theirs,), daemon=True)
-        self._process.start()
+        with _signals_held_back():  # it never lets them through: Ctrl-C is for us, who end it
+            self._process.start()
         theirs.close()
         try:
             self.pipe.recv_bytes()  # what changes from now on is seen
@@ -320,8 +326,6 @@ class _Watcher:
 def _watch_files(pipe: Connection) -> None:
     from watchfiles import PythonFilter, watch
 
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which ends us
     parent = os.getppid()
     begun = False
     for changes in watch(

@@ -62,6 +62,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._quota = Quota(self.options.max_tasks)
         self._main: asyncio.Task[None] | None = None
+        self._lived = False
         self._incarnation: Incarnation | None = None
 
     @property
@@ -121,6 +122,9 @@ class Worker:
         await self._main
 
     async def _live(self, *, patient: bool, connected: asyncio.Future[None] | None) -> None:
+        if self._lived:
+            raise RuntimeError("a worker lives once; make another one")
+        self._lived = True
         self._app.import_tasks()
         for task in self._app.tasks.values():
             task.arguments.prepare()

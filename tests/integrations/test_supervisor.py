@@ -244,7 +244,10 @@ def test_a_burst_of_several_processes_ends_by_itself(programs: Programs) -> None
 
 
 def test_changed_code_runs_and_a_mistake_waits_for_the_next_change(programs: Programs) -> None:
-    code = "from aiotaskq import TaskQueue\napp = TaskQueue('t')\n@app.task\nasync def say() -> str:\n    return {!r}\n"
+    code = (
+        "from aiotaskq import TaskQueue\napp = TaskQueue('t')\n"
+        "@app.task\nasync def say() -> str:\n    return {!r}\n"
+    )
     programs.write("live.py", code.format("first"))
     worker = programs.worker("live:app", "--reload")
 
@@ -274,6 +277,15 @@ def test_a_reloading_worker_that_waits_for_a_change_can_be_stopped(programs: Pro
     worker = programs.start("worker", "live:app", "--reload")
     worker.line("waiting for a change")
     assert worker.stop() == 0
+
+
+def test_the_signals_of_a_terminal_reach_all_and_end_it_quietly(programs: Programs) -> None:
+    worker = programs.worker("tasks:app", "--reload", "-w", "2")
+    worker.line(r" ready$", times=2)
+    os.killpg(worker.pid, signal.SIGINT)  # as Ctrl-C does
+    assert worker.wait() == 0
+    assert "Traceback" not in worker.output
+    assert "KeyboardInterrupt" not in worker.output
 
 
 def test_nobody_watches_on_when_a_reloading_supervisor_is_killed(programs: Programs) -> None:

@@ -360,7 +360,6 @@ def test_defaults_are_left_to_the_function() -> None:
         ((1, 2), {}),
         ((1,), {"second": 2, "key": 3, "third": 4}),
         ((1, 2, 3), {"third": 3, "key": 1}),
-        ((), {"first": 1, "second": 2, "key": 3}),
     ],
 )
 def test_check_raises_exactly_where_calling_would(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,10 @@ from aiotaskq.events import Failed, Refused, Started, Succeeded, WorkerReady
 from aiotaskq.worker import Worker
 from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
 
-LEASE = {"worker_lease": 0.6, "worker_heartbeat": 0.1}
+LEASE: dict[str, Any] = {"worker_lease": 0.6, "worker_heartbeat": 0.1}
 
 
-def flaky(**settings: object) -> tuple[TaskQueue, Weather]:
+def flaky(**settings: Any) -> tuple[TaskQueue, Weather]:
     weather = Weather()
     return TaskQueue("app", broker=FlakyBroker(weather), **settings), weather
 
@@ -298,15 +299,16 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
     def tend(self: MemoryStore, max_crashes: int) -> None:
         raise RuntimeError("a driver's own mistake")
 
+    worker = await app.worker().__aenter__()
+    await ready.count(1)
+    await job.kiq()
+    await until(lambda: worker.running == 1)
+    monkeypatch.setattr(MemoryStore, "tend", tend)
+    await until(lambda: "the worker failed" in caplog.text)
+    assert worker.running == 0  # it was cancelled and handed back
+    assert (await (await app.broker()).depth())["default"].ready == 1
     with pytest.raises(RuntimeError, match="own mistake"):
-        async with app.worker() as worker:
-            await ready.count(1)
-            await job.kiq()
-            await until(lambda: worker.running == 1)
-            monkeypatch.setattr(MemoryStore, "tend", tend)
-            await until(lambda: "the worker failed" in caplog.text)
-            assert worker.running == 0  # it was cancelled and handed back
-            assert (await (await app.broker()).depth())["default"].ready == 1
+        await worker.__aexit__(None, None, None)
     assert [r for r in caplog.records if r.levelno >= logging.ERROR]
     await app.close()
 
@@ -321,10 +323,11 @@ async def test_a_lifespan_that_fails_after_the_broker_came_back_is_logged(
     async def up(state: object) -> None:
         raise LookupError("no database")
 
+    worker = await app.worker().__aenter__()
+    weather.broker_down = False
+    await until(lambda: "no database" in caplog.text)
     with pytest.raises(LookupError):
-        async with app.worker():
-            weather.broker_down = False
-            await until(lambda: "no database" in caplog.text)
+        await worker.__aexit__(None, None, None)
     await app.close()
 
 

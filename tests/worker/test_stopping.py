@@ -375,6 +375,15 @@ async def test_a_worker_may_be_made_before_there_is_a_loop() -> None:
     await app.close()
 
 
+async def test_a_worker_lives_once(app: TaskQueue) -> None:
+    worker = app.worker()
+    async with worker:
+        pass
+    with pytest.raises(RuntimeError, match="lives once"):
+        async with worker:
+            raise AssertionError("it was entered")
+
+
 async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
     weather = Weather()
     app = TaskQueue("app", broker=FlakyBroker(weather))
