@@ -137,7 +137,7 @@ class Supervisor:
         self._signals = 0
         self._kill_at: float | None = None
         self._watcher: _Watcher | None = None
-        self._reloading = False
+        self._leaving: set[_Child] = set()  # told to end since a file changed
         self._broken = False  # a child ended, and the next change is waited for
         self._status = 0
 
@@ -229,10 +229,8 @@ class Supervisor:
         status = child.status()
         if self._stopping:
             return
-        if self._reloading:
-            self._due[child.number] = 0.0
-            self._reloading = bool(self._children)
-        elif status == RECYCLE:
+        if child in self._leaving or status == RECYCLE:
+            self._leaving.discard(child)
             self._due[child.number] = 0.0
         elif self._reload and status != 0:
             logger.error("worker process %d ended %s; waiting for a change", pid, _how(status))
@@ -254,13 +252,13 @@ class Supervisor:
 
     def _restart_all(self) -> None:
         logger.warning("a file changed, starting anew")
-        self._reloading = bool(self._children)
         self._broken = False
         self._begun = set(self._children)
         if not self._children:
             self._due[1] = 0.0
-        for child in self._children.values():
+        for child in set(self._children.values()) - self._leaving:  # a second one means: hurry
             child.signal(signal.SIGTERM)
+        self._leaving.update(self._children.values())
 
     def _pass_signals_on(self) -> None:
         """Tell the children of each signal: the first asks them to end, the second to hurry."""
@@ -296,8 +294,7 @@ class _Watcher:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe(duplex=False)
         self._process = spawn.Process(target=_watch_files, args=(theirs,), daemon=True)
-        with _signals_held_back():  # it never lets them through: Ctrl-C is for us, who end it
-            self._process.start()
+        self._process.start()
         theirs.close()
         try:
             self.pipe.recv_bytes()  # what changes from now on is seen
@@ -324,6 +321,8 @@ class _Watcher:
 
 
 def _watch_files(pipe: Connection) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which ends us
     from watchfiles import PythonFilter, watch
 
     parent = os.getppid()

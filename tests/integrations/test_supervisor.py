@@ -13,7 +13,7 @@ import pytest
 
 from tests.integrations.programs import LONG, TASKS, Program, Programs, gone, make, wait_for
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 
 @pytest.fixture
@@ -270,6 +270,20 @@ def test_changed_code_runs_and_a_mistake_waits_for_the_next_change(programs: Pro
     worker.line(r" ready$", after=here)
     assert said() == '"third"'
     assert worker.stop() == 0
+
+
+def test_a_mistake_is_said_once_by_each_process_though_old_ones_still_run(
+    programs: Programs,
+) -> None:
+    worker = programs.worker("tasks:app", "--reload", "-w", "3")
+    worker.line(r" ready$", times=3)
+    programs.call("tasks.nap", "3", "x")
+    worker.line("napping x")
+    programs.write("tasks.py", "1 / 0\n")
+    worker.line(r"Task tasks\.nap.* succeeded")  # it had its grace period
+    worker.line("waiting for a change", times=3)
+    assert worker.stop() == 0
+    assert worker.output.count("ZeroDivisionError") == 3
 
 
 def test_a_reloading_worker_that_waits_for_a_change_can_be_stopped(programs: Programs) -> None:
