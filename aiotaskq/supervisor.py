@@ -8,11 +8,14 @@ A child tells by a `Ready` over its pipe that it takes tasks, and how the applic
 only children know its code. How it ended is its exit status:
 
 ==============  ==========================================================================
-0               it was told to stop, or had nothing more to do
-`SETUP_ERROR`   the set-up is wrong, and it has said so: nothing is restarted
+0               it was told to stop, or the queues were empty in a burst
+`SETUP_ERROR`   the set-up is wrong, and it has said so
 `RECYCLE`       it has reached a limit of its own and wants to be replaced, at once
-anything else   it died: it is replaced, after a pause that grows while it keeps dying
+anything else   it died
 ==============  ==========================================================================
+
+Before the first `Ready`, any failure ends everything: it would only be repeated. Later a child
+that ended, for whatever reason, is replaced after a pause that grows while it keeps ending.
 """
 
 from __future__ import annotations
@@ -121,11 +124,13 @@ class Supervisor:
 
     Args:
         main: What each child runs.
+        finite: A child that ends by itself has nothing more to do, and is not replaced.
         reload: Replace all children when a Python file below the working folder changes.
     """
 
-    def __init__(self, main: ChildMain, *, reload: bool = False) -> None:
+    def __init__(self, main: ChildMain, *, finite: bool = False, reload: bool = False) -> None:
         self._main = main
+        self._finite = finite
         self._wanted = 1
         self._patience = _PATIENCE
         self._reload = reload
@@ -235,13 +240,13 @@ class Supervisor:
         elif self._reload and status != 0:
             logger.error("worker process %d ended %s; waiting for a change", pid, _how(status))
             self._broken = True
-        elif status == SETUP_ERROR or (status != 0 and not self._ever_ready):
+        elif status != 0 and not self._ever_ready:
             if status != SETUP_ERROR:  # it has said so itself otherwise
                 logger.error("worker process %d ended %s at its start", pid, _how(status))
             self._status = status if status > 0 else 1
             self._stop()
-        elif status != 0:
-            self._replace_later(child.number, lived, f"worker process {pid} died {_how(status)}")
+        elif status != 0 or not self._finite:  # somebody else may have told it to stop
+            self._replace_later(child.number, lived, f"worker process {pid} ended {_how(status)}")
 
     def _replace_later(self, number: int, lived: float, what: str) -> None:
         first, longest = _PAUSE

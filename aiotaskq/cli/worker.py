@@ -95,7 +95,7 @@ def worker(
         max_memory=_kibibytes(max_memory),
     )
     logging.basicConfig(level=options.loglevel, format=Config().worker_log_format)
-    raise typer.Exit(Supervisor(partial(serve, options), reload=reload).run())
+    raise typer.Exit(Supervisor(partial(serve, options), finite=burst, reload=reload).run())
 
 
 def _split(queues: str | None) -> list[str] | None:

@@ -122,7 +122,7 @@ def test_a_child_that_is_killed_is_replaced_and_its_task_runs_again(programs: Pr
     victim = int(worker.line(r"napping x (\d+)").group(1))
     assert victim in before
     os.kill(victim, signal.SIGKILL)
-    worker.line(rf"worker process {victim} died by signal 9 \(Killed\)")
+    worker.line(rf"worker process {victim} ended by signal 9 \(Killed\)")
     worker.line(r" ready$", times=4)
     after = pids(worker, 3)
     assert victim not in after
@@ -130,6 +130,16 @@ def test_a_child_that_is_killed_is_replaced_and_its_task_runs_again(programs: Pr
     worker.line(r"napping x \d+ 1", times=2)
     done = programs.run("result", "tasks:app", task_id, "--timeout", str(LONG))
     assert done.stdout == '"x"\n'
+    assert worker.stop() == 0
+
+
+def test_a_child_that_somebody_else_stops_is_replaced(programs: Programs) -> None:
+    worker = programs.worker("tasks:app")
+    worker.line(r" ready$")
+    [first] = pids(worker, 1)
+    os.kill(first, signal.SIGTERM)
+    worker.line(rf"worker process {first} ended with exit status 0; starting another")
+    worker.line(r" ready$", times=2)
     assert worker.stop() == 0
 
 
