@@ -24,8 +24,12 @@ ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment without settings of ours, in which our programs are found first."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIOTASKQ_", "PYTHON"))}
+    """Return an environment without settings of ours, in which our programs are found first.
+
+    Nor of make, under which these tests may run: one that they start is not part of it.
+    """
+    foreign = ("AIOTASKQ_", "PYTHON", "MAKE", "MFLAGS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Without a terminal, Python would keep what it prints until it ends.
     return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
