@@ -149,6 +149,11 @@ class TaskQueue(Definitions):
         broker, backend = self._templates
         return broker.clone(), backend and backend.clone()
 
+    @property
+    def keeps_results(self) -> bool:
+        """Whether there is a result backend at all."""
+        return self.drivers()[1] is not None
+
     def _create_backend(self, broker: Broker) -> ResultBackend | None:
         backend = self._backend or self.conf.result_backend
         if backend is None:

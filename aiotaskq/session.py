@@ -220,14 +220,18 @@ class Waiters:
                         arrived.set_result(outcome)
 
     async def close(self) -> None:
-        """End the subscription; whoever still waits is cancelled."""
+        """End the subscription; whoever still waits is told."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for waiting in self._waiting.values():
             for arrived in waiting:
-                arrived.cancel()
+                if not arrived.done():
+                    # Not cancelled: a waiter that nobody cancelled would misunderstand it.
+                    arrived.set_exception(
+                        BackendUnavailable("the connections were closed before the result came")
+                    )
 
 
 class Session:

@@ -9,7 +9,7 @@ import typer
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, in_app, show
-from aiotaskq.errors import ConfigError, ResultTimeout
+from aiotaskq.errors import ConfigError, ResultError, ResultTimeout, TaskFailed
 from aiotaskq.handle import TaskHandle, TaskResult
 from aiotaskq.task import CallOptions
 
@@ -69,15 +69,19 @@ def call(
     }
     chosen: CallOptions = {k: v for k, v in options.items() if v is not None}  # type: ignore[assignment]  # keys of CallOptions
 
+    waits = wait or timeout is not None
+
     async def work(app: TaskQueue) -> TaskResult[Any] | str:
         args = [_value(text) for text in texts]
+        if waits and not app.keeps_results:
+            raise ConfigError(f"{target} keeps no results: there is nothing to wait for")
         try:
             handle = await app.send(name, args, _keywords(keywords or []), **chosen)
         except TypeError as error:  # the task is registered here and the call does not fit it
             raise ConfigError(str(error)) from error
         if name not in app.tasks:
             typer.echo(f"{name} is not registered in {target}; sent all the same", err=True)
-        return await _wait(handle, timeout) if wait or timeout is not None else handle.id
+        return await _wait(handle, timeout) if waits else handle.id
 
     _report(in_app(target, work))
 
@@ -132,8 +136,14 @@ def _report(ended: TaskResult[Any] | str) -> None:
     else:
         if ended.traceback:
             typer.echo(ended.traceback.rstrip(), err=True)
-        typer.echo(f"{ended.status}: {ended.error}", err=True)
+        typer.echo(f"{ended.status}: {_reason(ended.error)}", err=True)
         raise typer.Exit(FAILED)
+
+
+def _reason(error: ResultError) -> str:
+    if isinstance(error, TaskFailed):
+        return f"{error.exc_type}: {error.exc_message}"
+    return str(error)
 
 
 def _value(text: str) -> Any:

@@ -374,7 +374,7 @@ def test_a_failed_task_is_status_1(programs: Programs) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert "raise ValueError(text)" in done.stderr
-    assert done.stderr.splitlines()[-1] == "FAILURE: oh no"
+    assert done.stderr.splitlines()[-1] == "FAILURE: ValueError: oh no"
     task_id = programs.call("tasks.fail", "again", "--task-id", "my-own-id")
     assert task_id == "my-own-id"
     worker.line("again")
