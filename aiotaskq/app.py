@@ -276,7 +276,8 @@ class TaskQueue(Definitions):
         A task that has ended stays as it ended.
         """
         session = await self._open_session()
-        await session.broker.cancel([task_id])
+        # The outcome first: if the second step fails, who waits has been told, and the task's own
+        # outcome will be refused. The other way round there would be neither.
         if session.keeps_results:
             revoked = Outcome(
                 task_id=task_id,
@@ -285,6 +286,7 @@ class TaskQueue(Definitions):
                 date_done=datetime.now(UTC),
             )
             await (await session.results()).store([revoked], self.conf.result_expires)
+        await session.broker.cancel([task_id])
 
     async def forget(self, task_id: str) -> bool:
         """Delete a result before its time; False if there was none."""

@@ -158,7 +158,6 @@ class Tended(msgspec.Struct, frozen=True):
 
     promoted: int = 0  # delayed ones that fell due
     reclaimed: int = 0  # taken back from consumers whose lease had lapsed
-    buried: int = 0  # of those, moved to the dead letters
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):

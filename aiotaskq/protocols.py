@@ -180,11 +180,12 @@ class Broker(Protocol):
         """Never hand out the envelopes of these ids again, and tell those who hold one."""
         ...
 
-    async def tend(self, *, max_crashes: int = 3) -> Tended:
-        """Do the housekeeping: promote what is due, take back what lapsed, bury what kills.
+    async def tend(self) -> Tended:
+        """Do the housekeeping: promote what is due, take back what lapsed.
 
         A message that was held by a consumer whose lease lapsed goes back to the head of its
-        queue, with `crashes` one higher; after `max_crashes` of them it goes to the dead letters.
+        queue, with `crashes` one higher, without limit: when there were too many, the worker
+        that gets it next buries it, and tells whoever waits for its outcome.
         Safe to run in every worker at once; a bounded amount of work per call.
         """
         ...

@@ -21,16 +21,20 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from typing import TypeVar
 
-from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError, Unavailable
 from aiotaskq.message import Envelope, Outcome
 from aiotaskq.protocols import Broker, ResultBackend
+
+T = TypeVar("T")
 
 logger = logging.getLogger("aiotaskq.session")
 
 _ROUND = 1000  # envelopes sent in one call
 _ROUND_BYTES = 8 * 1024 * 1024
 _SAFETY_LOOK = 5.0  # seconds between looks that rely on no push
+_LONGEST_PAUSE = 1.0
 _RETRY_PAUSE = 0.05  # seconds before the first repeat of a failed call; doubled for each
 
 
@@ -99,21 +103,30 @@ class Publisher:
 
     async def _send(self, batch: Sequence[Envelope]) -> Collection[str]:
         call_id = uuid.uuid4().hex  # so that a repeat after a lost reply stores nothing twice
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        pause = _RETRY_PAUSE
-        while True:
-            try:
-                return await self._broker.publish(batch, call_id=call_id)
-            except BrokerUnavailable:
-                if asyncio.get_running_loop().time() + pause > deadline:
-                    raise
-            await asyncio.sleep(pause * (0.5 + random.random() / 2))
-            pause *= 2
+        return await _patiently(
+            lambda: self._broker.publish(batch, call_id=call_id), self._timeout
+        )
 
     async def close(self) -> None:
         """Wait for what is being sent."""
         if self._sender is not None:
             await asyncio.wait([self._sender])
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """Make a call again and again while the broker is away, for `timeout` seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    pause = _RETRY_PAUSE
+    while True:
+        try:
+            return await call()
+        except BrokerUnavailable:
+            left = deadline - loop.time()
+            if left <= 0:
+                raise
+        await asyncio.sleep(min(pause * (0.5 + random.random() / 2), left))
+        pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def _tell(
@@ -167,10 +180,8 @@ class Waiters:
         try:
             await work()
         except Exception as error:  # a wrong password, say: whoever waits is told
-            for waiting in self._waiting.values():
-                for arrived in waiting:
-                    if not arrived.done():
-                        arrived.set_exception(error)
+            for task_id in self._waiting:
+                self._fail(task_id, error)
             tasks, self._tasks = self._tasks, []  # the next to wait tries anew
             self._subscribed.clear()
             for task in tasks:
@@ -204,13 +215,31 @@ class Waiters:
             if not ids:
                 continue
             try:
-                self._resolve(await self._backend.load(ids))
+                await self._load_now(ids)
                 pause = _RETRY_PAUSE
             except BackendUnavailable as error:
                 logger.warning("cannot look for results, trying again: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _SAFETY_LOOK)
                 self._look(ids)
+
+    async def _load_now(self, ids: Collection[str]) -> None:
+        try:
+            self._resolve(await self._backend.load(ids))
+        except Unavailable:
+            raise
+        except Exception as error:
+            if len(ids) == 1:
+                for task_id in ids:
+                    self._fail(task_id, error)
+                return
+            for task_id in ids:  # one that cannot be read is no reason to fail the others
+                await self._load_now([task_id])
+
+    def _fail(self, task_id: str, error: Exception) -> None:
+        for arrived in self._waiting.get(task_id, ()):
+            if not arrived.done():
+                arrived.set_exception(error)
 
     def _resolve(self, outcomes: Mapping[str, Outcome]) -> None:
         for task_id, outcome in outcomes.items():
@@ -225,13 +254,10 @@ class Waiters:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for waiting in self._waiting.values():
-            for arrived in waiting:
-                if not arrived.done():
-                    # Not cancelled: a waiter that nobody cancelled would misunderstand it.
-                    arrived.set_exception(
-                        BackendUnavailable("the connections were closed before the result came")
-                    )
+        for task_id in self._waiting:  # not cancelled, which a waiter would misunderstand
+            self._fail(
+                task_id, BackendUnavailable("the connections were closed before the result came")
+            )
 
 
 class Session:
@@ -246,6 +272,7 @@ class Session:
         self.broker = broker
         self._backend = backend
         self.publisher = Publisher(broker, publish_timeout)
+        self._patience = publish_timeout
         self._waiters = Waiters(backend) if backend is not None else None
         self._broker_open = self._backend_open = False
         self._lock = asyncio.Lock()
@@ -261,7 +288,7 @@ class Session:
         if not self._broker_open:
             async with self._lock:
                 if not self._broker_open:
-                    await self.broker.open()
+                    await _patiently(self.broker.open, self._patience)
                     self._broker_open = True
                     await self._live()
 

@@ -221,7 +221,10 @@ class Supervisor:
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
         self._begun.add(number)
-        self._children[number] = _Child(number, self._main)
+        try:
+            self._children[number] = _Child(number, self._main)
+        except OSError as error:  # no memory, or too many processes, for now
+            self._replace_later(number, 0.0, f"no worker process can be started: {error}")
 
     def _start_due(self) -> None:
         for number, moment in list(self._due.items()):

@@ -35,6 +35,15 @@ __all__ = ["BrokerConformance", "BrokerHarness"]
 class FetchTests(BrokerSuite):
     """What is handed out, in what order, and when."""
 
+    async def test_a_limit_far_above_what_is_there_takes_what_is_there(self, rig: Rig) -> None:
+        consumer = await rig.consumer()
+        for count in (2500, 1000, 1):
+            await rig.publish(*map(str, range(count)))
+            got = list(await consumer.fetch(10_000, 0))
+            assert sorted(one.id for one in got) == sorted(map(str, range(count)))
+            assert not await consumer.settle([done(one) for one in got])
+        assert not await consumer.fetch(10_000, 0)
+
     async def test_no_more_than_the_limit_is_taken(self, rig: Rig) -> None:
         await rig.publish(*"abcde")
         consumer = await rig.consumer()

@@ -40,7 +40,6 @@ from aiotaskq.testing.rig import PATIENCE, BrokerHarness, elsewhere, tend
 UNIT = 1000.0  # seconds
 LEASE = 2.5 * UNIT
 MOST_UNITS = 80  # a unique id is forgotten after 86.4
-MAX_CRASHES = 3
 QUEUES = ("q1", "q 2", "q:3")
 
 Value = TypeVar("Value")
@@ -292,20 +291,14 @@ class BrokerMachine(RuleBasedStateMachine):
     def tend(self) -> None:
         lapsed = [one for one in self.players if one.alive and self._age(one) * UNIT > LEASE]
         lost = [one for one in self.copies if one.state == "held" and one.holder in lapsed]
-        tended = self.run(tend(self.broker, max_crashes=MAX_CRASHES))
+        tended = self.run(tend(self.broker))
         for player in lapsed:
             player.alive = False
         for copy in lost:
             copy.crashes += 1
-            if copy.crashes < MAX_CRASHES:
-                self._give_back(copy)
-            else:
-                copy.state = "dead"
-                if copy.cancelled and not self._is_dead(copy):
-                    self._drop(copy)
+            self._give_back(copy)
         if not any(one.cancelled for one in lost):
             assert tended.reclaimed == len(lost)
-            assert tended.buried == sum(one.state == "dead" for one in lost)
 
     @rule(number=players, queues=st.permutations(QUEUES), width=st.integers(1, len(QUEUES)))
     def replace(self, number: int, queues: list[str], width: int) -> None:
@@ -457,10 +450,6 @@ class BrokerMachine(RuleBasedStateMachine):
             if copy.cancelled:
                 self._drop(new)
 
-    def _is_dead(self, copy: Copy) -> bool:
-        letters = self.run(self.broker.dead(copy.queue, 10_000))
-        return str(copy.number).encode() in [letter.body for letter in letters]
-
     async def _join(self, queues: Sequence[str]) -> Player:
         broker = await self.harness.broker()
         consumer = broker.consumer(queues, name="model", lease=LEASE)
@@ -479,7 +468,7 @@ class BrokerMachine(RuleBasedStateMachine):
             await player.consumer.close()
             self._closed(player)
         await self.harness.pass_time(4 * UNIT)
-        await tend(self.broker, max_crashes=MAX_CRASHES)
+        await tend(self.broker)
         consumer = self.broker.consumer(QUEUES, name="last", lease=LEASE)
         await consumer.open()
         left: list[Delivery] = []

@@ -108,10 +108,10 @@ class Rig:
         await nothing(consumer)
         return names(got)
 
-    async def lapse(self, *, max_crashes: int = 3) -> Tended:
+    async def lapse(self) -> Tended:
         """Let the lease of every consumer made so far run out, and take back what they held."""
         await self.harness.pass_time(self.lease + 1.0)
-        return await tend(await self.broker(), max_crashes=max_crashes)
+        return await tend(await self.broker())
 
     async def depth(self, queue: str = "q") -> Depth:
         """Return what the broker counts in one queue."""
@@ -191,16 +191,15 @@ async def nothing(consumer: Consumer) -> None:
     assert names(await consumer.fetch(10, MOMENT)) == []
 
 
-async def tend(broker: Broker, *, max_crashes: int = 3) -> Tended:
+async def tend(broker: Broker) -> Tended:
     """Tend until nothing is left to do; return the sums. One call does a bounded amount."""
-    rounds = [await broker.tend(max_crashes=max_crashes)]
+    rounds = [await broker.tend()]
     while rounds[-1] != Tended():
         assert len(rounds) < 1000, "tend never comes to an end"
-        rounds.append(await broker.tend(max_crashes=max_crashes))
+        rounds.append(await broker.tend())
     return Tended(
         promoted=sum(one.promoted for one in rounds),
         reclaimed=sum(one.reclaimed for one in rounds),
-        buried=sum(one.buried for one in rounds),
     )
 
 

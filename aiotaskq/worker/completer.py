@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import Observers, Refused
 from aiotaskq.failures import describe
 from aiotaskq.message import Outcome, Settlement, TaskStatus
@@ -27,6 +27,8 @@ logger = logging.getLogger("aiotaskq.worker")
 T = TypeVar("T")
 
 _BATCH = 1000  # tasks completed in one round
+_MOST_WAITING = 10_000  # ended tasks that may wait to be settled,
+_MOST_BYTES = 64 * 1024 * 1024  # and bytes of their results, before it counts as full
 _BACKOFF = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
 
 
@@ -58,6 +60,7 @@ class Completer:
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
         self._under_way = 0
+        self._size = 0  # bytes of results that wait to be stored
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -66,6 +69,7 @@ class Completer:
         """Take over a task that has ended, or the interim outcome of one that goes on."""
         if outcome is not None and self._backend is not None:
             self._outcomes.append(outcome)
+            self._size += memoryview(outcome.result).nbytes
         if settlement is not None:
             self._settlements.append(settlement)
         self._idle.clear()
@@ -80,6 +84,11 @@ class Completer:
     def backlog(self) -> int:
         """How many tasks have ended and are not settled yet."""
         return len(self._settlements) + self._under_way
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits to be stored that no more should be run."""
+        return self.backlog >= _MOST_WAITING or self._size >= _MOST_BYTES
 
     async def drained(self) -> None:
         """Wait until all that was added is stored and settled."""
@@ -98,6 +107,7 @@ class Completer:
         # An outcome is added together with its settlement, so taking all of the former with
         # a part of the latter can only store early, never settle early.
         outcomes, self._outcomes = self._outcomes, []
+        size = self._size
         settlements = self._settlements[:_BATCH]
         del self._settlements[:_BATCH]
         self._under_way = len(settlements)
@@ -112,6 +122,7 @@ class Completer:
             refused.update(settlement.delivery.id for settlement in settlements)
         finally:
             self._under_way = 0
+            self._size -= size
         self._refuse(refused)
 
     async def _store(self, outcomes: Sequence[Outcome]) -> Collection[str]:
@@ -158,6 +169,11 @@ class Completer:
                 return await call()
             except Unavailable as error:
                 logger.warning("finished tasks wait to be stored: %s", error)
+            except ConfigError as error:
+                # It worked at start: somebody has changed a password or dropped a table, and may
+                # mend it. To stop would only run everything again.
+                logger.error("finished tasks wait to be stored: %s", error)
+                pause = longest
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
             pause = min(pause * 2, longest)
 

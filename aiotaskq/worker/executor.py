@@ -2,10 +2,10 @@
 
 ::
 
-    accept: decode ─ expired? ─ known? ─▶ run: arguments ─ context ─ call ─▶ end: outcome,
-                │         │        │               │                  │           settlement
-               Dead    REVOKED  Again, Dead     FAILURE          SUCCESS, RETRY,
-                                                            FAILURE, REVOKED, Release
+    accept: decode ─ killer? ─ expired? ─ known? ─▶ run: arguments ─ context ─ call ─▶ end:
+                │        │         │        │                │                  │      outcome,
+               Dead     Dead    REVOKED  Again, Dead      FAILURE        SUCCESS, RETRY,  settlement
+                                                                      FAILURE, REVOKED, Release
 """
 
 from __future__ import annotations
@@ -135,6 +135,9 @@ class Executor:
             result, _ = describe(error)
             self._bury(delivery, str(error), self._outcome(unread, TaskStatus.FAILURE, result))
             return
+        if delivery.crashes >= self._conf.max_crashes:
+            self._bury_killer(delivery, message)
+            return
         if self._observers.heard(events.Received):
             self._observers.emit(events.Received(message=message))
         if delivery.expired:
@@ -155,6 +158,14 @@ class Executor:
             self._observers.emit(
                 events.Buried(task_id=delivery.id, queue=delivery.queue, reason=reason)
             )
+
+    def _bury_killer(self, delivery: Delivery, message: Message) -> None:
+        """End what worker after worker died of, before anything of it runs here as well."""
+        died = delivery.crashes
+        reason = "a worker" if died == 1 else f"{died} workers"
+        reason += " died while running it"
+        error = encode_error("WorkerLost", reason)
+        self._bury(delivery, reason, self._outcome(message, TaskStatus.FAILURE, error))
 
     def _put_back_unknown(self, delivery: Delivery, message: Message) -> None:
         """Leave a task for a worker that knows it: one may be on its way, in a rolling deploy."""

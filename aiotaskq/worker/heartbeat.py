@@ -101,6 +101,8 @@ class Heartbeat:
             self._tell(self._renewed.set)  # whoever waits in `alive` hears of a loss as well
         finally:
             await self._lease.close()
+            # Not after the loop is shut down: that waits for name look-ups, which may hang.
+            self._tell(self._ended.set)
 
     async def _renew(self) -> bool:
         asked = time.monotonic()  # from here: the broker cannot have granted less

@@ -22,7 +22,6 @@ logger = logging.getLogger("aiotaskq.worker")
 
 _FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself
 _TEND_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
-_BACKLOG = 10_000  # ended tasks that wait to be stored before fetching pauses
 _BACKOFF = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _CANCEL_WAIT = 5.0  # seconds that a cancelled task gets to clean up
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
@@ -69,7 +68,6 @@ class Incarnation:
         self._broker = broker
         self._options = options
         self._quota = quota
-        self._max_crashes = conf.max_crashes
         self._slot_free = asyncio.Event()
         self._lost = asyncio.Event()
         self._consumer = broker.consumer(options.queues, name=options.name, lease=conf.worker_lease)
@@ -130,7 +128,7 @@ class Incarnation:
         outage = _Outage("cannot fetch tasks")
         while not self._quota.spent:
             room = self._quota.cap(self._options.concurrency - self._executor.running)
-            if room <= 0 or self._completer.backlog >= _BACKLOG:
+            if room <= 0 or self._completer.full:
                 await self._something_ended()
                 continue
             busy = self._executor.running > 0 or self._completer.backlog > 0
@@ -168,18 +166,17 @@ class Incarnation:
         while True:
             await asyncio.sleep(_TEND_EVERY * random.uniform(0.75, 1.25))
             try:
-                tended = await self._broker.tend(max_crashes=self._max_crashes)
+                tended = await self._broker.tend()
                 self._executor.revoke(await self._consumer.cancelled())
             except Unavailable as error:
                 await outage.wait(error)
                 continue
             outage.over()
-            if tended.reclaimed or tended.buried:
+            if tended.reclaimed:
                 logger.warning(
-                    "took %d tasks back from workers that died; %d more killed too many of"
-                    " them and went to the dead letters",
+                    "took %d %s back from workers that died",
                     tended.reclaimed,
-                    tended.buried,
+                    "task" if tended.reclaimed == 1 else "tasks",
                 )
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:

@@ -92,7 +92,7 @@ def test_what_is_out_of_date_is_dropped() -> None:
     memory.purge("q")
     memory._time_shift += 100_000.0
     memory.store([outcome("new")], None)
-    memory.tend(3)
+    memory.tend()
     assert list(memory._outcomes) == ["new"]
     assert not memory._ends
     assert not memory._unique

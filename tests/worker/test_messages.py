@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import time
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiotaskq import TaskFailed, TaskQueue, TaskStatus, UnknownTask
-from aiotaskq.events import Buried, Received
+from aiotaskq.events import Buried, Received, Started
 from aiotaskq.message import DeadLetter, Envelope
 from tests.worker.tools import LONG, Heard
 
@@ -19,6 +20,19 @@ async def dead(app: TaskQueue, count: int = 1) -> list[DeadLetter]:
     letters = list(await broker.dead("default"))
     assert len(letters) == count
     return letters
+
+
+async def let_workers_die(app: TaskQueue, count: int) -> bytes:
+    """Have one consumer after the other take the next message and die; return its body."""
+    broker = await app.broker()
+    for crashes in range(count):
+        consumer = broker.consumer(["default"], name="dies", lease=10.0)
+        await consumer.open()
+        (taken,) = await consumer.fetch(1, 0)
+        assert taken.crashes == crashes
+        broker.store._time_shift += 11.0  # type: ignore[attr-defined]  # it is in memory
+        assert (await broker.tend()).reclaimed == 1
+    return taken.body
 
 
 @pytest.mark.parametrize(
@@ -144,3 +158,61 @@ async def test_it_is_buried_at_once_where_that_is_asked_for(app: TaskQueue) -> N
     async with app.worker():
         assert (await handle.wait(LONG)).is_err
     await dead(app)
+
+
+@pytest.mark.parametrize(("most", "words"), [(1, "a worker died"), (3, "3 workers died")])
+async def test_what_worker_after_worker_died_of_is_buried_and_its_caller_told(
+    app: TaskQueue, most: int, words: str
+) -> None:
+    app.conf.max_crashes = most
+    buried, begun = Heard(app, Buried), Heard(app, Received, Started)
+    ran: list[int] = []
+
+    @app.task
+    async def killer(x: int) -> None:
+        ran.append(x)
+
+    @app.task
+    async def fine() -> int:
+        return 1
+
+    handle = await killer.kiq(7)
+    waiting = asyncio.create_task(handle.wait(LONG))
+    body = await let_workers_die(app, most)
+    async with app.worker():
+        outcome = await waiting
+        assert begun.events == []
+        assert await (await fine.kiq()).result(LONG) == 1
+    assert outcome.status is TaskStatus.FAILURE
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "WorkerLost"
+    assert words in str(outcome.error)
+    (letter,) = await dead(app)
+    assert (letter.id, letter.body, letter.crashes) == (handle.id, body, most)
+    assert words in letter.reason
+    assert [event.task_id for event in buried.events] == [handle.id]
+    assert ran == []
+
+
+async def test_it_runs_as_long_as_too_few_died_of_it(app: TaskQueue) -> None:
+    @app.task
+    async def survivor(x: int) -> int:
+        return x
+
+    handle = await survivor.kiq(7)
+    await let_workers_die(app, 2)
+    async with app.worker():
+        assert await handle.result(LONG) == 7
+    await dead(app, 0)
+
+
+async def test_what_killed_and_cannot_be_read_is_buried_as_unreadable(app: TaskQueue) -> None:
+    broker = await app.broker()
+    await broker.publish([Envelope(id="broken", queue="default", body=b"{")])
+    await let_workers_die(app, 3)
+    async with app.worker():
+        error = (await app.handle("broken").wait(LONG)).error
+    assert isinstance(error, TaskFailed)
+    assert error.exc_type == "DecodeError"
+    (letter,) = await dead(app)
+    assert (letter.body, letter.crashes) == (b"{", 3)

@@ -87,7 +87,7 @@ async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_d
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
         broker.store._time_shift += 7200  # as if the process had been frozen
-        broker.store.tend(3)
+        broker.store.tend()
         assert await handle.result(LONG) == 2
         assert await (await job.kiq()).result(LONG) == 3
     assert runs == [1, 2, 3]
@@ -109,7 +109,7 @@ async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() ->
             heartbeat = worker._incarnation._heartbeat  # type: ignore[union-attr]  # it runs
             heartbeat._trusted_until = time.monotonic() - 1
             broker.store._time_shift += 20
-            broker.store.tend(3)
+            broker.store.tend()
             return "too late"
         return "in time"
 
@@ -247,7 +247,7 @@ async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one
         handle = await job.kiq()
         await until(lambda: runs == 1)
         await asyncio.sleep(1.5)
-        app.drivers()[0].inner.store.tend(3)  # type: ignore[attr-defined]  # as others would
+        app.drivers()[0].inner.store.tend()  # type: ignore[attr-defined]  # as others would
         weather.broker_down = weather.backend_down = False
         assert await handle.result(LONG) == 2
     assert heard.names == ["Started", "Refused", "Started"]
@@ -296,7 +296,7 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
 
     from aiotaskq.drivers.memory import MemoryStore
 
-    def tend(self: MemoryStore, max_crashes: int) -> None:
+    def tend(self: MemoryStore) -> None:
         raise RuntimeError("a driver's own mistake")
 
     worker = await app.worker().__aenter__()

@@ -106,9 +106,9 @@ class FlakyBroker:
         self.weather.check_broker()
         await self.inner.cancel(ids)
 
-    async def tend(self, *, max_crashes: int = 3) -> Tended:
+    async def tend(self) -> Tended:
         self.weather.check_broker()
-        return await self.inner.tend(max_crashes=max_crashes)
+        return await self.inner.tend()
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self.inner.depth()

@@ -65,8 +65,8 @@ class MemoryBroker:
     async def cancel(self, ids: Collection[str]) -> None:
         self.store.cancel(ids)
 
-    async def tend(self, *, max_crashes: int = 3) -> Tended:
-        return self.store.tend(max_crashes)
+    async def tend(self) -> Tended:
+        return self.store.tend()
 
     async def depth(self) -> Mapping[str, Depth]:
         return self.store.depth()

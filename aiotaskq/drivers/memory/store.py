@@ -379,7 +379,7 @@ class MemoryStore:
                         item.cancelled = True
                         holder.told.add(item.envelope.id)
 
-    def tend(self, max_crashes: int) -> Tended:
+    def tend(self) -> Tended:
         with self._lock:
             now, tick, promoted = self.now(), self._tick(), 0
             for name, queue in list(self._queues.items()):
@@ -390,11 +390,10 @@ class MemoryStore:
                     del self._queues[name]
             lapsed = self._lapsed(tick)
             self._forget_old(tick)
-            buried = [item for _, item in lapsed if self._crash(item) >= max_crashes]
-            for item in buried:
-                self._bury(item, f"its worker died while it ran, {item.crashes} times")
-            self._give_back(pair for pair in lapsed if pair[1].crashes < max_crashes)
-            return Tended(promoted=promoted, reclaimed=len(lapsed), buried=len(buried))
+            for _, item in lapsed:
+                item.crashes += 1
+            self._give_back(lapsed)
+            return Tended(promoted=promoted, reclaimed=len(lapsed))
 
     def _lapsed(self, tick: float) -> list[tuple[int, _Item]]:
         """Give consumers up for dead, and take from them what one round may take."""
@@ -407,11 +406,6 @@ class MemoryStore:
             if not holder.held:
                 self._holders.discard(holder)
         return taken
-
-    @staticmethod
-    def _crash(item: _Item) -> int:
-        item.crashes += 1
-        return item.crashes
 
     def depth(self) -> dict[str, Depth]:
         with self._lock:

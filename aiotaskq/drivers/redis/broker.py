@@ -117,15 +117,14 @@ class RedisBroker:
             words: list[Word] = [self._time_shift, _CANCELLED_FOR, *packed[start : start + MOST]]
             await self._client.link.script(scripts.CANCEL, [self._client.keys.cancelled], words)
 
-    async def tend(self, *, max_crashes: int = 3) -> Tended:
-        promoted = reclaimed = buried = 0
+    async def tend(self) -> Tended:
+        promoted = reclaimed = 0
         queues = await self._queues()
         for start in range(0, len(queues), _QUEUES):
-            reply = await self._tend(queues[start : start + _QUEUES], max_crashes)
+            reply = await self._tend(queues[start : start + _QUEUES])
             promoted += reply[1]
             reclaimed += reply[2]
-            buried += reply[3]
-        return Tended(promoted=promoted, reclaimed=reclaimed, buried=buried)
+        return Tended(promoted=promoted, reclaimed=reclaimed)
 
     async def depth(self) -> Mapping[str, Depth]:
         depths: dict[str, Depth] = {}
@@ -172,20 +171,19 @@ class RedisBroker:
         words[counted_at] = count
         return words
 
-    async def _tend(self, queues: Sequence[str], max_crashes: int) -> tuple[bytes, int, int, int]:
+    async def _tend(self, queues: Sequence[str]) -> tuple[bytes, int, int]:
         loop = asyncio.get_running_loop()
         link = self._client.link
         missed = link.failed_at is not None and loop.time() - link.failed_at < _LATELY
         words: list[Word] = [
             self._time_shift,
             loop.time() + self._ahead + _LATENESS,
-            max_crashes,
             _TENDED,
             "1" if missed else "",
             *(consumer.id for consumer in list(self._consumers) if consumer.is_open),
         ]
         keys = [*map(self._client.keys.base, queues), self._client.keys.cancelled]
-        reply: tuple[bytes, int, int, int] = await link.script(scripts.TEND, keys, words)
+        reply: tuple[bytes, int, int] = await link.script(scripts.TEND, keys, words)
         self._set_clock(float(reply[0]))
         return reply
 
@@ -208,7 +206,10 @@ class RedisBroker:
             self._known.clear()
         if self._known.issuperset(queues):
             return
-        await link.command("SADD", self._client.keys.queues, *queues)
+        held = await link.command("SMISMEMBER", self._client.keys.queues, *queues)
+        # Asked first, since a server without memory refuses to add, even what is there.
+        if not all(held):
+            await link.command("SADD", self._client.keys.queues, *queues)
         self._known.update(queues)
         self._known_at = link.connects
 

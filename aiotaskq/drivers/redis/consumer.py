@@ -180,10 +180,11 @@ class RedisConsumer:
         if reply is None:
             raise LeaseLost(f"{self.id} was given up for dead")
         wait, unfinished, runs, now = reply
+        before = len(self._spare)
         for queue, number, *packed in runs:
             self._unpack(self._queues[queue - 1], number, packed, float(now))
-        if unfinished or limit == MOST <= len(self._spare):
-            return 0.0
+        if unfinished or len(self._spare) - before == MOST:
+            return 0.0  # one call takes no more than that, and there may be more
         return min(_LONGEST_NAP, float(wait)) if wait else _LONGEST_NAP
 
     def _unpack(self, queue: str, number: int, packed: list[bytes], now: float) -> None:

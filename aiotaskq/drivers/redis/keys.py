@@ -15,6 +15,7 @@ class Keys:
         self.queues: Final = f"{prefix}:queues"  # SET: every queue that was ever used
         self.cancelled: Final = f"{prefix}:cancelled"  # ZSET: ids by the time of their cancelling
         self.results: Final = f"{prefix}:results"  # channel: JSON lists of ids
+        self.none: Final = f"{prefix}:none"  # never exists: scripts delete it to begin with
         self.ids: Final = f"{prefix}:ids:"  # and an id: STRING, a unique envelope was stored
         self._bases: dict[str, str] = {}
 

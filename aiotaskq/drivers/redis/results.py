@@ -144,7 +144,8 @@ class RedisBackend:
         return self._keys.result(task_id), self._keys.state(task_id)
 
     async def _store(self, part: Sequence[tuple[Outcome, bytes]], ttl: float | None) -> list[str]:
-        keys = [key for outcome, _ in part for key in self._pair(outcome.task_id)]
+        keys = [self._keys.none]
+        keys += [key for outcome, _ in part for key in self._pair(outcome.task_id)]
         finals = _encode([outcome.task_id for outcome, _ in part if outcome.status.final])
         lasting = "" if ttl is None else max(1, round(ttl * 1000))
         words: list[Word] = [lasting, self._keys.results, finals]

@@ -81,8 +81,8 @@ class SQLiteBroker:
         if ids:
             await self._link.run(partial(_cancel, ids=json.dumps(list(ids))))
 
-    async def tend(self, *, max_crashes: int = 3) -> Tended:
-        return await self._link.run(partial(self._tend, max_crashes=max_crashes))
+    async def tend(self) -> Tended:
+        return await self._link.run(self._tend)
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self._link.run(partial(_depth, now=self._now()))
@@ -136,7 +136,7 @@ class SQLiteBroker:
             self._sweep_if_time(db, now)
         return told
 
-    def _tend(self, db: Database, max_crashes: int) -> Tended:
+    def _tend(self, db: Database) -> Tended:
         now = self._now()
         gone = _gone(db)
         lapsed = [
@@ -151,34 +151,9 @@ class SQLiteBroker:
         # Relaxed: what a power cut undoes of this is done again.
         with db.write(relaxed=True):
             promoted = promote(db, now)
-            reclaimed, buried = self._reclaim(db, lapsed, now, max_crashes, gone)
+            reclaimed = _reclaim(db, lapsed, now, gone)
             self._sweep_if_time(db, now)
-        return Tended(promoted=promoted, reclaimed=reclaimed, buried=buried)
-
-    def _reclaim(
-        self, db: Database, lapsed: list[int], now: float, max_crashes: int, gone: set[str]
-    ) -> tuple[int, int]:
-        reclaimed = buried = 0
-        for number in lapsed:
-            if not _fence(db, number, now, gone):
-                continue
-            held = db.rows(sql.HELD_BY, (number, BUDGET - reclaimed))
-            for seq, queue, crashes, cancelled in held:
-                if cancelled:
-                    db.change(sql.FORGET_SEQ, (seq,))
-                elif crashes + 1 >= max_crashes:
-                    reason = f"{crashes + 1} workers died while they held it"
-                    db.change(sql.BURY_SEQ, (reason, now, seq))
-                    db.change(sql.FORGET_SEQ, (seq,))
-                    buried += 1
-                else:
-                    db.change(sql.TAKE_BACK, (seq,))
-                    db.wake(queue_topic(queue))
-            reclaimed += len(held)
-            if reclaimed == BUDGET:
-                break  # it stays fenced, and the next round goes on with it
-            db.change(sql.REMOVE_CONSUMER, (number,))
-        return reclaimed, buried
+        return Tended(promoted=promoted, reclaimed=reclaimed)
 
     def _sweep_if_time(self, db: Database, now: float) -> None:
         if now >= self._sweep_at:
@@ -207,6 +182,25 @@ def _cancel(db: Database, ids: str) -> None:
 def _gone(db: Database) -> set[str]:
     """Return the processes of consumers that are surely dead."""
     return {process for [process] in db.rows(sql.ALL_PROCESSES) if is_gone(process)}
+
+
+def _reclaim(db: Database, lapsed: list[int], now: float, gone: set[str]) -> int:
+    reclaimed = 0
+    for number in lapsed:
+        if not _fence(db, number, now, gone):
+            continue
+        held = db.rows(sql.HELD_BY, (number, BUDGET - reclaimed))
+        for seq, queue, cancelled in held:
+            if cancelled:
+                db.change(sql.FORGET_SEQ, (seq,))
+            else:
+                db.change(sql.TAKE_BACK, (seq,))
+                db.wake(queue_topic(queue))
+        reclaimed += len(held)
+        if reclaimed == BUDGET:
+            break  # it stays fenced, and the next round goes on with it
+        db.change(sql.REMOVE_CONSUMER, (number,))
+    return reclaimed
 
 
 def _fence(db: Database, number: int, now: float, gone: set[str]) -> bool:

@@ -198,14 +198,10 @@ GIVE_BACK_ALL = "UPDATE ~messages SET consumer = NULL, token = NULL WHERE consum
 
 # --- tend ---
 
-HELD_BY = "SELECT seq, queue, crashes, cancelled FROM ~messages WHERE consumer = ? LIMIT ?"
+HELD_BY = "SELECT seq, queue, cancelled FROM ~messages WHERE consumer = ? LIMIT ?"
 FORGET_SEQ = "DELETE FROM ~messages WHERE seq = ?"
 TAKE_BACK = """
     UPDATE ~messages SET consumer = NULL, token = NULL, crashes = crashes + 1 WHERE seq = ?
-"""
-BURY_SEQ = """
-    INSERT INTO ~dead (id, queue, priority, reason, crashes, died_at, body)
-    SELECT id, queue, priority, ?, crashes + 1, ?, body FROM ~messages WHERE seq = ?
 """
 # Each with (now, limit).
 SWEEPS = (

@@ -7,8 +7,16 @@
 -- Return the queue's time.
 
 local now, real = clock(ARGV[1])
+local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
+
 for _, base in ipairs(KEYS) do
   relieve(base)
+  -- The server was started after the last sign of life: it was the server that was away, and the
+  -- others, who come back in a moment, are not to be judged by that.
+  local beat = redis.call('HGET', base .. 'meta', 'beat')
+  if beat and uptime and uptime <= real - tonumber(beat) then
+    grant(base, now)
+  end
   redis.call('ZADD', base .. 'consumers', text(now + tonumber(ARGV[3])), ARGV[2])
   redis.call('HSET', base .. 'meta', 'beat', text(real), 'lease:' .. ARGV[2], ARGV[3])
   redis.call('EXPIRE', base .. 'meta', DAY)

@@ -1,29 +1,28 @@
--- Housekeeping: promote what is due, take back what the dead held, bury what kills.
+-- Housekeeping: promote what is due, take back what the dead held.
 --
 -- KEYS  bases of queues; last, the key `cancelled`
 -- ARGV  1  time shift
 --       2  server time after which the call is out of date
---       3  crashes after which an item is buried
---       4  most items to promote, and most to take back, of each queue
---       5  '1' if the caller missed the server lately, else ''
---       6  consumers of the caller, which live
--- Return the server's time, then how many items were promoted, reclaimed, and of these buried.
+--       3  most items to promote, and most to take back, of each queue
+--       4  '1' if the caller missed the server lately, else ''
+--       5  consumers of the caller, which live
+-- Return the server's time, then how many items were promoted and reclaimed.
 
 local now, real = clock(ARGV[1])
-local max_crashes, most = tonumber(ARGV[3]), tonumber(ARGV[4])
-local promoted, reclaimed, buried = 0, 0, 0
+local most = tonumber(ARGV[3])
+local promoted, reclaimed = 0, 0
 
 -- A call that lay in a buffer while the server stood still must not judge who renewed in time:
 -- their renewals lie in other buffers.
 if real > tonumber(ARGV[2]) then
-  return { text(real), 0, 0, 0 }
+  return { text(real), 0, 0 }
 end
 
 local function witness(base)
-  if ARGV[5] == '1' then
+  if ARGV[4] == '1' then
     return true
   end
-  for i = 6, #ARGV do
+  for i = 5, #ARGV do
     if redis.call('ZSCORE', base .. 'consumers', ARGV[i]) then
       return true
     end
@@ -62,16 +61,9 @@ local function crash(base, item)
   local crashes, rest = string.match(item, '^(%d+)( %d .*)$')
   if not crashes then -- nothing that was put here by a script; it must not stop the others
     bury(base, item, '"not an item of a queue"', now)
-    return true
+    return
   end
-  crashes = tonumber(crashes) + 1
-  if crashes >= max_crashes then
-    local reason = '"its consumer died, for the last time of ' .. crashes .. '"'
-    bury(base, crashes .. rest, reason, now)
-    return true
-  end
-  give_back(base, crashes .. rest, KEYS[#KEYS])
-  return false
+  give_back(base, tonumber(crashes) + 1 .. rest, KEYS[#KEYS])
 end
 
 -- Take back from one fenced consumer; return how many. The highest numbers go first, so that
@@ -82,9 +74,7 @@ local function take_back(base, consumer, limit)
   for i = #numbers, #numbers - count + 1, -1 do
     local item = redis.call('HGET', held, numbers[i])
     redis.call('HDEL', held, numbers[i])
-    if crash(base, item) then
-      buried = buried + 1
-    end
+    crash(base, item)
   end
   if count == #numbers then
     redis.call('ZREM', base .. 'fenced', consumer)
@@ -110,4 +100,4 @@ end
 for i = 1, #KEYS - 1 do
   tend(KEYS[i])
 end
-return { text(real), promoted, reclaimed, buried }
+return { text(real), promoted, reclaimed }
