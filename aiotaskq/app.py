@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
+from weakref import WeakSet
 
 from aiotaskq import bridge
 from aiotaskq.codec import Codec
@@ -72,6 +74,8 @@ class TaskQueue(Definitions):
         middlewares: Iterable[Middleware] = (),
         **settings: Any,
     ) -> None:
+        for what, given in (("broker", broker), ("backend", backend)):
+            _check_driver(what, given)
         super().__init__(name, middlewares)
         self.conf = Config()
         self.conf.update(settings)
@@ -81,6 +85,7 @@ class TaskQueue(Definitions):
         self._lock = threading.Lock()
         self._codec: Codec | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
+        _apps.add(self)
 
     # Configure
 
@@ -148,6 +153,11 @@ class TaskQueue(Definitions):
                 self._templates = broker, self._create_backend(broker)
         broker, backend = self._templates
         return broker.clone(), backend and backend.clone()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes reach the broker."""
+        return self.drivers()[0].traits.shared
 
     @property
     def keeps_results(self) -> bool:
@@ -395,3 +405,25 @@ class TaskQueue(Definitions):
 
     def __repr__(self) -> str:
         return f"<TaskQueue {self.name} with {len(self.tasks)} tasks>"
+
+
+_apps: WeakSet[TaskQueue] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Give a forked child locks that no thread holds: another one may have held them."""
+    for app in _apps:
+        app._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _check_driver(what: str, given: object) -> None:
+    if given is None or (isinstance(given, str) and "://" in given) or hasattr(given, "clone"):
+        return
+    shown = given if isinstance(given, str) else type(given).__name__
+    raise ConfigError(
+        f"{what} is {shown!r}; it must be a URL, such as redis://localhost:6379/0, or a driver"
+    )

@@ -39,7 +39,7 @@ def to_builtin(value: Any) -> Any:
         return dump(mode="json")
     if isinstance(value, PurePath):
         return str(value)
-    raise TypeError(f"a {type(value).__qualname__} has no form in JSON or MessagePack")
+    raise TypeError(f"{type(value).__qualname__} has no form in JSON or MessagePack")
 
 
 _json_encode = msgspec.json.Encoder(enc_hook=to_builtin).encode
@@ -58,10 +58,19 @@ def encode_json(value: Any) -> bytes:
         encoded = _json_encode(value)
         # msgspec writes NaN as null, which would hand the reader another value than was meant.
         if b"null" in encoded and value is not None:
-            json.dumps(msgspec.to_builtins(value, enc_hook=to_builtin), allow_nan=False)
+            _refuse_nan(msgspec.to_builtins(value, enc_hook=to_builtin))
     except Exception as error:  # a value's own methods may raise anything
         raise EncodeError(f"{_name(value)} cannot be written as JSON: {error}") from error
     return encoded
+
+
+def _refuse_nan(value: Any) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError(
+            "it holds NaN or an infinity, which JSON has not; use None, or the serializer msgpack"
+        ) from None
 
 
 def encode_msgpack(value: Any) -> bytes:
@@ -121,15 +130,27 @@ class Codec:
         self._max_result = max_result
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Raw, Raw, bytes | None]:
-        """Encode arguments for a `Message`: its `args`, `kwargs` and `pickled`."""
+        """Encode arguments for a `Message`: its `args`, `kwargs` and `pickled`.
+
+        Raises:
+            EncodeError: One has no form in the serializer; it is named.
+        """
         if self._task_serializer == "pickle":
             return NOTHING, NOTHING, encode_pickle((args, kwargs))
         encode = encode_json if self._task_serializer == "json" else encode_msgpack
-        return (
-            Raw(encode(args)) if args else NOTHING,
-            Raw(encode(kwargs)) if kwargs else NOTHING,
-            None,
-        )
+        try:
+            return (
+                Raw(encode(args)) if args else NOTHING,
+                Raw(encode(kwargs)) if kwargs else NOTHING,
+                None,
+            )
+        except EncodeError:
+            for name, value in [*enumerate(args, 1), *kwargs.items()]:
+                try:
+                    encode(value)
+                except EncodeError as error:
+                    raise EncodeError(f"argument {name}: {error}") from error
+            raise  # no single one is to blame, such as a reference in a circle
 
     def encode_message(self, message: Message) -> bytes:
         """Frame a message whose arguments this codec has packed.

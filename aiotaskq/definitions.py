@@ -122,7 +122,10 @@ class Definitions(ABC):
             raise unknown_option(option, ("name", *TaskOptions.__struct_fields__))
         check_options({k: options.get(k) for k in ("queue", "priority", "timeout", "retry")})  # type: ignore[arg-type]  # a part of CallOptions
         chosen = choose_executor(fn, executor)
-        name = check_name("a task's name", name or f"{self._module_of(fn)}.{fn.__qualname__}")
+        name = check_name(
+            "a task's name",
+            f"{self._module_of(fn)}.{fn.__qualname__}" if name is None else name,
+        )
         kind = CoroutineTask if chosen == "loop" else FunctionTask
         task: Task[..., Any] = kind(
             fn, sender=self, name=name, options=TaskOptions(executor=chosen, **options)

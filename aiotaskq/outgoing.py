@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from aiotaskq.codec import Codec
 from aiotaskq.config import Config
-from aiotaskq.errors import Unsupported
+from aiotaskq.errors import EncodeError, Unsupported
 from aiotaskq.identity import new_id
 from aiotaskq.message import Envelope, Message
 from aiotaskq.protocols import Traits
@@ -38,7 +38,10 @@ def write(call: Call[Any], task: Task[Any, Any] | None, conf: Config, codec: Cod
     Raises:
         EncodeError: An argument has no form in the serializer.
     """
-    args, kwargs, pickled = codec.pack(call.args, call.kwargs)
+    try:
+        args, kwargs, pickled = codec.pack(call.args, call.kwargs)
+    except EncodeError as error:
+        raise EncodeError(f"{call.name}, {error}") from error
     options = call.options
     now = time.time()
     task_id = options.get("task_id")

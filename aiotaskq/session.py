@@ -103,9 +103,7 @@ class Publisher:
 
     async def _send(self, batch: Sequence[Envelope]) -> Collection[str]:
         call_id = uuid.uuid4().hex  # so that a repeat after a lost reply stores nothing twice
-        return await _patiently(
-            lambda: self._broker.publish(batch, call_id=call_id), self._timeout
-        )
+        return await _patiently(lambda: self._broker.publish(batch, call_id=call_id), self._timeout)
 
     async def close(self) -> None:
         """Wait for what is being sent."""
@@ -226,8 +224,8 @@ class Waiters:
     async def _load_now(self, ids: Collection[str]) -> None:
         try:
             self._resolve(await self._backend.load(ids))
-        except Unavailable:
-            raise
+        except (Unavailable, ConfigError):
+            raise  # it is no matter of single outcomes
         except Exception as error:
             if len(ids) == 1:
                 for task_id in ids:

@@ -60,8 +60,8 @@ class Ready(msgspec.Struct, frozen=True):
     patience: float
 
 
-ChildMain: TypeAlias = Callable[[int, Connection], None]
-"""What a child runs: its number, counted from 1, and its pipe."""
+ChildMain: TypeAlias = Callable[[int, bool, Connection], None]
+"""What a child runs: its number, counted from 1, whether it replaces another, and its pipe."""
 
 _PAUSE = (0.5, 30.0)  # seconds before a child that died is replaced: at first, and the longest
 _PATIENCE = 30.0  # seconds to end for children that have not said how long they need
@@ -74,14 +74,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class _Child:
     """One process, and what is known of it."""
 
-    def __init__(self, number: int, main: ChildMain) -> None:
+    def __init__(self, number: int, again: bool, main: ChildMain) -> None:
         context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
         self.number = number
         self.pipe, theirs = context.Pipe(duplex=False)
         self.ready = False
         self.started = time.monotonic()
         self.process: BaseProcess = context.Process(
-            target=_be_child, args=(main, number, theirs), name=f"worker-{number}"
+            target=_be_child, args=(main, number, again, theirs), name=f"worker-{number}"
         )
         with _signals_held_back():  # one that came now would be noted by the child's copy of us
             self.process.start()
@@ -110,13 +110,13 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def _be_child(main: ChildMain, number: int, pipe: Connection) -> None:
+def _be_child(main: ChildMain, number: int, again: bool, pipe: Connection) -> None:
     """Be a child that a signal ends, until it says otherwise."""
     signal.set_wakeup_fd(-1)  # a fork has ours
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    main(number, pipe)
+    main(number, again, pipe)
 
 
 class Supervisor:
@@ -220,9 +220,10 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
+        again = number in self._begun
         self._begun.add(number)
         try:
-            self._children[number] = _Child(number, self._main)
+            self._children[number] = _Child(number, again, self._main)
         except OSError as error:  # no memory, or too many processes, for now
             self._replace_later(number, 0.0, f"no worker process can be started: {error}")
 

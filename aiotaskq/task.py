@@ -30,6 +30,7 @@ from aiotaskq.retry import NEVER, Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)  # so that calls of several types fit one list
 
 Executor: TypeAlias = Literal["loop", "thread", "process"]
 
@@ -54,7 +55,7 @@ class CallOptions(TypedDict, total=False):
     headers: Mapping[str, str]
 
 
-class Call(msgspec.Struct, Generic[R], frozen=True):
+class Call(msgspec.Struct, Generic[R_co], frozen=True):
     """A task with its arguments, checked and not yet sent: what `task.s(...)` returns."""
 
     name: str
@@ -246,7 +247,7 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "headers": (_are_texts, "a mapping of texts to texts"),
     "priority": (lambda value: type(value) is int and 0 <= value <= 9, "0 to 9, and 9 runs first"),
-    "queue": (_is_name, _NAME),
+    "queue": (lambda value: _is_name(value) and "," not in value, f"{_NAME}, without commas"),
     "retry": (lambda value: isinstance(value, Retry), "a Retry"),
     "task_id": (lambda value: _is_name(str(value)), _NAME),
     "timeout": (lambda value: _is_number(value) and value > 0, "seconds, more than 0"),
@@ -257,8 +258,8 @@ def unknown_option(name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an option that does not exist, with the nearest that does."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
-    meant = f", did you mean {near[0]}?" if near else ";"
-    return ConfigError(f"there is no option {name}{meant} There are {', '.join(known)}")
+    meant = f", did you mean {near[0]}" if near else ""
+    return ConfigError(f"there is no option {name}{meant}? There are: {', '.join(known)}")
 
 
 def check_args(args: Iterable[Any]) -> tuple[Any, ...]:

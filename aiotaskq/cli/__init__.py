@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -68,10 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
-        if message := describe():  # empty where the help was shown instead
+        if message := _with_mend(describe()):  # empty where the help was shown instead
             _complain(message)
         status = SETUP_ERROR
     raise SystemExit(status)
+
+
+def _with_mend(message: str) -> str:
+    if re.search(r"No such option: -\d", message):
+        return f"{message} Put -- before a negative number."
+    return message
 
 
 def _complain(message: str) -> None:

@@ -25,7 +25,14 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
         *(f"  . {queue}" for queue in options.queues),
         "",
         "[tasks]",
-        *(f"  . {name}" for name in sorted(app.tasks)),
+        *(_line(app, name, options) for name in sorted(app.tasks)),
+        *([] if app.tasks else ["  (none: does the module import those that define them?)"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _line(app: TaskQueue, name: str, options: WorkerOptions) -> str:
+    queue = app.tasks[name].options.queue or app.conf.route(name) or app.conf.task_default_queue
+    served = "" if queue in options.queues else f"  (goes to {queue}, which is not served here)"
+    return f"  . {name}{served}"

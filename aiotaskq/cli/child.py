@@ -17,6 +17,7 @@ import msgspec
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.banner import banner
+from aiotaskq.cli.common import check_shared
 from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
@@ -47,11 +48,18 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: int | None  # KiB
 
 
-def serve(options: ChildOptions, number: int, pipe: Connection) -> None:
-    """Be worker process `number`, counted from 1, and exit with a status for the supervisor."""
+def serve(options: ChildOptions, number: int, again: bool, pipe: Connection) -> None:
+    """Be worker process `number`, counted from 1, and exit with a status for the supervisor.
+
+    Args:
+        options: What the command line asks.
+        number: The first one prints the banner,
+        again: unless it replaces one that did.
+        pipe: To the supervisor.
+    """
     os.setpgrp()  # Ctrl-C goes to the supervisor alone, which passes it on as SIGTERM
     try:
-        status = _run(options, number, pipe)
+        status = _run(options, number, again, pipe)
     except (ConfigError, Unavailable) as error:
         print(f"aiotaskq: {' '.join(str(error).split())}", file=sys.stderr)
         status = SETUP_ERROR
@@ -61,9 +69,10 @@ def serve(options: ChildOptions, number: int, pipe: Connection) -> None:
     sys.exit(status)
 
 
-def _run(options: ChildOptions, number: int, pipe: Connection) -> int:
+def _run(options: ChildOptions, number: int, again: bool, pipe: Connection) -> int:
     app = find_app(options.app)
     import_tasks(app)
+    check_shared(app)
     set_up_logging(app, options.loglevel)
     processes = options.processes or app.conf.worker_processes
     try:
@@ -73,7 +82,7 @@ def _run(options: ChildOptions, number: int, pipe: Connection) -> int:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        status = runner.run(_work(app, options, number, processes, pipe))
+        status = runner.run(_work(app, options, number, processes, again, pipe))
         _exit_within(_EXIT_WAIT, status)
         return status
 
@@ -92,7 +101,12 @@ def _exit_within(seconds: float, status: int) -> None:
 
 
 async def _work(
-    app: TaskQueue, options: ChildOptions, number: int, processes: int, pipe: Connection
+    app: TaskQueue,
+    options: ChildOptions,
+    number: int,
+    processes: int,
+    again: bool,
+    pipe: Connection,
 ) -> int:
     worker = Worker(
         app,
@@ -104,7 +118,7 @@ async def _work(
         burst=options.burst,
         max_tasks=options.max_tasks or app.conf.worker_max_tasks_per_child,
     )
-    if number == 1:
+    if number == 1 and not again:
         print(banner(app, options.app, worker.options, processes), flush=True)
     ready = Ready(processes=processes, patience=worker.options.grace_period + _CLEANUP)
     app.observers.add(WorkerReady, lambda _: pipe.send_bytes(msgspec.msgpack.encode(ready)))
@@ -119,6 +133,8 @@ async def _work(
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
+    if worker.exhausted:
+        logger.info("the process has run its %d tasks: it is replaced", worker.options.max_tasks)
     return RECYCLE if recycled.is_set() or worker.exhausted else 0
 
 

@@ -58,6 +58,7 @@ def in_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
     # Not in the loop: a module may use one of its own while it is imported.
     app = find_app(target)
     import_tasks(app)
+    check_shared(app)
 
     async def run() -> T:
         try:
@@ -66,6 +67,15 @@ def in_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
             await app.close()
 
     return asyncio.run(run())
+
+
+def check_shared(app: TaskQueue) -> None:
+    """Refuse a broker that only one process sees: what is sent there would go nowhere."""
+    if not app.is_shared:
+        raise ConfigError(
+            "memory:// is seen by one process only: run `async with app.worker()` in the program"
+            " that sends, or leave the broker out for an SQLite file"
+        )
 
 
 def show(value: Any) -> str:

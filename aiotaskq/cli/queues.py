@@ -92,6 +92,11 @@ def purge(
     if not waiting:
         typer.echo(f"nothing waits in {queue!r} at {url}")
         return
-    if not yes:
-        typer.confirm(f"Drop {waiting:,} tasks that wait in {queue!r} at {url}?", abort=True)
-    typer.echo(f"dropped {in_app(target, drop):,} tasks")
+    if not yes and not typer.confirm(f"Drop {_tasks(waiting)} waiting in {queue!r} at {url}?"):
+        typer.echo("nothing was dropped", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"dropped {_tasks(in_app(target, drop))}")
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"

@@ -29,6 +29,11 @@ def find_app(target: str) -> TaskQueue:
     module_name, separator, name = target.partition(":")
     if not module_name or (separator and not name):
         raise ConfigError(f"{target!r} names no application; write it as module:name, tasks:app")
+    if "/" in module_name or module_name.endswith(".py"):
+        meant = module_name.removesuffix(".py").lstrip("./").replace("/", ".")
+        raise ConfigError(
+            f"{module_name} is a file; write the module's name: {meant}:{name or 'app'}"
+        )
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

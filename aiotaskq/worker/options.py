@@ -47,6 +47,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: An option is out of its range.
         """
+        if queues is not None:
+            _check_queues(queues)
         concurrency = _first(concurrency, conf.worker_concurrency)
         options = cls(
             name=name or worker_name(),
@@ -59,11 +61,19 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             max_tasks=max_tasks,
         )
         for what in ("concurrency", "threads", "processes"):
-            if getattr(options, what) < 1:
-                raise ConfigError(f"{what} is {getattr(options, what)}; 1 is the least")
+            number = getattr(options, what)
+            if not isinstance(number, int) or number < 1:
+                raise ConfigError(f"{what} is {number!r}; it is a whole number, and 1 is the least")
         if options.grace_period < 0:
             raise ConfigError("the grace period is seconds, 0 or more")
         return options
+
+
+def _check_queues(queues: Sequence[str]) -> None:
+    if isinstance(queues, str):
+        raise ConfigError(f"queues is {queues!r}; it is a list, such as [{queues!r}]")
+    if not queues:
+        raise ConfigError("queues is empty, and a worker without a queue never has anything to do")
 
 
 def _first(*candidates: T | None) -> T:

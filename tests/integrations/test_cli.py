@@ -401,6 +401,45 @@ def test_a_task_that_is_not_registered_is_sent_all_the_same(programs: Programs) 
     assert re.search(r"elsewhere\D+1\D+0", programs.run("queues", "tasks:app").stdout)
 
 
+def test_a_broker_that_only_one_process_sees_is_refused(programs: Programs) -> None:
+    code = "from aiotaskq import TaskQueue\napp = TaskQueue('m', broker='memory://')\n"
+    programs.write("alone.py", code)
+    for words in (("worker", "alone:app"), ("call", "alone:app", "x.y")):
+        done = programs.run(*words)
+        assert done.returncode == 2
+        assert "memory:// is seen by one process only" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("target", ["tasks.py", "./tasks.py", "./tasks:app"])
+def test_a_file_in_place_of_a_module_is_told_the_modules_name(
+    programs: Programs, target: str
+) -> None:
+    done = programs.run("call", target, "tasks.add", "1", "2")
+    assert done.returncode == 2
+    assert "is a file; write the module's name: tasks:app" in done.stderr
+
+
+def test_a_negative_number_needs_two_dashes_and_is_told_so(programs: Programs) -> None:
+    done = programs.run("call", "tasks:app", "tasks.add", "-1", "2")
+    assert done.returncode == 2
+    assert "Put -- before a negative number." in done.stderr
+
+
+def test_the_banner_tells_which_tasks_go_elsewhere(programs: Programs) -> None:
+    programs.write(
+        "routed.py",
+        "from aiotaskq import TaskQueue\napp = TaskQueue('r')\n"
+        "@app.task(queue='reports')\nasync def render() -> None: ...\n"
+        "@app.task\nasync def add() -> None: ...\n",
+    )
+    worker = programs.worker("routed:app")
+    worker.line(r" ready$")
+    assert "  . routed.render  (goes to reports, which is not served here)" in worker.output
+    assert "  . routed.add\n" in worker.output
+    assert worker.stop() == 0
+
+
 def test_queues_and_purge(programs: Programs) -> None:
     assert "no queue at sqlite:///aiotaskq.db holds anything" in (
         programs.run("queues", "tasks:app").stdout
@@ -412,7 +451,7 @@ def test_queues_and_purge(programs: Programs) -> None:
         assert re.search(r"default\D+3\D+1\D+0\D+0", programs.run(*words).stdout)
 
     asked = programs.run("queues", "purge", "tasks:app", "default", typed="n\n")
-    assert "Drop 4 tasks that wait in 'default'" in asked.stdout + asked.stderr
+    assert "Drop 4 tasks waiting in 'default'" in asked.stdout + asked.stderr
     assert asked.returncode != 0
     assert "Traceback" not in asked.stderr
     silent = programs.run("queues", "purge", "tasks:app", "default")  # nobody to answer
@@ -426,7 +465,7 @@ def test_queues_and_purge(programs: Programs) -> None:
         programs.run("-A", "tasks", "queues", "purge", "default", "-y").stdout
     )
     programs.call("tasks.add", "1", "2")
-    assert "dropped 1 tasks" in programs.run("queues", "purge", "tasks", "default", "-y").stdout
+    assert "dropped 1 task\n" in programs.run("queues", "purge", "tasks", "default", "-y").stdout
 
 
 def test_a_module_may_run_a_loop_of_its_own_while_it_is_imported(programs: Programs) -> None:

@@ -94,11 +94,37 @@ def test_a_reloaded_module_may_register_again(app: TaskQueue, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 201, 5])
 def test_a_name_that_no_driver_can_keep_is_refused(app: TaskQueue, name: Any) -> None:
-    if name == "":
-        assert app.task(name="")(add).name.endswith("add")
-        return
     with pytest.raises(ConfigError, match="printable"):
         app.task(name=name)(add)
+
+
+@pytest.mark.parametrize("wrong", [5, "", "localhost:6379", object()])
+def test_what_is_no_url_and_no_driver_is_refused_where_it_is_given(wrong: Any) -> None:
+    for what in ("broker", "backend"):
+        with pytest.raises(ConfigError, match=f"{what} is .* must be a URL"):
+            TaskQueue("x", **{what: wrong})
+
+
+@pytest.mark.parametrize("queue", ["a,b", "", 5])
+def test_a_queue_that_no_worker_could_be_given_is_refused(app: TaskQueue, queue: Any) -> None:
+    with pytest.raises(ConfigError, match="queue is"):
+        app.task(queue=queue)(add)
+
+
+@pytest.mark.parametrize("queues", ["default", []])
+def test_a_worker_wants_a_list_of_queues(app: TaskQueue, queues: Any) -> None:
+    with pytest.raises(ConfigError, match="queues is"):
+        app.worker(queues=queues)
+
+
+def test_a_child_forked_while_a_thread_is_in_the_app_can_use_it(tmp_path: Path) -> None:
+    app = TaskQueue("x", broker=f"sqlite:///{tmp_path}/x.db")
+    with app._lock:
+        pid = os.fork()
+        if pid == 0:
+            app.drivers()  # would wait for ever for the lock of a thread that is not there
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 PROGRAM = """

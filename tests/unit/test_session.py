@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from aiotaskq import session as module
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
-from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError, DecodeError
 from aiotaskq.message import Envelope, Outcome, TaskStatus
 from aiotaskq.session import Publisher, Session, Waiters
 
@@ -412,12 +412,47 @@ async def test_an_open_that_failed_is_tried_again() -> None:
                 raise BrokerUnavailable("away")
 
     broker = Away()
-    session = Session(broker, None, publish_timeout=5)
+    session = Session(broker, None, publish_timeout=0)
     with pytest.raises(BrokerUnavailable):
         await session.open()
     await session.open()
     assert broker.opened == 2
     await session.close()
+
+
+async def test_opening_is_as_patient_as_sending() -> None:
+    class Away(Broker):
+        async def open(self) -> None:
+            await super().open()
+            if self.opened < 3:
+                raise BrokerUnavailable("away")
+
+    broker = Away()
+    session = Session(broker, None, publish_timeout=60)
+    await session.open()
+    assert broker.opened == 3
+    await session.close()
+
+
+async def test_an_outcome_that_cannot_be_read_fails_only_its_own_waiters(
+    backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = backend.load
+
+    async def picky(ids: Collection[str]) -> Mapping[str, Outcome]:
+        if "bad" in ids:
+            raise DecodeError("no outcome")
+        return await load(ids)
+
+    monkeypatch.setattr(backend, "load", picky)
+    await backend.store([outcome("1"), outcome("2")], None)
+    names = ("1", "bad", "2")
+    one, bad, two = await asyncio.gather(
+        *(waiters.wait(name) for name in names), return_exceptions=True
+    )
+    assert isinstance(bad, DecodeError)
+    assert isinstance(one, Outcome)
+    assert isinstance(two, Outcome)
 
 
 async def test_without_a_backend_waiting_is_a_config_error() -> None:

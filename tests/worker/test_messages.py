@@ -25,6 +25,7 @@ async def dead(app: TaskQueue, count: int = 1) -> list[DeadLetter]:
 async def let_workers_die(app: TaskQueue, count: int) -> bytes:
     """Have one consumer after the other take the next message and die; return its body."""
     broker = await app.broker()
+    body = b""
     for crashes in range(count):
         consumer = broker.consumer(["default"], name="dies", lease=10.0)
         await consumer.open()
@@ -32,7 +33,8 @@ async def let_workers_die(app: TaskQueue, count: int) -> bytes:
         assert taken.crashes == crashes
         broker.store._time_shift += 11.0  # type: ignore[attr-defined]  # it is in memory
         assert (await broker.tend()).reclaimed == 1
-    return taken.body
+        body = taken.body
+    return body
 
 
 @pytest.mark.parametrize(
