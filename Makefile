@@ -60,7 +60,7 @@ types: $(VENV)/.dev ## mypy --strict and pyright
 
 .PHONY: arch
 arch: $(VENV)/.dev ## Layers and forbidden imports
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 .PHONY: check
 check: lint types arch ## All that needs no test run: lint, types, arch

@@ -52,7 +52,8 @@ class Failed(TaskEvent, frozen=True, kw_only=True):
     """It raised, could not be called, or its value could not be encoded, and will not run again."""
 
     error: BaseException
-    execution_time: float
+    traceback: str  # as it is stored: shortened where it is very long
+    execution_time: float  # seconds
 
 
 class Retried(TaskEvent, frozen=True, kw_only=True):

@@ -130,10 +130,7 @@ class Executor:
         try:
             message = self._codec.decode_message(delivery.body)
         except DecodeError as error:
-            # Whoever waits for it is told, though nothing is known of it but its id.
-            unread = Message(id=delivery.id, task="", queue=delivery.queue)
-            result, _ = describe(error)
-            self._bury(delivery, str(error), self._outcome(unread, TaskStatus.FAILURE, result))
+            self._bury_unread(delivery, error)
             return
         if delivery.crashes >= self._conf.max_crashes:
             self._bury_killer(delivery, message)
@@ -152,12 +149,20 @@ class Executor:
         run.work = asyncio.create_task(self._run(run))
 
     def _bury(self, delivery: Delivery, reason: str, outcome: Outcome | None) -> None:
-        logger.error("message %s goes to the dead letters: %s", delivery.id, reason)
+        name = delivery.id or "without an id"
+        logger.error("message %s goes to the dead letters: %s", name, reason)
         self._completer.add(Dead(delivery, reason), outcome)
         if self._observers.heard(events.Buried):
             self._observers.emit(
                 events.Buried(task_id=delivery.id, queue=delivery.queue, reason=reason)
             )
+
+    def _bury_unread(self, delivery: Delivery, error: DecodeError) -> None:
+        outcome = None
+        if delivery.id:  # whoever waits for it is told, though nothing else is known of it
+            unread = Message(id=delivery.id, task="", queue=delivery.queue)
+            outcome = self._outcome(unread, TaskStatus.FAILURE, describe(error)[0])
+        self._bury(delivery, str(error), outcome)
 
     def _bury_killer(self, delivery: Delivery, message: Message) -> None:
         """End what worker after worker died of, before anything of it runs here as well."""
@@ -288,7 +293,7 @@ class Executor:
             return await run.task.fn(*context.args, **context.kwargs)
         if executor == "process":
             return await self._pools.processes().run(run.task, run.delivery.body)
-        return await self._pools.threads().run(run.task.fn, *context.args, **context.kwargs)
+        return await self._pools.threads().call(run.task.fn, *context.args, **context.kwargs)
 
     # End
 
@@ -320,7 +325,9 @@ class Executor:
         self._completer.add(Done(run.delivery), outcome)
         if self._observers.heard(events.Failed):
             self._observers.emit(
-                events.Failed(message=run.message, error=error, execution_time=took)
+                events.Failed(
+                    message=run.message, error=error, traceback=traceback, execution_time=took
+                )
             )
 
     def _retry_delay(self, run: _Run, error: BaseException) -> float | None:
@@ -356,6 +363,8 @@ class Executor:
                 self._observers.emit(events.Released(message=run.message))
         elif run.stop is _Stop.REVOKE:
             self._end_revoked(run.delivery, run.message, "cancelled")
+        else:
+            logger.warning("Task %s[%s] given up", run.message.task, run.message.id)
 
     def _end_revoked(self, delivery: Delivery, message: Message, why: str) -> None:
         error = encode_error("TaskRevoked", why)

@@ -116,7 +116,10 @@ class Incarnation:
         try:
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if self._lost.is_set():
-                raise LeaseLost(f"the broker gave {self._consumer.id} up for dead")
+                raise LeaseLost(
+                    f"the broker does not know {self._consumer.id} any more: it gave no sign of"
+                    " life in time, or the broker has lost its data"
+                )
             for task in done:
                 task.result()  # a fault of the worker's own ends it, loudly
         finally:

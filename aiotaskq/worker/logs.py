@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aiotaskq import events
+from aiotaskq.errors import TaskFailed
 from aiotaskq.events import Observer, Observers
 
 logger = logging.getLogger("aiotaskq.task")
@@ -37,12 +38,12 @@ def _succeeded(event: events.Succeeded) -> None:
 def _failed(event: events.Failed) -> None:
     message = event.message
     logger.error(
-        "Task %s[%s] raised after %.6fs: %s",
+        "Task %s[%s] raised after %.6fs: %s\n%s",
         message.task,
         message.id,
         event.execution_time,
-        _short(event.error),
-        exc_info=event.error,
+        _error(event.error),
+        event.traceback.rstrip(),
     )
 
 
@@ -64,6 +65,12 @@ def _revoked(event: events.Revoked) -> None:
 
 def _released(event: events.Released) -> None:
     logger.info("Task %s[%s] handed back unfinished", event.message.task, event.message.id)
+
+
+def _error(error: BaseException) -> str:
+    if isinstance(error, TaskFailed):  # from a process: what it was there says more
+        return f"{error.exc_type}({_short(error.exc_message)})"
+    return _short(error)
 
 
 def _short(value: object) -> str:

@@ -21,8 +21,9 @@ _Ended: TypeAlias = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
 class ThreadPool:
-    """Runs functions in at most `size` threads, made when needed.
+    """Runs functions in `size` threads, made when needed.
 
+    A function that was given up, but runs on, does not count: another thread takes its place.
     Belongs to the event loop that it is made in.
     """
 
@@ -35,8 +36,22 @@ class ThreadPool:
         self._threads: list[threading.Thread] = []
         self._alive = 0  # threads
         self._busy = 0  # handed to threads and not delivered yet; touched in the loop only
+        self._given_up: set[asyncio.Future[Any]] = set()  # whose functions run on
         self._waking = False
         self._less = asyncio.Event()  # fewer are busy, or a thread ended
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function in a thread, in a copy of the caller's context, and return its value.
+
+        A thread cannot be stopped: where the call is cancelled, the function runs on.
+        """
+        future = self.run(function, *args, **kwargs)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.cancelled():
+                self._given_up.add(future)
+            raise
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Run a function in a thread, in a copy of the caller's context.
@@ -45,7 +60,7 @@ class ThreadPool:
         """
         context = contextvars.copy_context()
         future: asyncio.Future[Any] = self._loop.create_future()
-        if self._busy >= len(self._threads) < self.size:
+        if self._busy >= len(self._threads) < self.size + len(self._given_up):
             self._add_thread()
         self._busy += 1
         self._work.put((future, lambda: context.run(function, *args, **kwargs)))
@@ -89,6 +104,7 @@ class ThreadPool:
         while self._ended:
             future, value, error = self._ended.popleft()
             self._busy -= 1
+            self._given_up.discard(future)
             if future.done():
                 continue  # cancelled meanwhile: nobody wants to know
             if error is None:

@@ -208,7 +208,7 @@ class Worker:
                 logger.warning("cannot begin to take tasks, trying again: %s", error)
                 await self._rest(_RECONNECT[1] * random.uniform(0.1, 0.2))
             except LeaseLost as lost:
-                logger.error("%s; its tasks were given to others, going on under a new lease", lost)
+                logger.error("%s. What runs here is given up; going on under a new lease", lost)
                 await incarnation.abandon()
             except BaseException:  # a fault of the worker's own, or the loop ends
                 await incarnation.abandon()

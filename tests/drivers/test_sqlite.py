@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker, sql, wakeups
 from aiotaskq.drivers.sqlite.database import Database
-from aiotaskq.drivers.sqlite.process import is_gone, this_process
+from aiotaskq.drivers.sqlite.process import is_alive, is_gone, this_process
 from aiotaskq.errors import BrokerUnavailable, ConfigError
 from aiotaskq.message import Depth, Done, Envelope, Outcome, TaskStatus
 from aiotaskq.protocols import Consumer
@@ -589,11 +589,16 @@ def test_only_a_process_that_is_surely_dead_is_called_so() -> None:
     where, pid, started = ours.rsplit("/", 2)
     boot, namespace = where.split("/")
     assert pid == str(os.getpid())
+    assert is_alive(ours)
     assert not is_gone(ours)
-    assert not is_gone(None)
-    assert is_gone(f"{where}/{pid}/{int(started) - 1}")  # the number was used again
-    assert not is_gone(f"{boot}/{int(namespace) + 1}/{pid}/1")  # another container
-    assert not is_gone(f"another-boot/{namespace}/{pid}/1")  # another machine
+    again = f"{where}/{pid}/{int(started) - 1}"  # the number was used again
+    assert is_gone(again)
+    assert not is_alive(again)
+    container = f"{boot}/{int(namespace) + 1}/{pid}/1"
+    machine = f"another-boot/{namespace}/{pid}/1"
+    for unknown in (None, container, machine):
+        assert not is_gone(unknown)
+        assert not is_alive(unknown)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1)
     try:
         assert not is_gone(f"{where}/{child.pid}/{_started(child.pid)}")
@@ -601,6 +606,7 @@ def test_only_a_process_that_is_surely_dead_is_called_so() -> None:
     finally:
         child.communicate()
     assert is_gone(dead)
+    assert not is_alive(dead)
 
 
 def _started(pid: int) -> str:

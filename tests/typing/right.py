@@ -62,6 +62,7 @@ async def asynchronous() -> None:
     assert_type(configured.delay(1), AsyncResult[int])
 
     assert_type(await app.kiq_many([add.s(2, 8), add.s(3)]), list[TaskHandle[int]])
+    await app.kiq_many([add.s(2, 8), render.s(UUID(int=1), title="x")])  # of several types
     by_name = await app.send("tasks.add", args=(2, 8), countdown=1)
     assert_type(by_name, TaskHandle[Any])
 

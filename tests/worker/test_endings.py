@@ -18,7 +18,8 @@ from aiotaskq import (
     current_task,
 )
 from aiotaskq.events import Failed, Retried, Revoked, Succeeded
-from tests.worker.tools import LONG, Heard
+from aiotaskq.message import Envelope
+from tests.worker.tools import LONG, Heard, until
 
 
 @pytest.mark.parametrize(
@@ -252,3 +253,51 @@ async def test_a_task_that_expires_between_its_attempts_is_revoked(app: TaskQueu
         with pytest.raises(TaskRevoked, match="expired"):
             await handle.result(LONG)
     assert heard.names == ["Retried", "Revoked"]
+
+
+async def test_a_function_that_does_not_end_costs_nobody_else_a_thread(app: TaskQueue) -> None:
+    end = threading.Event()
+
+    @app.task(timeout=0.05)
+    def hang() -> None:
+        end.wait(LONG)
+
+    @app.task
+    def quick() -> str:
+        return "done"
+
+    try:
+        async with app.worker(threads=1):
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await (await hang.kiq()).result(LONG)
+            assert await (await quick.kiq()).result(LONG) == "done"
+            end.set()
+    finally:
+        end.set()
+
+
+async def test_a_very_long_message_is_logged_shortened(
+    app: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task
+    async def shout() -> None:
+        raise ValueError("y" * 3_000_000)
+
+    async with app.worker():
+        ended = await (await shout.kiq()).wait(LONG)
+    assert "y" * 1000 in str(ended.error)
+    assert len(caplog.text) < 100_000
+
+
+async def test_what_cannot_be_read_and_has_no_id_is_buried_without_an_outcome(
+    app: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = await app.broker()
+    await broker.publish([Envelope(id="", queue="default", body=b"\xff")])
+    async with app.worker(burst=True) as worker:
+        await until(lambda: not worker.running and "dead letters" in caplog.text)
+    assert "message without an id goes to the dead letters" in caplog.text
+    assert "too late" not in caplog.text
+    [dead] = await broker.dead("default")
+    assert dead.body == b"\xff"

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer
 from aiotaskq.drivers.sqlite.database import Database, Settings
+from aiotaskq.drivers.sqlite.leases import give_up, remove
 from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import BUDGET, add, promote, sweep
 from aiotaskq.drivers.sqlite.process import is_gone
@@ -150,6 +151,7 @@ class SQLiteBroker:
             return Tended()
         # Relaxed: what a power cut undoes of this is done again.
         with db.write(relaxed=True):
+            now = self._now()  # again: it may have taken long to come to write
             promoted = promote(db, now)
             reclaimed = _reclaim(db, lapsed, now, gone)
             self._sweep_if_time(db, now)
@@ -187,7 +189,7 @@ def _gone(db: Database) -> set[str]:
 def _reclaim(db: Database, lapsed: list[int], now: float, gone: set[str]) -> int:
     reclaimed = 0
     for number in lapsed:
-        if not _fence(db, number, now, gone):
+        if not give_up(db, number, now, gone):
             continue
         held = db.rows(sql.HELD_BY, (number, BUDGET - reclaimed))
         for seq, queue, cancelled in held:
@@ -199,21 +201,8 @@ def _reclaim(db: Database, lapsed: list[int], now: float, gone: set[str]) -> int
         reclaimed += len(held)
         if reclaimed == BUDGET:
             break  # it stays fenced, and the next round goes on with it
-        db.change(sql.REMOVE_CONSUMER, (number,))
+        remove(db, number)
     return reclaimed
-
-
-def _fence(db: Database, number: int, now: float, gone: set[str]) -> bool:
-    """From here on the consumer can neither fetch nor settle nor renew; False if it lives."""
-    rows = db.rows(sql.JUDGED, (number,))
-    if not rows:
-        return False
-    [(lease_until, process, fenced)] = rows
-    # The lease may have been renewed since it was judged.
-    if not fenced and lease_until > now and process not in gone:
-        return False
-    db.change(sql.FENCE, (number,))
-    return True
 
 
 def _depth(db: Database, now: float) -> dict[str, Depth]:

@@ -13,6 +13,7 @@ from functools import partial
 
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import Database
+from aiotaskq.drivers.sqlite.leases import note_beat, remove
 from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import BUDGET, add, promote
 from aiotaskq.drivers.sqlite.process import this_process
@@ -202,10 +203,12 @@ class SQLiteConsumer:
 
     def _register(self, db: Database) -> int:
         queues = json.dumps(self._queues)
-        lease_until = self._now() + self._lease
-        row = (self.id, self._name, queues, lease_until, this_process())
         with db.write(relaxed=True):
-            return db.insert(sql.ADD_CONSUMER, row)
+            now = self._now()
+            row = (self.id, self._name, queues, now + self._lease, this_process())
+            number = db.insert(sql.ADD_CONSUMER, row)
+            note_beat(db, number, self._lease, now)
+            return number
 
     def _end(self, db: Database) -> None:
         with db.write(relaxed=True):
@@ -215,7 +218,7 @@ class SQLiteConsumer:
             if db.change(sql.GIVE_BACK_ALL, (self._number,)):
                 for topic in self._topics:
                     db.wake(topic)
-            db.change(sql.REMOVE_CONSUMER, (self._number,))
+            remove(db, self._number)
 
 
 class SQLiteLease:
@@ -242,4 +245,8 @@ class SQLiteLease:
 
     def _renew(self, db: Database) -> bool:
         with db.write(relaxed=True):
-            return db.change(sql.RENEW, (self._now() + self._seconds, self._number())) == 1
+            now, number = self._now(), self._number()
+            if db.change(sql.RENEW, (now + self._seconds, number)) == 0:
+                return False
+            note_beat(db, number, self._seconds, now)
+            return True

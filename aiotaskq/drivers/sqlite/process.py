@@ -27,16 +27,25 @@ def this_process() -> str | None:
 
 def is_gone(process: str | None) -> bool:
     """Say whether a process is surely dead; False where that cannot be known from here."""
+    return _lives(process) is False
+
+
+def is_alive(process: str | None) -> bool:
+    """Say whether a process surely lives; False where that cannot be known from here."""
+    return _lives(process) is True
+
+
+def _lives(process: str | None) -> bool | None:
     if process is None:
-        return False
+        return None
     where, pid, started = process.rsplit("/", 2)
     if where != _here():
-        return False  # another container, another machine, or before a reboot
+        return None  # another container, another machine, or before a reboot
     status = _status(pid)
     if status is None:
-        return not _exists(int(pid))
+        return None if _exists(int(pid)) else False
     # A zombie runs nothing; it only waits for its parent to notice.
-    return status[_STARTED] != started or status[_STATE] in "ZX"
+    return status[_STARTED] == started and status[_STATE] not in "ZX"
 
 
 def this_network() -> str:

@@ -192,6 +192,17 @@ ALL_CONSUMERS = "SELECT number, lease_until, process, fenced FROM ~consumers"
 ALL_PROCESSES = "SELECT DISTINCT process FROM ~consumers WHERE process IS NOT NULL"
 JUDGED = "SELECT lease_until, process, fenced FROM ~consumers WHERE number = ?"
 FENCE = "UPDATE ~consumers SET fenced = 1 WHERE number = ?"
+READ_META = "SELECT value FROM ~meta WHERE key = ?"
+WRITE_META = """
+    INSERT INTO ~meta (key, value) VALUES (?, ?)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value
+"""
+FORGET_META = "DELETE FROM ~meta WHERE key = ?"
+SPARABLE = """
+    SELECT number, process, value FROM ~consumers JOIN ~meta ON key = 'spare:' || number
+    WHERE fenced = 0
+"""
+SPARE = "UPDATE ~consumers SET lease_until = max(lease_until, ?) WHERE number = ?"
 CANCELLED_OF = "SELECT seq, token, id FROM ~messages WHERE consumer = ? AND cancelled = 1"
 FORGET_CANCELLED_OF = "DELETE FROM ~messages WHERE consumer = ? AND cancelled = 1"
 GIVE_BACK_ALL = "UPDATE ~messages SET consumer = NULL, token = NULL WHERE consumer = ?"

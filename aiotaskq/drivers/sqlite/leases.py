@@ -1,0 +1,86 @@
+"""Signs of life, and who is given up for want of them: inside a transaction of the caller's.
+
+Leases go by the clock on the wall, since processes share no other. When it is set forward, or
+when one holds the file for long, every lease runs out at once, and nobody is to blame. What
+tells such a silence is that nobody at all gave a sign of life. Whose process can be seen to
+live is spared then: it gets another lease, once, until it gives a sign of life itself.
+
+In the table `meta`:
+
+================  ===============================================================
+`beat`            when anybody last gave a sign of life, Unix time
+`spare:<number>`  seconds of the other lease that the consumer has not yet used up
+================  ===============================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from aiotaskq.drivers.sqlite import sql
+from aiotaskq.drivers.sqlite.database import Database
+from aiotaskq.drivers.sqlite.process import is_alive
+
+_BEAT = "beat"
+
+
+def note_beat(db: Database, number: int, lease: float, now: float) -> None:
+    """Note that a consumer lives; the first one after a silence speaks for all."""
+    if _is_silence(db, lease):
+        _spare(db, now)
+    # By the real clock: that a test lets time pass is no silence.
+    db.change(sql.WRITE_META, (_BEAT, repr(time.time())))
+    db.change(sql.WRITE_META, (_key(number), repr(lease)))
+
+
+def give_up(db: Database, number: int, now: float, gone: Collection[str]) -> bool:
+    """Fence a consumer off: it can neither fetch nor settle nor renew; False if it lives.
+
+    Of the processes in `gone` it is known that they are dead.
+    """
+    rows = db.rows(sql.JUDGED, (number,))
+    if not rows:
+        return False
+    [(lease_until, process, fenced)] = rows
+    dead = fenced or process in gone
+    # The lease may have been renewed since it was looked at.
+    if not dead and (lease_until > now or _is_spared(db, number, process, now)):
+        return False
+    db.change(sql.FENCE, (number,))
+    return True
+
+
+def remove(db: Database, number: int) -> None:
+    """Forget a consumer that holds nothing any more."""
+    db.change(sql.REMOVE_CONSUMER, (number,))
+    db.change(sql.FORGET_META, (_key(number),))
+
+
+def _is_spared(db: Database, number: int, process: str | None, now: float) -> bool:
+    lease = _number(db, _key(number))
+    if lease is None or not is_alive(process) or not _is_silence(db, lease):
+        return False
+    _spare(db, now)
+    return True
+
+
+def _is_silence(db: Database, lease: float) -> bool:
+    beat = _number(db, _BEAT)
+    return beat is not None and time.time() - beat > lease / 2
+
+
+def _spare(db: Database, now: float) -> None:
+    for number, process, lease in db.rows(sql.SPARABLE):
+        if is_alive(process):
+            db.change(sql.SPARE, (now + float(lease), number))
+            db.change(sql.FORGET_META, (_key(number),))
+
+
+def _number(db: Database, key: str) -> float | None:
+    rows = db.rows(sql.READ_META, (key,))
+    return float(rows[0][0]) if rows else None
+
+
+def _key(number: int) -> str:
+    return f"spare:{number}"
