@@ -11,8 +11,8 @@ local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_se
 
 for _, base in ipairs(KEYS) do
   relieve(base)
-  -- The server was started after the last sign of life, whole seconds ago at least: it was the server that was away, and the
-  -- others, who come back in a moment, are not to be judged by that.
+  -- The server was started after the last sign of life, to the whole second: so it was the server
+  -- that was away, and the others, who come back in a moment, are not to be judged by that.
   local beat = redis.call('HGET', base .. 'meta', 'beat')
   if beat and uptime and uptime + 1 <= real - tonumber(beat) then
     grant(base, now)
