@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from importlib import import_module
 from typing import Any, cast
 
@@ -33,6 +35,16 @@ _BACKENDS = {
 }
 
 
+# A child that was forked in the middle of an import would wait for the end of it for ever.
+_importing = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
+
+
 def create_broker(url: str, *, prefix: str) -> Broker:
     """Return the closed broker that a URL names.
 
@@ -61,7 +73,8 @@ def _create(url: str, prefix: str, known: dict[str, str], role: str) -> Any:
         )
     module, _, name = target.partition(":")
     try:
-        driver = getattr(import_module(f"{__name__}.{module}"), name)
+        with _importing:
+            driver = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
         raise ConfigError(
             f"{scheme}:// needs the library {error.name!r}, which is not installed:"

@@ -782,3 +782,58 @@ async def test_what_a_cancelled_fetch_took_goes_to_others_too(broker: SQLiteBrok
     await other.close()
     await consumer.close()
     await clone.close()
+
+
+FORKING = """
+import os
+import threading
+
+from aiotaskq import TaskQueue
+
+app = TaskQueue("forking", broker="sqlite:///forking.db")
+
+
+@app.task
+async def add(x: int, y: int) -> int:
+    return x + y
+
+
+def send(enough: threading.Event) -> None:
+    while not enough.is_set():
+        add.delay(1, 1)
+
+
+enough = threading.Event()
+threads = [threading.Thread(target=send, args=(enough,)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+children = []
+for number in range(10):  # the first ones while the driver is imported, opened, used
+    child = os.fork()
+    if not child:
+        for _ in range(5):
+            add.delay(number, 1)
+        os._exit(7)
+    children.append(child)
+print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+enough.set()
+for thread in threads:
+    thread.join()
+print(add.delay(3, 4).status)
+"""
+
+
+def test_a_process_may_fork_while_its_threads_use_the_file(tmp_path: Path) -> None:
+    """Neither side waits for a lock of the other's, and both go on."""
+    (tmp_path / "forking.py").write_text(FORKING, encoding="utf-8")
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "forking.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.stdout.split() == ["7"] * 10 + ["PENDING"], done.stderr
+        assert not done.stderr

@@ -7,11 +7,13 @@ import os
 import random
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
+from weakref import WeakSet
 
 import msgspec
 
@@ -83,15 +85,33 @@ def _option(name: str, value: str) -> str | float:
 
 
 class Database:
-    """A connection, for the use of one thread. All methods block; SQLite's errors pass through."""
+    """A connection, for the use of one thread. All methods block; SQLite's errors pass through.
+
+    What uses it does so inside ``with database.in_use():``. A fork waits for all such uses, and
+    closes the connections before: SQLite's own locks, and what it remembers of the file's,
+    would be wrong in the child. Each opens again when it is next used.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._use = threading.RLock()
+        self._closed_for_fork = False
         self._caller = Caller()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
         self._rendered: dict[str, str] = {}
         self._topics: set[str] = set()
+        with _registering:
+            _all.add(self)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep other threads from forking meanwhile."""
+        with self._use:
+            if self._closed_for_fork:
+                self.open()
+                self._closed_for_fork = False
+            yield
 
     def open(self) -> None:
         """Connect, and create the tables if they are not there.
@@ -101,7 +121,11 @@ class Database:
         """
         path = self._settings.path
         _check_place(path)
-        self._connection = connection = sqlite3.connect(path, isolation_level=None, timeout=0)
+        self._synchronous = ""
+        # The thread that forks closes it.
+        self._connection = connection = sqlite3.connect(
+            path, isolation_level=None, timeout=0, check_same_thread=False
+        )
         _ours.add(connection)
         # SQLite's own waiting starts with 1 ms and ends with naps of 100 ms, in which faster
         # processes take turn after turn. It gets a short try, and `_patiently` does the rest.
@@ -116,11 +140,27 @@ class Database:
 
     def close(self) -> None:
         """Disconnect."""
+        with self._use:
+            self._closed_for_fork = False
+            self._caller.close()
+            self._disconnect()
+
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        self._caller.close()
         if connection is not None:
             connection.close()
             _ours.discard(connection)
+
+    def before_fork(self) -> None:
+        """Wait until nobody uses it, and close the connection; `after_fork` must follow."""
+        self._use.acquire()
+        if self._connection is not None:
+            self._disconnect()
+            self._closed_for_fork = True
+
+    def after_fork(self) -> None:
+        """Let it be used again."""
+        self._use.release()
 
     @contextlib.contextmanager
     def write(self, *, relaxed: bool = False) -> Iterator[None]:
@@ -237,9 +277,39 @@ class Database:
         return version
 
 
-# After a fork the child must not so much as close a connection of its parent: that would undo
-# the parent's locks. Held here, none is closed by being collected.
+# Where a fork comes without our knowing (from C), the child must not so much as close a connection
+# of its parent: that would undo the parent's locks. Held here, none is closed by being collected.
 _ours: set[sqlite3.Connection] = set()
+
+_all: WeakSet[Database] = WeakSet()
+_registering = threading.RLock()
+_stopped: list[Database] = []
+_forking = False
+
+
+def _before_fork() -> None:
+    global _forking
+    _registering.acquire()
+    _forking = True
+    for database in list(_all):
+        database.before_fork()
+        _stopped.append(database)
+
+
+def _after_fork() -> None:
+    global _forking
+    if not _forking:
+        return  # this module was imported when the fork had begun
+    while _stopped:
+        _stopped.pop().after_fork()
+    _forking = False
+    _registering.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
 
 
 def _check_place(path: Path) -> None:

@@ -127,7 +127,8 @@ class Link:
 
     def _attempt(self, job: Callable[[Database], T]) -> T:
         try:
-            return job(self._database)
+            with self._database.in_use():
+                return job(self._database)
         except sqlite3.Error as error:
             raise self._unavailable(sentence(error, self.settings)) from error
 
@@ -136,7 +137,8 @@ class Link:
         self.settings = msgspec.structs.replace(self.settings, path=self.settings.path.absolute())
         self._database = Database(self.settings)
         try:
-            self._database.open()
+            with self._database.in_use():
+                self._database.open()
         except sqlite3.Error as error:
             text = sentence(error, self.settings)
             if getattr(error, "sqlite_errorname", "").startswith(LASTING):
