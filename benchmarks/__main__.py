@@ -146,7 +146,7 @@ def enqueue(store: Store, count: int, runs: int) -> Iterator[Figure]:
 def _worker(store: Store) -> Iterator[None]:
     """Run a worker from the command line, as a user would."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "aiotaskq", "worker", "benchmarks.tasks:app", "-l", "warning"],
+        [sys.executable, "-m", "aiotaskq", "worker", "benchmarks.tasks:app", "-l", "error"],
         env=store.environment(),
         stdout=subprocess.DEVNULL,
     )
@@ -211,7 +211,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every run to this file")
     options = parser.parse_args()
     console = Console()
-    table = Table("measure", title=f"aiotaskq {__version__}, {os.cpu_count()} cores")
+    table = Table(title=f"aiotaskq {__version__}, {os.cpu_count()} cores")
+    table.add_column("measure", no_wrap=True)
     for column in ("median", "least", "greatest"):
         table.add_column(column, justify="right")
     table.add_column("unit")
