@@ -97,7 +97,6 @@ class Arguments:
         parameters = self._signature.parameters.values()
         positional = [p for p in parameters if p.kind in _POSITIONAL]
         self._names = tuple(p.name for p in positional)
-        self._positional_only = sum(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in positional)
         self._variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
         self._keyword_variadic = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
         required = [p for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]

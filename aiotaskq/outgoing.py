@@ -45,12 +45,7 @@ def write(call: Call[Any], task: Task[Any, Any] | None, conf: Config, codec: Cod
     options = call.options
     now = time.time()
     task_id = options.get("task_id")
-    queue = (
-        options.get("queue")
-        or (task.options.queue if task is not None else None)
-        or conf.route(call.name)
-        or conf.task_default_queue
-    )
+    queue = options.get("queue") or queue_of(call.name, task, conf)
     message = Message(
         id=new_id() if task_id is None else str(task_id),
         task=call.name,
@@ -64,6 +59,12 @@ def write(call: Call[Any], task: Task[Any, Any] | None, conf: Config, codec: Cod
     if options:
         message = _with_options(message, options, now, conf)
     return Outgoing(message, _start(options, now, conf), task_id is not None)
+
+
+def queue_of(name: str, task: Task[Any, Any] | None, conf: Config) -> str:
+    """Return the queue that a task goes to where the call does not say."""
+    own = None if task is None else task.options.queue
+    return own or conf.route(name) or conf.task_default_queue
 
 
 def seal(outgoing: Outgoing, codec: Codec) -> Envelope:

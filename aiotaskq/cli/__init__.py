@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 
 from aiotaskq.cli import queues, tasks, worker
-from aiotaskq.cli.common import ROOT_HELP, Settings
+from aiotaskq.cli.common import ROOT_HELP, Settings, complain
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.identity import version
-
-SETUP_ERROR = 2
+from aiotaskq.supervisor import SETUP_ERROR
 
 cli = typer.Typer(
     name="aiotaskq",
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = cli(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except AioTaskQError as error:
-        _complain(str(error))
+        complain(str(error))
         status = SETUP_ERROR
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("stopped", err=True)
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if describe is None:
             raise
         if message := _with_mend(describe()):  # empty where the help was shown instead
-            _complain(message)
+            complain(message)
         status = SETUP_ERROR
     raise SystemExit(status)
 
@@ -79,7 +78,3 @@ def _with_mend(message: str) -> str:
     if re.search(r"No such option: -\d", message):
         return f"{message} Put -- before a negative number."
     return message
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"aiotaskq: {' '.join(message.split())}", err=True)

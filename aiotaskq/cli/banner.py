@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.identity import version
+from aiotaskq.outgoing import queue_of
 from aiotaskq.worker.options import WorkerOptions
 
 
@@ -33,6 +34,6 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
 
 
 def _line(app: TaskQueue, name: str, options: WorkerOptions) -> str:
-    queue = app.tasks[name].options.queue or app.conf.route(name) or app.conf.task_default_queue
+    queue = queue_of(name, app.tasks[name], app.conf)
     served = "" if queue in options.queues else f"  (goes to {queue}, which is not served here)"
     return f"  . {name}{served}"

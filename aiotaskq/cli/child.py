@@ -17,7 +17,7 @@ import msgspec
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.banner import banner
-from aiotaskq.cli.common import check_shared
+from aiotaskq.cli.common import check_shared, complain
 from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
@@ -61,7 +61,7 @@ def serve(options: ChildOptions, number: int, again: bool, pipe: Connection) -> 
     try:
         status = _run(options, number, again, pipe)
     except (ConfigError, Unavailable) as error:
-        print(f"aiotaskq: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(str(error))
         status = SETUP_ERROR
     except Exception:
         logger.exception("the worker failed")

@@ -78,6 +78,11 @@ def check_shared(app: TaskQueue) -> None:
         )
 
 
+def complain(message: str) -> None:
+    """Say what is wrong, in one line on stderr."""
+    typer.echo(f"aiotaskq: {' '.join(message.split())}", err=True)
+
+
 def show(value: Any) -> str:
     """Return a value as people read it: JSON where it can be."""
     from aiotaskq.codec import encode_json

@@ -116,6 +116,7 @@ class Executor:
         self._running: set[_Run] = set()  # not by id: one may be sent twice and run twice at once
         self._call = wrap_run(app.middlewares, self._call_function)
         self._plain = self._call == self._call_function  # no middleware to go through
+        self._max_crashes = app.conf.max_crashes
         self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
 
     @property
@@ -132,7 +133,7 @@ class Executor:
         except DecodeError as error:
             self._bury_unread(delivery, error)
             return
-        if delivery.crashes >= self._conf.max_crashes:
+        if delivery.crashes >= self._max_crashes:
             self._bury_killer(delivery, message)
             return
         if self._observers.heard(events.Received):

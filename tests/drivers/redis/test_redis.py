@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from typing import TypeVar
 
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Raw
 
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker, items
 from aiotaskq.drivers.redis.address import parse
@@ -23,55 +20,12 @@ from aiotaskq.message import (
     Dead,
     Depth,
     Done,
-    Envelope,
-    Outcome,
     Release,
     TaskStatus,
     Tended,
 )
+from tests.drivers.redis.tools import envelope, outcome
 from tests.servers import RedisServer, Watchdog
-
-PATIENCE = 30.0
-Value = TypeVar("Value")
-
-
-def envelope(name: str, **fields: object) -> Envelope:
-    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
-
-
-def outcome(name: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:
-    return Outcome(task_id=name, status=status, result=Raw(b"[1]"))
-
-
-@pytest.fixture
-def control(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-async def broker(redis_url: str) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker(redis_url)
-    await broker.open()
-    yield broker
-    await broker.close()
-
-
-@pytest.fixture
-async def consumer(broker: RedisBroker) -> AsyncIterator[RedisConsumer]:
-    consumer = broker.consumer(["q"], name="w", lease=60.0)
-    await consumer.open()
-    yield consumer
-    await consumer.close()
-
-
-@pytest.fixture
-async def backend(redis_url: str) -> AsyncIterator[RedisBackend]:
-    backend = RedisBackend(redis_url)
-    await backend.open()
-    yield backend
-    await backend.close()
-
 
 # --- what rests on the server -------------------------------------------------------------------
 

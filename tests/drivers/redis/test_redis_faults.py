@@ -7,81 +7,26 @@ import contextlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self
 
 import pytest
 import redis
-from msgspec import Raw
 
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker, results, scripts
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.link import Link
-from aiotaskq.errors import BrokerUnavailable, Unavailable
+from aiotaskq.errors import BrokerUnavailable
 from aiotaskq.message import (
     Again,
     Delivery,
     Depth,
     Done,
-    Envelope,
-    Outcome,
     Release,
-    TaskStatus,
 )
+from tests.drivers.redis.tools import PATIENCE, envelope, insist, outcome
 from tests.servers import RedisServer
-
-PATIENCE = 30.0
-Value = TypeVar("Value")
-
-
-def envelope(name: str, **fields: object) -> Envelope:
-    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
-
-
-def outcome(name: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:
-    return Outcome(task_id=name, status=status, result=Raw(b"[1]"))
-
-
-async def insist(call: Callable[..., Awaitable[Value]], *args: Any, **named: Any) -> Value:
-    """Repeat a call while the server is away, as a worker does."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                return await call(*args, **named)
-            except Unavailable:
-                await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def control(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-async def broker(redis_url: str) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker(redis_url)
-    await broker.open()
-    yield broker
-    await broker.close()
-
-
-@pytest.fixture
-async def consumer(broker: RedisBroker) -> AsyncIterator[RedisConsumer]:
-    consumer = broker.consumer(["q"], name="w", lease=60.0)
-    await consumer.open()
-    yield consumer
-    await consumer.close()
-
-
-@pytest.fixture
-async def backend(redis_url: str) -> AsyncIterator[RedisBackend]:
-    backend = RedisBackend(redis_url)
-    await backend.open()
-    yield backend
-    await backend.close()
-
 
 # --- connections --------------------------------------------------------------------------------
 

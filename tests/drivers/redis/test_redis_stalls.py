@@ -5,52 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
 
 import pytest
 import redis
 
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.redis.consumer import RedisConsumer
-from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
+from aiotaskq.errors import BrokerUnavailable, LeaseLost
 from aiotaskq.message import (
     Done,
-    Envelope,
     Tended,
 )
+from tests.drivers.redis.tools import PATIENCE, envelope, insist
 from tests.servers import RedisServer
-
-PATIENCE = 30.0
-Value = TypeVar("Value")
-
-
-def envelope(name: str, **fields: object) -> Envelope:
-    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
-
-
-async def insist(call: Callable[..., Awaitable[Value]], *args: Any, **named: Any) -> Value:
-    """Repeat a call while the server is away, as a worker does."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                return await call(*args, **named)
-            except Unavailable:
-                await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def control(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-async def broker(redis_url: str) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker(redis_url)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 @pytest.mark.parametrize("patience", [5.0, 0.3], ids=["patient", "reconnecting"])
