@@ -212,10 +212,10 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     table = Table(title=f"aiotaskq {__version__}, {os.cpu_count()} cores")
-    table.add_column("measure", no_wrap=True)
+    table.add_column("measure")
     for column in ("median", "least", "greatest"):
-        table.add_column(column, justify="right")
-    table.add_column("unit")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
     figures = []
     watchdog = Watchdog()
     try:
