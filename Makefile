@@ -13,6 +13,9 @@ CODE := $(wildcard aiotaskq tests examples benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 # More for pytest: make test ARGS="-k redis -x"
 ARGS ?=
+# The tests mostly wait, for servers and processes. One after another: make test SPREAD=
+CORES := $(shell nproc 2>/dev/null || echo 2)
+SPREAD ?= --numprocesses $(shell echo $$(($(CORES) < 5 ? $(CORES) + 1 : 6)))
 
 .PHONY: help
 help: ## Show this
@@ -73,7 +76,7 @@ servers:
 
 .PHONY: test
 test: $(VENV)/.dev servers ## Every test, against real servers that it installs and starts itself
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## The tests that need no server and little time
@@ -82,6 +85,17 @@ test-fast: $(VENV)/.dev ## The tests that need no server and little time
 .PHONY: conformance
 conformance: $(VENV)/.dev servers ## The same suite over every driver
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
+
+.PHONY: faults
+faults: $(VENV)/.dev servers ## Break everything at length, with other seeds each time: half an hour
+	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
+
+# How long: make soak MINUTES=480
+MINUTES ?= 60
+
+.PHONY: soak
+soak: $(VENV)/.dev servers ## Break worker processes for MINUTES, on each broker; nothing may grow
+	AIOTASKQ_TESTS_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/faults/test_soak.py $(ARGS)
 
 # --- programs ---
 

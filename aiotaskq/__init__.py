@@ -3,9 +3,11 @@
 from aiotaskq import events
 from aiotaskq.app import TaskQueue
 from aiotaskq.context import State, TaskContext, current_task
+from aiotaskq.deadletters import DeadTask
 from aiotaskq.errors import (
     AioTaskQError,
     BackendUnavailable,
+    BrokerFull,
     BrokerUnavailable,
     CodecError,
     ConfigError,
@@ -13,17 +15,24 @@ from aiotaskq.errors import (
     DuplicateTask,
     EncodeError,
     LeaseLost,
+    MaxRetriesExceededError,
     PayloadTooLarge,
+    Reject,
     ResultError,
     ResultTimeout,
+    RetryLater,
+    Snooze,
+    SoftTimeLimitExceeded,
     TaskFailed,
     TaskRevoked,
+    TimeLimitExceeded,
     Unavailable,
     UnknownTask,
     Unsupported,
+    Verdict,
 )
 from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
-from aiotaskq.message import Message, TaskStatus
+from aiotaskq.message import Attempt, Message, TaskStatus, WorkerInfo
 from aiotaskq.middleware import Middleware
 from aiotaskq.retry import Retry
 from aiotaskq.task import Call, Task
@@ -34,21 +43,29 @@ __version__ = "0.1.0"
 __all__ = [
     "AioTaskQError",
     "AsyncResult",
+    "Attempt",
     "BackendUnavailable",
+    "BrokerFull",
     "BrokerUnavailable",
     "Call",
     "CodecError",
     "ConfigError",
+    "DeadTask",
     "DecodeError",
     "DuplicateTask",
     "EncodeError",
     "LeaseLost",
+    "MaxRetriesExceededError",
     "Message",
     "Middleware",
     "PayloadTooLarge",
+    "Reject",
     "ResultError",
     "ResultTimeout",
     "Retry",
+    "RetryLater",
+    "Snooze",
+    "SoftTimeLimitExceeded",
     "State",
     "Task",
     "TaskContext",
@@ -58,10 +75,13 @@ __all__ = [
     "TaskResult",
     "TaskRevoked",
     "TaskStatus",
+    "TimeLimitExceeded",
     "Unavailable",
     "UnknownTask",
     "Unsupported",
+    "Verdict",
     "Worker",
+    "WorkerInfo",
     "current_task",
     "events",
 ]

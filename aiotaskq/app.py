@@ -12,27 +12,25 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
+import msgspec
+
 from aiotaskq import bridge
 from aiotaskq.codec import Codec
 from aiotaskq.config import Config
+from aiotaskq.deadletters import DeadLetters
 from aiotaskq.definitions import Definitions
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
 from aiotaskq.errors import ConfigError
 from aiotaskq.events import Sent
 from aiotaskq.failures import encode_error, to_exception
 from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
-from aiotaskq.message import Message, Outcome, TaskStatus
+from aiotaskq.message import Message, Outcome, TaskStatus, WorkerInfo
 from aiotaskq.middleware import Middleware, wrap_send
+from aiotaskq.options import CallOptions, check_args, check_name, check_options
 from aiotaskq.outgoing import Outgoing, check_traits, seal, write
 from aiotaskq.protocols import Broker, ResultBackend
 from aiotaskq.session import Session
-from aiotaskq.task import (
-    Call,
-    CallOptions,
-    check_args,
-    check_name,
-    check_options,
-)
+from aiotaskq.task import Call
 from aiotaskq.worker import Worker
 
 R = TypeVar("R")
@@ -147,12 +145,21 @@ class TaskQueue(Definitions):
         """
         with self._lock:  # two brokers made from one memory:// would have nothing in common
             if self._templates is None:
-                broker = self._broker or self.conf.broker_url or EMBEDDED
+                broker = self._choose_broker()
                 if isinstance(broker, str):
                     broker = create_broker(broker, prefix=self.conf.prefix)
                 self._templates = broker, self._create_backend(broker)
         broker, backend = self._templates
         return broker.clone(), backend and backend.clone()
+
+    @property
+    def broker_url(self) -> str | None:
+        """The URL of the broker, with its password; None where it was given as a driver."""
+        broker = self._choose_broker()
+        return broker if isinstance(broker, str) else None
+
+    def _choose_broker(self) -> str | Broker:
+        return self._broker or self.conf.broker_url or EMBEDDED
 
     @property
     def is_shared(self) -> bool:
@@ -209,7 +216,7 @@ class TaskQueue(Definitions):
 
     async def _send_through(self, session: Session, outgoing: Outgoing) -> None:
         async def send(message: Message) -> None:
-            envelope = seal(outgoing._replace(message=message), self.codec)
+            envelope = seal(outgoing.with_message(message), self.codec)
             if envelope.id not in await session.publisher.publish([envelope]):
                 self._tell_sent([message])
 
@@ -248,13 +255,13 @@ class TaskQueue(Definitions):
     def _call_by_name(
         self, name: str, args: Sequence[Any], kwargs: dict[str, Any] | None, options: CallOptions
     ) -> Call[Any]:
+        task = self.tasks.get(name)
         call: Call[Any] = Call(
             check_name("a task's name", name),
             check_args(args),
             dict(kwargs or {}),
-            check_options(options),
+            check_options(options) if task is None else task.check_options(options),
         )
-        task = self.tasks.get(name)
         if task is not None:
             task.arguments.check(call.args, call.kwargs)
         return call
@@ -280,14 +287,28 @@ class TaskQueue(Definitions):
         backend = await self._session().results()
         return (await backend.load([task_id])).get(task_id)
 
-    async def cancel(self, task_id: str) -> None:
-        """Revoke a task: waiting, it never starts; running, it is cancelled.
+    async def cancel(self, task_id: str, *, running: bool = True) -> None:
+        """Revoke a task: waiting, delayed or to be tried again, it never starts.
 
         A task that has ended stays as it ended.
+
+        Args:
+            task_id: An id that is not known yet is revoked as well.
+            running: Whether a task that runs is cancelled. If not, it is left alone.
         """
         session = await self._open_session()
-        # The outcome first: if the second step fails, who waits has been told, and the task's own
-        # outcome will be refused. The other way round there would be neither.
+        if running:
+            # The outcome first: if the second step fails, who waits has been told, and the task's
+            # own outcome will be refused. The other way round there would be neither.
+            await self._store_revoked(session, task_id)
+            await session.broker.cancel([task_id])
+        # Here only the broker knows whether it runs, and so whether that is its outcome: stored
+        # first, it would stand against what a running task returns. If the second step fails, the
+        # caller hears of it, and may do it all again.
+        elif task_id not in await session.broker.cancel([task_id], running=False):
+            await self._store_revoked(session, task_id)
+
+    async def _store_revoked(self, session: Session, task_id: str) -> None:
         if session.keeps_results:
             revoked = Outcome(
                 task_id=task_id,
@@ -296,7 +317,6 @@ class TaskQueue(Definitions):
                 date_done=datetime.now(UTC),
             )
             await (await session.results()).store([revoked], self.conf.result_expires)
-        await session.broker.cancel([task_id])
 
     async def forget(self, task_id: str) -> bool:
         """Delete a result before its time; False if there was none."""
@@ -324,6 +344,7 @@ class TaskQueue(Definitions):
             name=outcome.name,
             queue=outcome.queue,
             date_done=outcome.date_done,
+            history=outcome.history,
         )
 
     # Life
@@ -349,6 +370,27 @@ class TaskQueue(Definitions):
     async def broker(self) -> Broker:
         """Return the broker, open on the running loop: to look at queues, to purge one."""
         return (await self._open_session()).broker
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return what the workers that are alive tell of themselves: one for each process."""
+        session = await self._open_session()
+        found = []
+        for consumer in await session.broker.consumers():
+            try:
+                found.append(msgspec.json.decode(consumer.about, type=WorkerInfo))
+            except msgspec.DecodeError:
+                continue  # of another version, or no worker of this package
+        return found
+
+    async def backend(self) -> ResultBackend | None:
+        """Return the result backend, open on the running loop; None if no results are kept."""
+        session = self._session()
+        return await session.results() if session.keeps_results else None
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The dead letters: ``await app.dead.list()``, and `retry` or `discard` them."""
+        return DeadLetters(self)
 
     async def close(self) -> None:
         """Let go of the running loop's connections; the next use makes new ones."""

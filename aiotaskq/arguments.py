@@ -11,6 +11,7 @@ import inspect
 import json as stdlib_json
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
+from types import MethodType, SimpleNamespace
 from typing import Any, TypeAlias, get_type_hints
 
 import msgspec
@@ -89,11 +90,21 @@ def _pydantic_reader(annotation: Any, unsupported: TypeError, *, json: bool) -> 
 
 
 class Arguments:
-    """The parameters of one function."""
+    """The parameters of one function; of a method, all but the first.
+
+    Raises:
+        ConfigError: The method has no first parameter.
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
-        self._signature = inspect.signature(fn)
+        try:
+            self._signature = inspect.signature(fn)
+        except ValueError as error:
+            raise ConfigError(
+                f"{_name(fn)} has no parameters to be found; with bind=True the first one is the"
+                f" task itself: def {getattr(fn, '__name__', 'task')}(self, ...)"
+            ) from error
         parameters = self._signature.parameters.values()
         positional = [p for p in parameters if p.kind in _POSITIONAL]
         self._names = tuple(p.name for p in positional)
@@ -164,7 +175,7 @@ class Arguments:
         """Return the resolved annotations by parameter name."""
         if self._hints is None:
             try:
-                self._hints = get_type_hints(self._fn, include_extras=True)
+                self._hints = _hints(self._fn)
             except Exception as error:  # an annotation is an arbitrary expression
                 raise ConfigError(
                     f"the annotations of {_name(self._fn)} cannot be resolved: {error}"
@@ -192,6 +203,18 @@ class Arguments:
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    if not isinstance(fn, MethodType):
+        return get_type_hints(fn, include_extras=True)
+    # Without the one of the task itself: it is often a name that only type checkers have.
+    own = next(iter(inspect.signature(fn.__func__).parameters))
+    others = {name: kind for name, kind in fn.__annotations__.items() if name != own}
+    names = getattr(inspect.unwrap(fn.__func__), "__globals__", {})
+    return get_type_hints(
+        SimpleNamespace(__annotations__=others), globalns=names, include_extras=True
+    )
 
 
 def _name(fn: Callable[..., Any]) -> str:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
-from aiotaskq.message import Message
+from aiotaskq.message import Attempt, Message, RetryPolicy
 
 
 class State(SimpleNamespace):
@@ -72,6 +72,11 @@ class TaskContext:
         return self._message.attempt - 1
 
     @property
+    def history(self) -> tuple[Attempt, ...]:
+        """The attempts before this one; of many, the latest."""
+        return self._message.history
+
+    @property
     def queue(self) -> str:
         return self._message.queue
 
@@ -93,6 +98,21 @@ class TaskContext:
     def expires_at(self) -> float | None:
         return self._message.expires_at
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the call gave it; None: as the task says."""
+        return self._message.timeout
+
+    @property
+    def soft_timeout(self) -> float | None:
+        """Seconds after which the call wants it told to come to an end; None: as the task says."""
+        return self._message.soft_timeout
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        """The retry that the call asked for; None: as the task says."""
+        return self._message.retry
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.name}[{self.id}] attempt {self.attempt}>"
 
@@ -103,15 +123,20 @@ enter = _current.set
 """Make a context the current one of the running coroutine or thread."""
 
 
+def find_task() -> TaskContext | None:
+    """Return the context of the task that runs here, if one does."""
+    return _current.get(None)
+
+
 def current_task() -> TaskContext:
     """Return the context of the task that runs here.
 
     Raises:
         RuntimeError: No task runs here.
     """
-    try:
-        return _current.get()
-    except LookupError:
+    context = find_task()
+    if context is None:
         raise RuntimeError(
             "no task runs here: current_task() works in a task's own function and in what it calls"
-        ) from None
+        )
+    return context

@@ -8,26 +8,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
+from aiotaskq.config import Config
 from aiotaskq.context import State
 from aiotaskq.errors import DuplicateTask
 from aiotaskq.events import Event, Observer, Observers
 from aiotaskq.handle import AsyncResult, TaskHandle
 from aiotaskq.middleware import Middleware
-from aiotaskq.retry import NEVER, Retry
-from aiotaskq.task import (
-    Call,
-    CoroutineTask,
-    Executor,
-    FunctionTask,
-    Task,
-    TaskOptions,
-    check_name,
-    check_options,
-    choose_executor,
-    unknown_option,
-)
+from aiotaskq.options import TaskKeywords, check_name, task_options
+from aiotaskq.task import Call, CoroutineTask, FunctionTask, Task
 from aiotaskq.worker import Lifespan
 
 P = ParamSpec("P")
@@ -48,8 +48,23 @@ class TaskDecorator(Protocol):
     def __call__(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
 
 
+class BoundTaskDecorator(Protocol):
+    """What ``@app.task(bind=True, ...)`` returns: callers do not give the first argument."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # as for TaskDecorator
+        self, fn: Callable[Concatenate[Task[..., Any], P], Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[Task[..., Any], P], R], /
+    ) -> FunctionTask[P, R]: ...
+
+
 class Definitions(ABC):
     """The part of a `TaskQueue` that its decorators fill."""
+
+    conf: Config
 
     def __init__(self, name: str, middlewares: Iterable[Middleware]) -> None:
         self.name = name
@@ -74,16 +89,11 @@ class Definitions(ABC):
     def task(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
     @overload
     def task(
-        self,
-        *,
-        name: str | None = None,
-        queue: str | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-        retry: Retry = NEVER,
-        executor: Executor | None = None,
-        ignore_result: bool | None = None,
-        track_started: bool | None = None,
+        self, *, bind: Literal[True], **options: Unpack[TaskKeywords]
+    ) -> BoundTaskDecorator: ...
+    @overload
+    def task(
+        self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]
     ) -> TaskDecorator: ...
 
     def task(self, *fn: Callable[..., Any], **options: Any) -> Any:
@@ -93,43 +103,53 @@ class Definitions(ABC):
             *fn: A coroutine function, which will run on the worker's event loop, or a plain one.
             **options: Those that follow.
             name: By default ``module.function``.
+            bind: Give the function its task as the first argument, ``self``, which callers leave
+                out: for ``self.request`` and ``self.retry()``.
             queue: By default the route in `task_routes`, else `task_default_queue`.
             priority: 0 to 9, 9 first.
-            timeout: Seconds that one run may take; a coroutine is cancelled then. By default
-                `task_time_limit`.
-            retry: When it runs again after a failure; by default never.
+            timeout: Seconds that one run may take; a coroutine is cancelled then, a process of
+                the pool ended. By default `task_time_limit`.
+            soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised inside a run, so
+                that it can come to an end by itself. By default `task_soft_time_limit`.
+            retry: When it runs again after a failure; by default `task_default_retry`.
             executor: Of a plain function: ``"thread"``, the default, or ``"process"``.
             ignore_result: Keep no result; by default `task_ignore_result`.
             track_started: Let its status say STARTED while it runs; by default
                 `task_track_started`.
+            time_limit: Celery's name of `timeout`.
+            soft_time_limit: Celery's name of `soft_timeout`.
+            autoretry_for: Instead of `retry`, with the seven that follow, as in Celery: the
+                exceptions after which it runs again.
+            dont_autoretry_for: Exceptions after which it does not, though `autoretry_for` names
+                a base of theirs.
+            max_retries: How often it is tried again, 3 times by default; None: without limit.
+                Like the next one it also holds for ``self.retry()``.
+            default_retry_delay: Seconds before another attempt, 180 by default.
+            retry_backoff: Wait longer each time instead: for as many seconds the first time (True:
+                1), then twice as long.
+            retry_backoff_max: The most seconds to wait then, 600 by default.
+            retry_jitter: Wait for a random part of that, by default.
+            retry_kwargs: ``max_retries`` and ``countdown``, the delay, in one mapping.
+            acks_late: May be True, which is so anyway.
+            reject_on_worker_lost: Likewise.
 
         Raises:
             DuplicateTask: The name is taken.
-            ConfigError: The function cannot run where it is asked to.
+            ConfigError: An option is wrong, or the function cannot run where it is asked to.
         """
         register = partial(self._register, **options)
         return register(*fn) if fn else register
 
     def _register(
-        self,
-        fn: Callable[..., Any],
-        *,
-        name: str | None = None,
-        executor: str | None = None,
-        **options: Any,
+        self, fn: Callable[..., Any], *, name: str | None = None, **given: Any
     ) -> Task[..., Any]:
-        for option in options.keys() - TaskOptions.__struct_fields__:
-            raise unknown_option(option, ("name", *TaskOptions.__struct_fields__))
-        check_options({k: options.get(k) for k in ("queue", "priority", "timeout", "retry")})  # type: ignore[arg-type]  # a part of CallOptions
-        chosen = choose_executor(fn, executor)
+        options = task_options(fn, given)
         name = check_name(
             "a task's name",
             f"{self._module_of(fn)}.{fn.__qualname__}" if name is None else name,
         )
-        kind = CoroutineTask if chosen == "loop" else FunctionTask
-        task: Task[..., Any] = kind(
-            fn, sender=self, name=name, options=TaskOptions(executor=chosen, **options)
-        )
+        kind = CoroutineTask if options.executor == "loop" else FunctionTask
+        task: Task[..., Any] = kind(fn, sender=self, name=name, options=options)
         known = self.tasks.get(name)
         if known is not None and not _same_source(known.fn, fn):
             raise DuplicateTask(

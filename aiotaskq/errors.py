@@ -9,12 +9,20 @@
     │   └── Unsupported             the chosen driver cannot do what was asked
     ├── Unavailable                 a server cannot be reached now; the same call may work later
     │   ├── BrokerUnavailable
+    │   │   └── BrokerFull          it has no room left, and takes no more messages
     │   └── BackendUnavailable
     ├── LeaseLost                   the broker gave this consumer up for dead
     ├── CodecError
     │   ├── EncodeError             a value has no form in the chosen serializer
     │   │   └── PayloadTooLarge
     │   └── DecodeError             bytes that are no message, or no argument of the annotated type
+    ├── TimeLimitExceeded           a task ran longer than its timeout; also a TimeoutError
+    ├── SoftTimeLimitExceeded       raised inside a task before that; also a TimeoutError
+    ├── Verdict                     raised by a task, to say how its run is to end
+    │   ├── RetryLater              run it again, as another attempt
+    │   ├── Snooze                  run it again, without counting this attempt
+    │   └── Reject                  keep it among the dead letters
+    ├── MaxRetriesExceededError     `self.retry()` in a task that has had all its attempts
     └── ResultError
         ├── ResultTimeout           also a TimeoutError
         ├── TaskFailed              carries the remote type, message and traceback
@@ -26,6 +34,7 @@ leaves a driver: each is mapped onto one of these.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -55,6 +64,10 @@ class Unavailable(AioTaskQError):
 
 class BrokerUnavailable(Unavailable):
     """The broker cannot be reached now."""
+
+
+class BrokerFull(BrokerUnavailable):
+    """The broker answers, and has no memory or disk left for another message."""
 
 
 class BackendUnavailable(Unavailable):
@@ -96,6 +109,78 @@ def _too_large(message: str, size: int, limit: int) -> PayloadTooLarge:
 
 class DecodeError(CodecError):
     """Bytes that are no message, or an argument that does not fit its annotation."""
+
+
+class TimeLimitExceeded(AioTaskQError, TimeoutError):
+    """A task ran longer than its `timeout`."""
+
+
+class SoftTimeLimitExceeded(AioTaskQError, TimeoutError):
+    """Raised inside a task that runs longer than its `soft_timeout`, so that it can clean up."""
+
+
+class Verdict(AioTaskQError):
+    """Raised by a task to say how its run is to end. See the three subclasses."""
+
+
+def _check_seconds(delay: Any) -> float:
+    # Here and not in the worker: it fails the task in the line that is wrong.
+    if not isinstance(delay, int | float) or not 0 <= delay < math.inf:
+        raise TypeError(f"delay is {delay!r}; it must be a number of seconds, 0 or more")
+    return delay
+
+
+class RetryLater(Verdict):
+    """Run the task again after `delay` seconds, as another attempt.
+
+    It counts against the `max_attempts` of the task's `Retry`, or of a plain ``Retry()`` where
+    the task has none. After the last one the task fails, with what this was raised from
+    (``raise RetryLater(5) from error``), or else with this.
+
+    Args:
+        delay: Seconds; None: as the task's `Retry` says.
+        reason: For people, in logs and in the task's history.
+        max_attempts: Runs in all, instead of what the `Retry` says; ``math.inf`` for no limit.
+    """
+
+    def __init__(
+        self, delay: float | None = None, reason: str = "", *, max_attempts: float | None = None
+    ) -> None:
+        super().__init__(reason or "the task asked to run again later")
+        self.delay = None if delay is None else _check_seconds(delay)
+        self.reason = reason
+        self.max_attempts = max_attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _retry_later, (self.delay, self.reason, self.max_attempts)
+
+
+def _retry_later(delay: float | None, reason: str, max_attempts: float | None) -> RetryLater:
+    return RetryLater(delay, reason, max_attempts=max_attempts)
+
+
+class Snooze(Verdict):
+    """Run the task again after `delay` seconds; this run does not count as an attempt."""
+
+    def __init__(self, delay: float, reason: str = "") -> None:
+        super().__init__(reason or "the task asked to be put off")
+        self.delay = _check_seconds(delay)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, self.reason)
+
+
+class Reject(Verdict):
+    """Do not run the task again: keep it among the dead letters, with the reason."""
+
+    def __init__(self, reason: str = "rejected by the task") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class MaxRetriesExceededError(AioTaskQError):
+    """A task asked for another attempt with ``self.retry()``, and has had all it may have."""
 
 
 class ResultError(AioTaskQError):

@@ -63,6 +63,16 @@ class Retried(TaskEvent, frozen=True, kw_only=True):
     delay: float  # seconds
 
 
+class Snoozed(TaskEvent, frozen=True, kw_only=True):
+    """It asked to be put off, and will run again without this attempt being counted."""
+
+    delay: float  # seconds
+
+
+class Stuck(TaskEvent, frozen=True, kw_only=True):
+    """It was cancelled and did not end: its slot was freed, and what it still does is ignored."""
+
+
 class Revoked(TaskEvent, frozen=True, kw_only=True):
     """It was cancelled while it ran."""
 
@@ -83,6 +93,25 @@ class Refused(Event, frozen=True, kw_only=True):
     """An outcome came too late: the task had been taken from this worker, or had ended."""
 
     task_id: str
+
+
+class LoopBlocked(Event, frozen=True, kw_only=True):
+    """Something kept a worker's event loop from running. Told from another thread, while it does.
+
+    Once for each time it is blocked.
+    """
+
+    worker: str
+    seconds: float  # so far
+    task: str  # the name and id of the task that runs there, or empty
+    stack: str  # what the thread of the event loop is at
+
+
+class HealthChanged(Event, frozen=True, kw_only=True):
+    """A worker became healthy, or ceased to be."""
+
+    worker: str
+    problems: tuple[str, ...]  # none: it is healthy
 
 
 class WorkerReady(Event, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from aiotaskq.message import Outcome, RemoteError, TaskStatus
 
 _MESSAGE_LIMIT = 10_000  # characters; a message may hold a whole response body
 _TRACEBACK_LIMIT = 60_000
+_SUMMARY_LIMIT = 300
 
 _OURS = "aiotaskq."  # the modules whose frames lie between the event loop and a task
 
@@ -78,6 +79,19 @@ def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
             pass
     # The type's own name says nothing where the class is the plain TaskFailed.
     return TaskFailed(f"{remote.exc_type}: {message}", **facts)
+
+
+def is_error(error: Raw, kind: type[BaseException]) -> bool:
+    """Whether an encoded `RemoteError` stands for an exception of exactly this type."""
+    remote = _read(error)
+    return (remote.exc_module, remote.exc_type) == (kind.__module__, kind.__qualname__)
+
+
+def summarize(error: Raw) -> str:
+    """Return an encoded `RemoteError` in one line: its type and the beginning of its message."""
+    remote = _read(error)
+    text = " ".join(f"{remote.exc_type}: {_message(remote)}".split()).removesuffix(":")
+    return text if len(text) <= _SUMMARY_LIMIT else text[: _SUMMARY_LIMIT - 3] + "..."
 
 
 def _read(error: Raw) -> RemoteError:

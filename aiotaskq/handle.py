@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from aiotaskq import bridge
 from aiotaskq.errors import ResultError, ResultTimeout
-from aiotaskq.message import Outcome, TaskStatus
+from aiotaskq.message import Attempt, Outcome, TaskStatus
 
 R = TypeVar("R", covariant=True)
 
@@ -26,8 +26,8 @@ class Results(Protocol):
         """Return the outcome that is there now."""
         ...
 
-    async def cancel(self, task_id: str) -> None:
-        """Revoke a task."""
+    async def cancel(self, task_id: str, *, running: bool = True) -> None:
+        """Revoke a task; if it runs already, only if `running` says so."""
         ...
 
     async def forget(self, task_id: str) -> bool:
@@ -55,6 +55,7 @@ class TaskResult(Generic[R]):
         name: The name of the task.
         queue: The queue it came from.
         date_done: When it ended, by the worker's clock.
+        history: The attempts before the last one, the oldest first; of many, the latest.
     """
 
     task_id: str
@@ -68,6 +69,7 @@ class TaskResult(Generic[R]):
     name: str | None
     queue: str | None
     date_done: datetime | None
+    history: tuple[Attempt, ...] = ()
 
     @property
     def is_err(self) -> bool:
@@ -140,7 +142,9 @@ class TaskHandle(Generic[R]):
         return TaskStatus.PENDING if outcome is None else outcome.status
 
     async def cancel(self) -> None:
-        """Revoke the task: waiting, it never starts; running, it is cancelled.
+        """Revoke the task: waiting, delayed or to be tried again, it never starts.
+
+        Running, it is cancelled.
 
         A task that has ended stays as it ended. A plain function in a thread cannot be
         stopped; its outcome is refused.
@@ -234,9 +238,16 @@ class AsyncResult(Generic[R]):
         """Whether the task has raised."""
         return self.status == TaskStatus.FAILURE
 
-    def revoke(self) -> None:
-        """Cancel the task: waiting, it never starts; running, it is cancelled."""
-        bridge.run(self._results.cancel(self.id), instead="`await handle.cancel()`")
+    def revoke(self, terminate: bool = False, signal: str | int | None = None) -> None:
+        """Revoke the task: waiting, delayed or to be tried again, it never starts.
+
+        Args:
+            terminate: Whether it is cancelled if it runs. If not, it goes on, and ends as it ends.
+            signal: Makes no difference: a coroutine is cancelled, a process of the pool killed.
+                The outcome of a plain function in a thread, which cannot be stopped, is refused.
+        """
+        revoking = self._results.cancel(self.id, running=terminate)
+        bridge.run(revoking, instead="`await handle.cancel()`")
 
     def forget(self) -> None:
         """Delete the result before its time."""

@@ -31,4 +31,9 @@ def version() -> str:
 
 def worker_name() -> str:
     """Return a name for a worker of this process, for people to read."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{host_name()}:{os.getpid()}"
+
+
+def host_name() -> str:
+    """Return what this machine calls itself."""
+    return socket.gethostname()

@@ -14,16 +14,24 @@ from aiotaskq.config import Config
 from aiotaskq.errors import EncodeError, Unsupported
 from aiotaskq.identity import new_id
 from aiotaskq.message import Envelope, Message
+from aiotaskq.options import CallOptions
 from aiotaskq.protocols import Traits
-from aiotaskq.task import Call, CallOptions, Task
+from aiotaskq.task import Call, Task
 
 
 class Outgoing(NamedTuple):
     """A message, and what a broker is to know beyond it."""
 
     message: Message
-    not_before: float | None  # Unix time
-    unique: bool  # store it only if its id was not stored before
+    not_before: float | None = None  # Unix time
+    delay: float | None = None  # seconds; at most one of the two is given
+    expires_in: float | None = None  # seconds; None: at the message's own time, if ever
+    unique: bool = False  # store it only if its id was not stored before
+
+    def with_message(self, message: Message) -> Outgoing:
+        """Return the same with another message, as a middleware made it."""
+        moved = message.expires_at != self.message.expires_at
+        return self._replace(message=message, expires_in=None if moved else self.expires_in)
 
 
 def write(call: Call[Any], task: Task[Any, Any] | None, conf: Config, codec: Codec) -> Outgoing:
@@ -56,9 +64,17 @@ def write(call: Call[Any], task: Task[Any, Any] | None, conf: Config, codec: Cod
         priority=_priority(options, task, conf),
         sent_at=now,
     )
-    if options:
-        message = _with_options(message, options, now, conf)
-    return Outgoing(message, _start(options, now, conf), task_id is not None)
+    if not options:
+        return Outgoing(message)
+    message = _with_options(message, options, now, conf)
+    eta, countdown = options.get("eta"), options.get("countdown", 0.0)
+    return Outgoing(
+        message,
+        not_before=None if eta is None else _moment(eta, conf),
+        delay=countdown if countdown > 0 else None,
+        expires_in=_length(options.get("expires")),
+        unique=task_id is not None,
+    )
 
 
 def queue_of(name: str, task: Task[Any, Any] | None, conf: Config) -> str:
@@ -73,15 +89,18 @@ def seal(outgoing: Outgoing, codec: Codec) -> Envelope:
     Raises:
         EncodeError: A header has no form in the serializer, or all of it is too large.
     """
-    message, not_before, unique = outgoing
+    message = outgoing.message
+    in_seconds = outgoing.expires_in is not None
     return Envelope(
         id=message.id,
         queue=message.queue,
         body=codec.encode_message(message),
         priority=message.priority,
-        not_before=not_before,
-        expires_at=message.expires_at,
-        unique=unique,
+        not_before=outgoing.not_before,
+        delay=outgoing.delay,
+        expires_at=None if in_seconds else message.expires_at,
+        expires_in=outgoing.expires_in,
+        unique=outgoing.unique,
     )
 
 
@@ -102,27 +121,32 @@ def _priority(options: CallOptions, task: Task[Any, Any] | None, conf: Config) -
 
 def _with_options(message: Message, options: CallOptions, now: float, conf: Config) -> Message:
     retry = options.get("retry")
-    expires = options.get("expires")
     return replace(
         message,
-        expires_at=None if expires is None else _moment(expires, now, conf),
+        expires_at=_expiry(options.get("expires"), now, conf),
         timeout=options.get("timeout"),
+        soft_timeout=options.get("soft_timeout"),
         retry=None if retry is None else retry.to_policy(),
         headers=dict(options.get("headers") or {}),
     )
 
 
-def _start(options: CallOptions, now: float, conf: Config) -> float | None:
-    countdown = options.get("countdown")
-    eta = options.get("eta")
-    if countdown is not None:
-        return now + countdown
-    return None if eta is None else _moment(eta, now, conf)
+def _expiry(expires: float | timedelta | datetime | None, now: float, conf: Config) -> float | None:
+    """Return the time as the message tells it; of seconds, by the sender's clock."""
+    if isinstance(expires, datetime):
+        return _moment(expires, conf)
+    length = _length(expires)
+    return None if length is None else now + length
 
 
-def _moment(when: float | timedelta | datetime, now: float, conf: Config) -> float:
+def _length(when: float | timedelta | datetime | None) -> float | None:
+    """Return the seconds, if it is a length of time."""
     if isinstance(when, datetime):
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=ZoneInfo(conf.timezone))
-        return when.timestamp()
-    return now + (when.total_seconds() if isinstance(when, timedelta) else when)
+        return None
+    return when.total_seconds() if isinstance(when, timedelta) else when
+
+
+def _moment(when: datetime, conf: Config) -> float:
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=ZoneInfo(conf.timezone))
+    return when.timestamp()

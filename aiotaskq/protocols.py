@@ -14,10 +14,14 @@ from typing import ClassVar, Protocol, Self
 import msgspec
 
 from aiotaskq.message import (
+    ConsumerInfo,
     DeadLetter,
+    DeadLimits,
     Delivery,
     Depth,
     Envelope,
+    Grant,
+    News,
     Outcome,
     Settlement,
     Tended,
@@ -39,9 +43,10 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease(Protocol):
-    """The sign of life of one consumer, kept by a thread beside the event loop.
+    """The sign of life of one consumer, kept beside the event loop in which the consumer works.
 
-    Its methods run on an event loop of their own, so it shares no connection with the consumer.
+    By a thread of the same process, or by another process. It connects when first used, on the
+    event loop that uses it, and shares no connection with the consumer.
     """
 
     async def renew(self) -> bool:
@@ -51,6 +56,24 @@ class Lease(Protocol):
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now; the lease still runs.
+        """
+        ...
+
+    async def end(self, note: str) -> int:
+        """Give the consumer up for dead now: for whoever saw its process die.
+
+        What it held is taken back as `Broker.tend` does it, `crashes` one higher, and is there
+        to be fetched when the call returns, up to a bounded number; the rest follows with the
+        next rounds of `tend`. A consumer that was closed or given up before is left as it is.
+
+        Args:
+            note: How it died, for people; deliveries bring it along as `crash_note`.
+
+        Returns:
+            How many messages were taken back.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
         """
         ...
 
@@ -67,6 +90,11 @@ class Consumer(Protocol):
 
     id: str
 
+    @property
+    def grant(self) -> Grant:
+        """What `Broker.lease` takes to keep this consumer alive."""
+        ...
+
     async def open(self) -> None:
         """Begin the lease. Raises `BrokerUnavailable` if the broker cannot be reached."""
         ...
@@ -78,6 +106,12 @@ class Consumer(Protocol):
         priority, then oldest first. Returns as soon as there is one, so a short batch means that
         the queues are short. Nothing delayed, cancelled, dead or held is returned. What has
         expired is handed out with a mark, so that its end can be told.
+
+        A message that crashed `SUSPECT` times or more is handed out alone, and before all
+        others: as the only one of a batch, to a consumer that holds nothing. One that holds
+        something is passed over it, and hears in `news` that it is there. Among themselves, those
+        of one queue are in no particular order.
+
         Cancelling the call loses nothing: what it took comes back with the next
         call, or when the lease ends.
 
@@ -102,12 +136,15 @@ class Consumer(Protocol):
         """
         ...
 
-    async def cancelled(self) -> Collection[str]:
-        """Return ids that were cancelled while this consumer may have held them."""
-        ...
+    async def news(self) -> News:
+        """Return what has been cancelled since the last call, and whether suspects wait.
 
-    def lease(self) -> Lease:
-        """Return the object that a thread keeps this consumer alive with."""
+        Ids may be among them that this consumer does not hold.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+            LeaseLost: This incarnation was given up for dead, where that costs nothing to see.
+        """
         ...
 
     async def close(self) -> None:
@@ -166,26 +203,47 @@ class Broker(Protocol):
         """
         ...
 
-    def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> Consumer:
+    def consumer(
+        self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
+    ) -> Consumer:
         """Return a new consumer of `queues`; it is not open yet.
 
         Args:
             queues: In the order in which they are to be drained.
             name: The worker's name, for people; it may be used again at once.
             lease: Seconds that a consumer is trusted without a sign of life.
+            about: What `consumers` tells of it; no driver reads it.
         """
         ...
 
-    async def cancel(self, ids: Collection[str]) -> None:
-        """Never hand out the envelopes of these ids again, and tell those who hold one."""
+    def lease(self, grant: Grant) -> Lease:
+        """Return what keeps a consumer alive, or ends it: one of any process."""
         ...
 
-    async def tend(self) -> Tended:
+    async def consumers(self) -> Sequence[ConsumerInfo]:
+        """Return the consumers whose leases run."""
+        ...
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        """Never hand out the envelopes of these ids again, and tell those who hold one.
+
+        Args:
+            ids: Unknown ones do no harm, and stay cancelled if they are published later.
+            running: Whether those that are held now are meant as well. If not, they are left
+                alone, and may come back.
+
+        Returns:
+            With ``running=False`` the ids that are held now; otherwise nothing of interest.
+        """
+        ...
+
+    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
         """Do the housekeeping: promote what is due, take back what lapsed.
 
         A message that was held by a consumer whose lease lapsed goes back to the head of its
         queue, with `crashes` one higher, without limit: when there were too many, the worker
-        that gets it next buries it, and tells whoever waits for its outcome.
+        that gets it next buries it, and tells whoever waits for its outcome. Dead letters
+        beyond `limits` are dropped, the oldest first.
         Safe to run in every worker at once; a bounded amount of work per call.
         """
         ...
@@ -201,8 +259,31 @@ class Broker(Protocol):
         """
         ...
 
-    async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return the newest dead letters of a queue."""
+    async def dead(
+        self, queue: str, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Return dead letters of a queue, the newest first.
+
+        Args:
+            queue: Its name.
+            limit: The most to return.
+            before: The key of a letter: only older ones. It need not be there any more.
+        """
+        ...
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        """Store an envelope in place of each dead letter, given by its key, in one step each.
+
+        Whether the envelope's id was stored or cancelled before does not matter: it counts as
+        new, without crashes, and is no longer cancelled.
+
+        Returns:
+            The keys of those that were not there; their envelopes are not stored.
+        """
+        ...
+
+    async def discard(self, queue: str, keys: Collection[str]) -> int:
+        """Drop dead letters; return how many there were."""
         ...
 
 

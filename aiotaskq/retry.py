@@ -12,6 +12,7 @@ import msgspec
 from aiotaskq.errors import ConfigError
 from aiotaskq.message import RetryPolicy
 
+Jitter: TypeAlias = Literal[True, False, "full"]
 Backoff: TypeAlias = Literal["exponential", "linear", "constant"] | Callable[[int], float]
 
 
@@ -19,30 +20,33 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How often, how soon and after which exceptions a failed task runs again.
 
     Args:
-        max_attempts: Runs in all, the first included.
+        max_attempts: Runs in all, the first included; ``math.inf`` for no limit.
         delay: Seconds before the second attempt.
         backoff: How the delay grows from there: ``"exponential"`` doubles it,
             ``"linear"`` adds `delay` each time, ``"constant"`` keeps it, and a function gets the
             number of the attempt that failed and returns seconds.
         max_delay: The most seconds to wait.
         jitter: Wait a random time between half and the whole of the delay, so that what failed
-            together does not come back together.
-        on: Exceptions worth another attempt; subclasses are included.
+            together does not come back together; ``"full"``: between nothing and the whole.
+        on: Exceptions worth another attempt; subclasses are included. None of them: only what
+            the task itself asks for, with `RetryLater`.
         never_on: Exceptions that are not, though `on` names a base of theirs.
     """
 
-    max_attempts: int = 3
+    max_attempts: float = 3
     delay: float = 1.0
     backoff: Backoff = "exponential"
     max_delay: float = 600.0
-    jitter: bool = True
+    jitter: Jitter = True
     on: tuple[type[BaseException], ...] = (Exception,)
     never_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if type(self.max_attempts) is not int or self.max_attempts < 1:
+        most: Any = self.max_attempts  # whatever it was given
+        if most != math.inf and (type(most) is not int or most < 1):
             raise ConfigError(
-                f"max_attempts is {self.max_attempts}, and the first run counts: 1 is the least"
+                f"max_attempts is {most!r}; it must be a whole number, of which the first run"
+                " counts, so 1 is the least, or math.inf for no limit"
             )
         if not (0 <= self.delay < math.inf and 0 <= self.max_delay < math.inf):
             raise ConfigError("delay and max_delay are seconds, 0 or more")
@@ -51,9 +55,11 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 f"backoff is {self.backoff!r}; it may be {', '.join(map(repr, _GROWTH))}"
                 " or a function of the attempt"
             )
+        if self.jitter not in (True, False, "full"):
+            raise ConfigError(f'jitter is {self.jitter!r}; it may be True, False or "full"')
         for name in ("on", "never_on"):
             kinds: Any = getattr(self, name)  # whatever it was given
-            if not (isinstance(kinds, tuple) and all(isinstance(kind, type) for kind in kinds)):
+            if not (isinstance(kinds, tuple) and all(map(_is_exception, kinds))):
                 raise ConfigError(f"{name} is {kinds!r}; it must be a tuple of exception types")
 
     def to_policy(self) -> RetryPolicy:
@@ -68,12 +74,20 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 " or exception types: give those where the task is defined"
             )
         return RetryPolicy(
-            max_attempts=self.max_attempts,
+            max_attempts=int(min(self.max_attempts, _UNLIMITED)),
             delay=self.delay,
             backoff=self.backoff,
             max_delay=self.max_delay,
-            jitter=self.jitter,
+            jitter=bool(self.jitter),
+            full_jitter=self.jitter == "full",
         )
+
+
+def _is_exception(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
+_UNLIMITED = 2**53  # attempts: every framing has such a number, and no task gets there
 
 
 _GROWTH: dict[str, Callable[[float, int], float]] = {
@@ -86,18 +100,27 @@ _GROWTH: dict[str, Callable[[float, int], float]] = {
 NEVER = Retry(max_attempts=1)
 
 
+def retry_of(own: Retry | None, default: Retry | None) -> Retry:
+    """Return the `Retry` that holds: a task's own, else the application's default, else none."""
+    if own is not None:
+        return own
+    return NEVER if default is None else default
+
+
 def for_call(policy: RetryPolicy, task: Retry) -> Retry:
     """Return the task's `Retry` with the numbers that one call asked for.
 
     They came in a message, so that what makes no sense is put right rather than refused.
     """
+    jitter: Jitter = "full" if policy.jitter and policy.full_jitter else policy.jitter
+    unlimited = policy.max_attempts >= _UNLIMITED
     return Retry(
-        max_attempts=max(1, policy.max_attempts),
+        max_attempts=math.inf if unlimited else max(1, policy.max_attempts),
         delay=_seconds(policy.delay),
         backoff=policy.backoff if policy.backoff in _GROWTH else "exponential",  # type: ignore[arg-type]  # it is one of them
         max_delay=_seconds(policy.max_delay),
-        jitter=policy.jitter,
-        on=task.on,
+        jitter=jitter,
+        on=task.on or (Exception,),  # who asks for attempts of a call means those after a failure
         never_on=task.never_on,
     )
 
@@ -119,9 +142,18 @@ def retry_delay(
         return None
     if not isinstance(error, retry.on) or isinstance(error, retry.never_on):
         return None
+    return backoff_delay(retry, attempt, chance=chance)
+
+
+def backoff_delay(
+    retry: Retry, attempt: int, *, chance: Callable[[], float] = random.random
+) -> float:
+    """Return the seconds to wait after `attempt`, whatever it failed with."""
     if callable(retry.backoff):
         delay = retry.backoff(attempt)
     else:
         delay = _GROWTH[retry.backoff](retry.delay, attempt)
     delay = min(max(0.0, delay), retry.max_delay)  # in this order, NaN becomes 0
+    if retry.jitter == "full":
+        return delay * chance()
     return delay * (0.5 + chance() / 2) if retry.jitter else delay

@@ -23,7 +23,13 @@ from collections.abc import (
 )
 from typing import TypeVar
 
-from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError, Unavailable
+from aiotaskq.errors import (
+    BackendUnavailable,
+    BrokerFull,
+    BrokerUnavailable,
+    ConfigError,
+    Unavailable,
+)
 from aiotaskq.message import Envelope, Outcome
 from aiotaskq.protocols import Broker, ResultBackend
 
@@ -59,6 +65,7 @@ class Publisher:
 
         Raises:
             BrokerUnavailable: The broker could not be reached for `timeout` seconds.
+            BrokerFull: It has no room left; told at once, as room is not made by waiting.
         """
         sent = asyncio.get_running_loop().create_future()
         self._waiting.append((envelopes, sent))
@@ -119,6 +126,8 @@ async def _patiently(call: Callable[[], Awaitable[T]], timeout: float) -> T:
     while True:
         try:
             return await call()
+        except BrokerFull:
+            raise
         except BrokerUnavailable:
             left = deadline - loop.time()
             if left <= 0:

@@ -4,8 +4,9 @@ It imports none of the user's code and holds no connection, so there is little t
 with it. Children are forked before any thread or event loop exists here, which makes a start
 cheap; where there is no fork they are spawned.
 
-A child tells by a `Ready` over its pipe that it takes tasks, and how the application is set up:
-only children know its code. How it ended is its exit status:
+A child tells over its `Line`, a pipe, that it takes tasks, and how the application is set up: only
+children know its code. It also tells of the leases that it works under; these are renewed, and
+ended when it dies, by yet another process: see `aiotaskq.keeper`. How it ended is its exit status:
 
 ==============  ==========================================================================
 0               it was told to stop, or the queues were empty in a burst
@@ -15,7 +16,8 @@ anything else   it died
 ==============  ==========================================================================
 
 Before the first `Ready`, any failure ends everything: it would only be repeated. Later a child
-that ended, for whatever reason, is replaced after a pause that grows while it keeps ending.
+that ended, for whatever reason, is replaced after a pause that grows while it keeps ending; the
+first one is hardly any.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import sys
@@ -33,7 +37,6 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
@@ -41,6 +44,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aiotaskq.errors import ConfigError
+from aiotaskq.keeper import SIGNALS, Holding, Keeper, LetGo, start_process
+from aiotaskq.message import Grant
 
 logger = logging.getLogger("aiotaskq.supervisor")
 
@@ -48,49 +53,114 @@ SETUP_ERROR = 2
 RECYCLE = 75  # EX_TEMPFAIL: nothing else uses it
 
 
-class Ready(msgspec.Struct, frozen=True):
+class Ready(msgspec.Struct, frozen=True, tag=True):
     """What a child sends when it takes tasks.
 
     Args:
         processes: How many children the application wants in all.
         patience: Seconds that each needs to end.
+        block_limit: Seconds without a `Tick` after which it is to be killed; None: it sends none.
     """
 
     processes: int
     patience: float
+    block_limit: float | None = None
 
 
-ChildMain: TypeAlias = Callable[[int, bool, Connection], None]
-"""What a child runs: its number, counted from 1, whether it replaces another, and its pipe."""
+class Tick(msgspec.Struct, frozen=True, tag=True):
+    """The event loop of a child runs.
 
-_PAUSE = (0.5, 30.0)  # seconds before a child that died is replaced: at first, and the longest
+    Args:
+        more: Another one will follow.
+    """
+
+    more: bool
+
+
+_Word: TypeAlias = Ready | Tick | Holding | LetGo
+
+
+class Line:
+    """A child's line to its supervisor. It never raises: an orphan learns of it by itself."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def ready(self, *, processes: int, patience: float, block_limit: float | None) -> None:
+        """Tell that tasks are taken. See `Ready`."""
+        self._send(Ready(processes, patience, block_limit))
+
+    def tick(self, *, more: bool) -> None:
+        """Tell that the event loop runs. See `Tick`."""
+        # A supervisor that is stopped must not stop us as well: what nobody reads is not sent.
+        if select.select([], [self._pipe], [], 0)[1]:
+            self._send(Tick(more))
+
+    def holding(self, grant: Grant, *, url: str, prefix: str, beat: float) -> None:
+        """Tell of a lease that has begun. See `Holding`."""
+        try:
+            folder = str(Path.cwd())
+        except OSError:  # it was removed: nothing is relative to it
+            folder = "/"
+        self._send(Holding(grant, url, prefix, folder, beat))
+
+    def let_go(self, grant: Grant) -> None:
+        """Tell of a lease that has been ended."""
+        self._send(LetGo(grant.consumer))
+
+    def _send(self, word: _Word) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(msgspec.msgpack.encode(word))
+
+
+ChildMain: TypeAlias = Callable[[int, bool, Line], None]
+"""What a child runs: its number, counted from 1, whether it replaces another, and its line."""
+
+# Seconds before a child that died is replaced: the first time, the second, and the longest.
+_PAUSE = (0.1, 0.5, 30.0)
 _PATIENCE = 30.0  # seconds to end for children that have not said how long they need
 _STEADY = 10.0  # seconds of life after which a death counts as the first
 _PARENT_LOOK = 0.5  # seconds between a child's looks whether its parent lives
 _WATCH_LOOK = 200  # milliseconds between looks of the process that watches files
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BLOCK_LOOK = 1.0  # seconds between looks whether the event loops of children run
 
 
 class _Child:
     """One process, and what is known of it."""
 
     def __init__(self, number: int, again: bool, main: ChildMain) -> None:
-        context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
         self.number = number
-        self.pipe, theirs = context.Pipe(duplex=False)
+        self.name = f"worker-{number}"
+        self.pipe, theirs = multiprocessing.Pipe(duplex=False)
+        self.open = True  # its end of the pipe
         self.ready = False
+        self.block_limit = math.inf
+        self.ticked = 0.0
+        self.doom: str | None = None  # why we killed it
         self.started = time.monotonic()
-        self.process: BaseProcess = context.Process(
-            target=_be_child, args=(main, number, again, theirs), name=f"worker-{number}"
-        )
-        with _signals_held_back():  # one that came now would be noted by the child's copy of us
-            self.process.start()
-        theirs.close()
+        try:
+            self.process = start_process(_be_child, (main, number, again, theirs), self.name)
+        except OSError:
+            self.pipe.close()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        pid = self.process.pid
-        if pid is not None and self.process.is_alive():
-            os.kill(pid, number)
+        if self.pid is not None and self.process.is_alive():
+            os.kill(self.pid, number)
+
+    def words(self) -> Iterator[_Word]:
+        """Read what it has sent."""
+        try:
+            while self.open and self.pipe.poll():
+                yield msgspec.msgpack.decode(self.pipe.recv_bytes(), type=_Word)
+        except (EOFError, OSError):
+            self.open = False  # it is about to end
 
     def status(self) -> int:
         """Collect the dead process and return its exit status; negative for a signal."""
@@ -101,22 +171,13 @@ class _Child:
         return 1 if status is None else status
 
 
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
 def _be_child(main: ChildMain, number: int, again: bool, pipe: Connection) -> None:
     """Be a child that a signal ends, until it says otherwise."""
     signal.set_wakeup_fd(-1)  # a fork has ours
-    for each in _SIGNALS:
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    main(number, again, pipe)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    main(number, again, Line(pipe))
 
 
 class Supervisor:
@@ -145,13 +206,15 @@ class Supervisor:
         self._leaving: set[_Child] = set()  # told to end since a file changed
         self._broken = False  # a child ended, and the next change is waited for
         self._status = 0
+        self._keeper = Keeper()
+        self._looked = 0.0  # when we last looked whether the event loops of children run
 
     def run(self) -> int:
         """Run to the end and return the exit status."""
         self._wake, waker = socket.socketpair()
         for end in (self._wake, waker):
             end.setblocking(False)
-        before = {each: signal.signal(each, self._note) for each in _SIGNALS}
+        before = {each: signal.signal(each, self._note) for each in SIGNALS}
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         try:
             if self._reload:
@@ -161,6 +224,7 @@ class Supervisor:
             while self._children or self._due or self._broken:
                 self._step()
         finally:
+            self._keeper.stop()
             if self._watcher is not None:
                 self._watcher.stop()
             signal.set_wakeup_fd(-1)
@@ -184,7 +248,9 @@ class Supervisor:
         self._pass_signals_on()
         if self._watcher is not None and self._watcher.heard() and not self._stopping:
             self._restart_all()
+        self._end_the_stuck()
         self._start_due()
+        self._keeper.look()  # after the rest: no start of a child is to wait for it
 
     @property
     def _stopping(self) -> bool:
@@ -192,31 +258,58 @@ class Supervisor:
 
     def _wait(self) -> None:
         now = time.monotonic()
-        moments = list(self._due.values()) + ([self._kill_at] if self._kill_at else [])
+        moments = list(self._due.values())
+        moments += [moment for moment in (self._kill_at, self._keeper.due) if moment is not None]
+        if any(child.block_limit < math.inf for child in self._children.values()):
+            moments.append(now + _BLOCK_LOOK)
         timeout = max(0.0, min(moments) - now) if moments else None
         watched: list[Any] = [self._wake]
         if self._watcher is not None and not self._watcher.pipe.closed:
             watched.append(self._watcher.pipe)
+        watched += self._keeper.sentinels
         watched += [child.process.sentinel for child in self._children.values()]
-        watched += [child.pipe for child in self._children.values() if not child.ready]
+        watched += [child.pipe for child in self._children.values() if child.open]
         connection.wait(watched, timeout)
         with contextlib.suppress(BlockingIOError):  # it was not a signal that ended the wait
             self._wake.recv(4096)
 
     def _hear(self, child: _Child) -> None:
-        if child.ready or not child.pipe.poll():
-            return
-        try:
-            ready = msgspec.msgpack.decode(child.pipe.recv_bytes(), type=Ready)
-        except EOFError:
-            child.process.join(1.0)  # it is about to end
-            return
+        for word in child.words():
+            match word:
+                case Ready():
+                    self._become_ready(child, word)
+                case Tick():
+                    child.ticked = time.monotonic()
+                    if not word.more:
+                        child.block_limit = math.inf
+                case Holding():
+                    assert child.pid is not None  # it was started
+                    self._keeper.hold(child.pid, child.name, word)
+                case LetGo():
+                    self._keeper.let_go(word.consumer)
+
+    def _become_ready(self, child: _Child, ready: Ready) -> None:
         child.ready = self._ever_ready = True
+        child.ticked = time.monotonic()
+        if ready.block_limit is not None:
+            child.block_limit = ready.block_limit
         self._wanted, self._patience = ready.processes, ready.patience
         for number in range(1, self._wanted + 1):
             # Not one that was there before: it had nothing more to do.
             if number not in self._begun and not self._stopping:
                 self._due.setdefault(number, 0.0)
+
+    def _end_the_stuck(self) -> None:
+        """Kill the children whose event loops have been stuck for longer than they may."""
+        now = time.monotonic()
+        # Where we were stopped ourselves, they may have been so with us: they get another look.
+        awake, self._looked = now - self._looked < 2 * _BLOCK_LOOK, now
+        for child in self._children.values() if awake else ():
+            stuck = now - child.ticked
+            if stuck > child.block_limit and child.doom is None:
+                child.doom = f"was killed, as its event loop had been stuck for {stuck:.1f} s"
+                logger.error("worker process %d %s", child.pid, child.doom)
+                child.signal(signal.SIGKILL)
 
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
@@ -234,28 +327,31 @@ class Supervisor:
 
     def _ended(self, child: _Child) -> None:
         lived = time.monotonic() - child.started
-        pid = child.process.pid
+        pid = child.pid
+        self._hear(child)  # its last words
         status = child.status()
+        if pid is not None:
+            self._keeper.died(pid, child.doom or _how(status))
         if self._stopping:
             return
         if child in self._leaving or status == RECYCLE:
             self._leaving.discard(child)
             self._due[child.number] = 0.0
         elif self._reload and status != 0:
-            logger.error("worker process %d ended %s; waiting for a change", pid, _how(status))
+            logger.error("worker process %d %s; waiting for a change", pid, _how(status))
             self._broken = True
         elif status != 0 and not self._ever_ready:
             if status != SETUP_ERROR:  # it has said so itself otherwise
-                logger.error("worker process %d ended %s at its start", pid, _how(status))
+                logger.error("worker process %d %s at its start", pid, _how(status))
             self._status = status if status > 0 else 1
             self._stop()
         elif status != 0 or not self._finite:  # somebody else may have told it to stop
-            self._replace_later(child.number, lived, f"worker process {pid} ended {_how(status)}")
+            self._replace_later(child.number, lived, f"worker process {pid} {_how(status)}")
 
     def _replace_later(self, number: int, lived: float, what: str) -> None:
-        first, longest = _PAUSE
+        first, second, longest = _PAUSE
         pause = first if lived > _STEADY else self._pauses.get(number, first)
-        self._pauses[number] = min(pause * 2, longest)
+        self._pauses[number] = min(max(pause * 2, second), longest)
         self._due[number] = time.monotonic() + pause
         logger.error("%s; starting another in %.1f s", what, pause)
 
@@ -281,11 +377,13 @@ class Supervisor:
             self._kill_at = time.monotonic() + self._patience
 
     def _stop(self) -> None:
+        # Children take a second SIGTERM for the same wish, which somebody sent to all of us.
+        wish = signal.SIGINT if self._stopping else signal.SIGTERM
         self._due.clear()
         self._broken = False
         self._kill_at = time.monotonic() + self._patience
         for child in self._children.values():
-            child.signal(signal.SIGTERM)
+            child.signal(wish)
 
 
 class _Watcher:
@@ -330,7 +428,7 @@ class _Watcher:
 
 
 def _watch_files(pipe: Connection) -> None:
-    for each in _SIGNALS:
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which ends us
     from watchfiles import PythonFilter, watch
 
@@ -348,8 +446,8 @@ def _watch_files(pipe: Connection) -> None:
 
 def _how(status: int) -> str:
     if status < 0:
-        return f"by signal {-status} ({signal.strsignal(-status)})"
-    return f"with exit status {status}"
+        return f"was killed by signal {-status} ({signal.strsignal(-status)})"
+    return f"ended with exit status {status}"
 
 
 def watch_parent(gone: Callable[[], object], *, patience: float) -> None:

@@ -1,58 +1,40 @@
-"""Tasks as the caller sees them: registered functions, calls, and the options of a call."""
+"""Tasks as the caller sees them: registered functions and calls, and a bound task's own view."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import datetime, timedelta
-from typing import (
-    Any,
-    Generic,
-    Literal,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    cast,
-)
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from types import MethodType
+from typing import Any, ClassVar, Generic, NoReturn, ParamSpec, Protocol, TypeVar, Unpack
+from zoneinfo import ZoneInfo
 
 import msgspec
 
 from aiotaskq import bridge
 from aiotaskq.arguments import Arguments
-from aiotaskq.errors import ConfigError
+from aiotaskq.config import Config
+from aiotaskq.context import TaskContext, find_task
+from aiotaskq.errors import ConfigError, MaxRetriesExceededError, RetryLater
 from aiotaskq.handle import AsyncResult, TaskHandle
-from aiotaskq.retry import NEVER, Retry
+from aiotaskq.options import (
+    CELERY_DELAY,
+    CELERY_RETRIES,
+    CallOptions,
+    TaskOptions,
+    check_args,
+    check_limits,
+    check_options,
+    check_soft,
+)
+from aiotaskq.request import Request, request_of
+from aiotaskq.retry import for_call, retry_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)  # so that calls of several types fit one list
-
-Executor: TypeAlias = Literal["loop", "thread", "process"]
-
-
-class CallOptions(TypedDict, total=False):
-    """What one call may ask for beyond the task's own arguments."""
-
-    countdown: float
-    """Seconds before it may start."""
-    eta: datetime
-    """When it may start; a naive one is taken in the application's `timezone`."""
-    expires: float | timedelta | datetime
-    """Seconds from now, or a time, after which it no longer starts."""
-    queue: str
-    priority: int
-    """0 to 9, 9 first."""
-    task_id: str
-    """An id of your own: a second task of the same id within a day is not stored."""
-    timeout: float
-    """Seconds that one run may take."""
-    retry: Retry
-    headers: Mapping[str, str]
 
 
 class Call(msgspec.Struct, Generic[R_co], frozen=True):
@@ -67,6 +49,8 @@ class Call(msgspec.Struct, Generic[R_co], frozen=True):
 class Sender(Protocol):
     """What a task asks of its application."""
 
+    conf: Config
+
     async def send_call(self, call: Call[R]) -> TaskHandle[R]:
         """Store one call at the broker."""
         ...
@@ -74,18 +58,6 @@ class Sender(Protocol):
     def async_result(self, task_id: str) -> AsyncResult[Any]:
         """Return the sync grip on a sent task."""
         ...
-
-
-class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a task runs, as given where it is defined."""
-
-    executor: Executor = "loop"
-    queue: str | None = None
-    priority: int | None = None
-    timeout: float | None = None  # seconds
-    retry: Retry = NEVER
-    ignore_result: bool | None = None  # None: as the application says
-    track_started: bool | None = None  # likewise
 
 
 class _Callable(Generic[P, R]):
@@ -148,16 +120,20 @@ class Task(_Callable[P, R]):
     Attributes:
         name: What it is registered under, ``module.function`` by default.
         fn: The function itself.
+        call: The function as a worker calls it: with ``bind=True`` the task itself is put first.
         arguments: Its parameters.
         options: How it runs.
     """
 
+    MaxRetriesExceededError: ClassVar[type[MaxRetriesExceededError]] = MaxRetriesExceededError
+
     def __init__(
-        self, fn: Callable[P, Any], *, sender: Sender, name: str, options: TaskOptions
+        self, fn: Callable[..., Any], *, sender: Sender, name: str, options: TaskOptions
     ) -> None:
-        arguments = Arguments(fn)
+        self.name = name  # first of all, so that errors can show the task
+        self.call: Callable[..., Any] = MethodType(fn, self) if options.bind else fn
+        arguments = Arguments(self.call)
         super().__init__(sender, name, arguments, {})
-        self.name = name
         self.fn = fn
         self.arguments = arguments
         self.options = options
@@ -165,7 +141,7 @@ class Task(_Callable[P, R]):
         self.__qualname__ = getattr(fn, "__qualname__", name)
         self.__module__ = fn.__module__
         self.__doc__ = fn.__doc__
-        self.__wrapped__ = fn
+        self.__wrapped__ = self.call
 
     def with_options(self, **options: Unpack[CallOptions]) -> ConfiguredTask[P, R]:
         """Return the task with options for its calls; the task itself stays as it is.
@@ -173,7 +149,7 @@ class Task(_Callable[P, R]):
         Example:
             ``await add.with_options(countdown=10, queue="slow").kiq(2, 8)``
         """
-        return ConfiguredTask(self._sender, self.name, self.arguments, check_options(options))
+        return ConfiguredTask(self._sender, self.name, self.arguments, self.check_options(options))
 
     def apply_async(
         self,
@@ -183,8 +159,131 @@ class Task(_Callable[P, R]):
     ) -> AsyncResult[R]:
         """Send the task from plain code with options, in the shape that Celery users know."""
         return self._send_and_wait(
-            self._call(check_args(args), dict(kwargs or {}), check_options(options))
+            self._call(check_args(args), dict(kwargs or {}), self.check_options(options))
         )
+
+    def check_options(self, options: CallOptions) -> CallOptions:
+        """Return the options for a call of this task that are not None.
+
+        Raises:
+            ConfigError: One is wrong, or makes no sense for this task.
+        """
+        checked = check_options(options)
+        if "soft_timeout" in checked:
+            check_soft(self.name, checked["soft_timeout"], self.options.executor)
+            check_limits(checked["soft_timeout"], checked.get("timeout", self.options.timeout))
+        return checked
+
+    # What a bound task finds in `self`, in Celery's words
+
+    @property
+    def request(self) -> Request:
+        """The run that this is called in."""
+        context = self._context()
+        return request_of(context, self._limits(context))
+
+    @property
+    def max_retries(self) -> int | None:
+        """How often a run may be tried again; None: without limit."""
+        retries, _ = self._retries()
+        return None if retries == math.inf else int(retries)
+
+    @property
+    def default_retry_delay(self) -> float | None:
+        """Seconds before another attempt; None: as the `Retry` of the task says."""
+        return self._retries()[1]
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+    ) -> RetryLater:
+        """Ask for another attempt of the run that this is called in, with the same arguments.
+
+        Example:
+            ::
+
+                @app.task(bind=True, max_retries=5)
+                def fetch(self, url: str) -> str:
+                    try:
+                        return download(url)
+                    except OSError as error:
+                        raise self.retry(exc=error, countdown=60)
+
+        Args:
+            args: Not supported: an attempt has the arguments of its task.
+            kwargs: Likewise.
+            exc: What it failed with: raised instead, if there are no attempts left.
+            throw: Raise the request. Otherwise it is returned, and the task has to raise it.
+            eta: When to run again; a naive one is taken in the application's `timezone`.
+            countdown: Seconds until then. By default `default_retry_delay`, else as the task's
+                `Retry` says; a task with neither waits for three minutes.
+            max_retries: How often a run may be tried again, the first time not counted. By default
+                as the task's option or its `Retry` says; a task with neither has three.
+
+        Raises:
+            RetryLater: What the worker understands.
+            MaxRetriesExceededError: No attempts are left, and `exc` was not given.
+            RuntimeError: No worker runs this task here, and `exc` was not given.
+        """
+        if args is not None or kwargs is not None:
+            raise ConfigError(
+                "self.retry() cannot change the arguments: an attempt has those of its task. Send"
+                " another task with the new ones, and return"
+            )
+        if countdown is not None and eta is not None:
+            raise ConfigError("countdown and eta both say when to run again: give one of them")
+        context = self._context()
+        if context is None:
+            _raise(exc or RuntimeError(f"no worker runs {self.name} here, so it cannot be retried"))
+        usual, delay = self._retries(context)
+        retries = usual if max_retries is None else max_retries
+        if context.retries >= retries:
+            spent = f"{self.name}[{context.id}] has had its {context.attempt} attempts"
+            _raise(exc or MaxRetriesExceededError(spent))
+        if eta is not None:
+            if eta.tzinfo is None:
+                eta = eta.replace(tzinfo=ZoneInfo(self._sender.conf.timezone))
+            delay = max(0.0, eta.timestamp() - time.time())
+        elif countdown is not None:
+            delay = max(0.0, countdown)  # a deadline may have passed
+        later = RetryLater(delay, _reason(exc), max_attempts=retries + 1)
+        later.__cause__ = exc or sys.exception()
+        if throw:
+            raise later
+        return later
+
+    def _context(self) -> TaskContext | None:
+        """Return the context of this task's run, and not that of one which called its function."""
+        context = find_task()
+        return context if context is not None and context.name == self.name else None
+
+    def _limits(self, context: TaskContext | None) -> tuple[float | None, float | None]:
+        conf, options = self._sender.conf, self.options
+        hard = conf.task_time_limit if options.timeout is None else options.timeout
+        soft = conf.task_soft_time_limit if options.soft_timeout is None else options.soft_timeout
+        if context is not None:
+            hard = hard if context.timeout is None else context.timeout
+            soft = soft if context.soft_timeout is None else context.soft_timeout
+        return hard, None if options.executor == "thread" else soft
+
+    def _retries(self, context: TaskContext | None = None) -> tuple[float, float | None]:
+        """Return how often a run may be tried again, and after how many seconds, if that is said.
+
+        What a call asked for goes before what the task says, and that before the application's
+        default. Where nothing is said, it is as in Celery.
+        """
+        own = retry_of(self.options.retry, self._sender.conf.task_default_retry)
+        if context is not None and context.retry is not None:
+            return for_call(context.retry, own).max_attempts - 1, None
+        if self.options.retry is None and self._sender.conf.task_default_retry is None:
+            return CELERY_RETRIES, CELERY_DELAY
+        return own.max_attempts - 1, self.options.default_retry_delay
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -195,7 +294,7 @@ class CoroutineTask(Task[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Run the function here and now; sends nothing."""
-        return self.fn(*args, **kwargs)  # type: ignore[no-any-return]  # a coroutine of R: see TaskQueue.task
+        return self.call(*args, **kwargs)  # type: ignore[no-any-return]  # a coroutine of R: see TaskQueue.task
 
 
 class FunctionTask(Task[P, R]):
@@ -203,112 +302,16 @@ class FunctionTask(Task[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now; sends nothing."""
-        return self.fn(*args, **kwargs)  # type: ignore[no-any-return]  # R: see TaskQueue.task
+        return self.call(*args, **kwargs)  # type: ignore[no-any-return]  # R: see TaskQueue.task
 
 
-def check_options(options: CallOptions) -> CallOptions:
-    """Return the options that are not None, or raise a `ConfigError` that names the wrong one."""
-    given: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            raise unknown_option(name, _OPTIONS)
-        fits, wants = _OPTIONS[name]
-        if value is not None:
-            if not fits(value):
-                raise ConfigError(f"{name} is {value!r}; it must be {wants}")
-            given[name] = value
-    if "countdown" in given and "eta" in given:
-        raise ConfigError("countdown and eta both say when to start: give one of them")
-    return cast("CallOptions", given)
+def _raise(error: BaseException) -> NoReturn:
+    """Raise an error with what is handled now as its cause, unless that is it."""
+    handled = sys.exception()
+    if handled is None or handled is error:
+        raise error
+    raise error from handled
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable()
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(text, str) for item in value.items() for text in item
-    )
-
-
-_NAME = "1 to 200 printable characters"
-
-_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "countdown": (_is_number, "a number of seconds"),
-    "eta": (lambda value: isinstance(value, datetime), "a datetime"),
-    "expires": (
-        lambda value: _is_number(value) or isinstance(value, datetime | timedelta),
-        "a number of seconds, a timedelta or a datetime",
-    ),
-    "headers": (_are_texts, "a mapping of texts to texts"),
-    "priority": (lambda value: type(value) is int and 0 <= value <= 9, "0 to 9, and 9 runs first"),
-    "queue": (lambda value: _is_name(value) and "," not in value, f"{_NAME}, without commas"),
-    "retry": (lambda value: isinstance(value, Retry), "a Retry"),
-    "task_id": (lambda value: _is_name(str(value)), _NAME),
-    "timeout": (lambda value: _is_number(value) and value > 0, "seconds, more than 0"),
-}
-
-
-def unknown_option(name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for an option that does not exist, with the nearest that does."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f", did you mean {near[0]}" if near else ""
-    return ConfigError(f"there is no option {name}{meant}? There are: {', '.join(known)}")
-
-
-def check_args(args: Iterable[Any]) -> tuple[Any, ...]:
-    """Return positional arguments as a tuple.
-
-    Raises:
-        TypeError: They are a text, or no sequence: ``("x")`` is not ``("x",)``.
-    """
-    if not isinstance(args, list | tuple):
-        raise TypeError(f"args is {args!r}; it must be a list or a tuple")
-    return tuple(args)
-
-
-def check_name(what: str, value: str) -> str:
-    """Return an id or name that is fit for every driver, or raise a `ConfigError`."""
-    if not _is_name(value):
-        raise ConfigError(f"{what} is {value!r}; it must be {_NAME}")
-    return value
-
-
-def choose_executor(fn: Callable[..., Any], executor: str | None) -> Executor:
-    """Return where a function runs.
-
-    Raises:
-        ConfigError: It cannot run there.
-    """
-    if not (inspect.isroutine(fn) and hasattr(fn, "__module__")):
-        raise ConfigError(f"{fn!r} is no function; options are keywords: @app.task(name=...)")
-    name = getattr(fn, "__qualname__", repr(fn))
-    if inspect.iscoroutinefunction(fn):
-        if executor not in (None, "loop"):
-            raise ConfigError(
-                f"{name} is a coroutine function, which runs on the event loop: leave executor out"
-            )
-        return "loop"
-    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
-        raise ConfigError(f"{name} is a generator; a task returns one value")
-    if executor is None or executor == "thread":
-        return "thread"
-    if executor == "process":
-        if "<locals>" in name or name == "<lambda>":
-            raise ConfigError(
-                f"{name} runs in another process, which finds it by its name: define it at the"
-                " top level of a module"
-            )
-        return "process"
-    if executor == "loop":
-        raise ConfigError(
-            f"{name} is a plain function and would block the event loop: write"
-            ' `async def`, or choose executor="thread" or "process"'
-        )
-    raise ConfigError(f'executor is {executor!r}; it may be "thread" or "process"')
+def _reason(error: BaseException | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -153,11 +155,23 @@ async def tasks_of_the_test() -> AsyncIterator[None]:
 
 def _children() -> list[psutil.Process]:
     known = {pid for dog in _expected for pid in dog.pids}
-    return [
-        child
-        for child in psutil.Process().children()
-        if child.pid not in known and not any(helper in _describe(child) for helper in _HELPERS)
-    ]
+    found = []
+    for pid in _child_pids() - known:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return [one for one in found if not any(helper in _describe(one) for helper in _HELPERS)]
+
+
+def _child_pids() -> set[int]:
+    """Ask the kernel where it tells: to look through all processes of the machine takes long."""
+    threads = Path("/proc/self/task")
+    if not (threads / str(os.getpid()) / "children").exists():
+        return {child.pid for child in psutil.Process().children()}
+    pids: set[int] = set()
+    for thread in threads.iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pids.update(map(int, (thread / "children").read_text().split()))
+    return pids
 
 
 def _describe(child: psutil.Process) -> str:

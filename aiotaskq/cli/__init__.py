@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aiotaskq.cli import queues, tasks, worker
+from aiotaskq.cli import dead, queues, tasks, worker
 from aiotaskq.cli.common import ROOT_HELP, Settings, complain
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.identity import version
@@ -27,6 +27,7 @@ cli.command("worker", no_args_is_help=False)(worker.worker)
 cli.command("call")(tasks.call)
 cli.command("result")(tasks.result)
 cli.add_typer(queues.cli, name="queues")
+cli.add_typer(dead.cli, name="dead")
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import resource
 import signal
 import sys
 import threading
-from multiprocessing.connection import Connection
-from pathlib import Path
+from functools import partial
 
 import msgspec
 
@@ -21,14 +19,19 @@ from aiotaskq.cli.common import check_shared, complain
 from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
-from aiotaskq.supervisor import RECYCLE, SETUP_ERROR, Ready, watch_parent
+from aiotaskq.keeper import resident
+from aiotaskq.message import Grant
+from aiotaskq.supervisor import RECYCLE, SETUP_ERROR, Line, watch_parent
 from aiotaskq.worker import Worker
 
 logger = logging.getLogger("aiotaskq.worker")
 
-_CLEANUP = 25.0  # seconds beyond the grace period: to cancel, to store what ended, to close
+_CLEANUP = 20.0  # seconds beyond both graces: to store what ended, to close
 _MEMORY_LOOK = 1.0  # seconds
 _ORPHAN_PATIENCE = 8.0  # seconds that a process gets to hand its tasks back without its parent
+_TICK = (
+    1.0  # seconds between signs of the event loop's, where there is a limit; less if it is short
+)
 _EXIT_WAIT = 5.0  # seconds to exit for a process that has nothing more to do
 
 
@@ -48,18 +51,18 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: int | None  # KiB
 
 
-def serve(options: ChildOptions, number: int, again: bool, pipe: Connection) -> None:
+def serve(options: ChildOptions, number: int, again: bool, line: Line) -> None:
     """Be worker process `number`, counted from 1, and exit with a status for the supervisor.
 
     Args:
         options: What the command line asks.
         number: The first one prints the banner,
         again: unless it replaces one that did.
-        pipe: To the supervisor.
+        line: To the supervisor.
     """
     os.setpgrp()  # Ctrl-C goes to the supervisor alone, which passes it on as SIGTERM
     try:
-        status = _run(options, number, again, pipe)
+        status = _run(options, number, again, line)
     except (ConfigError, Unavailable) as error:
         complain(str(error))
         status = SETUP_ERROR
@@ -69,7 +72,7 @@ def serve(options: ChildOptions, number: int, again: bool, pipe: Connection) -> 
     sys.exit(status)
 
 
-def _run(options: ChildOptions, number: int, again: bool, pipe: Connection) -> int:
+def _run(options: ChildOptions, number: int, again: bool, line: Line) -> int:
     app = find_app(options.app)
     import_tasks(app)
     check_shared(app)
@@ -82,7 +85,7 @@ def _run(options: ChildOptions, number: int, again: bool, pipe: Connection) -> i
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        status = runner.run(_work(app, options, number, processes, again, pipe))
+        status = runner.run(_work(app, options, number, processes, again, line))
         _exit_within(_EXIT_WAIT, status)
         return status
 
@@ -106,7 +109,7 @@ async def _work(
     number: int,
     processes: int,
     again: bool,
-    pipe: Connection,
+    line: Line,
 ) -> int:
     worker = Worker(
         app,
@@ -117,25 +120,68 @@ async def _work(
         grace_period=options.grace_period,
         burst=options.burst,
         max_tasks=options.max_tasks or app.conf.worker_max_tasks_per_child,
+        replaceable=True,
+        on_lease=partial(_tell_lease, app, line),
     )
     if number == 1 and not again:
         print(banner(app, options.app, worker.options, processes), flush=True)
-    ready = Ready(processes=processes, patience=worker.options.grace_period + _CLEANUP)
-    app.observers.add(WorkerReady, lambda _: pipe.send_bytes(msgspec.msgpack.encode(ready)))
+    app.observers.add(WorkerReady, lambda _: _tell_ready(app, line, worker, processes))
     _listen_to_signals(worker)
-    recycled = asyncio.Event()
-    limit = options.max_memory or app.conf.worker_max_memory_per_child
-    watch = asyncio.create_task(_watch_memory(worker, limit, recycled)) if limit else None
+    grown = asyncio.Event()
+    watches = _start_watches(app, options, line, worker, grown)
     try:
         await worker.run(patient=app.conf.broker_connection_retry_on_startup)
     finally:
-        if watch is not None:
+        for watch in watches:
             watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+        await asyncio.gather(*watches, return_exceptions=True)
     if worker.exhausted:
         logger.info("the process has run its %d tasks: it is replaced", worker.options.max_tasks)
-    return RECYCLE if recycled.is_set() or worker.exhausted else 0
+    if worker.recycle is not None:
+        logger.warning("the process is replaced: %s", worker.recycle)
+    return RECYCLE if grown.is_set() or worker.exhausted or worker.recycle is not None else 0
+
+
+def _tell_ready(app: TaskQueue, line: Line, worker: Worker, processes: int) -> None:
+    line.ready(
+        processes=processes,
+        patience=worker.options.grace_period + app.conf.task_cancel_grace + _CLEANUP,
+        block_limit=app.conf.worker_loop_block_limit,
+    )
+
+
+def _tell_lease(app: TaskQueue, line: Line, grant: Grant, held: bool) -> None:
+    """Have the supervisor's side look after a lease too, as far as it can reach the broker."""
+    if app.broker_url is None:
+        logger.debug("the broker is not given by a URL: this process alone renews its lease")
+    elif held:
+        line.holding(
+            grant, url=app.broker_url, prefix=app.conf.prefix, beat=app.conf.worker_heartbeat
+        )
+    else:
+        line.let_go(grant)
+
+
+def _start_watches(
+    app: TaskQueue, options: ChildOptions, line: Line, worker: Worker, grown: asyncio.Event
+) -> list[asyncio.Task[None]]:
+    watches = []
+    most = options.max_memory or app.conf.worker_max_memory_per_child
+    if most is not None:
+        watches.append(asyncio.create_task(_watch_memory(worker, most, grown)))
+    if app.conf.worker_loop_block_limit is not None:
+        watches.append(asyncio.create_task(_tick(line, app.conf.worker_loop_block_limit)))
+    return watches
+
+
+async def _tick(line: Line, limit: float) -> None:
+    """Tell the supervisor that the event loop runs."""
+    try:
+        while True:
+            line.tick(more=True)
+            await asyncio.sleep(min(_TICK, limit / 4))
+    finally:
+        line.tick(more=False)
 
 
 def _name(given: str | None, number: int, processes: int) -> str | None:
@@ -150,8 +196,10 @@ def _listen_to_signals(worker: Worker) -> None:
     loop = asyncio.get_running_loop()
     told = False
 
-    def stop() -> None:
+    def stop(*, again: bool) -> None:
         nonlocal told
+        if told and not again:
+            return
         if told:
             logger.warning("stopping now")
         elif worker.running:
@@ -165,8 +213,10 @@ def _listen_to_signals(worker: Worker) -> None:
         worker.stop(hurry=told)
         told = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    # Whoever stops the whole service, as systemd does, sends SIGTERM to us and to the supervisor,
+    # which passes it on: that is one wish. To hurry, the supervisor sends SIGINT.
+    loop.add_signal_handler(signal.SIGTERM, partial(stop, again=False))
+    loop.add_signal_handler(signal.SIGINT, partial(stop, again=True))
     watch_parent(
         lambda: loop.call_soon_threadsafe(lambda: worker.stop(hurry=True)),
         patience=_ORPHAN_PATIENCE,
@@ -187,12 +237,12 @@ async def _watch_memory(worker: Worker, limit: int, reached: asyncio.Event) -> N
 
 def _resident() -> int:
     """Return the memory that this process occupies, in KiB."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:  # no Linux: the most it ever had, in bytes on macOS
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak // 1024 if sys.platform == "darwin" else peak
-    return pages * resource.getpagesize() // 1024
+    used = resident("self")
+    if used is not None:
+        return used // 1024
+    # No Linux: the most it ever had, in bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
 
 
 def set_up_logging(app: TaskQueue, level: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.target import find_app, import_tasks
@@ -39,6 +40,16 @@ class Settings:
     """What was given before the command."""
 
     app: str | None
+
+
+class DefaultToList(TyperGroup):
+    """Lets ``queues tasks:app`` mean ``queues list tasks:app``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        helped = any(word in ("-h", "--help") for word in args[:1])
+        if not helped and (not args or args[0] not in self.commands):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def choose_app(context: typer.Context, words: list[str]) -> tuple[str, list[str]]:

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.cli.common import choose_app, in_app
+from aiotaskq.cli.common import DefaultToList, choose_app, in_app
 from aiotaskq.errors import ConfigError
 from aiotaskq.message import Depth
 
-
-class _DefaultToList(TyperGroup):
-    """Lets ``queues tasks:app`` mean ``queues list tasks:app``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        helped = any(word in ("-h", "--help") for word in args[:1])
-        if not helped and (not args or args[0] not in self.commands):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
 cli = typer.Typer(
-    cls=_DefaultToList,
+    cls=DefaultToList,
     help="Show how many tasks wait, or empty a queue.",
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},

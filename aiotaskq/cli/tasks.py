@@ -11,7 +11,7 @@ from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, in_app, show
 from aiotaskq.errors import ConfigError, ResultError, ResultTimeout, TaskFailed
 from aiotaskq.handle import TaskHandle, TaskResult
-from aiotaskq.task import CallOptions
+from aiotaskq.options import CallOptions
 
 FAILED = 1
 TIMED_OUT = 3

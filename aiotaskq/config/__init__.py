@@ -119,7 +119,8 @@ class Config(Settings):
     def as_dict(self) -> dict[str, Any]:
         """Return the value of every setting by its name, passwords included.
 
-        Holds plain values only, so it can be pickled, and given to `update` elsewhere.
+        Its values can be pickled, and given to `update` elsewhere; a `Retry` whose backoff is a
+        function, only if that function can be.
         """
         return _plain({name: getattr(self, name) for name in SETTINGS})
 
@@ -204,6 +205,12 @@ def _consistent(values: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ConfigError(
             f"worker_heartbeat ({heartbeat:g} s) has to be less than half of worker_lease "
             f"({lease:g} s); conf.update(worker_lease=..., worker_heartbeat=...) sets both at once"
+        )
+    soft, hard = values.get("task_soft_time_limit"), values.get("task_time_limit")
+    if soft is not None and hard is not None and soft >= hard:
+        raise ConfigError(
+            f"task_soft_time_limit ({soft:g} s) has to be less than task_time_limit ({hard:g} s); "
+            "conf.update(task_soft_time_limit=..., task_time_limit=...) sets both at once"
         )
     return values
 

@@ -120,10 +120,6 @@ _FOREIGN: dict[str, Foreign] = {
     "task_remote_tracebacks": Foreign(
         "the remote traceback is text, in `remote_traceback` of the error", (False,)
     ),
-    "task_soft_time_limit": Foreign(
-        "there is one limit, and a coroutine can catch its cancellation; use task_time_limit",
-        (None,),
-    ),
     "task_store_errors_even_if_ignored": Foreign(
         "a task that keeps no result keeps no failure", (False,)
     ),

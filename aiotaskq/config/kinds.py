@@ -15,6 +15,8 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
+from aiotaskq.retry import Retry
+
 Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -194,6 +196,20 @@ def lifetime() -> Kind[float | None, float | timedelta | None]:
 
     wants = "seconds or a timedelta; 0 or None for ever"
     return Kind(wants, check, optional(seconds(zero=True)).parse)
+
+
+def retry() -> Kind[Retry, Retry]:
+    """A `Retry`, which can only be written in code."""
+
+    def check(value: Any) -> Retry:
+        if isinstance(value, Retry):
+            return value
+        raise Wrong
+
+    def parse(text: str) -> object:
+        raise ValueError(text)
+
+    return Kind("a Retry, set in code", check, parse)
 
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?\s*", re.IGNORECASE)

@@ -233,6 +233,25 @@ class Settings:
         None,
         "Seconds that a task may run for which nothing else is said; None: no limit.",
     )
+    task_soft_time_limit = Setting(
+        kinds.optional(kinds.seconds()),
+        None,
+        "Seconds after which a task for which nothing else is said is told to come to an end; "
+        "None: it is not told.",
+    )
+    task_cancel_grace = Setting(
+        kinds.seconds(zero=True),
+        5.0,
+        "Seconds that a cancelled or timed-out task gets to end, before its slot is freed and "
+        "what it still does is ignored.",
+        ours=True,
+    )
+    task_default_retry = Setting(
+        kinds.optional(kinds.retry()),
+        None,
+        "The retry of tasks for which nothing else is said; None: they run once.",
+        ours=True,
+    )
     task_always_eager = Setting(
         kinds.only_flag(
             False,
@@ -254,6 +273,18 @@ class Settings:
         kinds.whole(1),
         3,
         "How many workers may die of a task before it goes to the dead letters.",
+        ours=True,
+    )
+    dead_letter_max = Setting(
+        kinds.whole(0),
+        10_000,
+        "How many dead letters a queue keeps; the oldest go first.",
+        ours=True,
+    )
+    dead_letter_expires = Setting(
+        kinds.lifetime(),
+        30 * 86_400.0,
+        "Seconds for which a dead letter is kept; None: for ever.",
         ours=True,
     )
 
@@ -315,6 +346,25 @@ class Settings:
         kinds.seconds(),
         3.0,
         "Seconds between two signs of life; less than half of worker_lease.",
+        ours=True,
+    )
+    worker_max_stuck_tasks = Setting(
+        kinds.optional(kinds.whole(1)),
+        10,
+        "How many tasks that could not be stopped a process may have before it takes no more "
+        "and is replaced; None: any number.",
+        ours=True,
+    )
+    worker_loop_block_warning = Setting(
+        kinds.optional(kinds.seconds()),
+        1.0,
+        "After how many seconds a blocked event loop is logged, with what blocks it; None: never.",
+        ours=True,
+    )
+    worker_loop_block_limit = Setting(
+        kinds.optional(kinds.seconds()),
+        None,
+        "After how many seconds a process with a blocked event loop is ended; None: never.",
         ours=True,
     )
     worker_hijack_root_logger = Setting(

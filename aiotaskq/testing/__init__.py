@@ -12,7 +12,8 @@ A driver's test file gives a harness and nothing else::
 ======================  =========================================================
 `testing.brokers`       `BrokerHarness`, `BrokerConformance`
 `testing.results`       `ResultHarness`, `ResultConformance`
-`testing.model`         `broker_machine`, random histories against a model (Hypothesis)
+`testing.model`         `check_broker`, random histories against a model (Hypothesis)
+`testing.flaky`         `FlakyBroker`, which fails at a call of your choice, for users of drivers
 ======================  =========================================================
 
 The suites need pytest and pytest-asyncio in its auto mode.
@@ -25,11 +26,19 @@ import pytest
 # Before the suites are imported: their plain asserts are to explain themselves as a test's do.
 pytest.register_assert_rewrite(
     "aiotaskq.testing.brokers",
+    "aiotaskq.testing.cancelling",
+    "aiotaskq.testing.clocks",
+    "aiotaskq.testing.deaths",
     "aiotaskq.testing.ear",
+    "aiotaskq.testing.flaky",
     "aiotaskq.testing.leases",
+    "aiotaskq.testing.letters",
     "aiotaskq.testing.model",
     "aiotaskq.testing.outages",
     "aiotaskq.testing.publishing",
     "aiotaskq.testing.results",
     "aiotaskq.testing.rig",
+    "aiotaskq.testing.rules",
+    "aiotaskq.testing.shadow",
+    "aiotaskq.testing.suspects",
 )

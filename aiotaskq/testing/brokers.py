@@ -12,7 +12,11 @@ import pytest
 
 from aiotaskq.message import Again, Dead, Delivery, Depth, Done, Envelope, Release
 from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.testing.cancelling import CancelTests
+from aiotaskq.testing.clocks import ClockTests
+from aiotaskq.testing.deaths import EndTests, RosterTests
 from aiotaskq.testing.leases import LeaseTests, SettlementTests
+from aiotaskq.testing.letters import LetterTests
 from aiotaskq.testing.outages import OutageTests
 from aiotaskq.testing.publishing import PublishTests, UniqueTests
 from aiotaskq.testing.rig import (
@@ -26,8 +30,8 @@ from aiotaskq.testing.rig import (
     names,
     needs,
     nothing,
-    tending,
 )
+from aiotaskq.testing.suspects import SuspectTests
 
 __all__ = ["BrokerConformance", "BrokerHarness"]
 
@@ -135,64 +139,6 @@ class FetchTests(BrokerSuite):
         async with asyncio.timeout(PATIENCE):
             assert names(await waiting) == ["a"]
 
-    async def test_a_waiting_fetch_is_woken_by_a_delayed_one_that_falls_due(
-        self, rig: Rig, broker: Broker
-    ) -> None:
-        consumer = await rig.consumer()
-        waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
-        await asyncio.sleep(MOMENT)
-        await rig.publish("a", not_before=await rig.harness.now() + 1.0)
-        await asyncio.sleep(MOMENT)
-        assert not waiting.done()
-        async with tending(broker), asyncio.timeout(PATIENCE):
-            assert names(await waiting) == ["a"]
-
-    async def test_a_delayed_one_waits_until_it_is_due(self, rig: Rig, broker: Broker) -> None:
-        now = await rig.harness.now()
-        late, soon = now + self.delay + 3600.0, now + self.delay
-        await broker.publish([envelope("late", not_before=late), envelope("now")])
-        await broker.publish([envelope("soon", not_before=soon)])
-        await broker.publish([envelope("past", not_before=now - 60.0)])
-        consumer = await rig.consumer()
-        await broker.tend()
-        assert await rig.finish(consumer, 2) == ["now", "past"]
-        assert await rig.depth() == Depth(delayed=2)
-        await rig.harness.pass_time(self.delay)
-        assert await rig.finish(consumer, 1) == ["soon"]
-        assert await rig.depth() == Depth(delayed=1)
-
-    async def test_an_expired_one_is_handed_out_as_such(self, rig: Rig, broker: Broker) -> None:
-        """So that its end can be told, by the store's clock and not by the worker's."""
-        now = await rig.harness.now()
-        soon = now + self.delay
-        await broker.publish([envelope("over", expires_at=now - 1.0)])
-        await broker.publish([envelope("soon", expires_at=soon)])
-        await broker.publish([envelope("good", expires_at=now + 3600.0)])
-        await broker.publish([envelope("plain")])
-        await broker.publish([envelope("both", not_before=soon, expires_at=soon, priority=0)])
-        await rig.harness.pass_time(self.delay + 0.1)
-        await broker.tend()
-        consumer = await rig.consumer()
-        got = await rig.receive(consumer, 5)
-        assert {one.id for one in got if one.expired} == {"over", "soon", "both"}
-        assert {one.id for one in got if not one.expired} == {"good", "plain"}
-
-    async def test_one_that_expires_while_held_can_still_be_settled(self, rig: Rig) -> None:
-        now = await rig.harness.now()
-        consumer, [got] = await rig.hold("a", expires_at=now + self.delay)
-        await rig.harness.pass_time(self.delay + 0.1)
-        assert not await consumer.settle([Done(got)])
-        assert await rig.depth() == Depth()
-
-    async def test_a_cancelled_one_is_never_handed_out(self, rig: Rig, broker: Broker) -> None:
-        due = await rig.harness.now() + self.delay
-        await rig.publish("a", "b", "c")
-        await rig.publish("d", "e", not_before=due)
-        await broker.cancel(["b", "d", "unknown"])
-        await broker.cancel([])
-        await rig.harness.pass_time(self.delay)
-        assert sorted(await rig.finish(await rig.consumer(), 3)) == ["a", "c", "e"]
-
     async def test_what_is_held_is_not_handed_out_again(self, rig: Rig, broker: Broker) -> None:
         await rig.hold("a", "b")
         await broker.tend()
@@ -260,7 +206,7 @@ class FetchTests(BrokerSuite):
 
 
 class QueueTests(BrokerSuite):
-    """Counting, purging, reading the dead."""
+    """Counting and purging."""
 
     async def test_depth_counts_every_state_of_every_queue(self, rig: Rig, broker: Broker) -> None:
         now = await rig.harness.now()
@@ -301,17 +247,6 @@ class QueueTests(BrokerSuite):
         assert await rig.finish(consumer, 1) == ["held"]
         assert names(await broker.dead("q")) == ["bad"]
 
-    async def test_the_newest_dead_letters_are_read(self, rig: Rig, broker: Broker) -> None:
-        consumer, held = await rig.hold(*"abcde")
-        for one in held:
-            await consumer.settle([Dead(one, f"because of {one.id}")])
-        assert {one.id: one.reason for one in await broker.dead("q", limit=2)} == {
-            "d": "because of d",
-            "e": "because of e",
-        }
-        assert sorted(names(await broker.dead("q"))) == list("abcde")
-        assert not await broker.dead("p")
-
     async def test_an_envelope_of_many_fields_is_kept_whole(self, rig: Rig, broker: Broker) -> None:
         now = await rig.harness.now()
         whole = Envelope(
@@ -330,7 +265,19 @@ class QueueTests(BrokerSuite):
 
 
 class BrokerConformance(
-    PublishTests, UniqueTests, FetchTests, QueueTests, SettlementTests, LeaseTests, OutageTests
+    PublishTests,
+    UniqueTests,
+    ClockTests,
+    FetchTests,
+    SuspectTests,
+    SettlementTests,
+    CancelTests,
+    LetterTests,
+    QueueTests,
+    LeaseTests,
+    EndTests,
+    RosterTests,
+    OutageTests,
 ):
     """Everything that a broker must do. Derive from it and give the fixture `harness`.
 

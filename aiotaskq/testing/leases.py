@@ -8,7 +8,7 @@ import pytest
 
 from aiotaskq.errors import LeaseLost
 from aiotaskq.message import Again, Dead, Delivery, Depth, Done, Release, Settlement, Tended
-from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.protocols import Broker
 from aiotaskq.testing.rig import (
     PATIENCE,
     BrokerSuite,
@@ -95,27 +95,6 @@ class SettlementTests(BrokerSuite):
         assert names(got) == list("abcdef")
         assert [one.crashes for one in got] == [0] * 6
 
-    async def test_dead_keeps_the_payload_and_the_reason(self, rig: Rig, broker: Broker) -> None:
-        body = bytes(range(256))
-        consumer, [got] = await rig.hold("a", body=body)
-        before = await rig.harness.now()
-        assert not await consumer.settle([Dead(got, "no such task: ü\n'x'")])
-        [letter] = await broker.dead("q")
-        assert (letter.id, letter.queue, letter.body) == ("a", "q", body)
-        assert (letter.reason, letter.crashes) == ("no such task: ü\n'x'", 0)
-        assert abs(letter.died_at - before) < PATIENCE
-        await nothing(consumer)
-        assert await rig.depth() == Depth(dead=1)
-
-    async def test_dead_keeps_the_count_of_crashes(self, rig: Rig, broker: Broker) -> None:
-        await rig.hold("a")
-        await rig.lapse()
-        consumer = await rig.consumer()
-        [got] = await rig.receive(consumer, 1)
-        await consumer.settle([Dead(got, "bad")])
-        [letter] = await broker.dead("q")
-        assert letter.crashes == 1
-
     async def test_a_batch_may_mix_every_kind(self, rig: Rig, broker: Broker) -> None:
         consumer, [a, b, c, d, e] = await rig.hold(*"abcde")
         due = await rig.harness.now() + 3600.0
@@ -189,42 +168,6 @@ class SettlementTests(BrokerSuite):
         assert await rig.depth() == Depth(held=1)
         assert not await consumer.settle([Release(second)])
         assert await rig.finish(consumer, 1) == ["a"]
-
-    async def test_a_held_one_that_is_cancelled_is_told_to_its_holder_once(
-        self, rig: Rig, broker: Broker
-    ) -> None:
-        consumer, held = await rig.hold("a", "b")
-        await broker.cancel(["a"])
-        told = await self._told(consumer)
-        assert "a" in told
-        assert "b" not in told
-        assert "a" not in await consumer.cancelled()
-        assert not await consumer.settle([Done(one) for one in held])
-
-    async def test_a_cancelled_one_is_not_handed_out_after_it_was_given_back(
-        self, rig: Rig, broker: Broker
-    ) -> None:
-        consumer, [a, b, c] = await rig.hold(*"abc")
-        await broker.cancel(["a", "b"])
-        await consumer.settle([Release(a), Again(b, envelope("b")), Release(c)])
-        assert await rig.finish(consumer, 1) == ["c"]
-
-    async def test_a_cancelled_one_is_not_handed_out_after_its_holder_died(
-        self, rig: Rig, broker: Broker
-    ) -> None:
-        await rig.hold("a", "b")
-        await broker.cancel(["a"])
-        await rig.lapse()
-        assert await rig.finish(await rig.consumer(), 1) == ["b"]
-
-    async def _told(self, consumer: Consumer) -> set[str]:
-        """Ask until there is an answer: the news may take a moment."""
-        told: set[str] = set()
-        async with asyncio.timeout(PATIENCE):
-            while not told:
-                told |= set(await consumer.cancelled())
-                await asyncio.sleep(0.01)
-        return told
 
 
 class LeaseTests(BrokerSuite):
@@ -312,9 +255,11 @@ class LeaseTests(BrokerSuite):
         assert not await consumer.settle([Done(got)])
         assert await rig.depth() == Depth()
 
-    async def test_a_lease_is_renewed_on_the_same_loop_as_well(self, rig: Rig) -> None:
+    async def test_a_lease_is_renewed_on_the_same_loop_as_well(
+        self, rig: Rig, broker: Broker
+    ) -> None:
         consumer, _ = await rig.hold("a")
-        lease = consumer.lease()
+        lease = broker.lease(consumer.grant)
         assert await lease.renew()
         assert await lease.renew()
         await lease.close()

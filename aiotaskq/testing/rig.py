@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytest
 
-from aiotaskq.message import Delivery, Depth, Done, Envelope, Settlement, Tended
+from aiotaskq.message import (
+    SUSPECT,
+    DeadLimits,
+    Delivery,
+    Depth,
+    Done,
+    Envelope,
+    Settlement,
+    Tended,
+)
 from aiotaskq.protocols import Broker, Consumer
 
 Value = TypeVar("Value")
@@ -21,11 +30,15 @@ PATIENCE = 30.0
 MOMENT = 0.1
 """Seconds in which something that must not happen is given a chance to."""
 
+BOUND = 2000
+"""The most of each kind that one call of `tend` may move: it must not keep others waiting."""
+
 
 class BrokerHarness(Protocol):
     """One store, fresh for each test, and the handle on its clock and its reachability."""
 
     can_cut: bool
+    can_stall: bool
 
     async def broker(self) -> Broker:
         """Return another open driver, a client of its own, on the same store."""
@@ -45,6 +58,17 @@ class BrokerHarness(Protocol):
 
     async def mend(self) -> None:
         """Make it reachable again."""
+        ...
+
+    async def stall(self, seconds: float) -> None:
+        """Let time pass as it does when the server stands still: nobody can renew meanwhile."""
+        ...
+
+    async def leaks(self) -> list[str]:
+        """Name what is in the store that will stay for ever though every message is gone.
+
+        Asked when all consumers are closed, and nothing waits, is held or is dead.
+        """
         ...
 
     async def close(self) -> None:
@@ -67,10 +91,12 @@ class Rig:
             self._main = await self.harness.broker()
         return self._main
 
-    async def consumer(self, *queues: str, broker: Broker | None = None) -> Consumer:
+    async def consumer(
+        self, *queues: str, broker: Broker | None = None, about: bytes = b""
+    ) -> Consumer:
         """Return an open consumer of `queues`, on a client of its own unless one is given."""
         broker = broker or await self.harness.broker()
-        consumer = broker.consumer(queues or ("q",), name="suite", lease=self.lease)
+        consumer = broker.consumer(queues or ("q",), name="suite", lease=self.lease, about=about)
         await consumer.open()
         self._consumers.append(consumer)
         return consumer
@@ -119,7 +145,7 @@ class Rig:
 
     async def renew(self, consumer: Consumer) -> bool:
         """Renew a consumer's lease where a worker does it: in a thread, on another event loop."""
-        lease = consumer.lease()
+        lease = (await self.broker()).lease(consumer.grant)
 
         async def go() -> bool:
             try:
@@ -128,6 +154,29 @@ class Rig:
                 await lease.close()
 
         return await elsewhere(go())
+
+    async def end(self, consumer: Consumer, note: str = "killed") -> int:
+        """End a consumer's lease as who saw its process die does: from a client of its own."""
+        broker = (await self.broker()).clone()
+
+        async def go() -> int:
+            await broker.open()
+            lease = broker.lease(consumer.grant)
+            try:
+                return await lease.end(note)
+            finally:
+                await lease.close()
+                await broker.close()
+
+        return await elsewhere(go())
+
+    async def crash(self, *ids: str, times: int = SUSPECT, **fields: Any) -> None:
+        """Store envelopes, and have consumers die of them, all at once each time."""
+        await self.publish(*ids, **fields)
+        for _ in range(times):
+            consumer = await self.consumer(fields.get("queue", "q"))
+            await self.receive(consumer, len(ids))
+            assert await self.end(consumer) == len(ids)
 
     async def close(self) -> None:
         """Close what was opened."""
@@ -191,15 +240,18 @@ async def nothing(consumer: Consumer) -> None:
     assert names(await consumer.fetch(10, MOMENT)) == []
 
 
-async def tend(broker: Broker) -> Tended:
+async def tend(broker: Broker, limits: DeadLimits | None = None) -> Tended:
     """Tend until nothing is left to do; return the sums. One call does a bounded amount."""
-    rounds = [await broker.tend()]
+    limits = DeadLimits() if limits is None else limits
+    rounds = [await broker.tend(limits)]
     while rounds[-1] != Tended():
         assert len(rounds) < 1000, "tend never comes to an end"
-        rounds.append(await broker.tend())
+        assert max(rounds[-1].promoted, rounds[-1].reclaimed, rounds[-1].trimmed) <= BOUND
+        rounds.append(await broker.tend(limits))
     return Tended(
         promoted=sum(one.promoted for one in rounds),
         reclaimed=sum(one.reclaimed for one in rounds),
+        trimmed=sum(one.trimmed for one in rounds),
     )
 
 

@@ -16,11 +16,11 @@ from typing import TypeVar
 import msgspec
 
 from aiotaskq.errors import ConfigError, Unavailable
-from aiotaskq.events import Observers, Refused
-from aiotaskq.failures import describe
+from aiotaskq.failures import describe, encode_error
 from aiotaskq.message import Outcome, Settlement, TaskStatus
 from aiotaskq.protocols import Consumer, ResultBackend
 from aiotaskq.worker.heartbeat import Heartbeat
+from aiotaskq.worker.vitals import Outage, Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 _BATCH = 1000  # tasks completed in one round
 _MOST_WAITING = 10_000  # ended tasks that may wait to be settled,
 _MOST_BYTES = 64 * 1024 * 1024  # and bytes of their results, before it counts as full
-_BACKOFF = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
+_PAUSES = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
 
 
 class _TakenAway(Exception):
@@ -48,15 +48,19 @@ class Completer:
         consumer: Consumer,
         backend: ResultBackend | None,
         heartbeat: Heartbeat,
-        observers: Observers,
+        vitals: Vitals,
         *,
         ttl: float | None,
     ) -> None:
         self._consumer = consumer
         self._backend = backend
         self._heartbeat = heartbeat
-        self._observers = observers
+        self._vitals = vitals
         self._ttl = ttl
+        self._storing = Outage(
+            vitals, "finished tasks wait for their results to be stored", _PAUSES
+        )
+        self._settling = Outage(vitals, "finished tasks wait to be settled", _PAUSES)
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
         self._under_way = 0
@@ -79,6 +83,17 @@ class Completer:
     def wants_arguments(self) -> bool:
         """Whether outcomes should carry the task's arguments."""
         return self._backend is not None and self._backend.wants_arguments
+
+    async def earlier(self, task_id: str) -> Outcome | None:
+        """Return the final outcome that a task has already, if that can be known now."""
+        if self._backend is None:
+            return None
+        try:
+            outcome = (await self._backend.load([task_id])).get(task_id)
+        except Exception as error:  # a store that fails is no reason not to run it
+            logger.warning("cannot look whether %s has ended before: %r", task_id, error)
+            return None
+        return outcome if outcome is not None and outcome.status.final else None
 
     @property
     def backlog(self) -> int:
@@ -116,20 +131,23 @@ class Completer:
             if outcomes:
                 refused.update(await self._store(outcomes))
             if settlements:
-                gone = await self._persist(lambda: self._consumer.settle(settlements))
+                gone = await self._persist(
+                    lambda: self._consumer.settle(settlements), self._settling
+                )
                 refused.update(delivery.id for delivery in gone)
         except _TakenAway:
             refused.update(settlement.delivery.id for settlement in settlements)
         finally:
             self._under_way = 0
             self._size -= size
-        self._refuse(refused)
+        if refused:
+            self._vitals.refused(refused)
 
     async def _store(self, outcomes: Sequence[Outcome]) -> Collection[str]:
         backend = self._backend
         assert backend is not None  # add() takes no outcome otherwise
         try:
-            refused = await self._persist(lambda: backend.store(outcomes, self._ttl))
+            refused = await self._persist(lambda: backend.store(outcomes, self._ttl), self._storing)
         except _TakenAway:
             raise
         except Exception:
@@ -144,7 +162,7 @@ class Completer:
     async def _store_alone(self, backend: ResultBackend, outcome: Outcome) -> Collection[str]:
         """Store one outcome, or in its place that it cannot be stored."""
         try:
-            return await self._persist(lambda: backend.store([outcome], self._ttl))
+            return await self._persist(lambda: backend.store([outcome], self._ttl), self._storing)
         except _TakenAway:
             raise
         except Exception as error:
@@ -153,32 +171,51 @@ class Completer:
             failure = msgspec.structs.replace(
                 outcome, status=TaskStatus.FAILURE, result=result, traceback=traceback
             )
-        return await self._persist(lambda: backend.store([failure], self._ttl))
+        try:
+            return await self._persist(lambda: backend.store([failure], self._ttl), self._storing)
+        except _TakenAway:
+            raise
+        except Exception:
+            logger.exception(
+                "nor can that, so its arguments and its history are left out: %s", outcome.task_id
+            )
+        return await self._store_bare(backend, failure)
 
-    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _store_bare(self, backend: ResultBackend, failure: Outcome) -> Collection[str]:
+        """Store no more of a failure than has to be. Nobody is told if even that fails."""
+        bare = Outcome(
+            task_id=failure.task_id,
+            status=failure.status,
+            result=encode_error("EncodeError", "its outcome cannot be stored; see the log"),
+            date_done=failure.date_done,
+        )
+        try:
+            return await self._persist(lambda: backend.store([bare], self._ttl), self._storing)
+        except _TakenAway:
+            raise
+        except Exception:  # it must not end the worker: it would end the next one as well
+            logger.exception("%s has ended, and no outcome of it can be stored", bare.task_id)
+            return ()
+
+    async def _persist(self, call: Callable[[], Awaitable[T]], outage: Outage) -> T:
         """Make a call until its server can be reached, while the lease is alive.
 
         Raises:
             _TakenAway: What is to be stored was given to others.
         """
-        pause, longest = _BACKOFF
         while True:
             if not await self._heartbeat.alive():
                 raise _TakenAway
             try:
-                return await call()
+                answer = await call()
             except Unavailable as error:
-                logger.warning("finished tasks wait to be stored: %s", error)
+                pause = outage.pause(error)
             except ConfigError as error:
                 # It worked at start: somebody has changed a password or dropped a table, and may
                 # mend it. To stop would only run everything again.
-                logger.error("finished tasks wait to be stored: %s", error)
-                pause = longest
+                outage.pause(error)
+                pause = _PAUSES[1]
+            else:
+                outage.over()
+                return answer
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
-            pause = min(pause * 2, longest)
-
-    def _refuse(self, ids: Collection[str]) -> None:
-        for task_id in ids:
-            logger.warning("the outcome of %s came too late and was dropped", task_id)
-            if self._observers.heard(Refused):
-                self._observers.emit(Refused(task_id=task_id))

@@ -1,11 +1,12 @@
-"""One delivery → one settlement, and the outcome that goes before it.
+"""Runs deliveries: from the message's bytes to the call of the function, within its limits.
 
 ::
 
-    accept: decode ─ killer? ─ expired? ─ known? ─▶ run: arguments ─ context ─ call ─▶ end:
-                │        │         │        │                │                  │      outcome,
-               Dead     Dead    REVOKED  Again, Dead      FAILURE        SUCCESS, RETRY,  settlement
-                                                                      FAILURE, REVOKED, Release
+    accept: decode ─ killer? ─ expired? ─ known? ─▶ run: arguments ─ slot ─ context ─ call ─▶ end
+
+What came of it is told to `Endings`. A run that is cancelled, for whatever reason, gets
+`task_cancel_grace` seconds to end; one that does not is stuck: its end is told for it, its slot is
+freed, and whatever it still does is ignored.
 """
 
 from __future__ import annotations
@@ -13,78 +14,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
-from enum import IntEnum, auto
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import msgspec
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from aiotaskq import events
 from aiotaskq.context import State, TaskContext, enter
-from aiotaskq.errors import AioTaskQError, DecodeError, UnknownTask
-from aiotaskq.failures import describe, encode_error, rebuild
-from aiotaskq.message import (
-    Again,
-    Dead,
-    Delivery,
-    Done,
-    Envelope,
-    Message,
-    Outcome,
-    Release,
-    TaskStatus,
-)
+from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
+from aiotaskq.message import Delivery
 from aiotaskq.middleware import wrap_run
-from aiotaskq.retry import for_call, retry_delay
-from aiotaskq.task import Task
 from aiotaskq.worker.application import Application
 from aiotaskq.worker.completer import Completer
+from aiotaskq.worker.endings import Endings
+from aiotaskq.worker.limits import interruptible
 from aiotaskq.worker.pools import Pools
-from aiotaskq.worker.processes import RemoteFailure
+from aiotaskq.worker.run import Profile, Run, RunContext, Stop
+from aiotaskq.worker.vitals import Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
 
-_UNKNOWN_PAUSE = 10.0  # seconds before an unknown task is offered to the workers again
-_NULL = Raw(b"null")
-_EMPTY_LIST = Raw(b"[]")
-_EMPTY_MAP = Raw(b"{}")
-
-
-class _Stop(IntEnum):
-    """Why a running task was cancelled by this worker. A higher one goes before a lower one."""
-
-    RELEASE = auto()  # the worker stops: another one is to run it
-    REVOKE = auto()  # somebody cancelled the task
-    ABANDON = auto()  # the lease is lost: another worker has it
-
-
-class _Run:
-    """A task that runs."""
-
-    __slots__ = ("begun", "delivery", "message", "started", "stop", "task", "work")
-
-    def __init__(self, delivery: Delivery, message: Message, task: Task[Any, Any]) -> None:
-        self.delivery = delivery
-        self.message = message
-        self.task = task
-        self.started = time.perf_counter()
-        self.begun = False
-        self.stop: _Stop | None = None
-        self.work: asyncio.Task[None] | None = None
-
-
-class _RunContext(TaskContext):
-    """The context of a run, with the run itself for the innermost step of the onion."""
-
-    __slots__ = ("run",)
-
-    run: _Run
-
-
-class TimedOut(AioTaskQError, TimeoutError):
-    """A task ran longer than its timeout."""
+_OVERTAKING = 10.0  # seconds by which the news of a cancelling may overtake the task itself
 
 
 class Executor:
@@ -92,6 +42,7 @@ class Executor:
 
     Args:
         ended: Called each time a slot becomes free.
+        known_elsewhere: Queues and names of tasks that other workers serve and know.
     """
 
     def __init__(
@@ -99,10 +50,12 @@ class Executor:
         app: Application,
         completer: Completer,
         pools: Pools,
+        vitals: Vitals,
         *,
         state: State,
         worker: str,
         ended: Callable[[], None],
+        known_elsewhere: Collection[tuple[str, str]] = (),
     ) -> None:
         self._app = app
         self._codec = app.codec
@@ -110,19 +63,53 @@ class Executor:
         self._observers = app.observers
         self._completer = completer
         self._pools = pools
+        self._vitals = vitals
         self._state = state
         self._worker = worker
         self._ended = ended
-        self._running: set[_Run] = set()  # not by id: one may be sent twice and run twice at once
+        self._loop = asyncio.get_running_loop()
+        self._running: set[Run] = set()  # not by id: one may be sent twice and run twice at once
+        self._stuck: set[Run] = set()
+        self._profiles: dict[str, Profile] = {}
+        self._overtaken: dict[str, float] = {}  # cancelled ids, and until when they count
         self._call = wrap_run(app.middlewares, self._call_function)
         self._plain = self._call == self._call_function  # no middleware to go through
         self._max_crashes = app.conf.max_crashes
-        self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
+        self._grace = app.conf.task_cancel_grace
+        self._end = Endings(
+            app,
+            completer,
+            vitals,
+            worker=worker,
+            profile=self._profile,
+            known_elsewhere=known_elsewhere,
+        )
 
     @property
     def running(self) -> int:
         """How many tasks run now."""
         return len(self._running)
+
+    @property
+    def stuck(self) -> int:
+        """How many tasks go on though they were told to end, threads included."""
+        return len(self._stuck) + self._pools.stuck
+
+    def describe(self, work: asyncio.Task[Any] | None) -> str:
+        """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
+        for run in [*self._running, *self._stuck]:
+            if run.work is work:
+                return str(run)
+        return ""
+
+    def _profile(self, name: str) -> Profile:
+        profile = self._profiles.get(name)
+        if profile is None:
+            task = self._app.tasks.get(name)
+            profile = Profile(task, self._conf)
+            if task is not None:  # other names are anything that anybody sends
+                self._profiles[name] = profile
+        return profile
 
     # Accept
 
@@ -131,335 +118,207 @@ class Executor:
         try:
             message = self._codec.decode_message(delivery.body)
         except DecodeError as error:
-            self._bury_unread(delivery, error)
+            self._end.unread(delivery, error)
             return
         if delivery.crashes >= self._max_crashes:
-            self._bury_killer(delivery, message)
+            self._end.killer(delivery, message)
             return
         if self._observers.heard(events.Received):
             self._observers.emit(events.Received(message=message))
-        if delivery.expired:
-            self._end_revoked(delivery, message, "expired")
+        if delivery.expired or (self._overtaken and delivery.id in self._overtaken):
+            self._end.revoked(delivery, message, "expired" if delivery.expired else "cancelled")
             return
         task = self._app.tasks.get(message.task)
         if task is None:
-            self._put_back_unknown(delivery, message)
+            self._end.unknown(delivery, message)
             return
-        run = _Run(delivery, message, task)
+        profile = self._profiles.get(message.task) or self._profile(message.task)
+        run = Run(delivery, message, task, profile)
         self._running.add(run)
         run.work = asyncio.create_task(self._run(run))
 
-    def _bury(self, delivery: Delivery, reason: str, outcome: Outcome | None) -> None:
-        name = delivery.id or "without an id"
-        logger.error("message %s goes to the dead letters: %s", name, reason)
-        self._completer.add(Dead(delivery, reason), outcome)
-        if self._observers.heard(events.Buried):
-            self._observers.emit(
-                events.Buried(task_id=delivery.id, queue=delivery.queue, reason=reason)
-            )
-
-    def _bury_unread(self, delivery: Delivery, error: DecodeError) -> None:
-        outcome = None
-        if delivery.id:  # whoever waits for it is told, though nothing else is known of it
-            unread = Message(id=delivery.id, task="", queue=delivery.queue)
-            outcome = self._outcome(unread, TaskStatus.FAILURE, describe(error)[0])
-        self._bury(delivery, str(error), outcome)
-
-    def _bury_killer(self, delivery: Delivery, message: Message) -> None:
-        """End what worker after worker died of, before anything of it runs here as well."""
-        died = delivery.crashes
-        reason = "a worker" if died == 1 else f"{died} workers"
-        reason += " died while running it"
-        error = encode_error("WorkerLost", reason)
-        self._bury(delivery, reason, self._outcome(message, TaskStatus.FAILURE, error))
-
-    def _put_back_unknown(self, delivery: Delivery, message: Message) -> None:
-        """Leave a task for a worker that knows it: one may be on its way, in a rolling deploy."""
-        now = time.time()
-        since = message.unknown_since or now
-        if now - since >= self._conf.unknown_task_ttl:
-            reason = f"no worker has had a task {message.task!r} for {now - since:.0f} s"
-            error = encode_error(UnknownTask.__name__, reason)
-            self._bury(delivery, reason, self._outcome(message, TaskStatus.FAILURE, error))
-            return
-        logger.error(
-            "task %s[%s] is unknown here; it goes back for a worker that knows it, and in"
-            " %.0f s to the dead letters. Known are: %s",
-            message.task,
-            message.id,
-            since + self._conf.unknown_task_ttl - now,
-            ", ".join(sorted(self._app.tasks)) or "none",
-        )
-        marked = msgspec.structs.replace(message, unknown_since=since)
-        pause = min(_UNKNOWN_PAUSE, self._conf.unknown_task_ttl)
-        self._completer.add(Again(delivery, self._envelope(delivery, marked, now + pause)))
-
-    def _envelope(self, delivery: Delivery, message: Message, not_before: float) -> Envelope:
-        return Envelope(
-            id=message.id,
-            queue=delivery.queue,
-            body=self._codec.encode_again(message, delivery.body),
-            priority=message.priority,
-            not_before=not_before,
-            expires_at=message.expires_at,
-        )
-
     # Run
 
-    async def _run(self, run: _Run) -> None:
+    async def _run(self, run: Run) -> None:
         try:
             run.begun = True
             if run.stop is not None:
                 self._end_stopped(run)
                 return
+            if run.delivery.crashes and (told := await self._completer.earlier(run.message.id)):
+                self._end.ended_before(run, told)  # its worker died before it could settle it
+                return
             try:
                 args, kwargs = run.task.arguments.load(run.message, run.delivery.body)
-            except Exception as error:  # trying again would read the same bytes
-                self._end_failed(run, error, may_retry=False)
+            except Exception as error:
+                self._end.misfit(run, error)
                 return
-            context = _RunContext(run.message, args, kwargs, state=self._state, worker=self._worker)
+            context = RunContext(run.message, args, kwargs, state=self._state, worker=self._worker)
             context.run = run
             enter(context)
             if run.task.options.executor == "loop":
                 await self._run_in(context, run)
             else:
-                await self._run_in_pool(context, run)
-        except Exception as error:
-            # Nothing a task does gets here: this is a fault of the worker's own. It would fail
-            # another worker as well, so the delivery is kept and not handed on.
-            logger.exception("the worker failed at %s[%s]", run.message.task, run.message.id)
-            result, traceback = describe(error)
-            outcome = self._outcome(run.message, TaskStatus.FAILURE, result, traceback=traceback)
-            self._bury(run.delivery, f"the worker failed at it: {error}", outcome)
-        finally:
-            self._running.discard(run)
-            self._ended()
-
-    async def _run_in_pool(self, context: _RunContext, run: _Run) -> None:
-        try:
-            async with self._pools.slot(run.task.options.executor):
-                await self._run_in(context, run)
-        except asyncio.CancelledError:  # while it waited: what happens later is handled inside
+                async with self._pools.slot(run.task.options.executor):
+                    await self._run_in(context, run)
+        except asyncio.CancelledError:  # before its function was called
             if run.stop is None:
                 raise
             self._end_stopped(run)
+        except Exception as error:  # nothing a task does gets here
+            self._end.fault(run, error)
+        finally:
+            if run.timers is not None:
+                self._stop_timers(run)
+            if self._stuck and run in self._stuck:
+                self._stuck.discard(run)
+                self._vitals.refused([run.message.id])
+            else:
+                self._running.discard(run)
+                self._ended()
 
-    async def _run_in(self, context: _RunContext, run: _Run) -> None:
-        if self._observers.heard(events.Started):
-            self._observers.emit(events.Started(message=run.message))
-        if self._tracks_start(run.task):
-            self._completer.add(None, self._outcome(run.message, TaskStatus.STARTED, _NULL))
+    async def _run_in(self, context: RunContext, run: Run) -> None:
+        if run.profile.tracks_start or self._observers.heard(events.Started):
+            self._end.started(run)
         run.started = time.perf_counter()
         try:
-            timeout = self._timeout(run)
-            if timeout is not None:
-                value = await self._call_in_time(context, timeout)
-            elif self._plain and run.task.options.executor == "loop":
-                value = await run.task.fn(*context.args, **context.kwargs)
+            if run.limited:
+                self._start_timers(run)
+            if self._plain and run.timers is None and run.task.options.executor == "loop":
+                value = await run.task.call(*context.args, **context.kwargs)
             else:
                 value = await self._call(context)
             encoded = value if type(value) is Raw else self._codec.encode_result(value)
         except BaseException as error:  # SystemExit included: it ends the task only
-            if run.stop is None:
-                self._end_failed(run, error)
-            else:  # whatever it made of its cancellation
-                self._end_stopped(run)
+            if run.stop is not None:  # whatever it made of its cancellation
+                self._end_stopped(run, error)
+            elif run.softened and isinstance(error, asyncio.CancelledError):
+                self._end.raised(run, self._soft_error(run))  # outside the function, in middleware
+            else:
+                self._end.raised(run, error)
         else:
-            if run.stop in (None, _Stop.RELEASE):  # it may have finished in spite of a release
-                self._end_succeeded(run, value, encoded)
+            if run.stop in (None, Stop.RELEASE):  # it may have finished in spite of a release
+                self._end.succeeded(run, value, encoded)
             else:
                 self._end_stopped(run)
 
-    def _timeout(self, run: _Run) -> float | None:
-        if run.message.timeout is not None:
-            return run.message.timeout
-        own = run.task.options.timeout
-        return self._conf.task_time_limit if own is None else own
-
-    async def _call_in_time(self, context: TaskContext, timeout: float) -> Any:
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                return await self._call(context)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TimedOut(f"it ran longer than its timeout of {timeout:g} s") from error
-
     async def _call_function(self, context: TaskContext) -> Any:
-        assert isinstance(context, _RunContext)  # middleware passes on the one it got
+        assert isinstance(context, RunContext)  # middleware passes on the one it got
         run = context.run
         executor = run.task.options.executor
-        if executor == "loop":
-            return await run.task.fn(*context.args, **context.kwargs)
         if executor == "process":
-            return await self._pools.processes().run(run.task, run.delivery.body)
-        return await self._pools.threads().call(run.task.fn, *context.args, **context.kwargs)
+            return await self._pools.processes().run(run.task, run.delivery.body, run.soft_timeout)
+        if executor == "thread":
+            return await self._pools.threads().call(run.task.call, *context.args, **context.kwargs)
+        coroutine = run.task.call(*context.args, **context.kwargs)
+        if run.soft_timeout is None:
+            return await coroutine
+        return await interruptible(coroutine, lambda: self._take_soft_error(run))
 
-    # End
+    # Limits
 
-    def _end_succeeded(self, run: _Run, value: Any, encoded: Raw) -> None:
-        took = time.perf_counter() - run.started
-        outcome = self._outcome(run.message, TaskStatus.SUCCESS, encoded, took=took)
-        self._completer.add(Done(run.delivery), outcome)
-        if self._observers.heard(events.Succeeded):
-            if type(value) is Raw:
-                value = self._codec.decode_result(value)
-            self._observers.emit(
-                events.Succeeded(message=run.message, value=value, execution_time=took)
-            )
+    def _start_timers(self, run: Run) -> None:
+        timeout, soft = run.timeout, run.soft_timeout
+        run.timers = []
+        if timeout is not None:
+            run.timers.append(self._loop.call_later(timeout, self._time_out, run))
+        if soft is not None and run.task.options.executor == "loop":
+            run.timers.append(self._loop.call_later(soft, self._soften, run))
 
-    def _end_failed(self, run: _Run, error: BaseException, *, may_retry: bool = True) -> None:
-        took = time.perf_counter() - run.started
-        if isinstance(error, RemoteFailure):
-            result, traceback = error.error, error.traceback
-            error = rebuild(result, run.message.id, traceback)
-        else:
-            result, traceback = describe(error)
-        delay = self._retry_delay(run, error) if may_retry else None
-        if delay is not None:
-            self._retry(run, error, delay, result, traceback)
-            return
-        outcome = self._outcome(
-            run.message, TaskStatus.FAILURE, result, traceback=traceback, took=took
-        )
-        self._completer.add(Done(run.delivery), outcome)
-        if self._observers.heard(events.Failed):
-            self._observers.emit(
-                events.Failed(
-                    message=run.message, error=error, traceback=traceback, execution_time=took
-                )
-            )
+    def _stop_timers(self, run: Run) -> None:
+        for timer in run.timers or ():
+            timer.cancel()
 
-    def _retry_delay(self, run: _Run, error: BaseException) -> float | None:
-        retry = run.task.options.retry
-        if run.message.retry is not None:
-            retry = for_call(run.message.retry, retry)
-        if retry.max_attempts == 1:
+    def _time_out(self, run: Run) -> None:
+        self._cancel(run, Stop.TIMEOUT)
+
+    def _soften(self, run: Run) -> None:
+        if run.stop is None and run.work is not None:
+            run.softened = True
+            run.work.cancel()
+
+    def _take_soft_error(self, run: Run) -> BaseException | None:
+        """Return what to raise in a function that is cancelled, if it is for its soft limit."""
+        if not run.softened or run.stop is not None:
             return None
-        try:
-            return retry_delay(retry, run.message.attempt, error)
-        except Exception:  # a backoff function of the user's
-            logger.exception("the backoff of %s failed; it is not retried", run.message.task)
-            return None
+        run.softened = False
+        assert run.work is not None  # it is what was cancelled
+        run.work.uncancel()
+        return self._soft_error(run)
 
-    def _retry(
-        self, run: _Run, error: BaseException, delay: float, result: Raw, traceback: str
-    ) -> None:
-        message = msgspec.structs.replace(
-            run.message, attempt=run.message.attempt + 1, unknown_since=None
+    def _soft_error(self, run: Run) -> SoftTimeLimitExceeded:
+        return SoftTimeLimitExceeded(
+            f"it ran longer than its soft_timeout of {run.soft_timeout:g} s"
         )
-        self._completer.add(
-            Again(run.delivery, self._envelope(run.delivery, message, time.time() + delay)),
-            self._outcome(run.message, TaskStatus.RETRY, result, traceback=traceback),
-        )
-        if self._observers.heard(events.Retried):
-            self._observers.emit(events.Retried(message=run.message, error=error, delay=delay))
-
-    def _end_stopped(self, run: _Run) -> None:
-        """End a run that this worker cancelled; one that was taken away needs nothing more."""
-        if run.stop is _Stop.RELEASE:
-            self._completer.add(Release(run.delivery))
-            if self._observers.heard(events.Released):
-                self._observers.emit(events.Released(message=run.message))
-        elif run.stop is _Stop.REVOKE:
-            self._end_revoked(run.delivery, run.message, "cancelled")
-        else:
-            logger.warning("Task %s[%s] given up", run.message.task, run.message.id)
-
-    def _end_revoked(self, delivery: Delivery, message: Message, why: str) -> None:
-        error = encode_error("TaskRevoked", why)
-        self._completer.add(Done(delivery), self._outcome(message, TaskStatus.REVOKED, error))
-        if self._observers.heard(events.Revoked):
-            self._observers.emit(events.Revoked(message=message))
-
-    def _outcome(
-        self,
-        message: Message,
-        status: TaskStatus,
-        result: Raw,
-        *,
-        traceback: str | None = None,
-        took: float | None = None,
-    ) -> Outcome | None:
-        if self._ignores_result(message.task):
-            return None
-        return Outcome(
-            task_id=message.id,
-            status=status,
-            result=result,
-            traceback=traceback,
-            date_done=datetime.now(UTC),
-            name=message.task or None,
-            worker=self._worker,
-            queue=message.queue,
-            retries=message.attempt - 1,
-            execution_time=took,
-            args=self._shown(message.args, message, _EMPTY_LIST),
-            kwargs=self._shown(message.kwargs, message, _EMPTY_MAP),
-        )
-
-    def _ignores_result(self, name: str) -> bool:
-        task = self._app.tasks.get(name)
-        own = None if task is None else task.options.ignore_result
-        return self._conf.task_ignore_result if own is None else own
-
-    def _tracks_start(self, task: Task[Any, Any]) -> bool:
-        own = task.options.track_started
-        return self._conf.task_track_started if own is None else own
-
-    def _shown(self, raw: Raw, message: Message, empty: Raw) -> Raw | msgspec.UnsetType:
-        """Return arguments as JSON, for a store that keeps them beside the result."""
-        if not self._keeps_arguments or message.pickled is not None:
-            return UNSET
-        encoded = bytes(raw)
-        if not encoded:
-            return empty
-        if encoded[:1] in b"[{":
-            return raw
-        try:
-            return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
-        except (ValueError, TypeError):  # MessagePack has keys that JSON has not
-            return UNSET
 
     # Stop
 
+    def _end_stopped(self, run: Run, error: BaseException | None = None) -> None:
+        """End a run that this worker cancelled; one that was taken away needs nothing more."""
+        if run.stop is Stop.RELEASE:
+            self._end.released(run)
+        elif run.stop is Stop.TIMEOUT:
+            late = TimeLimitExceeded(f"it ran longer than its timeout of {run.timeout:g} s")
+            late.__cause__ = error  # it shows where it was
+            self._end.raised(run, late)
+        elif run.stop is Stop.REVOKE:
+            self._end.revoked(run.delivery, run.message, "cancelled")
+        elif run not in self._stuck:
+            logger.warning("Task %s given up", run)
+
     def revoke(self, ids: Iterable[str]) -> None:
         """Cancel those of these tasks that run here."""
+        now = self._loop.time()
+        if self._overtaken:
+            self._overtaken = {name: end for name, end in self._overtaken.items() if end > now}
         wanted = frozenset(ids)
-        for run in [run for run in self._running if run.delivery.id in wanted] if wanted else ():
-            self._cancel(run, _Stop.REVOKE)
+        if not wanted:
+            return
+        # What was fetched at about the same time may still be on its way here.
+        self._overtaken.update(dict.fromkeys(wanted, now + _OVERTAKING))
+        for run in [run for run in self._running if run.delivery.id in wanted]:
+            self._cancel(run, Stop.REVOKE)
 
-    async def release(self, wait: float) -> None:
+    async def release(self) -> None:
         """Cancel what runs, for other workers to run, and wait for it to end.
 
-        What does not end within `wait` seconds is released all the same; its outcome will be
-        refused.
+        What does not end within the grace is released all the same; its outcome will be refused.
         """
-        await self._cancel_all(_Stop.RELEASE, wait)
-        for run in self._running:
-            if run.stop is _Stop.RELEASE:
-                self._completer.add(Release(run.delivery))
-            elif run.stop is _Stop.REVOKE:
-                self._end_revoked(run.delivery, run.message, "cancelled")
-            run.stop = _Stop.ABANDON
+        await self._cancel_all(Stop.RELEASE)
+        for run in list(self._running):
+            self._give_up(run)
 
-    async def abandon(self, wait: float) -> None:
+    async def abandon(self) -> None:
         """Cancel what runs and forget it: it was given to others."""
-        await self._cancel_all(_Stop.ABANDON, wait)
+        await self._cancel_all(Stop.ABANDON)
 
-    async def _cancel_all(self, stop: _Stop, wait: float) -> None:
+    async def _cancel_all(self, stop: Stop) -> None:
         works = []
         for run in list(self._running):
             self._cancel(run, stop)
             if run.work is not None:
                 works.append(run.work)
         if works:
-            await asyncio.wait(works, timeout=wait)
+            await asyncio.wait(works, timeout=self._grace)
 
-    def _cancel(self, run: _Run, stop: _Stop) -> None:
+    def _cancel(self, run: Run, stop: Stop) -> None:
+        first = run.stop is None
         run.stop = stop if run.stop is None else max(run.stop, stop)
         # One that has not begun is not cancelled: its coroutine would never be entered and
         # nothing would settle it. It sees `stop` first thing.
         if run.begun and run.work is not None:
             run.work.cancel()
+        if first and stop in (Stop.TIMEOUT, Stop.REVOKE):
+            timer = self._loop.call_later(self._grace, self._give_up, run)
+            run.timers = [*(run.timers or ()), timer]
+
+    def _give_up(self, run: Run) -> None:
+        """Tell the end of a run that does not end, and free its slot."""
+        if run not in self._running:
+            return
+        self._end_stopped(run)
+        run.stop = Stop.ABANDON
+        self._running.discard(run)
+        self._stuck.add(run)
+        self._end.stuck(run)
+        self._ended()

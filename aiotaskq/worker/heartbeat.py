@@ -85,6 +85,9 @@ class Heartbeat:
             with contextlib.suppress(asyncio.CancelledError):
                 asyncio.run(self._live())
         finally:
+            if not self._gone:  # a fault of ours: without beats nothing may be trusted
+                self._gone = True
+                self._tell(self._lost)
             self._tell(self._ended.set)
 
     async def _live(self) -> None:

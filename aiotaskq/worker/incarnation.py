@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from aiotaskq.context import State
 from aiotaskq.errors import LeaseLost, Unavailable
+from aiotaskq.message import SUSPECT, DeadLimits, Grant, WorkerInfo
 from aiotaskq.protocols import Broker, ResultBackend
 from aiotaskq.worker.application import Application
 from aiotaskq.worker.completer import Completer
@@ -16,14 +23,17 @@ from aiotaskq.worker.executor import Executor
 from aiotaskq.worker.heartbeat import Heartbeat
 from aiotaskq.worker.options import WorkerOptions
 from aiotaskq.worker.pools import Pools
+from aiotaskq.worker.quarantine import Quarantine
+from aiotaskq.worker.vitals import Outage, Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
 
 
 _FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself
 _TEND_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
-_BACKOFF = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
-_CANCEL_WAIT = 5.0  # seconds that a cancelled task gets to clean up
+_NEWS_EVERY = 0.5  # seconds between questions for what was cancelled, while anything runs
+_CENSUS_FOR = 60.0  # seconds after an unknown task for which others are asked what they know
+_PAUSES = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
 _REFUSE_WAIT = 1.0  # seconds after a lost lease for what had ended to be counted as refused
 _BURST_LOOK = 0.1  # seconds between looks of a burst that only waits for running tasks to end
@@ -51,7 +61,12 @@ class Quota:
 
 
 class Incarnation:
-    """Fetches, runs and completes under one lease."""
+    """Fetches, runs and completes under one lease.
+
+    Args:
+        info: What others are told of the worker.
+        count_stuck: Told about once a second how many tasks do not end.
+    """
 
     def __init__(
         self,
@@ -60,33 +75,50 @@ class Incarnation:
         backend: ResultBackend | None,
         pools: Pools,
         options: WorkerOptions,
+        vitals: Vitals,
         *,
+        info: WorkerInfo,
         state: State,
         quota: Quota,
+        count_stuck: Callable[[int], None],
     ) -> None:
         conf = app.conf
         self._broker = broker
         self._options = options
+        self._vitals = vitals
         self._quota = quota
+        self._count_stuck = count_stuck
+        self._quarantine = Quarantine()
+        self._limits = DeadLimits(conf.dead_letter_max, conf.dead_letter_expires)
+        self._known_elsewhere: set[tuple[str, str]] = set()  # queue and task
+        self._unknown = 0  # tasks that were put back, as last seen
+        self._census_until = 0.0
         self._slot_free = asyncio.Event()
         self._lost = asyncio.Event()
-        self._consumer = broker.consumer(options.queues, name=options.name, lease=conf.worker_lease)
+        self._consumer = broker.consumer(
+            options.queues,
+            name=options.name,
+            lease=conf.worker_lease,
+            about=msgspec.json.encode(info),
+        )
         self._heartbeat = Heartbeat(
-            self._consumer.lease(),
+            broker.lease(self.grant),
             length=conf.worker_lease,
             beat=conf.worker_heartbeat,
             lost=self._lost.set,
         )
         self._completer = Completer(
-            self._consumer, backend, self._heartbeat, app.observers, ttl=conf.result_expires
+            self._consumer, backend, self._heartbeat, vitals, ttl=conf.result_expires
         )
         self._executor = Executor(
             app,
             self._completer,
             pools,
+            vitals,
             state=state,
             worker=options.name,
             ended=self._slot_free.set,
+            known_elsewhere=self._known_elsewhere,
         )
         self._helpers: list[asyncio.Task[None]] = []
 
@@ -97,12 +129,22 @@ class Incarnation:
         self._helpers = [
             asyncio.create_task(self._completer.run(), name="aiotaskq-completer"),
             asyncio.create_task(self._tend(), name="aiotaskq-tend"),
+            asyncio.create_task(self._hear_news(), name="aiotaskq-news"),
         ]
+
+    @property
+    def grant(self) -> Grant:
+        """What names the lease."""
+        return self._consumer.grant
 
     @property
     def running(self) -> int:
         """How many tasks run now."""
         return self._executor.running
+
+    def describe(self, work: asyncio.Task[Any] | None) -> str:
+        """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
+        return self._executor.describe(work)
 
     async def serve(self) -> None:
         """Take deliveries and run them, until cancelled or there is nothing more to take.
@@ -128,35 +170,44 @@ class Incarnation:
             await asyncio.wait([fetching, losing])
 
     async def _fetch(self) -> None:
-        outage = _Outage("cannot fetch tasks")
+        outage = Outage(self._vitals, "cannot fetch tasks", _PAUSES)
+        suspect = False
         while not self._quota.spent:
             room = self._quota.cap(self._options.concurrency - self._executor.running)
             if room <= 0 or self._completer.full:
                 await self._something_ended()
                 continue
             busy = self._executor.running > 0 or self._completer.backlog > 0
+            # Until it is settled: a worker that dies before that dies of the suspect, as it seems.
+            if busy and (suspect or self._quarantine.quiet):
+                await self._something_ended()
+                continue
             try:
-                wait = _FETCH_WAIT
+                wait = 0.0 if outage.on else _FETCH_WAIT  # its end is to be noted at once
                 if self._options.burst:
                     wait = _BURST_LOOK if busy else 0.0
                 deliveries = await self._consumer.fetch(room, wait)
             except Unavailable as error:
-                await outage.wait(error)
+                await asyncio.sleep(outage.pause(error) * random.uniform(0.5, 1.0))
                 continue
             outage.over()
             if not deliveries and self._options.burst and not busy:
                 return
             self._quota.spend(len(deliveries))
+            suspect = any(delivery.crashes >= SUSPECT for delivery in deliveries)
             for delivery in deliveries:
                 self._executor.accept(delivery)
         await self._finished()
 
     async def _something_ended(self) -> None:
+        """Wait until there may be room again, or the quiet for a suspect is over."""
         self._slot_free.clear()
-        if self._executor.running < self._options.concurrency:  # it is the backlog that is full
+        if not self._executor.running:  # it is the backlog that is full, or has to be empty
             await self._completer.drained()
-        else:
-            await self._slot_free.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FETCH_WAIT):
+                await self._slot_free.wait()
 
     async def _finished(self) -> None:
         """Wait for all that runs to end."""
@@ -165,22 +216,63 @@ class Incarnation:
             await self._slot_free.wait()
 
     async def _tend(self) -> None:
-        outage = _Outage("cannot tend the queues")
+        outage = Outage(self._vitals, "cannot tend the queues", _PAUSES)
         while True:
             await asyncio.sleep(_TEND_EVERY * random.uniform(0.75, 1.25))
+            self._count_stuck(self._executor.stuck)
             try:
-                tended = await self._broker.tend()
-                self._executor.revoke(await self._consumer.cancelled())
+                tended = await self._broker.tend(self._limits)
+                await self._take_census()
             except Unavailable as error:
-                await outage.wait(error)
+                await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()
+            self._vitals.counts["reclaimed"] += tended.reclaimed
+            self._vitals.counts["trimmed"] += tended.trimmed
             if tended.reclaimed:
+                logger.warning("took %s back from workers that died", _tasks(tended.reclaimed))
+            if tended.trimmed:
                 logger.warning(
-                    "took %d %s back from workers that died",
-                    tended.reclaimed,
-                    "task" if tended.reclaimed == 1 else "tasks",
+                    "dropped the oldest dead letters (%d): dead_letter_max is %d, and"
+                    " dead_letter_expires %s s",
+                    tended.trimmed,
+                    self._limits.most,
+                    self._limits.age,
                 )
+
+    async def _hear_news(self) -> None:
+        """Ask for what was cancelled, while anything runs that it could concern."""
+        outage = Outage(self._vitals, "cannot hear of cancelled tasks", _PAUSES)
+        while True:
+            await asyncio.sleep(_NEWS_EVERY)
+            if not self._executor.running:
+                continue
+            try:
+                news = await self._consumer.news()
+            except Unavailable as error:
+                await asyncio.sleep(outage.pause(error))
+                continue
+            outage.over()
+            self._executor.revoke(news.cancelled)
+            self._quarantine.note(suspects=news.suspects)
+
+    async def _take_census(self) -> None:
+        """Learn what other workers know, while there are tasks that this one does not know."""
+        unknown = self._vitals.counts["unknown"]
+        if unknown > self._unknown:
+            self._unknown = unknown
+            self._census_until = time.monotonic() + _CENSUS_FOR
+        if time.monotonic() >= self._census_until:
+            self._known_elsewhere.clear()
+            return
+        known: set[tuple[str, str]] = set()
+        for other in await self._broker.consumers():
+            if other.id != self._consumer.id:
+                with contextlib.suppress(msgspec.MsgspecError):  # of another version, or none
+                    tasks = msgspec.json.decode(other.about, type=WorkerInfo).tasks
+                    known.update(itertools.product(other.queues, tasks))
+        self._known_elsewhere.clear()
+        self._known_elsewhere.update(known)
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
         """Let running tasks end within `grace` seconds, or until `hurry`; hand back the rest."""
@@ -196,7 +288,7 @@ class Incarnation:
             await asyncio.wait(waits)
         if self._executor.running:
             logger.warning("handing back what still runs (%d)", self._executor.running)
-            await self._executor.release(_CANCEL_WAIT)
+            await self._executor.release()
         try:
             async with asyncio.timeout(_STORE_WAIT):
                 await self._completer.drained()
@@ -208,7 +300,7 @@ class Incarnation:
 
     async def abandon(self) -> None:
         """Cancel what runs, since it was given to others or will be; count what came too late."""
-        await self._executor.abandon(_CANCEL_WAIT)
+        await self._executor.abandon()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFUSE_WAIT):
                 await self._completer.drained()
@@ -222,21 +314,5 @@ class Incarnation:
         await self._heartbeat.stop()
 
 
-class _Outage:
-    """Waits while a server is away, longer each time, and logs its beginning and end."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._pause = 0.0
-
-    async def wait(self, error: Unavailable) -> None:
-        first, longest = _BACKOFF
-        if not self._pause:
-            logger.warning("%s, trying again: %s", self._what, error)
-        self._pause = min(self._pause * 2 or first, longest)
-        await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
-
-    def over(self) -> None:
-        if self._pause:
-            self._pause = 0.0
-            logger.warning("%s: over", self._what)
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"

@@ -22,25 +22,22 @@ _chosen: dict[Observers, tuple[tuple[type[events.Event], Observer[Any]], ...]] =
 
 
 def _received(event: events.Received) -> None:
-    logger.info("Task %s[%s] received", event.message.task, event.message.id)
+    logger.info("Task %s received", event.message)
 
 
 def _succeeded(event: events.Succeeded) -> None:
     logger.info(
-        "Task %s[%s] succeeded in %.6fs: %s",
-        event.message.task,
-        event.message.id,
+        "Task %s succeeded in %.6fs: %s",
+        event.message,
         event.execution_time,
         _short(event.value),
     )
 
 
 def _failed(event: events.Failed) -> None:
-    message = event.message
     logger.error(
-        "Task %s[%s] raised after %.6fs: %s\n%s",
-        message.task,
-        message.id,
+        "Task %s raised after %.6fs: %s\n%s",
+        event.message,
         event.execution_time,
         _error(event.error),
         event.traceback.rstrip(),
@@ -48,23 +45,21 @@ def _failed(event: events.Failed) -> None:
 
 
 def _retried(event: events.Retried) -> None:
-    message = event.message
     logger.info(
-        "Task %s[%s] failed at attempt %d, next in %.1fs: %s",
-        message.task,
-        message.id,
-        message.attempt,
+        "Task %s failed at attempt %d, next in %.1fs: %s",
+        event.message,
+        event.message.attempt,
         event.delay,
         _short(event.error),
     )
 
 
 def _revoked(event: events.Revoked) -> None:
-    logger.info("Task %s[%s] revoked", event.message.task, event.message.id)
+    logger.info("Task %s revoked", event.message)
 
 
 def _released(event: events.Released) -> None:
-    logger.info("Task %s[%s] handed back unfinished", event.message.task, event.message.id)
+    logger.info("Task %s handed back unfinished", event.message)
 
 
 def _error(error: BaseException) -> str:

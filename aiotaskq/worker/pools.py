@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from aiotaskq.task import Executor
+from aiotaskq.options import Executor
 from aiotaskq.worker.processes import ProcessPool
 from aiotaskq.worker.threads import ThreadPool
 
@@ -27,6 +27,11 @@ class Pools:
             "thread": asyncio.Semaphore(threads),
             "process": asyncio.Semaphore(processes),
         }
+
+    @property
+    def stuck(self) -> int:
+        """How many threads run on with functions that were given up."""
+        return 0 if self._threads is None else self._threads.given_up
 
     def slot(self, executor: Executor) -> AbstractAsyncContextManager[Any]:
         """Return what waits for a thread or a process to be free, for as long as it is needed.

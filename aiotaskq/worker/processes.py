@@ -16,8 +16,10 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -25,7 +27,14 @@ from msgspec import Raw
 
 from aiotaskq.codec import Codec
 from aiotaskq.context import State, TaskContext, enter
-from aiotaskq.errors import AioTaskQError
+from aiotaskq.errors import (
+    AioTaskQError,
+    Reject,
+    RetryLater,
+    Snooze,
+    SoftTimeLimitExceeded,
+    Verdict,
+)
 from aiotaskq.failures import describe
 from aiotaskq.task import Task
 from aiotaskq.worker.threads import ThreadPool
@@ -44,6 +53,16 @@ class Request(msgspec.Struct, frozen=True):
     qualname: str
     body: bytes
     worker: str
+    soft_timeout: float | None = None
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A verdict that the task raised."""
+
+    kind: str
+    reason: str
+    delay: float | None = None
+    most: float | None = None  # attempts
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -52,15 +71,23 @@ class Reply(msgspec.Struct, frozen=True):
     value: bytes | None = None
     error: bytes | None = None
     traceback: str = ""
+    verdict: Said | None = None
 
 
 class RemoteFailure(Exception):
-    """A task failed in a process of the pool; the failure is encoded already."""
+    """A task raised in a process of the pool; what it raised is encoded already.
 
-    def __init__(self, error: Raw, traceback: str) -> None:
+    Attributes:
+        error: The encoded error.
+        traceback: Its traceback.
+        verdict: Set where that was a verdict, which `error` then tells the cause of.
+    """
+
+    def __init__(self, error: Raw, traceback: str, verdict: Verdict | None = None) -> None:
         super().__init__(traceback)
         self.error = error
         self.traceback = traceback
+        self.verdict = verdict
 
 
 class ProcessPool:
@@ -79,16 +106,24 @@ class ProcessPool:
         self._idle: deque[_Process] = deque()
         self._busy: set[_Process] = set()
 
-    async def run(self, task: Task[Any, Any], body: bytes) -> Raw:
+    async def run(
+        self, task: Task[Any, Any], body: bytes, soft_timeout: float | None = None
+    ) -> Raw:
         """Run a task's message in a process and return the encoded result.
 
         Cancelling the call ends the process that runs it, and only that one.
 
+        Args:
+            task: Whose function to call.
+            body: The message.
+            soft_timeout: Seconds after which SoftTimeLimitExceeded is raised in it.
+
         Raises:
-            RemoteFailure: The task failed there.
+            RemoteFailure: The task raised there.
             ProcessDied: The process ended under it.
         """
-        request = Request(task.fn.__module__, task.fn.__qualname__, body, self._worker)
+        fn = task.fn
+        request = Request(fn.__module__, fn.__qualname__, body, self._worker, soft_timeout)
         exchange = _Exchange(request)
         try:
             reply = await self._threads.run(self._talk, exchange)
@@ -96,7 +131,8 @@ class ProcessPool:
             exchange.abort()
             raise
         if reply.value is None:
-            raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback)
+            verdict = reply.verdict and _understand(reply.verdict)
+            raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback, verdict)
         return Raw(reply.value)
 
     def _talk(self, exchange: _Exchange) -> Reply:
@@ -227,6 +263,9 @@ def _how(exit_code: int | None) -> str:
 def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
     """Run requests one after another, until the pipe ends: the life of a process of the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
+    # So is what tells it to end: a service manager tells all processes of a service at once. Not
+    # SIG_IGN, which what the user's code starts would keep.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     codec = Codec(**codec_settings)
     while True:
@@ -251,11 +290,51 @@ def _run(request: Request, codec: Codec) -> Reply:
         message = codec.decode_message(request.body)
         args, kwargs = task.arguments.load(message, request.body)
         enter(TaskContext(message, args, kwargs, state=State(), worker=request.worker))
-        value = task.fn(*args, **kwargs)
+        with _told_in(request.soft_timeout):
+            value = task.call(*args, **kwargs)
         return Reply(value=bytes(codec.encode_result(value)))
     except BaseException as error:  # SystemExit included: it ends the task only
-        encoded, traceback = describe(error)
-        return Reply(error=bytes(encoded), traceback=traceback)
+        shown = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ else error
+        encoded, traceback = describe(shown)
+        return Reply(error=bytes(encoded), traceback=traceback, verdict=_say(error))
+
+
+@contextlib.contextmanager
+def _told_in(seconds: float | None) -> Iterator[None]:
+    """Raise SoftTimeLimitExceeded in the block after some seconds. In the main thread only."""
+    if seconds is None:
+        yield
+        return
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        raise SoftTimeLimitExceeded(f"it ran longer than its soft_timeout of {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _say(error: BaseException) -> Said | None:
+    match error:
+        case RetryLater():
+            return Said("retry", error.reason, error.delay, error.max_attempts)
+        case Snooze():
+            return Said("snooze", error.reason, error.delay)
+        case Reject():
+            return Said("reject", error.reason)
+    return None
+
+
+def _understand(said: Said) -> Verdict:
+    if said.kind == "retry":
+        return RetryLater(said.delay, said.reason, max_attempts=said.most)
+    if said.kind == "snooze":
+        return Snooze(said.delay or 0.0, said.reason)
+    return Reject(said.reason)
 
 
 def _find(request: Request) -> Task[Any, Any]:

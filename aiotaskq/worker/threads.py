@@ -40,6 +40,11 @@ class ThreadPool:
         self._waking = False
         self._less = asyncio.Event()  # fewer are busy, or a thread ended
 
+    @property
+    def given_up(self) -> int:
+        """How many functions run on though their calls were cancelled."""
+        return len(self._given_up)
+
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function in a thread, in a copy of the caller's context, and return its value.
 

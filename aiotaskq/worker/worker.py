@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 from aiotaskq import events
 from aiotaskq.context import State
 from aiotaskq.errors import LeaseLost, Unavailable
+from aiotaskq.identity import host_name
+from aiotaskq.message import Grant, WorkerInfo
 from aiotaskq.protocols import Broker, ResultBackend
 from aiotaskq.worker.application import Application
+from aiotaskq.worker.guard import LoopGuard
 from aiotaskq.worker.incarnation import Incarnation, Quota
 from aiotaskq.worker.logs import logged
 from aiotaskq.worker.options import WorkerOptions
 from aiotaskq.worker.pools import Pools
+from aiotaskq.worker.vitals import Outage, Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
+
+LeaseHook: TypeAlias = Callable[[Grant, bool], None]
 
 _RECONNECT = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
 
@@ -32,6 +40,18 @@ class Worker:
     ``await worker.run()`` returns when it was told to `stop`, or had nothing more to do.
 
     It touches no signal handler.
+
+    Args:
+        replaceable: Whether it may stop by itself when it wants to be replaced; see `recycle`.
+        on_lease: Called with a lease and True when it has begun, and with False when it has
+            ended, in the event loop.
+
+    The other arguments are those of `TaskQueue.worker`.
+
+    Attributes:
+        recycle: Why the process wants to be replaced; None if it does not.
+        vitals: Whether it is healthy, and counts of what should not happen.
+        guard: How late the event loop is.
     """
 
     def __init__(
@@ -45,6 +65,8 @@ class Worker:
         grace_period: float | None = None,
         burst: bool = False,
         max_tasks: int | None = None,
+        replaceable: bool = False,
+        on_lease: LeaseHook | None = None,
     ) -> None:
         self.options = WorkerOptions.choose(
             app.conf,
@@ -61,6 +83,17 @@ class Worker:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._quota = Quota(self.options.max_tasks)
+        self._replaceable = replaceable
+        self._on_lease = on_lease
+        self.recycle: str | None = None
+        self.vitals = Vitals(app.observers, self.options.name)
+        self.guard = LoopGuard(
+            app.conf.worker_loop_block_warning,
+            observers=app.observers,
+            worker=self.options.name,
+            describe=self._name_work,
+            blocked=self._count_block,
+        )
         self._main: asyncio.Task[None] | None = None
         self._lived = False
         self._incarnation: Incarnation | None = None
@@ -145,6 +178,8 @@ class Worker:
                 worker=self.options.name,
             )
             stack.push_async_callback(pools.close)
+            self.guard.start()
+            stack.push_async_callback(self.guard.stop)
             _settle(connected)
             await self._work(broker, backend, pools)
         if self._app.observers.heard(events.WorkerStopped):
@@ -159,7 +194,7 @@ class Worker:
         connected: asyncio.Future[None] | None,
     ) -> bool:
         """Open both drivers; False if told to stop first."""
-        pause, longest = _RECONNECT
+        outage = Outage(self.vitals, "cannot begin", _RECONNECT)
         while not self._stopping.is_set():
             try:
                 await broker.open()
@@ -168,11 +203,10 @@ class Worker:
             except Unavailable as error:
                 if not patient:
                     raise
-                logger.error("%s; trying again in %.1f s", error, pause)
                 _settle(connected)  # an application that embeds the worker starts all the same
-                await self._rest(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, longest)
+                await self._rest(outage.pause(error) * random.uniform(0.5, 1.0))
             else:
+                outage.over()
                 return True
         return False
 
@@ -184,6 +218,8 @@ class Worker:
 
     async def _work(self, broker: Broker, backend: ResultBackend | None, pools: Pools) -> None:
         """Live one incarnation after another, until told to stop or nothing is left to do."""
+        info = self._describe()
+        outage = Outage(self.vitals, "cannot begin to take tasks", _RECONNECT)
         told = False
         while not self._stopping.is_set():
             incarnation = Incarnation(
@@ -192,12 +228,17 @@ class Worker:
                 backend,
                 pools,
                 self.options,
+                self.vitals,
+                info=info,
                 state=self._state,
                 quota=self._quota,
+                count_stuck=self._count_stuck,
             )
             try:
                 await incarnation.open()
+                outage.over()
                 self._incarnation = incarnation
+                self._tell_lease(incarnation.grant, held=True)
                 if not told:
                     told = True
                     self._tell_ready()
@@ -205,9 +246,9 @@ class Worker:
                 self._stopping.set()
                 await incarnation.finish(self.options.grace_period, self._hurry)
             except Unavailable as error:
-                logger.warning("cannot begin to take tasks, trying again: %s", error)
-                await self._rest(_RECONNECT[1] * random.uniform(0.1, 0.2))
+                await self._rest(outage.pause(error) * random.uniform(0.5, 1.0))
             except LeaseLost as lost:
+                self.vitals.counts["lost"] += 1
                 logger.error("%s. What runs here is given up; going on under a new lease", lost)
                 await incarnation.abandon()
             except BaseException:  # a fault of the worker's own, or the loop ends
@@ -216,6 +257,39 @@ class Worker:
             finally:
                 self._incarnation = None
                 await incarnation.close()
+                self._tell_lease(incarnation.grant, held=False)
+
+    def _describe(self) -> WorkerInfo:
+        return WorkerInfo(
+            name=self.options.name,
+            host=host_name(),
+            pid=os.getpid(),
+            started_at=time.time(),
+            tasks=tuple(sorted(self._app.tasks)),
+        )
+
+    def _tell_lease(self, grant: Grant, *, held: bool) -> None:
+        if self._on_lease is not None:
+            self._on_lease(grant, held)
+
+    def _count_stuck(self, count: int) -> None:
+        """Have the process replaced when too many tasks do not end."""
+        most = self._app.conf.worker_max_stuck_tasks
+        if most is None or count < most:
+            self.vitals.recover("stuck")
+            return
+        problem = f"{count} tasks do not end though they were told to"
+        self.vitals.complain("stuck", problem)
+        if self._replaceable and not self._stopping.is_set():
+            self.recycle = problem
+            self.stop()
+
+    def _name_work(self, work: asyncio.Task[Any] | None) -> str:
+        incarnation = self._incarnation
+        return "" if incarnation is None else incarnation.describe(work)
+
+    def _count_block(self) -> None:
+        self.vitals.counts["blocked"] += 1
 
     async def _serve(self, incarnation: Incarnation) -> None:
         serving = asyncio.create_task(incarnation.serve())

@@ -14,6 +14,7 @@ from aiotaskq.testing.results import ResultConformance
 
 class MemoryHarness:
     can_cut = False
+    can_stall = False
 
     def __init__(self) -> None:
         self.store = MemoryStore()
@@ -40,6 +41,13 @@ class MemoryHarness:
     async def mend(self) -> None:
         raise NotImplementedError("memory is always within reach")
 
+    async def stall(self, seconds: float) -> None:
+        raise NotImplementedError("there is no server that could stand still")
+
+    async def leaks(self) -> list[str]:
+        store = self.store
+        return [str(one) for one in (*store._holders, *store._queues)]
+
     async def close(self) -> None:
         """There is nothing to close."""
 
@@ -59,5 +67,6 @@ class TestMemoryBackend(ResultConformance):
     pass
 
 
+@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
 def test_random_histories_agree_with_the_model() -> None:
-    check_broker(MemoryHarness, examples=200, steps=40)
+    check_broker(MemoryHarness, examples=120, steps=40)

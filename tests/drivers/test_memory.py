@@ -8,9 +8,10 @@ import threading
 import pytest
 from msgspec import Raw
 
-from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore, store
+from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore, outcomes
+from aiotaskq.drivers.memory.broker import MemoryConsumer
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import Done, Envelope, Outcome, TaskStatus
+from aiotaskq.message import SUSPECT, DeadLimits, Done, Envelope, Outcome, TaskStatus
 
 
 def envelope(name: str) -> Envelope:
@@ -74,7 +75,7 @@ async def test_event_loops_in_several_threads_share_a_store() -> None:
 async def test_a_subscriber_that_does_not_listen_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store, "UNHEARD_AT_MOST", 10)
+    monkeypatch.setattr(outcomes, "UNHEARD_AT_MOST", 10)
     backend = MemoryBackend()
     arrivals = backend.arrivals()
     assert await anext(arrivals) == []
@@ -90,14 +91,52 @@ def test_what_is_out_of_date_is_dropped() -> None:
     memory.store([outcome(f"{number}") for number in range(100)], 1.0)
     memory.publish([Envelope(id="u", queue="q", body=b"", unique=True)], "call")
     memory.purge("q")
-    memory._time_shift += 100_000.0
+    memory.cancel(["c"], running=True)
+    memory._time_shift += 8 * 86_400.0
     memory.store([outcome("new")], None)
-    memory.tend()
+    memory.tend(DeadLimits())
     assert list(memory._outcomes) == ["new"]
     assert not memory._ends
     assert not memory._unique
+    assert not memory._cancelled
     assert not memory._calls
     assert not memory._queues
+
+
+async def test_who_holds_nothing_any_more_is_woken_for_what_is_handed_out_alone() -> None:
+    broker = MemoryBroker()
+    await broker.publish([envelope("s")])
+    dying: list[MemoryConsumer] = []
+    for crashes in range(SUSPECT):
+        dying.append(broker.consumer(["q"], name="dying", lease=60.0))
+        await dying[-1].open()
+        [got] = await dying[-1].fetch(1, 0)
+        assert got.crashes == crashes
+        if crashes < SUSPECT - 1:
+            assert await broker.lease(dying[-1].grant).end("killed") == 1
+    await broker.publish([envelope("plain")])
+    consumer = broker.consumer(["q"], name="busy", lease=60.0)
+    await consumer.open()
+    [plain] = await consumer.fetch(1, 0)
+    waiting = asyncio.create_task(consumer.fetch(10, 3600.0))
+    assert await broker.lease(dying[-1].grant).end("killed") == 1
+    while not (await consumer.news()).suspects:
+        await asyncio.sleep(0)
+    for _ in range(10):  # it hears the bell, finds nothing for it, and waits again
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert not await consumer.settle([Done(plain)])
+    async with asyncio.timeout(30.0):
+        [got] = await waiting
+    assert (got.id, got.crashes) == ("s", SUSPECT)
+
+
+async def test_what_is_no_key_of_a_dead_letter_is_refused() -> None:
+    broker = MemoryBroker()
+    await broker.publish([envelope("a")])
+    for key in ("a", "", "-1", "9" * 5000):
+        with pytest.raises(ConfigError, match="take one of those listed"):
+            await broker.dead("q", before=key)
 
 
 async def test_a_consumer_whose_loop_was_closed_disturbs_nobody() -> None:
@@ -106,7 +145,7 @@ async def test_a_consumer_whose_loop_was_closed_disturbs_nobody() -> None:
     async def die_waiting() -> None:
         consumer = broker.consumer(["q"], name="dead", lease=60.0)
         await consumer.open()
-        bell = store.Bell()
+        bell = outcomes.Bell()
         broker.store.take(consumer._holder, 1, bell)  # nobody takes the bell down
 
     thread = threading.Thread(target=asyncio.run, args=(die_waiting(),))

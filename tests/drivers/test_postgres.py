@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw
 from aiotaskq.drivers.postgres import PostgresBackend, results
 from aiotaskq.drivers.postgres.target import parse
 from aiotaskq.errors import BackendUnavailable, ConfigError, DecodeError
-from aiotaskq.message import Outcome, RemoteError, TaskStatus
+from aiotaskq.message import Attempt, Outcome, RemoteError, TaskStatus
 from tests.servers import PostgresServer
 
 PATIENCE = 30.0
@@ -52,6 +52,21 @@ async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection[asyncp
 def outcome(task_id: str, result: bytes = b"1", **fields: Any) -> Outcome:
     fields = {"status": TaskStatus.SUCCESS, **fields}
     return Outcome(task_id=task_id, result=Raw(result), **fields)
+
+
+HISTORY = (
+    Attempt(number=1, at=1.5, worker="w1", error="ValueError: grüße", traceback="Traceback\n"),
+    Attempt(number=2, at=2.5, worker="w2", error="OSError: away"),
+)
+
+# The table as the first release made it.
+EARLIER_TABLE = """
+CREATE TABLE aiotaskq_results (
+    task_id text PRIMARY KEY, status text NOT NULL, result jsonb, date_done timestamptz,
+    traceback text, name text, args jsonb, kwargs jsonb, worker text, retries integer, queue text,
+    execution_time double precision, children jsonb, expires_at timestamptz
+)
+"""
 
 
 def name_of(url: str) -> str:
@@ -238,6 +253,40 @@ async def test_many_may_open_an_empty_database_at_once(make: Make) -> None:
     assert set(await backends[-1].load(["a"])) == {"a"}
 
 
+async def test_a_table_of_an_earlier_release_gets_what_it_lacks_once(
+    make: Make, database: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    await database.execute(EARLIER_TABLE)
+    await database.execute(
+        "INSERT INTO aiotaskq_results (task_id, status, result) VALUES ('old', 'SUCCESS', '1')"
+    )
+    backends = await asyncio.gather(*(make() for _ in range(12)))
+    assert not await backends[0].store([outcome("new", history=HISTORY)], None)
+    loaded = await backends[-1].load(["old", "new"])
+    assert loaded["old"].history == ()
+    assert loaded["new"].history == HISTORY
+
+
+async def test_a_user_who_may_not_change_an_earlier_table_is_told_what_to_run(
+    make: Make,
+    database: asyncpg.Connection[asyncpg.Record],
+    postgres_server: PostgresServer,
+    postgres_url: str,
+) -> None:
+    await database.execute(EARLIER_TABLE)
+    await database.execute(
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON aiotaskq_results"
+        f" TO {postgres_server.guarded_user}"
+    )
+    url = postgres_server.guarded_url(name_of(postgres_url))
+    with pytest.raises(ConfigError, match="ALTER TABLE") as caught:
+        await make(url)
+    await database.execute(str(caught.value).partition("have its owner run ")[2])
+    backend = await make(url)
+    await backend.store([outcome("a", history=HISTORY)], None)
+    assert (await backend.load(["a"]))["a"].history == HISTORY
+
+
 async def test_a_backend_that_is_not_open_says_so(postgres_url: str) -> None:
     with pytest.raises(BackendUnavailable, match="not open"):
         await PostgresBackend(postgres_url).load(["a"])
@@ -268,6 +317,17 @@ async def test_rows_are_readable_in_psql(
         'b|SUCCESS|{"a": 1}||||w1|2|q|["a"]',
         "1",
     ]
+
+
+async def test_the_history_is_readable_in_psql(
+    make: Make, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    await (await make()).store([outcome("a", history=HISTORY), outcome("b")], None)
+    lines = postgres_server.sql(
+        "SELECT history->0->>'error', history->1->>'worker' FROM aiotaskq_results ORDER BY task_id",
+        database=name_of(postgres_url),
+    )
+    assert lines == ["ValueError: grüße|w2", "|"]
 
 
 async def test_times_are_aware_and_exact(make: Make) -> None:
@@ -367,6 +427,17 @@ async def test_nul_in_an_error_is_shown(make: Make) -> None:
     )
     assert loaded.traceback == "line\\x00\\udc80"
     assert (loaded.args, loaded.worker) == (UNSET, "w")
+
+
+async def test_a_history_that_cannot_be_kept_is_shown(make: Make) -> None:
+    backend = await make()
+    odd = Attempt(number=1, at=1.0, worker="w\0", error="a\0b", traceback="c\udc80")
+    await backend.store([outcome("a", history=(odd, *HISTORY)), outcome("b")], None)
+    loaded = await backend.load(["a", "b"])
+    assert loaded["a"].status is TaskStatus.SUCCESS
+    shown = Attempt(number=1, at=1.0, worker="w\\x00", error="a\\x00b", traceback="c\\udc80")
+    assert loaded["a"].history == (shown, *HISTORY)
+    assert loaded["b"].status is TaskStatus.SUCCESS
 
 
 async def test_arguments_that_cannot_be_kept_do_not_fail_the_task(make: Make) -> None:

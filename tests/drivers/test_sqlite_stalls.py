@@ -83,7 +83,7 @@ class Fleet:
         await self.broker.publish([Envelope(id=name, queue="q", body=b"")])
 
     async def renew(self, number: int) -> bool:
-        lease = self.consumers[number].lease()
+        lease = self.broker.lease(self.consumers[number].grant)
         try:
             return await lease.renew()
         finally:

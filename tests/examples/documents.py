@@ -91,6 +91,35 @@ def _default(setting: Setting[Any, Any]) -> str:
     return f"`{value}`"
 
 
+_WHY = {
+    "worker_lease": "rides out a pause of the collector, the network or a busy machine; where "
+    "nobody sees a worker die, its tasks come back after so long",
+    "worker_heartbeat": "four beats may be lost before the lease is",
+    "worker_grace_period": "less than the 30 s that Docker and Kubernetes wait before they kill",
+    "task_cancel_grace": "time for `finally` and for closing connections",
+    "max_crashes": "one may be chance, two bad luck; from the second on the task runs alone",
+    "unknown_task_ttl": "a rolling deploy is over by then",
+    "dead_letter_max": "what somebody can still look through; bounds what the store needs",
+    "dead_letter_expires": "longer than holidays",
+    "worker_max_stuck_tasks": "each may hold a thread or memory for ever",
+    "worker_loop_block_warning": "whoever shares the loop has felt it by then",
+    "worker_loop_block_limit": "killing a process takes the other tasks of it along: your choice",
+    "broker_publish_timeout": "a restart of the server is over by then, a web request not",
+    "result_expires": "as in Celery",
+    "max_payload_size": "a queue is for references to large data",
+    "task_time_limit": "nothing is taken from a task because it is long",
+    "task_default_retry": "only you know whether a task bears running twice",
+}
+
+
+def defaults_table() -> str:
+    """Return the settings that the guarantees rest on, each with the reason for its default."""
+    settings = Config.settings()
+    lines = ["| setting | default | because |", "|---|---|---|"]
+    lines += [f"| `{name}` | {_default(settings[name])} | {why} |" for name, why in _WHY.items()]
+    return "\n".join(lines) + "\n"
+
+
 _BROKERS: Mapping[str, type[MemoryBroker | SQLiteBroker | RedisBroker]] = {
     "memory": MemoryBroker,
     "SQLite": SQLiteBroker,
@@ -139,6 +168,7 @@ def layers_list() -> str:
 
 TABLES = {
     "settings": settings_table,
+    "defaults": defaults_table,
     "traits": traits_table,
     "modules": modules_table,
     "layers": layers_list,

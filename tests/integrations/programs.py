@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aiotaskq.keeper import NAME
+
 LONG = 40.0  # seconds: what takes longer has failed; nothing waits for it otherwise
 COMMAND = (sys.executable, "-m", "aiotaskq")
 
@@ -107,14 +109,24 @@ class Program:
         os.kill(self.pid, number)
 
     def children(self) -> list[psutil.Process]:
-        """Return the worker processes: not what multiprocessing has for itself."""
+        """Return the worker processes, each the leader of a process group of its own."""
+        found = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [
-                child
-                for child in psutil.Process(self.pid).children()
-                if "multiprocessing" not in " ".join(child.cmdline())
-            ]
-        return []
+            for child in psutil.Process(self.pid).children():
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getpgid(child.pid) == child.pid:
+                        found.append(child)
+        return found
+
+    def keepers(self) -> list[psutil.Process]:
+        """Return what keeps the leases: one process, for most of the time."""
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.name() == NAME:
+                        found.append(child)
+        return found
 
     def wait(self) -> int:
         """Wait for its end and for that of all that it started; return the exit status."""

@@ -277,7 +277,7 @@ def test_a_server_out_of_reach_is_waited_for_and_the_worker_can_be_stopped(
         "tasks.py", TASKS.format(options=f", broker='redis://127.0.0.1:{free_port()}/0'")
     )
     worker = programs.start("worker", "tasks:app")
-    worker.line(r"trying again in")
+    worker.line(r"cannot begin, trying again: ")
     assert worker.stop() == 0
     assert "Traceback" not in worker.output
 
@@ -294,7 +294,7 @@ def test_the_banner(programs: Programs) -> None:
     )
     words = ("-c", "7", "-Q", "critical,default", "-n", "worker@%h", "-w", "2", "--threads", "3")
     worker = programs.start("worker", "tasks:app", *words)
-    worker.line(r"trying again in")
+    worker.line(r"cannot begin, trying again: ")
     assert worker.stop() == 0
     banner = worker.output
     host = socket.gethostname()

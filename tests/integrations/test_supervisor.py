@@ -122,7 +122,7 @@ def test_a_child_that_is_killed_is_replaced_and_its_task_runs_again(programs: Pr
     victim = int(worker.line(r"napping x (\d+)").group(1))
     assert victim in before
     os.kill(victim, signal.SIGKILL)
-    worker.line(rf"worker process {victim} ended by signal 9 \(Killed\)")
+    worker.line(rf"worker process {victim} was killed by signal 9 \(Killed\)")
     worker.line(r" ready$", times=4)
     after = pids(worker, 3)
     assert victim not in after

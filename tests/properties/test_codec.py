@@ -218,7 +218,7 @@ MESSAGES = st.builds(
     expires_at=st.none() | FLOATS,
     timeout=st.none() | FLOATS,
     retry=st.none() | st.builds(RetryPolicy, max_attempts=st.integers(1, 99), delay=FLOATS),
-    unknown_since=st.none() | FLOATS,
+    unknown_for=FLOATS,
     headers=st.dictionaries(TEXT, TEXT, max_size=3),
 )
 

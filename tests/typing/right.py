@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, assert_type
 from uuid import UUID
 
 from aiotaskq import (
     AsyncResult,
+    Attempt,
     Call,
     Retry,
     State,
+    Task,
     TaskHandle,
     TaskQueue,
     TaskResult,
     TaskStatus,
+    WorkerInfo,
     events,
 )
 from aiotaskq.task import CoroutineTask, FunctionTask
@@ -30,6 +34,23 @@ async def add(x: int, y: int = 1) -> int:
 @app.task(queue="reports", timeout=300, retry=Retry(max_attempts=5), executor="process")
 def render(report_id: UUID, *, title: str) -> str:
     return title
+
+
+@app.task(bind=True, soft_timeout=5)
+async def bound(self: Task[..., Any], x: int) -> int:
+    assert_type(self.request.id, str | None)
+    assert_type(self.request.retries, int)
+    raise self.retry(exc=ValueError(), countdown=5, max_retries=3)
+
+
+@app.task(bind=True, autoretry_for=(OSError,), max_retries=None, retry_backoff=True, time_limit=9)
+def bound_too(self: Task[[str], str], x: str, *, y: int = 1) -> str:
+    return x
+
+
+@app.task(bind=False, acks_late=True, retry=Retry(max_attempts=math.inf, jitter="full"))
+def loose(x: str) -> str:
+    return x
 
 
 @app.task()
@@ -66,6 +87,15 @@ async def asynchronous() -> None:
     by_name = await app.send("tasks.add", args=(2, 8), countdown=1)
     assert_type(by_name, TaskHandle[Any])
 
+    # What a worker gives is not asked of callers.
+    assert_type(await bound.kiq(1), TaskHandle[int])
+    assert_type(bound.with_options(soft_timeout=1).s(x=1), Call[int])
+    assert_type(await bound(1), int)
+    assert_type(bound_too("1", y=2), str)
+    assert_type(await loose.kiq("1"), TaskHandle[str])
+    assert_type(await app.workers(), list[WorkerInfo])
+    assert_type(ended.history, tuple[Attempt, ...])
+
     # Calling the task itself runs the function.
     coroutine: Coroutine[Any, Any, int] = add(1, 2)
     assert_type(await coroutine, int)
@@ -80,6 +110,7 @@ def synchronous() -> None:
     assert_type(result, AsyncResult[int])
     assert_type(result.get(timeout=5), int)
     assert_type(result.ready(), bool)
+    result.revoke(terminate=True, signal="SIGKILL")
     assert_type(render.apply_async((UUID(int=1),), {"title": "x"}, countdown=1), AsyncResult[str])
     assert_type(app.send_task("x", (1,), {"k": 2}, queue="q"), AsyncResult[Any])
 

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from aiotaskq import (
     ConfigError,
@@ -26,7 +28,7 @@ from aiotaskq import (
 )
 from aiotaskq.codec import Codec
 from aiotaskq.drivers.memory import MemoryBroker
-from aiotaskq.message import Delivery, Done, Message
+from aiotaskq.message import Delivery, Done, Message, TaskStatus, WorkerInfo
 from aiotaskq.outgoing import seal, write
 from aiotaskq.protocols import Traits
 
@@ -212,7 +214,7 @@ def test_options_count_however_the_decorator_is_called(app: TaskQueue) -> None:
     ("options", "match"),
     [
         ({"queu": "x"}, "queu, did you mean queue"),
-        ({"bind": True}, "bind"),
+        ({"bind": "yes"}, "bind"),
         ({"queue": ""}, "queue"),
         ({"priority": 10}, "priority"),
         ({"timeout": 0}, "timeout"),
@@ -273,13 +275,14 @@ async def test_options_travel_in_the_message(app: TaskQueue) -> None:
         {"k": 2},
         task_id="mine",
         timeout=7,
+        soft_timeout=6,
         retry=Retry(max_attempts=4, delay=3),
         headers={"a": "b"},
         expires=60,
     )
     message = await only(app)
     assert handle.id == message.id == "mine"
-    assert message.timeout == 7
+    assert (message.timeout, message.soft_timeout) == (7, 6)
     assert message.retry == Retry(max_attempts=4, delay=3).to_policy()
     assert message.headers == {"a": "b"}
     assert message.expires_at is not None
@@ -307,6 +310,31 @@ async def test_a_time_means_the_same_moment_in_every_form(app: TaskQueue, when: 
     outgoing = write(call, task, app.conf, app.codec)
     assert outgoing.message.expires_at == AT.timestamp()
     assert seal(outgoing, app.codec).not_before == AT.timestamp()
+
+
+@pytest.mark.parametrize("expires", [60, timedelta(minutes=1)])
+def test_seconds_are_counted_by_the_store(app: TaskQueue, expires: float | timedelta) -> None:
+    task = app.task(add)
+    outgoing = write(
+        task.with_options(countdown=5, expires=expires).s(1, 2), task, app.conf, app.codec
+    )
+    envelope = seal(outgoing, app.codec)
+    assert (envelope.delay, envelope.not_before) == (5, None)
+    assert (envelope.expires_in, envelope.expires_at) == (60, None)
+    assert outgoing.message.expires_at is not None  # for those who read the message
+    at_once = seal(
+        write(task.with_options(countdown=-1).s(1, 2), task, app.conf, app.codec), app.codec
+    )
+    assert (at_once.delay, at_once.not_before) == (None, None)
+
+
+def test_an_expiry_that_a_middleware_changed_goes_before_the_calls(app: TaskQueue) -> None:
+    task = app.task(add)
+    outgoing = write(task.with_options(expires=60).s(1, 2), task, app.conf, app.codec)
+    same = seal(outgoing.with_message(replace(outgoing.message, headers={"a": "b"})), app.codec)
+    assert (same.expires_in, same.expires_at) == (60, None)
+    moved = seal(outgoing.with_message(replace(outgoing.message, expires_at=7.0)), app.codec)
+    assert (moved.expires_in, moved.expires_at) == (None, 7.0)
 
 
 async def test_a_delayed_task_waits_in_the_store(app: TaskQueue) -> None:
@@ -350,3 +378,45 @@ async def test_what_a_broker_lacks_is_refused_where_it_is_asked_for() -> None:
         with pytest.raises(Unsupported, match="task_id"):
             await app.send("x", task_id="mine")
         assert len(await waiting(app)) == 1
+
+
+# --- who is there, and who is not to be ---------------------------------------------------------
+
+
+async def test_the_workers_that_are_alive_tell_of_themselves(app: TaskQueue) -> None:
+    assert await app.workers() == []
+    told = WorkerInfo(name="w", host="h", pid=1, started_at=2.0, tasks=("a", "b"))
+    broker = await app.broker()
+    consumers = [
+        broker.consumer(["default"], name="one", lease=60, about=msgspec.json.encode(told)),
+        broker.consumer(["default"], name="two", lease=60, about=b"no worker of this package"),
+        broker.consumer(["default"], name="three", lease=60),
+    ]
+    for consumer in consumers:
+        await consumer.open()
+    assert await app.workers() == [told]
+    for consumer in consumers:
+        await consumer.close()
+    assert await app.workers() == []
+
+
+async def test_what_runs_may_be_left_alone_when_a_task_is_revoked(app: TaskQueue) -> None:
+    consumer = (await app.broker()).consumer(["default"], name="w", lease=60)
+    await consumer.open()
+    held = await app.send("x")
+    (delivery,) = await consumer.fetch(1, 1)
+    waits, delayed = await app.send("x"), await app.send("x", countdown=3600)
+    for handle in (held, waits, delayed):
+        await app.cancel(handle.id, running=False)
+    assert [await handle.status() for handle in (held, waits, delayed)] == [
+        TaskStatus.PENDING,
+        TaskStatus.REVOKED,
+        TaskStatus.REVOKED,
+    ]
+    assert list(await consumer.fetch(10, 0)) == []
+    assert list((await consumer.news()).cancelled) == []
+    await app.cancel(held.id)
+    assert await held.status() is TaskStatus.REVOKED
+    assert list((await consumer.news()).cancelled) == [held.id]
+    await consumer.settle([Done(delivery)])
+    await consumer.close()

@@ -12,11 +12,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from aiotaskq import TaskQueue, bridge
+from aiotaskq import TaskQueue, TaskRevoked, bridge
 from aiotaskq.bridge import Bridge
 
 ROOT = Path(__file__).parents[2]
@@ -260,14 +261,9 @@ def test_a_child_forked_while_a_loop_runs_can_send(tmp_path: Path) -> None:
     assert printed == "3\n"
 
 
-@pytest.mark.usefixtures("stopped")
-def test_plain_code_sees_the_whole_life_of_a_task() -> None:
-    app = TaskQueue("t", broker="memory://")
-
-    @app.task
-    def divide(x: int, y: int) -> float:
-        return x / y
-
+@contextmanager
+def working(app: TaskQueue) -> Iterator[None]:
+    """Run a worker in a thread."""
     ready, done = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -277,6 +273,24 @@ def test_plain_code_sees_the_whole_life_of_a_task() -> None:
                 await asyncio.to_thread(done.wait)
 
         asyncio.run(main())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("stopped")
+def test_plain_code_sees_the_whole_life_of_a_task() -> None:
+    app = TaskQueue("t", broker="memory://")
+
+    @app.task
+    def divide(x: int, y: int) -> float:
+        return x / y
 
     first = divide.delay(1, 2)
     assert (first.status, first.state, first.ready(), first.result) == (
@@ -289,10 +303,7 @@ def test_plain_code_sees_the_whole_life_of_a_task() -> None:
         first.get(timeout=0.01)
     revoked = divide.delay(1, 3)
     revoked.revoke()
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        assert ready.wait(30)
+    with working(app):
         assert first.get(timeout=30) == 0.5
         assert (first.status, first.ready(), first.successful(), first.result) == (
             "SUCCESS",
@@ -310,6 +321,29 @@ def test_plain_code_sees_the_whole_life_of_a_task() -> None:
         assert app.AsyncResult(first.id) == first
         first.forget()
         assert first.status == "PENDING"
-    finally:
-        done.set()
-        thread.join()
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_task_that_runs_is_only_ended_when_asked_to() -> None:
+    app = TaskQueue("t", broker="memory://")
+    running, go = threading.Semaphore(0), threading.Event()
+
+    @app.task
+    async def wait() -> str:
+        running.release()
+        await asyncio.to_thread(go.wait)
+        return "to its end"
+
+    with working(app):
+        left, ended = wait.delay(), wait.delay()
+        for _ in range(2):
+            assert running.acquire(timeout=30)
+        left.revoke()
+        ended.revoke(terminate=True, signal="SIGKILL")
+        with pytest.raises(TaskRevoked):
+            ended.get(timeout=30)
+        go.set()
+        assert left.get(timeout=30) == "to its end"
+        delayed = wait.apply_async(countdown=3600)
+        delayed.revoke()
+        assert delayed.status == "REVOKED"

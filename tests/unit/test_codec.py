@@ -112,7 +112,7 @@ def test_values_have_a_form_in_json(value: Any, text: str | None) -> None:
         Hostile(),
         Model,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_form_in_json_is_an_encode_error(value: Any) -> None:
     with pytest.raises(EncodeError):
@@ -123,7 +123,9 @@ def test_null_is_told_from_nan() -> None:
     assert encode_json([None, "null"]) == b'[null,"null"]'
 
 
-@pytest.mark.parametrize("value", [object(), "\ud800", 2**64, Hostile()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [object(), "\ud800", 2**64, Hostile()], ids=lambda value: type(value).__name__
+)
 def test_what_has_no_form_in_messagepack_is_an_encode_error(value: Any) -> None:
     with pytest.raises(EncodeError, match="MessagePack"):
         encode_msgpack(value)

@@ -13,6 +13,7 @@ from aiotaskq.config.celery import FOREIGN
 from aiotaskq.config.names import NAMES
 from aiotaskq.config.settings import REFUSED_DRIVER_OPTIONS, SETTINGS
 from aiotaskq.errors import ConfigError
+from aiotaskq.retry import Retry
 
 
 @pytest.fixture
@@ -43,6 +44,15 @@ def test_the_promised_defaults(conf: Config) -> None:
     assert conf.timezone == "UTC"
     assert (conf.worker_concurrency, conf.worker_processes) == (100, 1)
     assert (conf.worker_lease, conf.worker_heartbeat, conf.worker_grace_period) == (15, 3, 25)
+    assert (conf.task_soft_time_limit, conf.task_time_limit, conf.task_cancel_grace) == (
+        None,
+        None,
+        5,
+    )
+    assert (conf.dead_letter_max, conf.dead_letter_expires) == (10_000, 30 * 86_400)
+    assert (conf.worker_loop_block_warning, conf.worker_loop_block_limit) == (1, None)
+    assert conf.worker_max_stuck_tasks == 10
+    assert conf.task_default_retry is None
 
 
 def test_type_checkers_know_each_setting(conf: Config) -> None:
@@ -89,6 +99,17 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("task_routes", {"a.*": {"queue": "x"}, "b": "y"}, {"a.*": "x", "b": "y"}),
     ("task_routes", None, {}),
     ("task_time_limit", timedelta(minutes=1), 60.0),
+    ("task_soft_time_limit", 5, 5.0),
+    ("task_soft_time_limit", None, None),
+    ("task_cancel_grace", 0, 0.0),
+    ("task_default_retry", Retry(max_attempts=2), Retry(max_attempts=2)),
+    ("task_default_retry", None, None),
+    ("dead_letter_max", 0, 0),
+    ("dead_letter_expires", timedelta(days=1), 86_400.0),
+    ("dead_letter_expires", 0, None),
+    ("worker_max_stuck_tasks", None, None),
+    ("worker_loop_block_warning", None, None),
+    ("worker_loop_block_limit", timedelta(minutes=1), 60.0),
     ("imports", "one.module", ("one.module",)),
     ("imports", ["a", "b.c", "a"], ("a", "b.c")),
     ("timezone", "Europe/Oslo", "Europe/Oslo"),
@@ -147,6 +168,14 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("task_routes", {1: "x"}, "name or glob"),
     ("task_routes", [("a", "x")], "mapping"),
     ("task_time_limit", 0, "more than 0"),
+    ("task_soft_time_limit", 0, "more than 0"),
+    ("task_cancel_grace", -1, "0 or more"),
+    ("task_default_retry", 3, "a Retry, set in code"),
+    ("dead_letter_max", -1, "of at least 0"),
+    ("dead_letter_expires", -1, "seconds"),
+    ("worker_max_stuck_tasks", 0, "of at least 1"),
+    ("worker_loop_block_warning", 0, "more than 0"),
+    ("worker_loop_block_limit", "5", "seconds"),
     ("task_time_limit", timedelta(seconds=-1), "more than 0"),
     ("imports", ["not a module"], "not a module"),
     ("imports", ["a."], "dotted name"),
@@ -218,6 +247,16 @@ def test_the_heartbeat_has_to_fit_twice_into_the_lease(conf: Config) -> None:
     assert (conf.worker_lease, conf.worker_heartbeat) == (2, 0.5)
     with pytest.raises(ConfigError):
         Config({"AIOTASKQ_WORKER_LEASE": "5"})
+
+
+def test_the_soft_limit_has_to_come_before_the_hard_one(conf: Config) -> None:
+    conf.task_soft_time_limit = 5
+    with pytest.raises(ConfigError, match="has to be less than task_time_limit"):
+        conf.task_time_limit = 5
+    conf.update(task_soft_time_limit=50, task_time_limit=60)
+    with pytest.raises(ConfigError, match="sets both at once"):
+        conf.task_soft_time_limit = 60
+    assert (conf.task_soft_time_limit, conf.task_time_limit) == (50, 60)
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -347,7 +386,6 @@ def test_update_sets_all_or_nothing(conf: Config) -> None:
         ("CELERYD_PREFETCH_MULTIPLIER", 1, 4, "what it can start"),
         ("task_protocol", 2, 1, "one protocol"),
         ("broker_connection_retry", True, False, "always"),
-        ("task_soft_time_limit", None, 5, "task_time_limit"),
         ("task_queues", None, ["a"], "--queues"),
         ("broker_use_ssl", False, True, "rediss://"),
     ],

@@ -300,6 +300,12 @@ def test_an_unknown_variable_offers_the_nearest() -> None:
     Config({"AIOTASKQ_TESTS_ANYTHING": "1", "AIOTASK_X": "", "PATH": "/"})
 
 
+def test_a_retry_comes_from_code_only() -> None:
+    with pytest.raises(ConfigError, match=r"AIOTASKQ_TASK_DEFAULT_RETRY.*set in code"):
+        Config({"AIOTASKQ_TASK_DEFAULT_RETRY": "3"})
+    assert Config({"AIOTASKQ_TASK_DEFAULT_RETRY": "none"}).task_default_retry is None
+
+
 def test_code_goes_before_the_environment_and_that_before_the_default() -> None:
     conf = Config({"AIOTASKQ_WORKER_CONCURRENCY": "5", "AIOTASKQ_MAX_CRASHES": "6"})
     assert (conf.worker_concurrency, conf.max_crashes, conf.worker_processes) == (5, 6, 1)

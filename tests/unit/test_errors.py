@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 import re
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from aiotaskq import errors
-from aiotaskq.errors import AioTaskQError, PayloadTooLarge, ResultTimeout, TaskFailed
+from aiotaskq.errors import (
+    AioTaskQError,
+    PayloadTooLarge,
+    ResultTimeout,
+    RetryLater,
+    Snooze,
+    TaskFailed,
+)
 
 CLASSES = {
     name: kind
@@ -49,12 +59,26 @@ def test_a_result_timeout_is_a_timeout_error() -> None:
     assert issubclass(ResultTimeout, TimeoutError)
 
 
+MADE: dict[str, Callable[[], AioTaskQError]] = {
+    "PayloadTooLarge": lambda: PayloadTooLarge("why", size=2, limit=1),
+    "RetryLater": lambda: RetryLater(5, "why", max_attempts=math.inf),
+    "Snooze": lambda: Snooze(5, "why"),
+}
+
+
+@pytest.mark.parametrize("kind", [RetryLater, Snooze])
+@pytest.mark.parametrize("delay", ["why", -1, math.inf, math.nan, timedelta(1)], ids=repr)
+def test_a_delay_that_is_none_fails_the_task_that_asks(kind: Any, delay: Any) -> None:
+    with pytest.raises(TypeError, match="number of seconds"):
+        kind(delay)
+
+
 @pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_every_error_can_be_copied_and_pickled(name: str, copied: object) -> None:
     assert callable(copied)
     kind: Any = CLASSES[name]
-    error = kind("why", size=2, limit=1) if kind is PayloadTooLarge else kind("why")
+    error = MADE[name]() if name in MADE else kind("why")
     again = copied(error)
     assert type(again) is kind
     assert str(again) == "why"

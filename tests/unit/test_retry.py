@@ -6,15 +6,26 @@ import doctest
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from aiotaskq import retry as module
 from aiotaskq.errors import ConfigError
 from aiotaskq.message import RetryPolicy
-from aiotaskq.retry import NEVER, Retry, for_call, retry_delay
+from aiotaskq.retry import (
+    NEVER,
+    Jitter,
+    Retry,
+    backoff_delay,
+    for_call,
+    retry_delay,
+    retry_of,
+)
 
+JITTERS = st.sampled_from([True, False, "full"])
 BACKOFFS = st.sampled_from(["exponential", "linear", "constant"])
 SECONDS = st.floats(0, 1e6)
 
@@ -60,20 +71,71 @@ def test_by_default_what_is_no_exception_is_not_retried() -> None:
     assert retry_delay(Retry(), 1, SystemExit()) is None
 
 
-@given(st.integers(1, 10**9), SECONDS, SECONDS, BACKOFFS, st.floats(0, 1))
+@given(
+    st.integers(1, 10**18),
+    SECONDS,
+    SECONDS,
+    BACKOFFS | st.floats().map(lambda seconds: lambda attempt: seconds),
+    JITTERS,
+    st.floats(0, 1),
+)
 def test_the_delay_never_leaves_its_bounds(
-    attempt: int, delay: float, most: float, backoff: Any, chance: float
+    attempt: int, delay: float, most: float, backoff: Any, jitter: Jitter, chance: float
 ) -> None:
-    retry = Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff)
-    plain = retry_delay(
-        Retry(max_attempts=10**10, delay=delay, max_delay=most, backoff=backoff, jitter=False),
-        attempt,
-        OSError(),
+    retry = Retry(
+        max_attempts=math.inf, delay=delay, max_delay=most, backoff=backoff, jitter=jitter
     )
+    plain = retry_delay(structs.replace(retry, jitter=False), attempt, OSError())
     jittered = retry_delay(retry, attempt, OSError(), chance=lambda: chance)
     assert plain is not None
     assert jittered is not None
-    assert 0 <= plain / 2 <= jittered <= plain <= most
+    least = {True: plain / 2, False: plain, "full": 0}[jitter]
+    assert 0 <= least <= jittered <= plain <= most
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, unique=True).map(sorted), SECONDS, BACKOFFS)
+def test_a_later_attempt_never_waits_for_less(
+    attempts: list[int], delay: float, backoff: Any
+) -> None:
+    retry = Retry(max_attempts=math.inf, delay=delay, backoff=backoff, jitter=False)
+    delays = [backoff_delay(retry, attempt) for attempt in attempts]
+    assert delays == sorted(delays)
+
+
+def test_a_backoff_function_gets_the_number_of_the_attempt_that_failed() -> None:
+    asked: list[int] = []
+
+    def backoff(attempt: int) -> float:
+        asked.append(attempt)
+        return attempt * 10
+
+    retry = Retry(max_attempts=4, delay=999, backoff=backoff, max_delay=25, jitter=False)
+    delays = [retry_delay(retry, attempt, OSError()) for attempt in (1, 2, 3, 4)]
+    assert delays == [10, 20, 25, None]
+    assert asked == [1, 2, 3]
+
+
+def test_without_a_limit_there_is_always_another_attempt() -> None:
+    retry = Retry(max_attempts=math.inf)
+    assert retry_delay(retry, 10**9, OSError()) is not None
+    again = for_call(retry.to_policy(), NEVER)
+    assert again.max_attempts == math.inf
+    as_json = msgspec.json.decode(msgspec.json.encode(retry.to_policy()), type=RetryPolicy)
+    assert for_call(as_json, NEVER) == again
+
+
+def test_the_own_retry_goes_before_the_default_and_that_before_none() -> None:
+    own, default = Retry(delay=1), Retry(delay=2)
+    assert retry_of(own, default) is own
+    assert retry_of(None, default) is default
+    assert retry_of(None, None) is NEVER
+    assert retry_of(NEVER, default) is NEVER
+
+
+def test_a_call_asks_for_attempts_after_failures_though_its_task_has_none() -> None:
+    by_hand = Retry(on=())
+    assert retry_delay(by_hand, 1, OSError()) is None
+    assert retry_delay(for_call(Retry().to_policy(), by_hand), 1, OSError()) is not None
 
 
 @pytest.mark.parametrize(
@@ -82,6 +144,12 @@ def test_the_delay_never_leaves_its_bounds(
         {"max_attempts": 0},
         {"max_attempts": 2.5},
         {"max_attempts": True},
+        {"max_attempts": None},
+        {"max_attempts": "3"},
+        {"max_attempts": math.nan},
+        {"jitter": "half"},
+        {"jitter": None},
+        {"on": (int,)},
         {"delay": -1},
         {"delay": math.nan},
         {"max_delay": math.inf},
@@ -97,15 +165,16 @@ def test_a_wrong_policy_is_refused_where_it_is_written(wrong: dict[str, Any]) ->
         Retry(**wrong)
 
 
-def test_numbers_travel_in_a_message_and_types_stay_with_the_task() -> None:
+@pytest.mark.parametrize("jitter", [True, False, "full"])
+def test_numbers_travel_in_a_message_and_types_stay_with_the_task(jitter: Jitter) -> None:
     task = Retry(on=(OSError,), never_on=(TimeoutError,), delay=9)
-    call = Retry(max_attempts=7, delay=2, backoff="linear", max_delay=30, jitter=False)
+    call = Retry(max_attempts=7, delay=2, backoff="linear", max_delay=30, jitter=jitter)
     assert for_call(call.to_policy(), task) == Retry(
         max_attempts=7,
         delay=2,
         backoff="linear",
         max_delay=30,
-        jitter=False,
+        jitter=jitter,
         on=(OSError,),
         never_on=(TimeoutError,),
     )
@@ -127,6 +196,7 @@ def test_what_cannot_travel_is_refused_for_one_call(retry: Retry) -> None:
         backoff=st.text() | BACKOFFS,
         max_delay=st.floats(),
         jitter=st.booleans(),
+        full_jitter=st.booleans(),
     )
 )
 def test_a_nonsensical_policy_from_a_message_never_fails_a_worker(policy: RetryPolicy) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from aiotaskq import Call, ConfigError, Retry, Task, TaskQueue
-from aiotaskq.task import check_options, choose_executor
+from aiotaskq.options import check_options, choose_executor
 
 
 @pytest.fixture
@@ -152,7 +152,6 @@ class Callable_:
         (Callable_, None, "no function"),
         (None, None, "no function"),
     ],
-    ids=repr,
 )
 def test_what_cannot_run_is_refused(fn: Any, executor: str | None, why: str) -> None:
     with pytest.raises(ConfigError, match=why):

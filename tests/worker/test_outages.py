@@ -6,13 +6,15 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
 
 from aiotaskq import BrokerUnavailable, ConfigError, TaskQueue, TaskStatus, current_task
-from aiotaskq.drivers.memory import MemoryBroker
+from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 from aiotaskq.events import Failed, Refused, Started, Succeeded, WorkerReady
+from aiotaskq.message import DeadLimits, Outcome
 from aiotaskq.worker import Worker
 from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
 
@@ -87,7 +89,7 @@ async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_d
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
         broker.store._time_shift += 7200  # as if the process had been frozen
-        broker.store.tend()
+        broker.store.tend(DeadLimits())
         assert await handle.result(LONG) == 2
         assert await (await job.kiq()).result(LONG) == 3
     assert runs == [1, 2, 3]
@@ -109,7 +111,7 @@ async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() ->
             heartbeat = worker._incarnation._heartbeat  # type: ignore[union-attr]  # it runs
             heartbeat._trusted_until = time.monotonic() - 1
             broker.store._time_shift += 20
-            broker.store.tend()
+            broker.store.tend(DeadLimits())
             return "too late"
         return "in time"
 
@@ -247,7 +249,7 @@ async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one
         handle = await job.kiq()
         await until(lambda: runs == 1)
         await asyncio.sleep(1.5)
-        app.drivers()[0].inner.store.tend()  # type: ignore[attr-defined]  # as others would
+        app.drivers()[0].inner.store.tend(DeadLimits())  # type: ignore[attr-defined]  # as others would
         weather.broker_down = weather.backend_down = False
         assert await handle.result(LONG) == 2
     assert heard.names == ["Started", "Refused", "Started"]
@@ -296,7 +298,7 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
 
     from aiotaskq.drivers.memory import MemoryStore
 
-    def tend(self: MemoryStore) -> None:
+    def tend(self: MemoryStore, limits: DeadLimits) -> None:
         raise RuntimeError("a driver's own mistake")
 
     worker = await app.worker().__aenter__()
@@ -344,12 +346,12 @@ async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_neve
         runs += 1
         assert current_task().attempt == 1
 
-    from aiotaskq.worker.executor import Executor
+    from aiotaskq.worker.endings import Endings
 
-    def broken(self: Executor, *args: object) -> None:
+    def broken(self: Endings, *args: object) -> None:
         raise RuntimeError("a mistake of the worker's own")
 
-    monkeypatch.setattr(Executor, "_end_succeeded", broken)
+    monkeypatch.setattr(Endings, "succeeded", broken)
     async with app.worker():
         handle = await job.kiq()
         assert (await handle.wait(LONG)).is_err
@@ -357,4 +359,43 @@ async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_neve
     assert heard.events == []
     (letter,) = await (await app.broker()).dead("default")
     assert "mistake of the worker's own" in letter.reason
+    await app.close()
+
+
+async def test_an_outcome_that_no_store_takes_ends_neither_the_worker_nor_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = TaskQueue("app", broker="memory://", result_extended=True)
+    store = MemoryBackend.store
+
+    async def picky(
+        self: MemoryBackend, batch: Sequence[Outcome], ttl: float | None
+    ) -> Collection[str]:
+        if any(b"hostile" in bytes(one.args or b"") for one in batch):
+            raise ValueError("these arguments cannot be stored")
+        return await store(self, batch, ttl)
+
+    @app.task
+    async def job(text: str) -> str:
+        return text
+
+    monkeypatch.setattr(MemoryBackend, "store", picky)
+    async with app.worker():
+        hostile = await job.kiq("hostile")
+        outcome = await hostile.wait(LONG)
+        assert outcome.status is TaskStatus.FAILURE
+        assert "cannot be stored" in str(outcome.error)
+        assert await (await job.kiq("friendly")).result(LONG) == "friendly"
+
+        async def never(self: MemoryBackend, batch: Any, ttl: Any) -> Collection[str]:
+            raise ValueError("nothing can be stored")
+
+        monkeypatch.setattr(MemoryBackend, "store", never)
+        await job.kiq("anything")
+        broker = await app.broker()
+        async with asyncio.timeout(LONG):
+            while await broker.depth():  # it is settled all the same
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(MemoryBackend, "store", picky)
+        assert await (await job.kiq("friendly")).result(LONG) == "friendly"
     await app.close()

@@ -174,3 +174,13 @@ async def test_no_process_outlives_the_worker(tmp_path: Path) -> None:
     assert (await (await tasks.app.broker()).depth())["default"].ready == 1
     await (await tasks.app.broker()).purge("default")
     await tasks.app.close()
+
+
+async def test_what_tells_a_whole_service_to_end_leaves_the_processes_to_the_worker(
+    worker: Worker, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    handle = await tasks.sleep.kiq(0.5, str(started))
+    pid = await pid_of(started)
+    os.kill(pid, signal.SIGTERM)
+    assert await handle.result(LONG) == pid

@@ -106,7 +106,7 @@ async def test_a_task_that_finishes_in_spite_of_its_release_counts(app: TaskQueu
 async def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotaskq.worker.incarnation._CANCEL_WAIT", 0.1)
+    app.conf.task_cancel_grace = 0.1
     end = asyncio.Event()
     runs = 0
 
@@ -240,7 +240,7 @@ async def test_a_cancelled_task_that_returns_all_the_same_stays_cancelled(app: T
 async def test_a_cancelled_task_that_is_slow_to_end_does_not_come_back_when_the_worker_stops(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotaskq.worker.incarnation._CANCEL_WAIT", 0.1)
+    app.conf.task_cancel_grace = 0.1
     cancelled = asyncio.Event()
     end = asyncio.Event()
 

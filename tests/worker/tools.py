@@ -11,7 +11,19 @@ from aiotaskq import TaskQueue
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
 from aiotaskq.events import Event
-from aiotaskq.message import DeadLetter, Delivery, Depth, Envelope, Outcome, Settlement, Tended
+from aiotaskq.message import (
+    ConsumerInfo,
+    DeadLetter,
+    DeadLimits,
+    Delivery,
+    Depth,
+    Envelope,
+    Grant,
+    News,
+    Outcome,
+    Settlement,
+    Tended,
+)
 from aiotaskq.protocols import Consumer, Lease, ResultBackend, Traits
 
 LONG = 30.0  # seconds: what takes longer has failed; nothing waits for it otherwise
@@ -99,16 +111,25 @@ class FlakyBroker:
         self.weather.check_broker()
         return await self.inner.publish(batch, call_id=call_id)
 
-    def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> Consumer:
-        return FlakyConsumer(self.weather, self.inner.consumer(queues, name=name, lease=lease))
+    def consumer(
+        self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
+    ) -> Consumer:
+        inner = self.inner.consumer(queues, name=name, lease=lease, about=about)
+        return FlakyConsumer(self.weather, inner)
 
-    async def cancel(self, ids: Collection[str]) -> None:
-        self.weather.check_broker()
-        await self.inner.cancel(ids)
+    def lease(self, grant: Grant) -> Lease:
+        return FlakyLease(self.weather, self.inner.lease(grant))
 
-    async def tend(self) -> Tended:
+    async def consumers(self) -> Sequence[ConsumerInfo]:
+        return await self.inner.consumers()
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         self.weather.check_broker()
-        return await self.inner.tend()
+        return await self.inner.cancel(ids, running=running)
+
+    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+        self.weather.check_broker()
+        return await self.inner.tend(limits)
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self.inner.depth()
@@ -116,8 +137,16 @@ class FlakyBroker:
     async def purge(self, queue: str) -> int:
         return await self.inner.purge(queue)
 
-    async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
-        return await self.inner.dead(queue, limit)
+    async def dead(
+        self, queue: str, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        return await self.inner.dead(queue, limit, before=before)
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        return await self.inner.revive(queue, letters)
+
+    async def discard(self, queue: str, keys: Collection[str]) -> int:
+        return await self.inner.discard(queue, keys)
 
 
 class FlakyConsumer:
@@ -142,12 +171,13 @@ class FlakyConsumer:
         self.weather.check_broker()
         return await self.inner.settle(batch)
 
-    async def cancelled(self) -> Collection[str]:
+    async def news(self) -> News:
         self.weather.check_broker()
-        return await self.inner.cancelled()
+        return await self.inner.news()
 
-    def lease(self) -> Lease:
-        return FlakyLease(self.weather, self.inner.lease())
+    @property
+    def grant(self) -> Grant:
+        return self.inner.grant
 
     async def close(self) -> None:
         if not self.weather.broker_down:
@@ -162,6 +192,10 @@ class FlakyLease:
     async def renew(self) -> bool:
         self.weather.check_broker()
         return await self.inner.renew()
+
+    async def end(self, note: str) -> int:
+        self.weather.check_broker()
+        return await self.inner.end(note)
 
     async def close(self) -> None:
         pass

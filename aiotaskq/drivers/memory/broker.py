@@ -8,9 +8,22 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.drivers.memory.address import find
+from aiotaskq.drivers.memory.outcomes import Bell
+from aiotaskq.drivers.memory.queues import Holder
 from aiotaskq.drivers.memory.results import MemoryBackend
-from aiotaskq.drivers.memory.store import Bell, Holder, MemoryStore
-from aiotaskq.message import DeadLetter, Delivery, Depth, Envelope, Settlement, Tended
+from aiotaskq.drivers.memory.store import MemoryStore
+from aiotaskq.message import (
+    ConsumerInfo,
+    DeadLetter,
+    DeadLimits,
+    Delivery,
+    Depth,
+    Envelope,
+    Grant,
+    News,
+    Settlement,
+    Tended,
+)
 from aiotaskq.protocols import Traits
 
 
@@ -59,14 +72,22 @@ class MemoryBroker:
         await asyncio.sleep(0)
         return self.store.publish(batch, call_id) if batch else []
 
-    def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> MemoryConsumer:
-        return MemoryConsumer(self.store, queues, name=name, lease=lease)
+    def consumer(
+        self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
+    ) -> MemoryConsumer:
+        return MemoryConsumer(self.store, queues, name=name, lease=lease, about=about)
 
-    async def cancel(self, ids: Collection[str]) -> None:
-        self.store.cancel(ids)
+    def lease(self, grant: Grant) -> MemoryLease:
+        return MemoryLease(self.store, grant.consumer)
 
-    async def tend(self) -> Tended:
-        return self.store.tend()
+    async def consumers(self) -> Sequence[ConsumerInfo]:
+        return self.store.consumers()
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        return self.store.cancel(ids, running=running)
+
+    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+        return self.store.tend(limits)
 
     async def depth(self) -> Mapping[str, Depth]:
         return self.store.depth()
@@ -74,20 +95,42 @@ class MemoryBroker:
     async def purge(self, queue: str) -> int:
         return self.store.purge(queue)
 
-    async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return the newest dead letters of a queue, the newest first."""
-        return self.store.dead(queue, limit)
+    async def dead(
+        self, queue: str, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Return dead letters of a queue, the newest first.
+
+        Raises:
+            ConfigError: `before` is no key.
+        """
+        return self.store.dead(queue, limit, before)
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        return self.store.revive(queue, letters)
+
+    async def discard(self, queue: str, keys: Collection[str]) -> int:
+        return self.store.discard(queue, keys)
 
 
 class MemoryConsumer:
     """A consumer at a `MemoryStore`; made by `MemoryBroker.consumer`."""
 
     def __init__(
-        self, store: MemoryStore, queues: Sequence[str], *, name: str, lease: float
+        self,
+        store: MemoryStore,
+        queues: Sequence[str],
+        *,
+        name: str,
+        lease: float,
+        about: bytes,
     ) -> None:
         self.id = f"{name}-{secrets.token_hex(8)}"
         self._store = store
-        self._holder = Holder(tuple(queues), lease)
+        self._holder = Holder(Grant(self.id, tuple(queues), lease), name, about)
+
+    @property
+    def grant(self) -> Grant:
+        return self._holder.grant
 
     async def open(self) -> None:
         self._store.enter(self._holder)
@@ -112,11 +155,8 @@ class MemoryConsumer:
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         return self._store.settle(self._holder, batch)
 
-    async def cancelled(self) -> Collection[str]:
-        return self._store.told(self._holder)
-
-    def lease(self) -> MemoryLease:
-        return MemoryLease(self._store, self._holder)
+    async def news(self) -> News:
+        return self._store.news(self._holder)
 
     async def close(self) -> None:
         self._store.leave(self._holder)
@@ -125,12 +165,15 @@ class MemoryConsumer:
 class MemoryLease:
     """The lease of a `MemoryConsumer`."""
 
-    def __init__(self, store: MemoryStore, holder: Holder) -> None:
+    def __init__(self, store: MemoryStore, consumer: str) -> None:
         self._store = store
-        self._holder = holder
+        self._consumer = consumer
 
     async def renew(self) -> bool:
-        return self._store.renew(self._holder)
+        return self._store.renew(self._consumer)
+
+    async def end(self, note: str) -> int:
+        return self._store.end(self._consumer, note)
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.drivers.memory.address import find
-from aiotaskq.drivers.memory.store import Bell, Ear, MemoryStore
+from aiotaskq.drivers.memory.outcomes import Bell, Ear
+from aiotaskq.drivers.memory.store import MemoryStore
 from aiotaskq.message import Outcome
 
 

@@ -9,170 +9,60 @@ How an envelope travels::
     publish ──▶ delayed ──▶ ready ──fetch──▶ held ──Done────▶ gone
                   due,      ▲  ▲              │││
                  to the     │  └──head────────┘│└──Dead────▶ dead letters
-                  tail      │  Release, close, │                  ▲
-                            │  lease lapsed ───┼──── too often ───┘
-                            └──tail────────────┘
-                               Again
+                  tail      │  Release, close, │                  │
+                            │  lease lapsed    │                  │
+                            ├──tail────────────┘                  │
+                            │  Again                              │
+                            └──tail───────────────────────────────┘
+                               revive
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import itertools
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
+from aiotaskq.drivers.memory.outcomes import Bell, OutcomeStore
+from aiotaskq.drivers.memory.queues import PRIORITIES, Holder, Item, Queue
 from aiotaskq.errors import LeaseLost
 from aiotaskq.message import (
     Again,
+    ConsumerInfo,
     Dead,
     DeadLetter,
+    DeadLimits,
     Delivery,
     Depth,
     Envelope,
-    Outcome,
+    News,
     Release,
     Settlement,
     Tended,
 )
 
-PRIORITIES = range(9, -1, -1)
 UNIQUE_FOR = 86_400.0  # seconds
 CALL_FOR = 120.0  # seconds; a minute is promised, from an error that may come late
+CANCELLED_FOR = 7 * 86_400.0  # seconds
 TEND_AT_MOST = 1000  # moves of each kind in one call of `tend`
-UNHEARD_AT_MOST = 100_000  # arrivals kept for one subscriber that does not listen
 
 
-class Bell:
-    """Wakes one waiting coroutine, once, from any thread. Rung under the store's lock only."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._heard = self._loop.create_future()
-        self._rung = False
-
-    def ring(self) -> None:
-        if self._rung:
-            return
-        self._rung = True
-        # A loop that was closed has nobody left to wake.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._heard.set_result, None)
-
-    async def wait(self, seconds: float | None) -> None:
-        """Return when it is rung, or after some seconds."""
-        await asyncio.wait([self._heard], timeout=seconds)
-
-
-class _Item:
-    """An envelope in the store."""
-
-    __slots__ = ("cancelled", "crashes", "envelope")
-
-    def __init__(self, envelope: Envelope) -> None:
-        self.envelope = envelope
-        self.crashes = 0
-        self.cancelled = False  # set while it is held: it must not come back
-
-
-class _Queue:
-    """What waits in one queue, and its dead."""
-
-    def __init__(self) -> None:
-        self.levels: dict[int, deque[_Item]] = {}  # by priority
-        self.delayed: list[tuple[float, int, _Item]] = []  # a heap by due time, then by age
-        self.dead: list[DeadLetter] = []
-        self.bells: set[Bell] = set()  # of consumers that wait for it
-
-    def ready(self) -> int:
-        return sum(map(len, self.levels.values()))
-
-    def level(self, item: _Item) -> deque[_Item]:
-        priority = min(9, max(0, item.envelope.priority))
-        return self.levels.setdefault(priority, deque())
-
-    def ring(self) -> None:
-        for bell in self.bells:
-            bell.ring()
-
-    def drop(self, unwanted: Callable[[_Item], bool]) -> None:
-        """Drop what waits and is unwanted."""
-        for priority, level in self.levels.items():
-            if any(map(unwanted, level)):
-                self.levels[priority] = deque(one for one in level if not unwanted(one))
-        self.delayed = [entry for entry in self.delayed if not unwanted(entry[2])]
-        heapq.heapify(self.delayed)
-
-
-class Holder:
-    """One incarnation of a consumer, as the store sees it."""
-
-    def __init__(self, queues: Sequence[str], lease: float) -> None:
-        self.queues = queues
-        self.lease = lease
-        self.deadline = 0.0  # by the store's monotonic clock
-        self.begun = False
-        self.alive = False
-        self.held: dict[int, _Item] = {}  # by receipt, oldest first
-        self.told: set[str] = set()  # ids that were cancelled under it
-        self.bells: set[Bell] = set()
-
-    def end(self) -> None:
-        self.alive = False
-        for bell in self.bells:
-            bell.ring()
-
-
-class Ear:
-    """One subscriber to arrivals. Changed under the store's lock only."""
-
-    def __init__(self) -> None:
-        self.bell = Bell()
-        self._unheard: list[str] = []
-        self._missed = False
-
-    def tell(self, ids: list[str]) -> None:
-        self._unheard += ids
-        if len(self._unheard) > UNHEARD_AT_MOST:
-            self._unheard.clear()
-            self._missed = True
-        self.bell.ring()
-
-    def empty(self) -> list[str] | None:
-        heard, missed = self._unheard, self._missed
-        self._unheard, self._missed = [], False
-        if missed:
-            # Told first: what is left behind it is told next time.
-            self._unheard = heard
-            return []
-        return heard or None
-
-
-class MemoryStore:
+class MemoryStore(OutcomeStore):
     """What the drivers of one process share. Safe to use from any thread.
 
     It lives as long as somebody refers to it, and is gone with the process.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._time_shift = 0.0
-        self._numbers = itertools.count()  # of receipts, and the age of what is delayed
-        self._queues: dict[str, _Queue] = {}
-        self._holders: set[Holder] = set()
+        super().__init__()
+        self._numbers = itertools.count()  # of receipts and dead letters; the age of the delayed
+        self._queues: dict[str, Queue] = {}
+        self._holders: dict[str, Holder] = {}  # by the id of the consumer
         self._unique: dict[str, float] = {}  # id → when it is forgotten; soonest first
+        self._cancelled: dict[str, float] = {}  # the same
         self._calls: dict[str, tuple[float, list[str]]] = {}  # the same, and the answer
-        self._outcomes: dict[str, tuple[float, Outcome]] = {}  # with the end of its time
-        self._ends: list[tuple[float, str]] = []  # a heap of these
-        self._ears: set[Ear] = set()
-
-    def now(self) -> float:
-        """Return the Unix time that the store goes by."""
-        return time.time() + self._time_shift
 
     def _tick(self) -> float:
         # Leases run by a clock that nobody sets: a corrected wall clock must not end them.
@@ -197,31 +87,37 @@ class MemoryStore:
         if envelope.unique:
             if self._unique.get(envelope.id, tick) > tick:
                 return False
-            self._unique.pop(envelope.id, None)
-            self._unique[envelope.id] = tick + UNIQUE_FOR
-        self._add(_Item(envelope))
+            self._claim(envelope.id, tick)
+        self._add(envelope)
         return True
 
-    def _add(self, item: _Item) -> None:
-        """Put an item that is new behind all that waits."""
-        queue = self._queue(item.envelope.queue)
-        due = item.envelope.not_before
-        if due is not None and due > self.now():
-            heapq.heappush(queue.delayed, (due, next(self._numbers), item))
+    def _claim(self, name: str, tick: float) -> None:
+        self._unique.pop(name, None)  # so that it goes to the end
+        self._unique[name] = tick + UNIQUE_FOR
+
+    def _add(self, envelope: Envelope) -> None:
+        """Put an envelope behind all that waits, unless it is cancelled already."""
+        if envelope.id in self._cancelled:
+            return
+        queue, now = self._queue(envelope.queue), self.now()
+        item = Item(envelope, now)
+        if item.due is not None and item.due > now:
+            heapq.heappush(queue.delayed, (item.due, next(self._numbers), item))
         else:
             queue.level(item).append(item)
         queue.ring()  # for a delayed one too: whoever sleeps must sleep shorter
 
-    def _queue(self, name: str) -> _Queue:
+    def _queue(self, name: str) -> Queue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = _Queue()
+            queue = self._queues[name] = Queue()
         return queue
 
     def _forget_old(self, tick: float) -> None:
-        """Forget ids and calls whose window is over; both dicts are in the order of that."""
-        while self._unique and self._unique[first := next(iter(self._unique))] <= tick:
-            del self._unique[first]
+        """Forget what was to be remembered for a time that is over; all in the order of that."""
+        for ids in (self._unique, self._cancelled):
+            while ids and ids[first := next(iter(ids))] <= tick:
+                del ids[first]
         while self._calls and self._calls[first := next(iter(self._calls))][0] <= tick:
             del self._calls[first]
 
@@ -232,13 +128,21 @@ class MemoryStore:
         with self._lock:
             if not holder.begun:
                 holder.begun = holder.alive = True
-                holder.deadline = self._tick() + holder.lease
-                self._holders.add(holder)
+                holder.deadline = self._tick() + holder.grant.seconds
+                self._holders[holder.grant.consumer] = holder
 
-    def renew(self, holder: Holder) -> bool:
+    def renew(self, consumer: str) -> bool:
         with self._lock:
-            holder.deadline = self._tick() + holder.lease
-            return holder.alive
+            holder = self._holders.get(consumer)
+            if holder is None or not holder.alive:
+                return False
+            holder.deadline = self._tick() + holder.grant.seconds
+            return True
+
+    def consumers(self) -> list[ConsumerInfo]:
+        with self._lock:
+            tick = self._tick()
+            return [one.info for one in self._holders.values() if one.alive and one.deadline > tick]
 
     def take(self, holder: Holder, limit: int, bell: Bell | None) -> list[Delivery]:
         """Hand out what is due; if nothing is, hang up the bell."""
@@ -246,51 +150,39 @@ class MemoryStore:
             if not holder.alive:
                 raise LeaseLost("the lease of this consumer has ended")
             now = self.now()
-            taken: list[Delivery] = []
-            for name in holder.queues:
-                if queue := self._queues.get(name):
-                    self._promote(queue, now, TEND_AT_MOST)
-                    self._take_from(queue, holder, limit - len(taken), now, taken)
-                if len(taken) == limit:
-                    break
+            taken = [] if holder.held else self._take_suspect(holder, now)
+            if not taken:
+                taken = self._take_plain(holder, limit, now)
             if bell is not None and not taken:
                 holder.bells.add(bell)
                 for name in holder.queues:
                     self._queue(name).bells.add(bell)
             return taken
 
-    def _take_from(
-        self, queue: _Queue, holder: Holder, room: int, now: float, taken: list[Delivery]
-    ) -> None:
-        for priority in PRIORITIES:
-            level = queue.levels.get(priority)
-            while level and room:
-                item = level.popleft()
-                envelope = item.envelope
-                expires_at = envelope.expires_at
-                receipt = next(self._numbers)
-                holder.held[receipt] = item
-                room -= 1
-                taken.append(
-                    Delivery(
-                        id=envelope.id,
-                        queue=envelope.queue,
-                        body=envelope.body,
-                        receipt=receipt,
-                        crashes=item.crashes,
-                        priority=envelope.priority,
-                        expired=expires_at is not None and expires_at <= now,
-                    )
-                )
+    def _take_suspect(self, holder: Holder, now: float) -> list[Delivery]:
+        for name in holder.queues:
+            queue = self._queues.get(name)
+            if queue and (item := queue.suspect()):
+                return [self._hand(item, holder, now)]
+        return []
 
-    def _promote(self, queue: _Queue, now: float, limit: int) -> int:
-        """Move up to `limit` delayed items that fell due behind what is ready."""
-        moved = 0
-        while queue.delayed and queue.delayed[0][0] <= now and moved < limit:
-            item = heapq.heappop(queue.delayed)[2]
-            queue.level(item).append(item)
-            moved += 1
-        return moved
+    def _take_plain(self, holder: Holder, limit: int, now: float) -> list[Delivery]:
+        taken: list[Delivery] = []
+        for name in holder.queues:
+            if queue := self._queues.get(name):
+                queue.promote(now, TEND_AT_MOST)
+                for priority in PRIORITIES:
+                    level = queue.levels.get(priority)
+                    while level and len(taken) < limit:
+                        taken.append(self._hand(level.popleft(), holder, now))
+            if len(taken) == limit:
+                break
+        return taken
+
+    def _hand(self, item: Item, holder: Holder, now: float) -> Delivery:
+        receipt = next(self._numbers)
+        holder.held[receipt] = item
+        return item.delivery(receipt, now)
 
     def take_down(self, holder: Holder, bell: Bell) -> None:
         """Take a bell down again."""
@@ -307,12 +199,20 @@ class MemoryStore:
             due = min((one.delayed[0][0] for one in queues if one.delayed), default=None)
             return None if due is None else max(0.0, due - self.now())
 
+    def news(self, holder: Holder) -> News:
+        with self._lock:
+            return News(cancelled=holder.news(), suspects=self._suspects_wait(holder))
+
+    def _suspects_wait(self, holder: Holder) -> bool:
+        queues = map(self._queues.get, holder.queues)
+        return any(queue is not None and queue.suspects for queue in queues)
+
     # --- messages settled -----------------------------------------------------------------------
 
     def settle(self, holder: Holder, batch: Sequence[Settlement]) -> list[Delivery]:
         with self._lock:
             gone: list[Delivery] = []
-            back: list[tuple[int, _Item]] = []
+            back: list[tuple[int, Item]] = []
             for one in batch:
                 receipt = one.delivery.receipt
                 item = holder.held.pop(receipt, None) if holder.alive else None
@@ -321,30 +221,33 @@ class MemoryStore:
                 elif isinstance(one, Release):
                     back.append((receipt, item))
                 elif isinstance(one, Dead):
-                    self._bury(item, one.reason)
+                    self._bury(item, one)
                 elif isinstance(one, Again):
                     self._replace(item, one.envelope)
             self._give_back(back)
+            # Its own fetch that waits may take what is handed out alone from now on.
+            if holder.bells and not holder.held and self._suspects_wait(holder):
+                holder.ring()
             return gone
 
-    def _replace(self, item: _Item, envelope: Envelope) -> None:
+    def _replace(self, item: Item, envelope: Envelope) -> None:
         if not (item.cancelled and item.envelope.id == envelope.id):
-            self._add(_Item(envelope))
+            self._add(envelope)
 
-    def _bury(self, item: _Item, reason: str) -> None:
-        envelope = item.envelope
-        self._queue(envelope.queue).dead.append(
-            DeadLetter(
-                id=envelope.id,
-                queue=envelope.queue,
-                body=envelope.body,
-                reason=reason,
-                crashes=item.crashes,
-                died_at=self.now(),
-            )
+    def _bury(self, item: Item, one: Dead) -> None:
+        envelope, key = item.envelope, str(next(self._numbers))
+        self._queue(envelope.queue).dead[key] = DeadLetter(
+            key=key,
+            id=envelope.id,
+            queue=envelope.queue,
+            body=envelope.body,
+            reason=one.reason,
+            crashes=item.crashes,
+            died_at=self.now(),
+            details=one.details,
         )
 
-    def _give_back(self, items: Iterable[tuple[int, _Item]]) -> None:
+    def _give_back(self, items: Iterable[tuple[int, Item]]) -> None:
         """Put items at the head of their queues, in the order in which they were handed out."""
         for _, item in sorted(items, key=lambda pair: pair[0], reverse=True):
             if not item.cancelled:
@@ -355,62 +258,87 @@ class MemoryStore:
     def leave(self, holder: Holder) -> None:
         """End a lease in good order."""
         with self._lock:
-            self._holders.discard(holder)
             if holder.alive:
+                del self._holders[holder.grant.consumer]
                 holder.end()
                 self._give_back(holder.held.items())
                 holder.held.clear()
 
-    def told(self, holder: Holder) -> set[str]:
-        with self._lock:
-            told, holder.told = holder.told, set()
-            return told
-
     # --- messages looked after ------------------------------------------------------------------
 
-    def cancel(self, ids: Collection[str]) -> None:
-        wanted = frozenset(ids)
+    def cancel(self, ids: Collection[str], *, running: bool) -> set[str]:
+        """Drop what waits; return those left alone because they are held."""
+        wanted = set(ids)
         with self._lock:
+            spared = set() if running else wanted & self._held()
             for queue in self._queues.values():
                 queue.drop(lambda item: item.envelope.id in wanted)
-            for holder in self._holders:
-                for item in holder.held.values():
-                    if item.envelope.id in wanted:
-                        item.cancelled = True
-                        holder.told.add(item.envelope.id)
+            if running:
+                for holder in self._holders.values():
+                    holder.cancel(wanted)
+            until = self._tick() + CANCELLED_FOR
+            for name in wanted - spared:
+                self._cancelled.pop(name, None)  # so that it goes to the end
+                self._cancelled[name] = until
+            return spared
 
-    def tend(self) -> Tended:
+    def _held(self) -> set[str]:
+        """Return the ids of what is held and may come back."""
+        return {
+            item.envelope.id
+            for holder in self._holders.values()
+            for item in holder.held.values()
+            if not item.cancelled
+        }
+
+    def end(self, consumer: str, note: str) -> int:
+        """Give a consumer up for dead, and take back what one round may take."""
         with self._lock:
-            now, tick, promoted = self.now(), self._tick(), 0
+            holder = self._holders.get(consumer)
+            if holder is None or not holder.alive:
+                return 0
+            holder.die(note)
+            taken = self._take_back(holder, TEND_AT_MOST)
+            self._give_back(taken)
+            return len(taken)
+
+    def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+        with self._lock:
+            now, tick, promoted, trimmed = self.now(), self._tick(), 0, 0
             for name, queue in list(self._queues.items()):
-                if moved := self._promote(queue, now, TEND_AT_MOST - promoted):
+                if moved := queue.promote(now, TEND_AT_MOST - promoted):
                     promoted += moved
                     queue.ring()
-                if not (queue.ready() or queue.delayed or queue.dead or queue.bells):
+                trimmed += queue.trim(limits, now, TEND_AT_MOST - trimmed)
+                if queue.idle():
                     del self._queues[name]
             lapsed = self._lapsed(tick)
             self._forget_old(tick)
-            for _, item in lapsed:
-                item.crashes += 1
             self._give_back(lapsed)
-            return Tended(promoted=promoted, reclaimed=len(lapsed))
+            return Tended(promoted=promoted, reclaimed=len(lapsed), trimmed=trimmed)
 
-    def _lapsed(self, tick: float) -> list[tuple[int, _Item]]:
+    def _lapsed(self, tick: float) -> list[tuple[int, Item]]:
         """Give consumers up for dead, and take from them what one round may take."""
-        taken: list[tuple[int, _Item]] = []
-        for holder in [one for one in self._holders if one.deadline <= tick or not one.alive]:
-            holder.end()
-            while holder.held and len(taken) < TEND_AT_MOST:
-                # The newest first: what is left for the next round goes in front of it then.
-                taken.append(holder.held.popitem())
-            if not holder.held:
-                self._holders.discard(holder)
+        taken: list[tuple[int, Item]] = []
+        for holder in list(self._holders.values()):
+            if holder.alive and holder.deadline <= tick:
+                holder.die(f"{holder.name}: its lease ran out")
+            if not holder.alive:
+                taken += self._take_back(holder, TEND_AT_MOST - len(taken))
+        return taken
+
+    def _take_back(self, holder: Holder, limit: int) -> list[tuple[int, Item]]:
+        taken = holder.take_back(limit)
+        if not holder.held:
+            del self._holders[holder.grant.consumer]
         return taken
 
     def depth(self) -> dict[str, Depth]:
         with self._lock:
             held = Counter(
-                item.envelope.queue for holder in self._holders for item in holder.held.values()
+                item.envelope.queue
+                for holder in self._holders.values()
+                for item in holder.held.values()
             )
             depths = {
                 name: Depth(
@@ -426,67 +354,30 @@ class MemoryStore:
 
     def purge(self, name: str) -> int:
         with self._lock:
-            if (queue := self._queues.get(name)) is None:
-                return 0
-            count = queue.ready() + len(queue.delayed)
-            queue.levels.clear()
-            queue.delayed.clear()
-            return count
+            queue = self._queues.get(name)
+            return queue.purge() if queue else 0
 
-    def dead(self, name: str, limit: int) -> list[DeadLetter]:
+    def dead(self, name: str, limit: int, before: str | None) -> list[DeadLetter]:
         with self._lock:
             queue = self._queues.get(name)
-            return queue.dead[: -limit - 1 : -1] if queue else []
+            return queue.letters(limit, before) if queue else []
 
-    # --- outcomes -------------------------------------------------------------------------------
-
-    def store(self, batch: Sequence[Outcome], ttl: float | None) -> list[str]:
+    def revive(self, name: str, letters: Sequence[tuple[str, Envelope]]) -> list[str]:
+        """Store envelopes in place of dead letters; return the keys that were not there."""
         with self._lock:
-            now = self.now()
-            self._drop_old(now)
-            end = float("inf") if ttl is None else now + ttl
-            refused: list[str] = []
-            arrived: list[str] = []
-            for outcome in batch:
-                name = outcome.task_id
-                kept = self._outcomes.get(name)
-                if kept is not None and kept[1].status.final:
-                    refused.append(name)
+            absent: list[str] = []
+            for key, envelope in letters:
+                queue = self._queues.get(name)
+                if queue is None or queue.dead.pop(key, None) is None:
+                    absent.append(key)
                     continue
-                self._outcomes[name] = end, outcome
-                if ttl is not None:
-                    heapq.heappush(self._ends, (end, name))
-                if outcome.status.final:
-                    arrived.append(name)
-            if arrived:
-                for ear in self._ears:
-                    ear.tell(arrived)
-            return refused
+                self._cancelled.pop(envelope.id, None)
+                if envelope.unique:
+                    self._claim(envelope.id, self._tick())
+                self._add(envelope)
+            return absent
 
-    def load(self, ids: Collection[str]) -> dict[str, Outcome]:
+    def discard(self, name: str, keys: Collection[str]) -> int:
         with self._lock:
-            self._drop_old(self.now())
-            return {name: self._outcomes[name][1] for name in ids if name in self._outcomes}
-
-    def forget(self, ids: Collection[str]) -> int:
-        with self._lock:
-            self._drop_old(self.now())
-            return sum(self._outcomes.pop(name, None) is not None for name in ids)
-
-    def _drop_old(self, now: float) -> None:
-        while self._ends and self._ends[0][0] <= now:
-            end, name = heapq.heappop(self._ends)
-            kept = self._outcomes.get(name)
-            # A later outcome may have brought a later end.
-            if kept is not None and kept[0] <= end:
-                del self._outcomes[name]
-
-    def listen(self, ear: Ear, *, on: bool) -> None:
-        """Begin or end a subscription."""
-        with self._lock:
-            (self._ears.add if on else self._ears.discard)(ear)
-
-    def hear(self, ear: Ear) -> list[str] | None:
-        """Return what arrived, [] if something was missed, None if there is nothing new."""
-        with self._lock:
-            return ear.empty()
+            queue = self._queues.get(name)
+            return sum(queue.dead.pop(key, None) is not None for key in keys) if queue else 0

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from aiotaskq.message import Outcome, RemoteError, TaskStatus
+from aiotaskq.message import Attempt, Outcome, RemoteError, TaskStatus
 
 
 def storable(text: str) -> bool:
@@ -35,6 +35,7 @@ def tidied(outcome: Outcome) -> Outcome:
         children=[_clean(child) for child in outcome.children],
         args=UNSET,
         kwargs=UNSET,
+        history=tuple(map(_tidied_attempt, outcome.history)),
     )
 
 
@@ -46,6 +47,15 @@ def replaced(outcome: Outcome, reason: str) -> Outcome:
     status = outcome.status if outcome.status is not TaskStatus.SUCCESS else TaskStatus.FAILURE
     return msgspec.structs.replace(
         tidied(outcome), status=status, result=Raw(msgspec.json.encode(error))
+    )
+
+
+def _tidied_attempt(attempt: Attempt) -> Attempt:
+    return msgspec.structs.replace(
+        attempt,
+        worker=_clean(attempt.worker),
+        error=_clean(attempt.error),
+        traceback=_clean(attempt.traceback),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections import deque
@@ -18,7 +19,7 @@ from aiotaskq.drivers.postgres.repair import replaced, storable, tidied
 from aiotaskq.drivers.postgres.schema import Schema
 from aiotaskq.drivers.postgres.target import parse
 from aiotaskq.errors import BackendUnavailable, DecodeError
-from aiotaskq.message import Outcome, TaskStatus
+from aiotaskq.message import Attempt, Outcome, TaskStatus
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
@@ -279,7 +280,7 @@ def _chunks(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
     size = 0
     for outcome in outcomes:
         own = sum(len(bytes(raw)) for raw in (outcome.result, outcome.args, outcome.kwargs) if raw)
-        own += len(outcome.traceback or "")
+        own += len(outcome.traceback or "") + sum(len(one.traceback) for one in outcome.history)
         if chunk and (len(chunk) == _CHUNK_ROWS or size + own > _CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
@@ -311,6 +312,9 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         outcome.queue,
         outcome.execution_time,
         msgspec.json.encode(outcome.children).decode(),
+        # By the standard library, which writes down lone surrogates too: PostgreSQL refuses
+        # them, and then they are shown in another way.
+        json.dumps(msgspec.to_builtins(outcome.history)) if outcome.history else None,
     )
 
 
@@ -323,6 +327,7 @@ def _outcome(row: asyncpg.Record) -> Outcome:
     try:
         status = TaskStatus(row["status"])
         children = msgspec.json.decode(row["children"] or "[]", type=list[str])
+        history = msgspec.json.decode(row["history"] or "[]", type=tuple[Attempt, ...])
     except ValueError as error:  # somebody else wrote it
         raise DecodeError(f"the row of {row['task_id']} is no outcome: {error}") from error
     return Outcome(
@@ -339,6 +344,7 @@ def _outcome(row: asyncpg.Record) -> Outcome:
         queue=row["queue"],
         execution_time=row["execution_time"],
         children=children,
+        history=history,
     )
 
 

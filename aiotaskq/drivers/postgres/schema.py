@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncpg
+
 from aiotaskq.drivers.postgres.link import Connection
 from aiotaskq.errors import ConfigError
 
@@ -22,9 +24,19 @@ CREATE TABLE IF NOT EXISTS {table} (
     queue          text,
     execution_time double precision,
     children       jsonb,
-    expires_at     timestamptz
+    expires_at     timestamptz,
+    history        jsonb
 );
 CREATE INDEX IF NOT EXISTS {index} ON {table} (expires_at) WHERE expires_at IS NOT NULL;
+"""
+
+# An earlier release made the table without it.
+_EXTEND = "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS history jsonb"
+_IS_COMPLETE = """
+SELECT EXISTS (
+    SELECT FROM pg_attribute
+    WHERE attrelid = to_regclass($1) AND attname = 'history' AND NOT attisdropped
+)
 """
 
 # In every statement below, the first parameter is the clock's shift in seconds: 0 but in tests.
@@ -40,16 +52,16 @@ _STORE = """
 WITH kept AS (
     INSERT INTO {table} AS r (
         task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries,
-        queue, execution_time, children, expires_at
+        queue, execution_time, children, history, expires_at
     )
     SELECT i.*, {now} + make_interval(secs => $2::float8)
     FROM unnest(
         $4::text[], $5::text[], $6::jsonb[], $7::timestamptz[], $8::text[], $9::text[],
         $10::jsonb[], $11::jsonb[], $12::text[], $13::integer[], $14::text[], $15::float8[],
-        $16::jsonb[]
+        $16::jsonb[], $17::jsonb[]
     ) AS i (
         task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries,
-        queue, execution_time, children
+        queue, execution_time, children, history
     )
     ORDER BY i.task_id
     ON CONFLICT (task_id) DO UPDATE SET
@@ -57,7 +69,8 @@ WITH kept AS (
         traceback = excluded.traceback, name = excluded.name, args = excluded.args,
         kwargs = excluded.kwargs, worker = excluded.worker, retries = excluded.retries,
         queue = excluded.queue, execution_time = excluded.execution_time,
-        children = excluded.children, expires_at = excluded.expires_at
+        children = excluded.children, history = excluded.history,
+        expires_at = excluded.expires_at
     WHERE r.status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED') OR NOT {alive}
     RETURNING task_id, status
 ), news AS (
@@ -76,7 +89,7 @@ SELECT pg_notify($3::text, '')::text WHERE EXISTS (SELECT FROM news WHERE size >
 
 _LOAD = """
 SELECT task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries, queue,
-    execution_time, children
+    execution_time, children, history
 FROM {table} AS r
 WHERE task_id = ANY($2::text[]) AND {alive}
 """
@@ -122,22 +135,39 @@ class Schema:
             "alive": _ALIVE,
         }
         self._create = _CREATE.format(**names)
+        self._extend = _EXTEND.format(**names)
         self.store = _STORE.format(**names)
         self.load = _LOAD.format(**names)
         self.forget = _FORGET.format(**names)
         self.sweep = _SWEEP.format(**names)
 
     async def prepare(self, connection: Connection) -> None:
-        """Make the table if it is not there; many processes may do so at once."""
+        """Make the table, or what it lacks; many processes may do so at once.
+
+        Raises:
+            ConfigError: It lacks something, and the user may not change it.
+        """
         # Looked for first: a user who may not create tables can use one that is there.
-        if await connection.fetchval("SELECT to_regclass($1)::text", self.table) is not None:
+        if await connection.fetchval(_IS_COMPLETE, self.table):
             return
         async with connection.transaction():
             # "IF NOT EXISTS" alone fails when two do it at once.
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", self.table
             )
-            await connection.execute(self._create)
+            if await connection.fetchval("SELECT to_regclass($1)::text", self.table) is None:
+                await connection.execute(self._create)
+            else:
+                await self._complete(connection)
+
+    async def _complete(self, connection: Connection) -> None:
+        try:
+            await connection.execute(self._extend)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise ConfigError(
+                f"an earlier release made the table {self.table}, and this user may not change it"
+                f" ({error}): have its owner run {self._extend}"
+            ) from error
 
 
 def _quoted(name: str) -> str:

@@ -9,22 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from operator import attrgetter
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from aiotaskq.drivers.redis import items, scripts
+import msgspec
+
+from aiotaskq.drivers.redis import health, items, scripts
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.client import MOST, Client, portions
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.keys import Keys
-from aiotaskq.drivers.redis.link import Word
+from aiotaskq.drivers.redis.lease import RedisLease
+from aiotaskq.drivers.redis.link import Word, is_odd_data
 from aiotaskq.drivers.redis.results import RedisBackend
-from aiotaskq.message import DeadLetter, Depth, Envelope, Tended
+from aiotaskq.errors import Unavailable
+from aiotaskq.message import (
+    ConsumerInfo,
+    DeadLetter,
+    DeadLimits,
+    Depth,
+    Envelope,
+    Grant,
+    Tended,
+)
 from aiotaskq.protocols import Traits
 
+logger = logging.getLogger("aiotaskq.redis")
+
 _TENDED = 100  # at most, of each queue in one call
+_LETTERS = 100  # read in one call of a script
+_SWEPT = 500  # delayed ones, about, that one call of a script looks at
 _QUEUES = 50  # in one call of a script
 _CANCELLED_FOR = 7 * 86_400.0  # seconds for which cancelled ids are known
 _LATENESS = 2.5  # seconds after which housekeeping that was asked for is out of date
@@ -51,6 +77,9 @@ class RedisBroker:
         self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
         self._known: set[str] = set()  # queues that are in the set of queues
         self._known_at = 0  # connects of the link, when that was learned
+        self._introduced: set[str] = set()  # queues that were in the set of queues once
+        self._odd: set[str] = set()  # queues with keys that no script can work on
+        self._warned = False  # of what the server may lose
         self._ahead = 0.0  # the server's clock less that of the event loop
 
     @property
@@ -104,35 +133,55 @@ class RedisBroker:
             refused += [name.decode() for name in reply]
         return refused
 
-    def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> RedisConsumer:
+    def consumer(
+        self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
+    ) -> RedisConsumer:
         consumer = RedisConsumer(
-            self._client, queues, name=name, lease=lease, introduce=self._introduce
+            self._client, queues, name=name, lease=lease, about=about, introduce=self._welcome
         )
         self._consumers.add(consumer)
         return consumer
 
-    async def cancel(self, ids: Collection[str]) -> None:
-        packed = [items.pack_id(name) for name in ids]
-        for start in range(0, len(packed), MOST):
-            words: list[Word] = [self._time_shift, _CANCELLED_FOR, *packed[start : start + MOST]]
-            await self._client.link.script(scripts.CANCEL, [self._client.keys.cancelled], words)
+    def lease(self, grant: Grant) -> RedisLease:
+        return RedisLease(self._client, grant)
 
-    async def tend(self) -> Tended:
-        promoted = reclaimed = 0
-        queues = await self._queues()
-        for start in range(0, len(queues), _QUEUES):
-            reply = await self._tend(queues[start : start + _QUEUES])
+    async def consumers(self) -> Sequence[ConsumerInfo]:
+        found: list[ConsumerInfo] = []
+        async for part, reply in self._in_parts(await self._queues(), self._list_consumers):
+            for name, about in zip(reply[::2], reply[1::2], strict=True):
+                queues, _, told = about.partition(b"\n")
+                try:
+                    decoded = tuple(msgspec.json.decode(queues, type=list[str]))
+                except msgspec.MsgspecError:
+                    decoded = tuple(part)
+                found.append(ConsumerInfo(id=name.decode(), queues=decoded, about=told))
+        return found
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        packed = [items.pack_id(name) for name in ids]
+        bases: list[str] = []
+        if packed and not running:
+            bases = [self._client.keys.base(queue) for queue in await self._queues()]
+        held: set[str] = set()
+        for start in range(0, len(packed), MOST):
+            held |= await self._cancel(packed[start : start + MOST], bases)
+        return held
+
+    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+        promoted = reclaimed = trimmed = 0
+
+        async def call(queues: Sequence[str]) -> Sequence[Any]:
+            return await self._tend(queues, limits)
+
+        async for _, reply in self._in_parts(await self._queues(), call):
             promoted += reply[1]
             reclaimed += reply[2]
-        return Tended(promoted=promoted, reclaimed=reclaimed)
+            trimmed += reply[3]
+        return Tended(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
 
     async def depth(self) -> Mapping[str, Depth]:
         depths: dict[str, Depth] = {}
-        queues = await self._queues()
-        for start in range(0, len(queues), _QUEUES):
-            part = queues[start : start + _QUEUES]
-            keys = [self._client.keys.base(queue) for queue in part]
-            counts = await self._client.link.script(scripts.DEPTH, keys, [self._time_shift])
+        async for part, counts in self._in_parts(await self._queues(), self._count):
             for queue, (ready, delayed, held, dead) in zip(part, counts, strict=True):
                 if ready or delayed or held or dead:
                     depths[queue] = Depth(ready=ready, delayed=delayed, held=held, dead=dead)
@@ -144,10 +193,51 @@ class RedisBroker:
         )
         return count
 
-    async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
-        key = self._client.keys.base(queue) + "dead"
-        letters = await self._client.link.command("LRANGE", key, -limit, -1)
-        return [items.unpack_dead(letter, queue) for letter in reversed(letters)]
+    async def dead(
+        self, queue: str, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        letters: list[DeadLetter] = []
+        keys = [self._client.keys.base(queue)]
+        last = _known_key(before)
+        while (most := min(limit - len(letters), _LETTERS)) > 0:
+            reply = await self._client.link.script(scripts.DEAD, keys, [last, most])
+            letters += [
+                items.unpack_dead(key, letter, queue)
+                for key, letter in zip(reply[::2], reply[1::2], strict=True)
+            ]
+            if len(reply) < 2 * most:
+                break
+            last = reply[-2]
+        return letters
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        await self._introduce({envelope.queue for _, envelope in letters})
+        missing: list[str] = []
+        keys_of = self._client.keys
+        sized = ((len(envelope.body), (key, envelope)) for key, envelope in letters)
+        for part in portions(sized):
+            keys = [keys_of.base(queue), keys_of.ids, keys_of.cancelled]
+            words: list[Word] = [self._time_shift]
+            for key, envelope in part:
+                base = keys_of.base(envelope.queue)
+                if base not in keys[3:]:
+                    keys.append(base)
+                due, item = items.place(envelope, self._client.serials)
+                target = keys.index(base, 3) + 1
+                unique = "1" if envelope.unique else ""
+                words += (key, target, items.pack_id(envelope.id), envelope.id, unique, due, item)
+            reply = await self._client.link.script(scripts.REVIVE, keys, words)
+            missing += [key.decode() for key in reply]
+        return missing
+
+    async def discard(self, queue: str, keys: Collection[str]) -> int:
+        count = 0
+        wanted = list(set(keys))
+        for start in range(0, len(wanted), MOST):
+            part = wanted[start : start + MOST]
+            base = self._client.keys.base(queue)
+            count += await self._client.link.script(scripts.DISCARD, [base], part)
+        return count
 
     def _layout(self, part: Sequence[Envelope]) -> list[Word]:
         """Return envelopes of one queue as groups, in order, as `publish.lua` takes them."""
@@ -155,7 +245,7 @@ class RedisBroker:
         kind, count, counted_at = "", 0, 0
         for envelope in part:
             due, item = items.place(envelope, self._client.serials)
-            its_kind = "u" if envelope.unique else "d" if due else str(envelope.priority)
+            its_kind = _kind(envelope, due)
             if its_kind != kind:
                 if count:
                     words[counted_at] = count
@@ -171,7 +261,93 @@ class RedisBroker:
         words[counted_at] = count
         return words
 
-    async def _tend(self, queues: Sequence[str]) -> tuple[bytes, int, int]:
+    async def _cancel(self, packed: Sequence[bytes], bases: Sequence[str]) -> set[str]:
+        """Note ids of one call; return those that are held, where bases are given to look at."""
+        keys = self._client.keys
+        left, held, seen = dict.fromkeys(packed), set[str](), b""
+        while left:
+            words: list[Word] = [self._time_shift, _CANCELLED_FOR, seen, *left]
+            reply = await self._client.link.script(scripts.CANCEL, [keys.cancelled, *bases], words)
+            is_done, found, seen, out_of_date = reply
+            for name in found:
+                held.add(items.unpack_id(name))
+                left.pop(name, None)
+            if is_done:
+                if out_of_date:
+                    await self._forget_cancelled(out_of_date)
+                break
+        return held
+
+    async def _forget_cancelled(self, before: bytes) -> None:
+        """Drop the notes of ids that were cancelled before a time, and first what is delayed of it.
+
+        That may be delayed for longer than the notes are kept, and would be run without them.
+        """
+        keys, link = self._client.keys, self._client.link
+        for queue in await self._queues():
+            cursor = b"0"
+            while True:
+                pair = [keys.cancelled, keys.base(queue)]
+                cursor = await link.script(scripts.SWEEP, pair, [cursor, _SWEPT])
+                if cursor == b"0":
+                    break
+        await link.command("ZREMRANGEBYSCORE", keys.cancelled, "-inf", b"(" + before)
+
+    async def _list_consumers(self, queues: Sequence[str]) -> Sequence[Any]:
+        keys = [self._client.keys.base(queue) for queue in queues]
+        reply: Sequence[Any] = await self._client.link.script(
+            scripts.CONSUMERS, keys, [self._time_shift]
+        )
+        return reply
+
+    async def _count(self, queues: Sequence[str]) -> Sequence[Any]:
+        keys = [self._client.keys.base(queue) for queue in queues]
+        reply: Sequence[Any] = await self._client.link.script(
+            scripts.DEPTH, keys, [self._time_shift]
+        )
+        return reply
+
+    async def _in_parts(
+        self, queues: Sequence[str], call: Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
+    ) -> AsyncIterator[tuple[Sequence[str], Sequence[Any]]]:
+        """Make a call for some queues at a time; yield them with its replies.
+
+        A queue with keys that no script can work on is left out, and told of once.
+        """
+        sound = [queue for queue in queues if queue not in self._odd]
+        alone = [queue for queue in queues if queue in self._odd]
+        for start in range(0, len(sound), _QUEUES):
+            part = sound[start : start + _QUEUES]
+            reply, _ = await self._attempt(part, call)
+            if reply is None:
+                alone += part
+            else:
+                yield part, reply
+        for queue in alone:
+            reply, error = await self._attempt([queue], call)
+            if reply is not None:
+                yield [queue], reply
+            elif queue not in self._odd:
+                self._odd.add(queue)
+                logger.error(
+                    "Keys of queue %r are not as aiotaskq wrote them; it is left alone: %s",
+                    queue,
+                    error,
+                    extra={"event": "redis_odd_data", "url": self.url, "queue": queue},
+                )
+
+    async def _attempt(
+        self, queues: Sequence[str], call: Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
+    ) -> tuple[Sequence[Any] | None, Unavailable | None]:
+        """Make a call; return its reply, or why a script cannot work on what is there."""
+        try:
+            return await call(queues), None
+        except Unavailable as error:
+            if not is_odd_data(error.__cause__):
+                raise
+            return None, error
+
+    async def _tend(self, queues: Sequence[str], limits: DeadLimits) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
         link = self._client.link
         missed = link.failed_at is not None and loop.time() - link.failed_at < _LATELY
@@ -180,10 +356,12 @@ class RedisBroker:
             loop.time() + self._ahead + _LATENESS,
             _TENDED,
             "1" if missed else "",
+            limits.most,
+            "" if limits.age is None else limits.age,
             *(consumer.id for consumer in list(self._consumers) if consumer.is_open),
         ]
         keys = [*map(self._client.keys.base, queues), self._client.keys.cancelled]
-        reply: tuple[bytes, int, int] = await link.script(scripts.TEND, keys, words)
+        reply: Sequence[Any] = await link.script(scripts.TEND, keys, words)
         self._set_clock(float(reply[0]))
         return reply
 
@@ -194,10 +372,17 @@ class RedisBroker:
         """Return all queues that were ever used."""
         names = await self._client.link.command("SMEMBERS", self._client.keys.queues)
         stored = {name.decode() for name in names}
-        if not self._known <= stored:  # the server lost them
+        if not self._introduced <= stored:
             self._known_at = 0
-            await self._introduce(self._known - stored)
-        return sorted(stored | self._known)
+            await self._introduce(self._introduced - stored)
+        return sorted(stored | self._introduced)
+
+    async def _welcome(self, queues: Collection[str]) -> None:
+        """Make ready for a consumer of queues."""
+        await self._introduce(queues)
+        if not self._warned:
+            self._warned = True
+            await health.warn(self._client.link, self.url)
 
     async def _introduce(self, queues: Collection[str]) -> None:
         """See that queues are in the set of queues, before anything is in them."""
@@ -206,12 +391,47 @@ class RedisBroker:
             self._known.clear()
         if self._known.issuperset(queues):
             return
-        held = await link.command("SMISMEMBER", self._client.keys.queues, *queues)
+        asked = list(queues)
+        held = await link.command("SMISMEMBER", self._client.keys.queues, *asked)
         # Asked first, since a server without memory refuses to add, even what is there.
         if not all(held):
-            await link.command("SADD", self._client.keys.queues, *queues)
-        self._known.update(queues)
+            missing = {queue for queue, there in zip(asked, held, strict=True) if not there}
+            if not missing.isdisjoint(self._introduced):
+                self._tell_lost()
+            await link.command("SADD", self._client.keys.queues, *asked)
+        self._known.update(asked)
+        self._introduced.update(asked)
         self._known_at = link.connects
+
+    def _tell_lost(self) -> None:
+        logger.critical(
+            "The Redis server has lost its data: it was emptied, or another has taken its place."
+            " What was queued is gone; going on with what comes",
+            extra={"event": "redis_lost_data", "url": self.url},
+        )
+        self._introduced.clear()  # so that it is told once
+
+
+def _kind(envelope: Envelope, due: bytes) -> str:
+    """Return the kind of group that `publish.lua` wants an envelope in."""
+    if envelope.unique:
+        return "u"
+    if due:
+        return "d"
+    return str(envelope.priority) if envelope.expires_in is None else "e"
+
+
+def _known_key(before: str | None) -> str:
+    """Return the key of a dead letter as `dead.lua` takes it."""
+    if before is None:
+        return ""
+    try:
+        float(before)
+    except ValueError:
+        raise ValueError(
+            f"{before!r} is not the key of a dead letter: give one that `dead` returned"
+        ) from None
+    return before
 
 
 def _parts(batch: Sequence[Envelope]) -> Iterator[list[Envelope]]:

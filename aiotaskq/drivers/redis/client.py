@@ -9,7 +9,7 @@ from aiotaskq.drivers.redis.address import Address
 from aiotaskq.drivers.redis.items import Serials
 from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.link import Link
-from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
 Value = TypeVar("Value")
 
@@ -74,7 +74,7 @@ class Client:
 
     def new_link(self) -> Link:
         """Return another connection to the same server."""
-        return Link(self.address, BrokerUnavailable)
+        return Link(self.address, BrokerUnavailable, full=BrokerFull)
 
 
 def portions(values: Iterable[tuple[int, Value]]) -> Iterator[list[Value]]:

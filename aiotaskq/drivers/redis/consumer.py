@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,17 @@ from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MOST, Client, portions
 from aiotaskq.drivers.redis.link import Link, Word
 from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
-from aiotaskq.message import Again, Dead, Delivery, Done, Release, Settlement
+from aiotaskq.message import (
+    SUSPECT,
+    Again,
+    Dead,
+    Delivery,
+    Done,
+    Grant,
+    News,
+    Release,
+    Settlement,
+)
 
 _LONGEST_NAP = 2.0  # seconds on the token: what it takes to find work whose token was lost
 _MARGIN = 3.0  # seconds that a blocking reply may be late
@@ -31,6 +41,8 @@ class RedisConsumer:
 
     Attributes:
         id: Its own, never used again.
+        grant: What names its lease.
+        is_open: Whether the lease began, and was not ended by `close`.
     """
 
     def __init__(
@@ -40,6 +52,7 @@ class RedisConsumer:
         *,
         name: str,
         lease: float,
+        about: bytes,
         introduce: Callable[[Collection[str]], Awaitable[None]],
     ) -> None:
         self.id = f"{name}:{uuid.uuid4().hex}"
@@ -47,7 +60,7 @@ class RedisConsumer:
         self._queues = list(queues)
         self._bases = [client.keys.base(queue) for queue in queues]
         self._keys = [*self._bases, client.keys.cancelled]
-        self._lease_length = lease
+        self._about = about
         self._introduce = introduce
         self._bell: Link | None = None  # blocks on the tokens
         self._turn = asyncio.Lock()
@@ -56,14 +69,23 @@ class RedisConsumer:
         self._next = 0  # receipt number
         self._missed: int | None = None  # receipt number where unanswered fetches began
         self._open: set[int] = set()  # receipt numbers that were handed out and not yet settled
+        # Receipt numbers of settlements whose calls failed midway, and their kinds.
+        self._unsure: dict[int, type[Settlement]] = {}
         self._told = 0.0  # when the last cancelling was that we know of
+        self.grant = Grant(self.id, tuple(queues), lease)
         self.is_open = False
 
     async def open(self) -> None:
         if self.is_open:
             return
         await self._introduce(self._queues)
-        now = await self._script(scripts.OPEN, self._bases, self._lease_words())
+        words: list[Word] = [
+            self._client.time_shift,
+            self.id,
+            self.grant.seconds,
+            msgspec.json.encode(self._queues) + b"\n" + self._about,
+        ]
+        now = await self._script(scripts.OPEN, self._bases, words)
         self._told = float(now)
         self.is_open = True
 
@@ -73,8 +95,10 @@ class RedisConsumer:
         async with self._turn:
             while True:
                 nap = 0.0
-                while nap == 0.0 and len(self._spare) < limit:
+                while nap == 0.0 and len(self._spare) < limit and not self._isolates:
                     nap = await self._take(limit - len(self._spare))
+                if self._isolates:
+                    return [self._spare.popleft()]
                 if self._spare:
                     count = min(limit, len(self._spare))
                     return [self._spare.popleft() for _ in range(count)]
@@ -92,28 +116,28 @@ class RedisConsumer:
                 by_queue.setdefault(delivery.queue, []).append(settlement)
             else:
                 gone.append(settlement)
-        for queue, share in by_queue.items():
-            gone += await self._settle(queue, share)
+        try:
+            for queue, share in by_queue.items():
+                gone += await self._settle(queue, share)
+        except BaseException:  # any part may have taken effect
+            for share in by_queue.values():
+                self._unsure.update((one.delivery.receipt[1], type(one)) for one in share)
+            raise
         if not gone:
             return ()
         which = set(map(id, gone))
         return [settlement.delivery for settlement in batch if id(settlement) in which]
 
-    async def cancelled(self) -> Collection[str]:
+    async def news(self) -> News:
+        reply = await self._script(scripts.NEWS, self._keys, [self.id, f"{self._told:.6f}"])
+        if reply is None:
+            raise LeaseLost(f"{self.id} was given up for dead")
+        suspects, cancelled = reply
         # Each cancelling has a time of its own, greater than those before.
-        reply = await self._client.link.command(
-            "ZRANGEBYSCORE",
-            self._client.keys.cancelled,
-            f"({self._told:.6f}",
-            "+inf",
-            "WITHSCORES",
-        )
-        if reply:
-            self._told = float(reply[-1])
-        return {items.unpack_id(name) for name in reply[::2]}
-
-    def lease(self) -> RedisLease:
-        return RedisLease(self._client, self._bases, self._lease_words)
+        if cancelled:
+            self._told = float(cancelled[-1])
+        ids = {items.unpack_id(name) for name in cancelled[::2]}
+        return News(cancelled=ids, suspects=bool(suspects))
 
     async def close(self) -> None:
         was_open, self.is_open = self.is_open, False
@@ -140,10 +164,12 @@ class RedisConsumer:
     ) -> Any:
         return await self._client.link.script(script, keys, words)
 
-    def _lease_words(self) -> list[Word]:
-        return [self._client.time_shift, self.id, self._lease_length]
-
     # --- fetching -------------------------------------------------------------------------------
+
+    @property
+    def _isolates(self) -> bool:
+        """Whether the next delivery is a suspect; there is no other then."""
+        return bool(self._spare) and self._spare[0].crashes >= SUSPECT
 
     async def _take(self, limit: int) -> float:
         """Fetch into the spare ones; return the seconds until there may be more, 0 for now.
@@ -243,9 +269,12 @@ class RedisConsumer:
             self._open.discard(settlement.delivery.receipt[1])
             words += self._words(settlement, keys)
         reply = await self._script(scripts.SETTLE, keys, words)
+        unsure = self._learn(part) if self._unsure else ()
         if reply is None:
             return part
         left = Counter(map(int, reply))
+        # An earlier call settled them, and only its reply was lost: nobody else can have.
+        left.subtract([number for number in unsure if left[number]])
         gone: list[Settlement] = []
         # A receipt that is settled twice in one batch is gone the second time only.
         for settlement in reversed(part):
@@ -254,6 +283,15 @@ class RedisConsumer:
                 left[number] -= 1
                 gone.append(settlement)
         return gone
+
+    def _learn(self, part: list[Settlement]) -> Iterable[int]:
+        """Return the receipt numbers that an earlier call may have settled in the same way."""
+        earlier = {one.delivery.receipt[1]: type(one) for one in part}.items() & (
+            self._unsure.items()
+        )
+        for settlement in part:
+            self._unsure.pop(settlement.delivery.receipt[1], None)
+        return [number for number, _ in earlier]
 
     def _words(self, settlement: Settlement, keys: list[str]) -> tuple[Word, ...]:
         """Return a settlement as `settle.lua` takes it; a queue it goes to is added to `keys`."""
@@ -267,27 +305,10 @@ class RedisConsumer:
                     keys.append(base)
                 due, item = items.place(envelope, self._client.serials)
                 return b"a", number, keys.index(base) + 1, due, item
-            case Dead(reason=reason):
-                return b"x", number, msgspec.json.encode(reason)
+            case Dead(reason=reason, details=details):
+                return b"x", number, msgspec.json.encode(reason), details
             case Release():
                 return b"r", number
-
-
-class RedisLease:
-    """Renews a consumer's lease over a connection of its own."""
-
-    def __init__(
-        self, client: Client, bases: Sequence[str], words: Callable[[], list[Word]]
-    ) -> None:
-        self._bases = bases
-        self._words = words
-        self._link = client.new_link()
-
-    async def renew(self) -> bool:
-        return bool(await self._link.script(scripts.RENEW, self._bases, self._words()))
-
-    async def close(self) -> None:
-        await self._link.close()
 
 
 def _order(settlement: Settlement) -> tuple[bool, int]:
@@ -297,4 +318,9 @@ def _order(settlement: Settlement) -> tuple[bool, int]:
 
 
 def _size(settlement: Settlement) -> int:
-    return len(settlement.envelope.body) if type(settlement) is Again else 0
+    match settlement:
+        case Again(envelope=envelope):
+            return len(envelope.body)
+        case Dead(details=details):
+            return len(details)
+    return 0

@@ -1,6 +1,9 @@
 r"""What rests in the lists of a queue: a readable head, then the body as it was given.
 
-``<crashes> <priority> <expires at, or -> <id>\n<body>``. Scripts know this form, too.
+``<crashes> <priority> <expires at, or -> <id>\n<body>``. Where there were crashes, a colon and
+how the last consumer died follow their number, quoted as in a URL: ``2:its%20process%20died``. An
+item on its way to a script may say ``+<seconds>`` for when it expires: the script knows the time.
+Scripts know this form, too.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ _PLAIN = b"0 0 - "  # the head of most, up to the id
 class _Burial(msgspec.Struct):
     died_at: float
     reason: str
+    details: int = 0  # bytes between this and the item
 
 
 _decode_burial = msgspec.json.Decoder(_Burial).decode
@@ -40,10 +44,13 @@ def unpack_id(text: bytes) -> str:
 
 def pack(envelope: Envelope) -> bytes:
     """Return an envelope as an item."""
-    if envelope.expires_at is None:
+    if envelope.expires_in is not None:
+        expires = b"+%.6f" % max(envelope.expires_in, 0.0)
+    elif envelope.expires_at is not None:
+        expires = b"%.6f" % max(envelope.expires_at, 0.0)
+    else:
         return b"0 %d - %b\n%b" % (envelope.priority, pack_id(envelope.id), envelope.body)
-    expires_at = max(envelope.expires_at, 0.0)
-    head = b"0 %d %.6f %b\n" % (envelope.priority, expires_at, pack_id(envelope.id))
+    head = b"0 %d %b %b\n" % (envelope.priority, expires, pack_id(envelope.id))
     return head + envelope.body
 
 
@@ -57,7 +64,9 @@ def unpack(item: bytes, queue: str, receipt: Any, now: float = 0.0) -> Delivery:
     if head.startswith(_PLAIN):
         return Delivery(unpack_id(head[6:]), queue, body, receipt)
     try:
-        crashes, priority, expires_at, name = head.split(b" ", 3)
+        first, priority, expires, name = head.split(b" ", 3)
+        crashes, _, note = first.partition(b":")
+        expires_at = None if expires == b"-" else float(expires)
         return Delivery(
             id=unpack_id(name),
             queue=queue,
@@ -65,27 +74,31 @@ def unpack(item: bytes, queue: str, receipt: Any, now: float = 0.0) -> Delivery:
             receipt=receipt,
             crashes=int(crashes),
             priority=int(priority),
-            expired=expires_at != b"-" and float(expires_at) <= now,
+            expired=expires_at is not None and expires_at <= now,
+            expires_at=expires_at,
+            crash_note=unquote(note.decode(errors="replace")),
         )
     except ValueError:
         return Delivery("", queue, item, receipt)
 
 
-def unpack_dead(letter: bytes, queue: str) -> DeadLetter:
+def unpack_dead(key: bytes, letter: bytes, queue: str) -> DeadLetter:
     """Return what `bury` of the scripts wrote as a dead letter."""
-    head, _, item = letter.partition(b"\n")
+    head, _, rest = letter.partition(b"\n")
     try:
         burial = _decode_burial(head)
     except msgspec.MsgspecError:  # not of our making, so all of it is payload
-        burial, item = _Burial(0.0, "not a dead letter"), letter
-    dead = unpack(item, queue, None)
+        burial, rest = _Burial(0.0, "not a dead letter"), letter
+    dead = unpack(rest[burial.details :], queue, None)
     return DeadLetter(
+        key=key.decode(errors="replace"),
         id=dead.id,
         queue=queue,
         body=dead.body,
         reason=burial.reason,
         crashes=dead.crashes,
         died_at=burial.died_at,
+        details=rest[: burial.details],
     )
 
 
@@ -104,6 +117,10 @@ class Serials:
 
 def place(envelope: Envelope, serials: Serials) -> tuple[bytes, bytes]:
     """Return when an envelope falls due, as scripts take it, and what to store until then."""
-    if envelope.not_before is None:
+    if envelope.delay is not None:
+        due = b"+%.6f" % max(envelope.delay, 0.0)
+    elif envelope.not_before is not None:
+        due = b"%.6f" % envelope.not_before
+    else:
         return b"", pack(envelope)
-    return b"%.6f" % envelope.not_before, serials.next() + pack(envelope)
+    return due, serials.next() + pack(envelope)

@@ -153,15 +153,23 @@ class Link:
     Args:
         address: Where to.
         unavailable: What to raise when the server cannot be reached, or refuses.
+        full: What to raise instead when it takes nothing more, as it has no memory or disk left.
 
     Attributes:
         connects: How often it has connected.
         failed_at: When it last failed, by the event loop's clock; None if never.
     """
 
-    def __init__(self, address: Address, unavailable: type[Unavailable]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        unavailable: type[Unavailable],
+        *,
+        full: type[Unavailable] | None = None,
+    ) -> None:
         self._address = address
         self._unavailable = unavailable
+        self._full = full or unavailable
         self._wire: Wire | None = None
         self._connecting: asyncio.Task[Wire] | None = None
         self._wires: set[Wire] = set()
@@ -281,22 +289,16 @@ class Link:
             self.failed_at = task.get_loop().time()
 
     def _explain(self, error: Exception) -> Unavailable:
-        return self._unavailable(f"{self._address.url}: {str(error) or type(error).__name__}")
+        kind = self._full if _is_full(error) else self._unavailable
+        return kind(f"{self._address.url}: {str(error) or type(error).__name__}")
 
     def _check_server(self, info: str) -> None:
-        facts = dict(re.findall(r"^(\w+):(.*?)\r?$", info, re.MULTILINE))
-        version = facts.get("redis_version", "")
+        version = read_info(info).get("redis_version", "")
         found = tuple(map(int, re.findall(r"\d+", version)[:2]))
         if found and found < _OLDEST:
             raise ConfigError(
                 f"{self._address.url} is Redis {version}; at least"
                 f" {'.'.join(map(str, _OLDEST))} is needed"
-            )
-        policy = facts.get("maxmemory_policy", "noeviction")
-        if facts.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
-            logger.warning(
-                "Redis may evict what is queued: set maxmemory-policy to noeviction",
-                extra={"event": "redis_evicts", "url": self._address.url, "policy": policy},
             )
 
 
@@ -318,6 +320,33 @@ async def connect(address: Address) -> AbstractConnection:
             raise Silent("no answer to the greeting in time") from None
         raise
     return connection
+
+
+def read_info(text: str) -> dict[str, str]:
+    """Return what the server answers to INFO, by name."""
+    return dict(re.findall(r"^(\w+):(.*?)\r?$", text, re.MULTILINE))
+
+
+def is_odd_data(error: BaseException | None) -> bool:
+    """Tell whether a script failed over what it found in a key, and not over the server's state.
+
+    Args:
+        error: The cause of an `Unavailable` that a `Link` raised.
+    """
+    text = str(error)
+    # A subclass tells of the server. Before Redis 7 a script's errors are all of one kind.
+    return (
+        type(error) is ResponseError
+        and ("WRONGTYPE" in text or "user_script" in text)
+        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS", text)
+    )
+
+
+def _is_full(error: Exception) -> bool:
+    # MISCONF: it cannot write to disk, and was told to take nothing then.
+    return isinstance(error, ResponseError) and bool(
+        re.search(r"\bOOM\b|used memory > 'maxmemory'|\bMISCONF\b", str(error))
+    )
 
 
 def _is_no_database(error: Exception) -> bool:

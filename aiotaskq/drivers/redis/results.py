@@ -55,6 +55,7 @@ class RedisBackend:
         self._address = parse(url)
         self._keys = Keys(prefix)
         self._link: Link | None = None
+        self._unsure: set[str] = set()  # ids whose outcomes were sent, and may have been stored
 
     @property
     def url(self) -> str:
@@ -85,8 +86,14 @@ class RedisBackend:
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         refused: list[str] = []
         encoded = ((outcome, _encode(outcome)) for outcome in batch)
-        for part in portions((len(text), (outcome, text)) for outcome, text in encoded):
-            refused += await self._store(part, ttl)
+        try:
+            for part in portions((len(text), (outcome, text)) for outcome, text in encoded):
+                refused += await self._store(part, ttl)
+        except BaseException:
+            self._unsure.update(outcome.task_id for outcome in batch)
+            raise
+        if self._unsure:
+            refused = await self._strange(batch, refused)
         return refused
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
@@ -153,6 +160,22 @@ class RedisBackend:
             words += (1 if outcome.status.final else 0, text)
         refused = await self._opened().script(scripts.STORE, keys, words)
         return [part[position - 1][0].task_id for position in refused]
+
+    async def _strange(self, batch: Sequence[Outcome], refused: list[str]) -> list[str]:
+        """Return the refused ids but for those whose outcome is there from an earlier call.
+
+        Of that the reply was lost.
+        """
+        asked = [task_id for task_id in refused if task_id in self._unsure]
+        there = (
+            await self._opened().command("MGET", *map(self._keys.result, asked)) if asked else ()
+        )
+        self._unsure.difference_update(outcome.task_id for outcome in batch)
+        ours = {outcome.task_id: _encode(outcome) for outcome in batch}
+        stored = {
+            task_id for task_id, text in zip(asked, there, strict=True) if text == ours[task_id]
+        }
+        return [task_id for task_id in refused if task_id not in stored]
 
     def _read(self, task_id: str, text: bytes) -> Outcome:
         try:

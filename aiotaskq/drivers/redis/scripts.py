@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 
+from aiotaskq.message import SUSPECT
+
 _FOLDER = Path(__file__).parent / "lua"
-_SHARED = (_FOLDER / "shared.lua").read_text("ascii")
+_SHARED = f"local SUSPECT = {SUSPECT}\n" + (_FOLDER / "shared.lua").read_text("ascii")
 
 
 class Script(msgspec.Struct, frozen=True):
@@ -18,21 +20,29 @@ class Script(msgspec.Struct, frozen=True):
     digest: bytes
 
 
-def _load(name: str) -> Script:
-    source = (_SHARED + (_FOLDER / f"{name}.lua").read_text("ascii")).encode()
+def _load(*names: str) -> Script:
+    parts = ((_FOLDER / f"{name}.lua").read_text("ascii") for name in names)
+    source = "".join((_SHARED, *parts)).encode()
     digest = hashlib.sha1(source, usedforsecurity=False).hexdigest()
     return Script(source, digest.encode())
 
 
 CANCEL = _load("cancel")
 CLOSE = _load("close")
+CONSUMERS = _load("consumers")
+DEAD = _load("dead")
 DEPTH = _load("depth")
+DISCARD = _load("discard")
 DONE = _load("done")
+END = _load("reclaim", "end")
 FETCH = _load("fetch")
+NEWS = _load("news")
 OPEN = _load("open")
 PUBLISH = _load("publish")
 PURGE = _load("purge")
 RENEW = _load("renew")
+REVIVE = _load("revive")
 SETTLE = _load("settle")
 STORE = _load("store")
-TEND = _load("tend")
+SWEEP = _load("sweep")
+TEND = _load("reclaim", "tend")

@@ -8,7 +8,9 @@
 `link`        the thread of a connection, and the way there from asyncio
 `wakeups`     receives wake-ups
 `messages`    what broker and consumers share
+`leases`      signs of life, and who is given up for want of them
 `consumer`    one incarnation of a worker, and its lease
+`letters`     dead letters
 `broker`      `SQLiteBroker`
 `results`     `SQLiteBackend`
 ============  ==================================================================

@@ -8,21 +8,29 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Self
 
-from aiotaskq.drivers.sqlite import sql
-from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer
+from aiotaskq.drivers.sqlite import letters, sql
+from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer, SQLiteLease
 from aiotaskq.drivers.sqlite.database import Database, Settings
-from aiotaskq.drivers.sqlite.leases import give_up, remove
+from aiotaskq.drivers.sqlite.leases import give_up, take_back
 from aiotaskq.drivers.sqlite.link import Link
-from aiotaskq.drivers.sqlite.messages import BUDGET, add, promote, sweep
+from aiotaskq.drivers.sqlite.messages import BUDGET, add, claim, promote, sweep
 from aiotaskq.drivers.sqlite.process import is_gone
 from aiotaskq.drivers.sqlite.results import SQLiteBackend
-from aiotaskq.drivers.sqlite.wakeups import Bell, queue_topic
-from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import DeadLetter, Depth, Envelope, Tended
+from aiotaskq.drivers.sqlite.wakeups import Bell
+from aiotaskq.errors import BrokerFull, BrokerUnavailable
+from aiotaskq.message import (
+    ConsumerInfo,
+    DeadLetter,
+    DeadLimits,
+    Depth,
+    Envelope,
+    Grant,
+    Tended,
+)
 from aiotaskq.protocols import Traits
 
-_DAY = 86_400.0
 _CALL_MEMORY = 60.0
+_CANCEL_MEMORY = 7 * 86_400.0
 _SWEEP_EVERY = 10.0
 _PURGE_STEP = 10_000
 
@@ -41,10 +49,11 @@ class SQLiteBroker:
     traits: ClassVar[Traits] = Traits()
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
-        self._link = Link(Settings.parse(url, prefix), BrokerUnavailable)
+        self._link = Link(Settings.parse(url, prefix), BrokerUnavailable, BrokerFull)
         self._bell = Bell(self._link)
         self._time_shift = 0.0  # for tests: seconds that have passed without passing
         self._sweep_at = 0.0
+        self._trimmer = letters.Trimmer()
 
     @property
     def url(self) -> str:
@@ -75,15 +84,30 @@ class SQLiteBroker:
             return []
         return await self._link.run(partial(self._publish, batch=list(batch), call_id=call_id))
 
-    def consumer(self, queues: Sequence[str], *, name: str, lease: float) -> SQLiteConsumer:
-        return SQLiteConsumer(self._link, self._bell, self._now, queues, name=name, lease=lease)
+    def consumer(
+        self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
+    ) -> SQLiteConsumer:
+        return SQLiteConsumer(
+            self._link, self._bell, self._now, queues, name=name, lease=lease, about=about
+        )
 
-    async def cancel(self, ids: Collection[str]) -> None:
-        if ids:
-            await self._link.run(partial(_cancel, ids=json.dumps(list(ids))))
+    def lease(self, grant: Grant) -> SQLiteLease:
+        return SQLiteLease(self._link.settings, self._now, grant)
 
-    async def tend(self) -> Tended:
-        return await self._link.run(self._tend)
+    async def consumers(self) -> Sequence[ConsumerInfo]:
+        rows = await self._link.run(lambda db: db.rows(sql.LIVING, (self._now(),)))
+        return [
+            ConsumerInfo(id=name, queues=tuple(json.loads(queues)), about=about)
+            for name, queues, about in rows
+        ]
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        if not ids:
+            return []
+        return await self._link.run(partial(self._cancel, ids=set(ids), running=running))
+
+    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+        return await self._link.run(partial(self._tend, limits=limits))
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self._link.run(partial(_depth, now=self._now()))
@@ -92,14 +116,29 @@ class SQLiteBroker:
         # In steps, so that others come to write in between.
         return sum([await self._purge(statement, queue) for statement in sql.PURGES])
 
-    async def dead(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
-        rows = await self._link.run(lambda db: db.rows(sql.NEWEST_DEAD, (queue, limit)))
-        return [
-            DeadLetter(
-                id=name, queue=queue, body=body, reason=reason, crashes=crashes, died_at=died_at
-            )
-            for name, queue, body, reason, crashes, died_at in rows
-        ]
+    async def dead(
+        self, queue: str, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Return dead letters of a queue, the newest first.
+
+        Raises:
+            BrokerUnavailable: The file cannot be read now.
+            ConfigError: `before` is no key.
+        """
+        return await self._link.run(partial(letters.read, queue=queue, limit=limit, before=before))
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        # In steps, so that others come to write in between.
+        absent: list[str] = []
+        for start in range(0, len(letters), BUDGET):
+            some = list(letters[start : start + BUDGET])
+            absent += await self._link.run(partial(self._revive, queue=queue, batch=some))
+        return absent
+
+    async def discard(self, queue: str, keys: Collection[str]) -> int:
+        if not keys:
+            return 0
+        return await self._link.run(partial(letters.discard, queue=queue, keys=set(keys)))
 
     def _now(self) -> float:
         return time.time() + self._time_shift
@@ -117,19 +156,19 @@ class SQLiteBroker:
     # --- in the thread ---
 
     def _publish(self, db: Database, batch: list[Envelope], call_id: str | None) -> list[str]:
-        now = self._now()
         with db.write():
-            stored, refused = _outcome_of(db, call_id, now)
+            now = self._now()  # it may have taken long to come to write
+            cancels, stored, refused = _before(db, call_id, now)
             told = list({one.id: None for one in batch if one.id in refused})
             fresh: list[Envelope] = []
             for one in batch:
                 if one.id in stored or one.id in refused:
                     continue
-                if one.unique and not _claim(db, one.id, now):
+                if one.unique and not claim(db, one.id, now):
                     told.append(one.id)
                 else:
                     fresh.append(one)
-            add(db, fresh, now)
+            add(db, _uncancelled(db, fresh) if cancels else fresh, now)
             if call_id is not None:
                 ids = json.dumps([*stored, *(one.id for one in fresh)])
                 answer = json.dumps(list(refused.union(told)))
@@ -137,7 +176,23 @@ class SQLiteBroker:
             self._sweep_if_time(db, now)
         return told
 
-    def _tend(self, db: Database) -> Tended:
+    def _cancel(self, db: Database, ids: set[str], running: bool) -> set[str]:
+        named = json.dumps(list(ids))
+        with db.write():
+            spared = set() if running else {row[0] for row in db.rows(sql.HELD_AMONG, (named,))}
+            db.change(sql.CANCEL_WAITING, (named,))
+            if running:
+                db.change(sql.CANCEL_HELD, (named,))
+            kept = json.dumps(list(ids - spared))
+            db.change(sql.REMEMBER_CANCEL, (self._now() + _CANCEL_MEMORY, kept))
+            self._sweep_if_time(db, self._now())
+        return spared
+
+    def _revive(self, db: Database, queue: str, batch: list[tuple[str, Envelope]]) -> list[str]:
+        with db.write():
+            return letters.revive(db, queue, batch, self._now())
+
+    def _tend(self, db: Database, limits: DeadLimits) -> Tended:
         now = self._now()
         gone = _gone(db)
         lapsed = [
@@ -146,39 +201,39 @@ class SQLiteBroker:
             if fenced or lease_until <= now or process in gone
         ]
         # Reading first: with nothing to do, others are not kept from writing.
-        due = db.rows(sql.NEXT_DUE)
-        if not lapsed and now < self._sweep_at and not (due and due[0][0] <= now):
+        [(due_at, _)] = db.rows(sql.OUTLOOK)
+        is_due = due_at is not None and due_at <= now
+        trims = self._trimmer.is_due(db, limits, now)
+        if not (lapsed or is_due or trims or now >= self._sweep_at):
             return Tended()
         # Relaxed: what a power cut undoes of this is done again.
         with db.write(relaxed=True):
             now = self._now()  # again: it may have taken long to come to write
             promoted = promote(db, now)
             reclaimed = _reclaim(db, lapsed, now, gone)
+            trimmed = self._trimmer.trim(db, limits, now) if trims else 0
             self._sweep_if_time(db, now)
-        return Tended(promoted=promoted, reclaimed=reclaimed)
+        return Tended(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
 
     def _sweep_if_time(self, db: Database, now: float) -> None:
         if now >= self._sweep_at:
             self._sweep_at = now if sweep(db, now) else now + _SWEEP_EVERY
 
 
-def _outcome_of(db: Database, call_id: str | None, now: float) -> tuple[set[str], set[str]]:
-    """Return the ids that earlier calls of this id have stored, and those they refused."""
-    rows = [] if call_id is None else db.rows(sql.READ_CALL, (call_id, now))
-    if not rows:
-        return set(), set()
-    [(stored, refused)] = rows
-    return set(json.loads(stored)), set(json.loads(refused))
+def _before(db: Database, call_id: str | None, now: float) -> tuple[bool, set[str], set[str]]:
+    """Tell what went before a call of `publish`.
+
+    Whether any ids are cancelled; the ids that earlier calls of this id have stored, and those
+    that they refused.
+    """
+    [(cancels, stored, refused)] = db.rows(sql.READ_CALL, {"call": call_id, "now": now})
+    return bool(cancels), set(json.loads(stored or "[]")), set(json.loads(refused or "[]"))
 
 
-def _claim(db: Database, name: str, now: float) -> bool:
-    return db.change(sql.CLAIM_ID, {"id": name, "now": now, "until": now + _DAY}) == 1
-
-
-def _cancel(db: Database, ids: str) -> None:
-    with db.write():
-        db.change(sql.CANCEL_WAITING, (ids,))
-        db.change(sql.CANCEL_HELD, (ids,))
+def _uncancelled(db: Database, batch: list[Envelope]) -> list[Envelope]:
+    ids = json.dumps([one.id for one in batch])
+    cancelled = {row[0] for row in db.rows(sql.CANCELLED_AMONG, (ids,))}
+    return [one for one in batch if one.id not in cancelled]
 
 
 def _gone(db: Database) -> set[str]:
@@ -191,17 +246,9 @@ def _reclaim(db: Database, lapsed: list[int], now: float, gone: set[str]) -> int
     for number in lapsed:
         if not give_up(db, number, now, gone):
             continue
-        held = db.rows(sql.HELD_BY, (number, BUDGET - reclaimed))
-        for seq, queue, cancelled in held:
-            if cancelled:
-                db.change(sql.FORGET_SEQ, (seq,))
-            else:
-                db.change(sql.TAKE_BACK, (seq,))
-                db.wake(queue_topic(queue))
-        reclaimed += len(held)
+        reclaimed += take_back(db, number, BUDGET - reclaimed)
         if reclaimed == BUDGET:
-            break  # it stays fenced, and the next round goes on with it
-        remove(db, number)
+            break  # the next round goes on with it
     return reclaimed
 
 

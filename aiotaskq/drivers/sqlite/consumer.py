@@ -7,19 +7,19 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
 from aiotaskq.drivers.sqlite import sql
-from aiotaskq.drivers.sqlite.database import Database
-from aiotaskq.drivers.sqlite.leases import note_beat, remove
+from aiotaskq.drivers.sqlite.database import Database, Row, Settings
+from aiotaskq.drivers.sqlite.leases import fence, note_beat, remove, take_back
 from aiotaskq.drivers.sqlite.link import Link
-from aiotaskq.drivers.sqlite.messages import BUDGET, add, promote
+from aiotaskq.drivers.sqlite.messages import BUDGET, add, as_bytes, as_number, as_text, promote
 from aiotaskq.drivers.sqlite.process import this_process
 from aiotaskq.drivers.sqlite.wakeups import Bell, queue_topic
-from aiotaskq.errors import BrokerUnavailable, LeaseLost
-from aiotaskq.message import Again, Dead, Delivery, Done, Release, Settlement
+from aiotaskq.errors import BrokerFull, BrokerUnavailable, LeaseLost
+from aiotaskq.message import Again, Dead, Delivery, Done, Grant, News, Release, Settlement
 
 Taken = tuple[list[Delivery], float | None]
 """Deliveries, and with none of them: when there may be some."""
@@ -37,6 +37,7 @@ class SQLiteConsumer:
         *,
         name: str,
         lease: float,
+        about: bytes,
     ) -> None:
         self.id = f"{name}.{uuid.uuid4().hex}"
         self._link = link
@@ -46,15 +47,21 @@ class SQLiteConsumer:
         self._topics = [queue_topic(queue) for queue in self._queues]
         self._name = name
         self._lease = lease
+        self._about = about
         self._number = 0  # of its row; no row has 0
         self._token = 0  # of the last hand-out
         self._closed = False
         self._told: set[tuple[int, int]] = set()  # hand-outs whose cancelling was told
+        self._passed_over = False  # whether the last fetch left suspects to others
         self._ear = asyncio.Event()
         # Jobs of `fetch` calls that were cancelled: what they took has to go back.
         self._abandoned: deque[Future[Taken]] = deque()
 
     # --- as the protocol has it ---
+
+    @property
+    def grant(self) -> Grant:
+        return Grant(self.id, self._queues, self._lease)
 
     async def open(self) -> None:
         if self._number == 0:
@@ -79,15 +86,16 @@ class SQLiteConsumer:
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         if not batch:
             return []
-        return await self._link.run(partial(self._settle, batch=list(batch)))
+        gone = await self._link.run(partial(self._settle, batch=list(batch)))
+        if self._passed_over:
+            self._ear.set()  # it may hold nothing any more
+        return gone
 
-    async def cancelled(self) -> Collection[str]:
-        rows = await self._link.run(lambda db: db.rows(sql.CANCELLED_OF, (self._number,)))
+    async def news(self) -> News:
+        rows, suspects = await self._link.run(self._look_around)
         before, self._told = self._told, {(seq, token) for seq, token, _ in rows}
-        return {name for seq, token, name in rows if (seq, token) not in before}
-
-    def lease(self) -> SQLiteLease:
-        return SQLiteLease(self._link, self._now, lambda: self._number, self._lease)
+        cancelled = {name for seq, token, name in rows if (seq, token) not in before}
+        return News(cancelled=cancelled, suspects=suspects)
 
     async def close(self) -> None:
         if self._closed:
@@ -117,15 +125,19 @@ class SQLiteConsumer:
         now = self._now()
         self._check_alive(db)
         self._hand_back(db)
-        due = db.rows(sql.NEXT_DUE)
-        due_at: float | None = due[0][0] if due else None
+        [(due_at, suspects)] = db.rows(sql.OUTLOOK)
         is_due = due_at is not None and due_at <= now
+        alone = bool(suspects) and self._suspects_wait(db)
+        self._passed_over = alone and bool(db.rows(sql.HOLDS_ANY, (self._number,)))
+        alone = alone and not self._passed_over
         # Reading first: who finds nothing must not keep others from writing.
-        if not is_due and not any(db.rows(sql.ANY_READY, (queue,)) for queue in self._queues):
+        if not (is_due or alone or any(db.rows(sql.ANY_READY, (one,)) for one in self._queues)):
             return [], due_at
         # Relaxed: after a power cut there is no consumer, and held or waiting is all one.
         with db.write(relaxed=True):
             self._check_alive(db)
+            if alone and (taken := self._pick_suspect(db, now)):
+                return taken, None
             more = is_due and promote(db, now) == BUDGET
             return self._pick(db, limit, now), now if more else None
 
@@ -133,14 +145,49 @@ class SQLiteConsumer:
         self._token += 1
         taken: list[Delivery] = []
         for queue in self._queues:
-            rows = db.rows(sql.NEXT_READY, (now, queue, limit - len(taken)))
-            db.change_many(sql.HOLD, ((self._number, self._token, row[0]) for row in rows))
-            for seq, name, crashes, priority, body, expired in rows:
-                receipt = (seq, self._token)
-                taken.append(Delivery(name, queue, body, receipt, crashes, priority, bool(expired)))
+            rows = db.rows(sql.NEXT_READY, (queue, limit - len(taken)))
+            self._take_rows(db, queue, rows, now, taken)
             if len(taken) == limit:
                 break
         return taken
+
+    def _pick_suspect(self, db: Database, now: float) -> list[Delivery]:
+        self._token += 1
+        taken: list[Delivery] = []
+        for queue in self._queues:
+            self._take_rows(db, queue, db.rows(sql.NEXT_SUSPECT, (queue,)), now, taken)
+            if taken:
+                break
+        return taken
+
+    def _take_rows(
+        self, db: Database, queue: str, rows: list[Row], now: float, taken: list[Delivery]
+    ) -> None:
+        db.change_many(sql.HOLD, ((self._number, self._token, row[0]) for row in rows))
+        for row in rows:
+            seq, name, crashes, priority, body, expires_at, note = (
+                row if tuple(map(type, row)) in _SOUND else _mended(row)
+            )
+            expired = expires_at is not None and expires_at <= now
+            taken.append(
+                Delivery(
+                    name,
+                    queue,
+                    body,
+                    (seq, self._token),
+                    crashes,
+                    priority,
+                    expired,
+                    expires_at,
+                    note,
+                )
+            )
+
+    def _suspects_wait(self, db: Database) -> bool:
+        return any(db.rows(sql.ANY_SUSPECT, (queue,)) for queue in self._queues)
+
+    def _look_around(self, db: Database) -> tuple[list[Row], bool]:
+        return db.rows(sql.CANCELLED_OF, (self._number,)), self._suspects_wait(db)
 
     def _hand_back(self, db: Database) -> None:
         """Give back what cancelled calls took. One that is not over has this run after it."""
@@ -161,8 +208,8 @@ class SQLiteConsumer:
     # --- settling ---
 
     def _settle(self, db: Database, batch: list[Settlement]) -> list[Delivery]:
-        now = self._now()
         with db.write():
+            now = self._now()  # it may have taken long to come to write
             # Fenced, it holds nothing, though not all may have been taken back yet.
             alive = self._is_alive(db)
             return [
@@ -179,12 +226,13 @@ class SQLiteConsumer:
                 return db.change(sql.FORGET, hold) == 1
             case Release(delivery):
                 return self._give_back(db, delivery)
-            case Dead(_, reason):
-                return db.change(sql.BURY, (reason, now, *hold)) == db.change(sql.FORGET, hold) == 1
+            case Dead(_, reason, details):
+                buried = db.change(sql.BURY, (reason, now, details, *hold))
+                return buried == db.change(sql.FORGET, hold) == 1
             case Again(_, envelope):
-                found = db.rows(sql.IS_CANCELLED, hold)
+                found = db.rows(sql.MAY_FOLLOW, (envelope.id, envelope.id, *hold))
                 db.change(sql.FORGET, hold)
-                if found == [(0,)]:
+                if found == [(1,)]:
                     add(db, [envelope], now)
                 return bool(found)
 
@@ -205,7 +253,8 @@ class SQLiteConsumer:
         queues = json.dumps(self._queues)
         with db.write(relaxed=True):
             now = self._now()
-            row = (self.id, self._name, queues, now + self._lease, this_process())
+            until = now + self._lease
+            row = (self.id, self._name, queues, until, this_process(), self._about)
             number = db.insert(sql.ADD_CONSUMER, row)
             note_beat(db, number, self._lease, now)
             return number
@@ -221,32 +270,61 @@ class SQLiteConsumer:
             remove(db, self._number)
 
 
+_SOUND = frozenset((int, str, int, int, bytes, moment, str) for moment in (type(None), float))
+
+
+def _mended(row: Row) -> Row:
+    """Return a row that we did not write as one that we could have written."""
+    seq, name, crashes, priority, body, expires_at, note = row
+    return (
+        seq,
+        as_text(name),
+        as_number(crashes),
+        as_number(priority),
+        as_bytes(body),
+        expires_at if isinstance(expires_at, float) else None,
+        as_text(note),
+    )
+
+
 class SQLiteLease:
     """See `aiotaskq.protocols.Lease`. It has a thread and a connection of its own."""
 
-    def __init__(
-        self,
-        link: Link,
-        now: Callable[[], float],
-        number: Callable[[], int],
-        seconds: float,
-    ) -> None:
-        self._link = Link(link.settings, BrokerUnavailable)
+    def __init__(self, settings: Settings, now: Callable[[], float], grant: Grant) -> None:
+        self._link = Link(settings, BrokerUnavailable, BrokerFull)
         self._now = now
-        self._number = number
-        self._seconds = seconds
+        self._grant = grant
 
     async def renew(self) -> bool:
         await self._link.open()
         return await self._link.run(self._renew)
+
+    async def end(self, note: str) -> int:
+        await self._link.open()
+        return await self._link.run(partial(self._end, note=note))
 
     async def close(self) -> None:
         await self._link.close()
 
     def _renew(self, db: Database) -> bool:
         with db.write(relaxed=True):
-            now, number = self._now(), self._number()
-            if db.change(sql.RENEW, (now + self._seconds, number)) == 0:
+            now, number = self._now(), self._number(db)
+            if number is None:
                 return False
-            note_beat(db, number, self._seconds, now)
+            db.change(sql.RENEW, (now + self._grant.seconds, number))
+            note_beat(db, number, self._grant.seconds, now)
             return True
+
+    def _end(self, db: Database, note: str) -> int:
+        # Relaxed: after a power cut its process is gone, and others find out.
+        with db.write(relaxed=True):
+            number = self._number(db)
+            if number is None:
+                return 0
+            fence(db, number, note)
+            return take_back(db, number, BUDGET)
+
+    def _number(self, db: Database) -> int | None:
+        """Return the number of the consumer's row, or None where its lease has ended."""
+        rows = db.rows(sql.NUMBER_OF, (self._grant.consumer,))
+        return rows[0][0] if rows else None

@@ -260,10 +260,17 @@ class Database:
             return
         with self.write():
             # Another process may have been first.
-            if self._version() is None:
-                for statement in sql.SCHEMA:
-                    self._run(statement)
-                self._run(sql.WRITE_VERSION, (str(sql.VERSION),))
+            version = self._version()
+            if version is None:
+                self._run_all(sql.SCHEMA)
+            else:
+                for older in range(version, sql.VERSION):
+                    self._run_all(sql.MIGRATIONS[older])
+            self._run(sql.WRITE_VERSION, (str(sql.VERSION),))
+
+    def _run_all(self, statements: Iterable[str]) -> None:
+        for statement in statements:
+            self._run(statement)
 
     def _version(self) -> int | None:
         if not self.rows(sql.HAS_TABLE, (f"{self._settings.prefix}_meta",)):
@@ -336,8 +343,11 @@ def sentence(error: sqlite3.Error, settings: Settings) -> str:
     return f"{path}: {error}"
 
 
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""Errors that mean a full disk; the second comes from the index file, which cannot grow."""
+
 _REASONS = {
-    "SQLITE_FULL": "the disk is full",
+    **dict.fromkeys(FULL, "the disk is full"),
     "SQLITE_READONLY": "it cannot be written to",
     "SQLITE_CANTOPEN": "it cannot be opened or created",
     "SQLITE_PERM": "it must not be accessed",

@@ -21,6 +21,7 @@ from collections.abc import Collection
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import Database
 from aiotaskq.drivers.sqlite.process import is_alive
+from aiotaskq.drivers.sqlite.wakeups import queue_topic
 
 _BEAT = "beat"
 
@@ -42,13 +43,39 @@ def give_up(db: Database, number: int, now: float, gone: Collection[str]) -> boo
     rows = db.rows(sql.JUDGED, (number,))
     if not rows:
         return False
-    [(lease_until, process, fenced)] = rows
-    dead = fenced or process in gone
+    [(name, lease_until, process, fenced)] = rows
+    if fenced:
+        return True
+    if process in gone:
+        fence(db, number, f"{name}: its process is gone")
+        return True
     # The lease may have been renewed since it was looked at.
-    if not dead and (lease_until > now or _is_spared(db, number, process, now)):
+    if lease_until > now or _is_spared(db, number, process, now):
         return False
-    db.change(sql.FENCE, (number,))
+    fence(db, number, f"{name}: its lease ran out")
     return True
+
+
+def fence(db: Database, number: int, note: str) -> None:
+    """Keep a consumer from doing anything more; the note tells people how it died."""
+    db.change(sql.FENCE, (note, number))
+
+
+def take_back(db: Database, number: int, limit: int) -> int:
+    """Take back what a fenced consumer held, counting the crash; return how many.
+
+    If that is the limit, there may be more, and the consumer stays. Else it is forgotten.
+    """
+    held = db.rows(sql.HELD_BY, (number, limit))
+    for seq, queue, cancelled in held:
+        if cancelled:
+            db.change(sql.FORGET_SEQ, (seq,))
+        else:
+            db.change(sql.TAKE_BACK, (seq,))
+            db.wake(queue_topic(queue))
+    if len(held) < limit:
+        remove(db, number)
+    return len(held)
 
 
 def remove(db: Database, number: int) -> None:

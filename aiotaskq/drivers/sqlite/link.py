@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aiotaskq.drivers.sqlite.database import LASTING, Database, Settings, sentence
+from aiotaskq.drivers.sqlite.database import FULL, LASTING, Database, Settings, sentence
 from aiotaskq.errors import ConfigError, Unavailable
 
 T = TypeVar("T")
@@ -56,11 +56,22 @@ class Link:
 
     A job that has begun is finished, whether or not somebody still waits for it: cancelling
     never cuts a transaction short.
+
+    Args:
+        settings: Where to connect to.
+        unavailable: What to raise when it fails.
+        full: What to raise instead when the disk is full.
     """
 
-    def __init__(self, settings: Settings, unavailable: type[Unavailable]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        unavailable: type[Unavailable],
+        full: type[Unavailable] | None = None,
+    ) -> None:
         self.settings = settings
         self._unavailable = unavailable
+        self._full = unavailable if full is None else full
         self._lock = asyncio.Lock()
         self._thread: _Thread | None = None
         self._database = Database(settings)
@@ -130,7 +141,7 @@ class Link:
             with self._database.in_use():
                 return job(self._database)
         except sqlite3.Error as error:
-            raise self._unavailable(sentence(error, self.settings)) from error
+            raise self._translated(error) from error
 
     def _connect(self) -> None:
         # A later change of the working folder must not lead to another file.
@@ -140,10 +151,13 @@ class Link:
             with self._database.in_use():
                 self._database.open()
         except sqlite3.Error as error:
-            text = sentence(error, self.settings)
             if getattr(error, "sqlite_errorname", "").startswith(LASTING):
-                raise ConfigError(text) from error
-            raise self._unavailable(text) from error
+                raise ConfigError(sentence(error, self.settings)) from error
+            raise self._translated(error) from error
+
+    def _translated(self, error: sqlite3.Error) -> Unavailable:
+        is_full = getattr(error, "sqlite_errorname", "") in FULL
+        return (self._full if is_full else self._unavailable)(sentence(error, self.settings))
 
     def _disconnect(self) -> None:
         # The connection is given up in any case, and nobody could do more about it.

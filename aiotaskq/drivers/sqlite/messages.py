@@ -12,6 +12,8 @@ from aiotaskq.drivers.sqlite.process import is_gone
 from aiotaskq.drivers.sqlite.wakeups import queue_topic
 from aiotaskq.message import Envelope
 
+_DAY = 86_400.0
+
 BUDGET = 1000
 """Rows that one step of housekeeping touches at most, so that no transaction takes long."""
 
@@ -21,13 +23,26 @@ def add(db: Database, batch: Iterable[Envelope], now: float) -> None:
     rows = []
     queues = set()
     for one in batch:
-        due_at = one.not_before if one.not_before is not None and one.not_before > now else None
-        rows.append((one.id, one.queue, one.priority, due_at, one.expires_at, one.body))
+        due_at = one.not_before if one.delay is None else now + one.delay
+        if due_at is not None and due_at <= now:
+            due_at = None
+        expires_at = one.expires_at if one.expires_in is None else now + one.expires_in
+        rows.append((one.id, one.queue, one.priority, due_at, expires_at, one.body))
         # Delayed ones too: a waiter has to know until when it may sleep.
         queues.add(one.queue)
     db.change_many(sql.ADD_MESSAGE, rows)
     for queue in queues:
         db.wake(queue_topic(queue))
+
+
+def claim(db: Database, name: str, now: float) -> bool:
+    """Note a unique id for a day; False if it was noted before."""
+    return db.change(sql.CLAIM_ID, {"id": name, "now": now, "until": now + _DAY}) == 1
+
+
+def claim_anyhow(db: Database, name: str, now: float) -> None:
+    """Note a unique id for a day, as of now."""
+    db.change(sql.CLAIM_ANYHOW, (name, now + _DAY))
 
 
 def promote(db: Database, now: float) -> int:
@@ -48,3 +63,20 @@ def sweep(db: Database, now: float) -> bool:
         if is_gone(process):
             db.change(sql.DROP_PROCESS, (process,))
     return max(db.change(statement, (now, BUDGET)) for statement in sql.SWEEPS) == BUDGET
+
+
+def as_bytes(value: object) -> bytes:
+    """Return what a column for bytes holds; SQLite takes a value of any type for any column."""
+    return value if isinstance(value, bytes) else as_text(value).encode(errors="replace")
+
+
+def as_text(value: object) -> str:
+    """The same for a column for text."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else str(value)
+
+
+def as_number(value: object) -> int:
+    """The same for a column for whole numbers; what is none counts as 0."""
+    return value if isinstance(value, int) else 0

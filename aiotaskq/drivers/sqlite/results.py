@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, Self
 
+import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from aiotaskq.drivers.sqlite import sql
@@ -18,7 +19,7 @@ from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import BUDGET, sweep
 from aiotaskq.drivers.sqlite.wakeups import RESULTS, Bell
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.message import Outcome, TaskStatus
+from aiotaskq.message import Attempt, Outcome, TaskStatus
 
 _RETRY_EVERY = 0.2
 _SWEEP_EVERY = 10.0
@@ -165,13 +166,14 @@ def _row(outcome: Outcome, expires_at: float | None) -> Row:
         outcome.retries,
         outcome.queue,
         outcome.execution_time,
+        json.dumps(msgspec.to_builtins(outcome.history)) if outcome.history else None,
         expires_at,
     )
 
 
 def _outcome(row: Row) -> Outcome:
     task_id, status, result, done, traceback, children, name, args, kwargs, *rest = row
-    worker, retries, queue, execution_time = rest
+    worker, retries, queue, execution_time, history = rest
     return Outcome(
         task_id=task_id,
         status=TaskStatus(status),
@@ -186,7 +188,12 @@ def _outcome(row: Row) -> Outcome:
         retries=retries,
         queue=queue,
         execution_time=execution_time,
+        history=() if history is None else _history(history),
     )
+
+
+def _history(text: str) -> tuple[Attempt, ...]:
+    return msgspec.convert(json.loads(text), tuple[Attempt, ...])
 
 
 def _at_rest(value: Raw | UnsetType) -> str | bytes | None:

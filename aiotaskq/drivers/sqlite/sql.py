@@ -2,11 +2,12 @@
 
 ``~name`` stands for the table ``<prefix>_name``, quoted.
 
-A message is in one of three states, and each has a partial index of its own, so that no state
+A message is in one of four states, and each has a partial index of its own, so that no state
 pays for another:
 
 =======  ==============================  =================================================
 ready    no consumer, no `due_at`        index `ready`: in the order in which it is fetched
+suspect  the same, crashed twice         index `suspects`: the same; it is handed out alone
 delayed  no consumer, a `due_at`         index `delayed`: by due time
 held     a consumer and a `token`        index `held`: by consumer
 =======  ==============================  =================================================
@@ -18,8 +19,22 @@ falls due.
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 """Of the tables below. A file of a later one is refused."""
+
+_READY = """
+    CREATE INDEX ~messages_ready ON ~messages (queue, priority DESC, seq)
+    WHERE consumer IS NULL AND due_at IS NULL AND crashes < 2
+"""
+# The 2 is `message.SUSPECT`. SQLite takes a partial index only for a query with the same words.
+_SUSPECTS = """
+    CREATE INDEX ~messages_suspects ON ~messages (queue, priority DESC, seq)
+    WHERE consumer IS NULL AND due_at IS NULL AND crashes >= 2
+"""
+_CONSUMERS_BY_ID = "CREATE INDEX ~consumers_id ON ~consumers (id)"
+_DEAD_BY_AGE = "CREATE INDEX ~dead_died ON ~dead (died_at)"
+_CANCELLED = "CREATE TABLE ~cancelled (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID"
+_CANCELLED_UNTIL = "CREATE INDEX ~cancelled_until ON ~cancelled (until)"
 
 SCHEMA = (
     """
@@ -41,13 +56,12 @@ SCHEMA = (
         token INTEGER,
         cancelled INTEGER NOT NULL DEFAULT 0,
         crashes INTEGER NOT NULL DEFAULT 0,
+        crash_note TEXT NOT NULL DEFAULT '',
         body BLOB NOT NULL
     )
     """,
-    """
-    CREATE INDEX ~messages_ready ON ~messages (queue, priority DESC, seq)
-    WHERE consumer IS NULL AND due_at IS NULL
-    """,
+    _READY,
+    _SUSPECTS,
     "CREATE INDEX ~messages_delayed ON ~messages (due_at, seq, queue) WHERE due_at IS NOT NULL",
     """
     CREATE INDEX ~messages_held ON ~messages (consumer, cancelled, queue)
@@ -63,9 +77,12 @@ SCHEMA = (
         queues TEXT NOT NULL,
         lease_until REAL NOT NULL,
         fenced INTEGER NOT NULL DEFAULT 0,
-        process TEXT
+        process TEXT,
+        about BLOB NOT NULL DEFAULT x'',
+        crash_note TEXT NOT NULL DEFAULT ''
     )
     """,
+    _CONSUMERS_BY_ID,
     """
     CREATE TABLE ~dead (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -75,10 +92,14 @@ SCHEMA = (
         reason TEXT NOT NULL,
         crashes INTEGER NOT NULL,
         died_at REAL NOT NULL,
-        body BLOB NOT NULL
+        body BLOB NOT NULL,
+        details BLOB NOT NULL DEFAULT x''
     )
     """,
     "CREATE INDEX ~dead_queue ON ~dead (queue, seq)",
+    _DEAD_BY_AGE,
+    _CANCELLED,
+    _CANCELLED_UNTIL,
     "CREATE TABLE ~recent (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
     "CREATE INDEX ~recent_until ON ~recent (until)",
     """
@@ -117,15 +138,37 @@ SCHEMA = (
         retries INTEGER NOT NULL,
         queue TEXT,
         execution_time REAL,
-        expires_at REAL
+        expires_at REAL,
+        history TEXT
     )
     """,
     "CREATE INDEX ~results_expires ON ~results (expires_at) WHERE expires_at IS NOT NULL",
 )
 
+MIGRATIONS = {
+    1: (
+        "ALTER TABLE ~messages ADD COLUMN crash_note TEXT NOT NULL DEFAULT ''",
+        "DROP INDEX ~messages_ready",
+        _READY,
+        _SUSPECTS,
+        "ALTER TABLE ~consumers ADD COLUMN about BLOB NOT NULL DEFAULT x''",
+        "ALTER TABLE ~consumers ADD COLUMN crash_note TEXT NOT NULL DEFAULT ''",
+        _CONSUMERS_BY_ID,
+        "ALTER TABLE ~dead ADD COLUMN details BLOB NOT NULL DEFAULT x''",
+        _DEAD_BY_AGE,
+        _CANCELLED,
+        _CANCELLED_UNTIL,
+        "ALTER TABLE ~results ADD COLUMN history TEXT",
+    ),
+}
+"""What leads from a version to the next one."""
+
 HAS_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 READ_VERSION = "SELECT value FROM ~meta WHERE key = 'schema'"
-WRITE_VERSION = "INSERT INTO ~meta (key, value) VALUES ('schema', ?)"
+WRITE_VERSION = """
+    INSERT INTO ~meta (key, value) VALUES ('schema', ?)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value
+"""
 
 # --- publish ---
 
@@ -138,7 +181,18 @@ CLAIM_ID = """
     INSERT INTO ~recent (id, until) VALUES (:id, :until)
     ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE until <= :now
 """
-READ_CALL = "SELECT stored, refused FROM ~calls WHERE call_id = ? AND until > ?"
+CLAIM_ANYHOW = "INSERT OR REPLACE INTO ~recent (id, until) VALUES (?, ?)"
+# One row in any case. Nobody pays for cancelling but where some id is cancelled.
+READ_CALL = """
+    SELECT
+        EXISTS (SELECT 1 FROM ~cancelled),
+        (SELECT stored FROM ~calls WHERE call_id = :call AND until > :now),
+        (SELECT refused FROM ~calls WHERE call_id = :call AND until > :now)
+"""
+CANCELLED_AMONG = """
+    SELECT value FROM json_each(?)
+    WHERE EXISTS (SELECT 1 FROM ~cancelled WHERE id = value)
+"""
 WRITE_CALL = """
     INSERT OR REPLACE INTO ~calls (call_id, until, stored, refused) VALUES (?, ?, ?, ?)
 """
@@ -146,17 +200,36 @@ WRITE_CALL = """
 # --- fetch ---
 
 NEXT_READY = """
-    SELECT seq, id, crashes, priority, body, ifnull(expires_at <= ?, 0) FROM ~messages
-    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+    SELECT seq, id, crashes, priority, body, expires_at, crash_note FROM ~messages
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND crashes < 2
     ORDER BY priority DESC, seq
     LIMIT ?
 """
-ANY_READY = """
-    SELECT 1 FROM ~messages
-    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL
+NEXT_SUSPECT = """
+    SELECT seq, id, crashes, priority, body, expires_at, crash_note FROM ~messages
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND crashes >= 2
+    ORDER BY priority DESC, seq
     LIMIT 1
 """
-NEXT_DUE = "SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+ANY_READY = """
+    SELECT 1 FROM ~messages
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND crashes < 2
+    LIMIT 1
+"""
+ANY_SUSPECT = """
+    SELECT 1 FROM ~messages
+    WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND crashes >= 2
+    LIMIT 1
+"""
+HOLDS_ANY = "SELECT 1 FROM ~messages WHERE consumer = ? LIMIT 1"
+# When something falls due next, and whether there are suspects in whatever queue.
+OUTLOOK = """
+    SELECT
+        (SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1),
+        EXISTS (
+            SELECT 1 FROM ~messages INDEXED BY ~messages_suspects
+            WHERE consumer IS NULL AND due_at IS NULL AND crashes >= 2)
+"""
 ALL_DUE = "SELECT seq, queue FROM ~messages WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?"
 PROMOTE = """
     UPDATE ~messages SET due_at = NULL, seq = (SELECT max(seq) + 1 FROM ~messages) WHERE seq = ?
@@ -169,29 +242,36 @@ FORGET = "DELETE FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?"
 FORGET_CANCELLED = """
     DELETE FROM ~messages WHERE seq = ? AND consumer = ? AND token = ? AND cancelled = 1
 """
-IS_CANCELLED = "SELECT cancelled FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?"
+# With (new id, new id, receipt): whether an envelope may be stored in place of the held one.
+MAY_FOLLOW = """
+    SELECT NOT (cancelled = 1 AND id = ?) AND NOT EXISTS (SELECT 1 FROM ~cancelled WHERE id = ?)
+    FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?
+"""
 GIVE_BACK = """
     UPDATE ~messages SET consumer = NULL, token = NULL
     WHERE seq = ? AND consumer = ? AND token = ?
 """
 BURY = """
-    INSERT INTO ~dead (id, queue, priority, reason, crashes, died_at, body)
-    SELECT id, queue, priority, ?, crashes, ?, body FROM ~messages
+    INSERT INTO ~dead (id, queue, priority, reason, crashes, died_at, details, body)
+    SELECT id, queue, priority, ?, crashes, ?, ?, body FROM ~messages
     WHERE seq = ? AND consumer = ? AND token = ?
 """
 
 # --- consumers ---
 
 ADD_CONSUMER = """
-    INSERT INTO ~consumers (id, name, queues, lease_until, process) VALUES (?, ?, ?, ?, ?)
+    INSERT INTO ~consumers (id, name, queues, lease_until, process, about)
+    VALUES (?, ?, ?, ?, ?, ?)
 """
 IS_ALIVE = "SELECT 1 FROM ~consumers WHERE number = ? AND fenced = 0"
-RENEW = "UPDATE ~consumers SET lease_until = ? WHERE number = ? AND fenced = 0"
+NUMBER_OF = "SELECT number FROM ~consumers WHERE id = ? AND fenced = 0"
+RENEW = "UPDATE ~consumers SET lease_until = ? WHERE number = ?"
 REMOVE_CONSUMER = "DELETE FROM ~consumers WHERE number = ?"
 ALL_CONSUMERS = "SELECT number, lease_until, process, fenced FROM ~consumers"
+LIVING = "SELECT id, queues, about FROM ~consumers WHERE fenced = 0 AND lease_until > ?"
 ALL_PROCESSES = "SELECT DISTINCT process FROM ~consumers WHERE process IS NOT NULL"
-JUDGED = "SELECT lease_until, process, fenced FROM ~consumers WHERE number = ?"
-FENCE = "UPDATE ~consumers SET fenced = 1 WHERE number = ?"
+JUDGED = "SELECT name, lease_until, process, fenced FROM ~consumers WHERE number = ?"
+FENCE = "UPDATE ~consumers SET fenced = 1, crash_note = ? WHERE number = ?"
 READ_META = "SELECT value FROM ~meta WHERE key = ?"
 WRITE_META = """
     INSERT INTO ~meta (key, value) VALUES (?, ?)
@@ -212,12 +292,16 @@ GIVE_BACK_ALL = "UPDATE ~messages SET consumer = NULL, token = NULL WHERE consum
 HELD_BY = "SELECT seq, queue, cancelled FROM ~messages WHERE consumer = ? LIMIT ?"
 FORGET_SEQ = "DELETE FROM ~messages WHERE seq = ?"
 TAKE_BACK = """
-    UPDATE ~messages SET consumer = NULL, token = NULL, crashes = crashes + 1 WHERE seq = ?
+    UPDATE ~messages SET
+        consumer = NULL, token = NULL, crashes = crashes + 1,
+        crash_note = (SELECT crash_note FROM ~consumers WHERE number = ~messages.consumer)
+    WHERE seq = ?
 """
 # Each with (now, limit).
 SWEEPS = (
     "DELETE FROM ~recent WHERE id IN (SELECT id FROM ~recent WHERE until <= ? LIMIT ?)",
     "DELETE FROM ~calls WHERE rowid IN (SELECT rowid FROM ~calls WHERE until <= ? LIMIT ?)",
+    "DELETE FROM ~cancelled WHERE id IN (SELECT id FROM ~cancelled WHERE until <= ? LIMIT ?)",
     """
     DELETE FROM ~results WHERE arrival IN (
         SELECT arrival FROM ~results WHERE expires_at <= ? LIMIT ?)
@@ -233,12 +317,23 @@ CANCEL_HELD = """
     UPDATE ~messages SET cancelled = 1
     WHERE id IN (SELECT value FROM json_each(?)) AND consumer IS NOT NULL
 """
+HELD_AMONG = """
+    SELECT DISTINCT id FROM ~messages
+    WHERE id IN (SELECT value FROM json_each(?)) AND consumer IS NOT NULL AND cancelled = 0
+"""
+REMEMBER_CANCEL = """
+    INSERT OR REPLACE INTO ~cancelled (id, until) SELECT value, ? FROM json_each(?)
+"""
+LIFT_CANCEL = "DELETE FROM ~cancelled WHERE id = ?"
 # Each with (now,).
 DEPTHS = {
     "ready": """
         SELECT queue, sum(n) FROM (
             SELECT queue, count(*) AS n FROM ~messages
-            WHERE consumer IS NULL AND due_at IS NULL GROUP BY queue
+            WHERE consumer IS NULL AND due_at IS NULL AND crashes < 2 GROUP BY queue
+            UNION ALL
+            SELECT queue, count(*) FROM ~messages
+            WHERE consumer IS NULL AND due_at IS NULL AND crashes >= 2 GROUP BY queue
             UNION ALL
             SELECT queue, count(*) FROM ~messages WHERE due_at <= :now GROUP BY queue
         ) GROUP BY queue
@@ -252,7 +347,12 @@ PURGES = (
     """
     DELETE FROM ~messages WHERE seq IN (
         SELECT seq FROM ~messages
-        WHERE queue = ? AND consumer IS NULL AND due_at IS NULL LIMIT ?)
+        WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND crashes < 2 LIMIT ?)
+    """,
+    """
+    DELETE FROM ~messages WHERE seq IN (
+        SELECT seq FROM ~messages
+        WHERE queue = ? AND consumer IS NULL AND due_at IS NULL AND crashes >= 2 LIMIT ?)
     """,
     """
     DELETE FROM ~messages WHERE seq IN (
@@ -260,8 +360,22 @@ PURGES = (
     """,
 )
 NEWEST_DEAD = """
-    SELECT id, queue, body, reason, crashes, died_at FROM ~dead
-    WHERE queue = ? ORDER BY seq DESC LIMIT ?
+    SELECT seq, id, queue, body, reason, crashes, died_at, details FROM ~dead
+    WHERE queue = ? AND seq < ? ORDER BY seq DESC LIMIT ?
+"""
+TAKE_DEAD = "DELETE FROM ~dead WHERE seq = ? AND queue = ?"
+DISCARD = "DELETE FROM ~dead WHERE seq IN (SELECT value FROM json_each(?)) AND queue = ?"
+# With (time of death): the newest letter, and whether one is from then or before.
+DEAD_OUTLOOK = (
+    "SELECT (SELECT max(seq) FROM ~dead), EXISTS (SELECT 1 FROM ~dead WHERE died_at <= ?)"
+)
+COUNT_DEAD = "SELECT queue, count(*) FROM ~dead GROUP BY queue HAVING count(*) > ?"
+TRIM_QUEUE = """
+    DELETE FROM ~dead WHERE seq IN (SELECT seq FROM ~dead WHERE queue = ? ORDER BY seq LIMIT ?)
+"""
+TRIM_OLD = """
+    DELETE FROM ~dead WHERE seq IN (
+        SELECT seq FROM ~dead WHERE died_at <= ? ORDER BY died_at LIMIT ?)
 """
 
 # --- wake-ups ---
@@ -280,8 +394,8 @@ DROP_STALE = "DELETE FROM ~wakeups WHERE refreshed_at <= ?"
 
 ADD_RESULT = """
     INSERT INTO ~results (task_id, status, result, date_done, traceback, children, name, args,
-                          kwargs, worker, retries, queue, execution_time, expires_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                          kwargs, worker, retries, queue, execution_time, history, expires_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (task_id) DO NOTHING
 """
 DROP_REPLACEABLE = """
@@ -290,7 +404,7 @@ DROP_REPLACEABLE = """
 """
 LOAD = """
     SELECT task_id, status, result, date_done, traceback, children, name, args, kwargs, worker,
-           retries, queue, execution_time
+           retries, queue, execution_time, history
     FROM ~results
     WHERE task_id IN (SELECT value FROM json_each(?)) AND (expires_at IS NULL OR expires_at > ?)
 """

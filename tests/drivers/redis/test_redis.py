@@ -45,7 +45,7 @@ async def test_what_stays_without_a_time_to_live_is_what_is_meant_to_stay(
     await consumer.settle([again, Dead(held[1], "why"), Release(held[2]), *map(Done, held[3:])])
     await consumer.settle([Done(one) for one in await consumer.fetch(100, 0)])
     await backend.store([outcome("a"), outcome("b", TaskStatus.STARTED)], 60.0)
-    lease = consumer.lease()
+    lease = broker.lease(consumer.grant)
     assert await lease.renew()
     await lease.close()
     await broker.tend()
@@ -56,6 +56,7 @@ async def test_what_stays_without_a_time_to_live_is_what_is_meant_to_stay(
         "aiotaskq:queues",
         "aiotaskq:cancelled",
         "aiotaskq:{q}:dead",
+        "aiotaskq:{q}:letters",
         "aiotaskq:{q}:wake",
     }
 
@@ -98,9 +99,10 @@ async def test_what_is_not_of_our_making_is_handed_out_and_buried_as_it_is(
     broker._time_shift = 61.0
     assert await broker.tend() == Tended(reclaimed=3)
     assert [one.body for one in await broker.dead("q")] == [b"junk", b"x y\nz"]
-    control.rpush("aiotaskq:{q}:dead", "junk")
+    control.zadd("aiotaskq:{q}:dead", {"key": 1e11})
+    control.hset("aiotaskq:{q}:letters", "key", "junk")
     [letter, *_] = await broker.dead("q")
-    assert letter.body == b"junk"
+    assert (letter.key, letter.body) == ("key", b"junk")
 
 
 identifiers = st.text(st.characters(exclude_categories=["Cs"]))
@@ -122,7 +124,7 @@ def test_an_item_is_unpacked_as_it_was_packed(
 @given(st.binary())
 def test_any_bytes_are_unpacked_somehow(item: bytes) -> None:
     assert items.unpack(item, "q", 1).queue == "q"
-    assert items.unpack_dead(item, "q").queue == "q"
+    assert items.unpack_dead(b"key", item, "q").queue == "q"
 
 
 @given(identifiers, identifiers)
@@ -211,14 +213,70 @@ def test_a_server_that_is_too_old_is_refused() -> None:
     link._check_server("# Server\r\nredis_version:7.4.1\r\n")
 
 
-def test_a_server_that_may_evict_what_is_queued_is_told_of(
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"maxmemory": "0", "maxmemory-policy": "allkeys-lru"}, ()),
+        ({"maxmemory": "1gb", "maxmemory-policy": "noeviction"}, ()),
+        ({"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"}, ("redis_evicts",)),
+        ({"maxmemory": "1gb", "maxmemory-policy": "volatile-ttl"}, ("redis_evicts",)),
+        ({"appendonly": "no", "save": "3600 1"}, ()),
+        ({"appendonly": "no", "save": ""}, ("redis_not_persistent",)),
+    ],
+)
+async def test_a_server_that_may_lose_what_is_queued_is_told_of_once_by_a_worker(
+    redis_url: str,
+    control: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, str],
+    told: tuple[str, ...],
+) -> None:
+    before = {name: str(control.config_get(name)[name]) for name in settings}
+    for name, value in settings.items():
+        control.config_set(name, value)
+    try:
+        broker = RedisBroker(redis_url)
+        await broker.open()
+        await broker.publish([envelope("a")])
+        assert not caplog.records  # whoever only sends is not to be bothered
+        for _ in range(2):
+            consumer = broker.consumer(["q"], name="w", lease=60.0)
+            await consumer.open()
+            await consumer.close()
+        await broker.close()
+    finally:
+        for name, value in before.items():
+            control.config_set(name, value)
+    events = tuple(record.__dict__["event"] for record in caplog.records)
+    assert events == told
+
+
+async def test_who_may_not_ask_what_the_server_is_like_is_served_all_the_same(
+    redis_server: RedisServer,
+    redis_url: str,
+    control: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    link = Link(parse("redis://h"), BrokerUnavailable)
-    link._check_server("maxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n")
+    control.acl_setuser(
+        "meek",
+        enabled=True,
+        passwords=["+word"],
+        commands=["+@all", "-info", "-config"],
+        keys="*",
+        channels="*",
+    )
+    broker = RedisBroker(f"redis://meek:word@{redis_server.host}:{redis_server.port}/0")
+    try:
+        await broker.open()
+        await broker.publish([envelope("a")])
+        consumer = broker.consumer(["q"], name="w", lease=60.0)
+        await consumer.open()
+        assert [one.id for one in await consumer.fetch(1, 0)] == ["a"]
+        await consumer.close()
+    finally:
+        await broker.close()
+        control.acl_deluser("meek")
     assert not caplog.records
-    link._check_server("maxmemory:100\r\nmaxmemory_policy:allkeys-lru\r\n")
-    assert "noeviction" in caplog.text
 
 
 async def test_a_closed_driver_says_so(redis_url: str) -> None:

@@ -17,14 +17,17 @@ from aiotaskq.drivers.redis import RedisBackend, RedisBroker, results, scripts
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.link import Link
-from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.errors import BackendUnavailable, BrokerFull, BrokerUnavailable
 from aiotaskq.message import (
     Again,
+    Dead,
     Delivery,
     Depth,
     Done,
     Release,
+    TaskStatus,
 )
+from aiotaskq.session import Publisher
 from tests.drivers.redis.tools import PATIENCE, envelope, insist, outcome
 from tests.servers import RedisServer
 
@@ -213,7 +216,7 @@ async def test_a_fetch_that_arrives_after_its_successor_takes_nothing(
     await ours.close()
 
 
-async def test_a_settlement_whose_reply_was_lost_is_told_as_gone_by_the_next(
+async def test_a_settlement_whose_reply_was_lost_is_not_told_as_gone_by_the_next(
     proxy: Proxy, broker: RedisBroker
 ) -> None:
     ours = RedisBroker(proxy.url)
@@ -227,9 +230,75 @@ async def test_a_settlement_whose_reply_was_lost_is_told_as_gone_by_the_next(
     proxy.swallow = scripts.DONE.digest
     with pytest.raises(BrokerUnavailable):
         await consumer.settle([Done(a)])
-    gone = await insist(consumer.settle, [Done(a), Done(b)])
-    assert [one.id for one in gone] == ["a"]
+    assert not await insist(consumer.settle, [Done(a), Done(b)])
     assert await broker.depth() == {}
+    # It is known now, and that was all.
+    assert [one.id for one in await consumer.settle([Done(a)])] == ["a"]
+    await consumer.close()
+    await ours.close()
+
+
+async def test_a_settlement_whose_reply_was_lost_is_gone_with_the_lease(
+    proxy: Proxy, broker: RedisBroker
+) -> None:
+    ours = RedisBroker(proxy.url)
+    await ours.open()
+    consumer = ours.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    await broker.publish([envelope("a"), envelope("b")])
+    a, b = await consumer.fetch(2, 0)
+    await ours._client.link.script(scripts.DONE, ["aiotaskq:{q}:"], ["nobody", 1])
+    proxy.swallow = scripts.DONE.digest
+    with pytest.raises(BrokerUnavailable):
+        await consumer.settle([Done(a)])
+    lease = broker.lease(consumer.grant)
+    assert await lease.end("killed") == 1
+    await lease.close()
+    assert [one.id for one in await insist(consumer.settle, [Done(a), Done(b)])] == ["a", "b"]
+    await ours.close()
+
+
+async def test_an_outcome_whose_reply_was_lost_is_not_told_as_refused_by_the_next(
+    proxy: Proxy, backend: RedisBackend
+) -> None:
+    ours = RedisBackend(proxy.url)
+    await ours.open()
+    assert not await ours.store([outcome("known")], None)
+    await backend.store([outcome("theirs", TaskStatus.FAILURE)], None)
+    batch = [outcome("a"), outcome("theirs")]
+    proxy.swallow = scripts.STORE.digest
+    with pytest.raises(BackendUnavailable):
+        await ours.store(batch, None)
+    assert await insist(ours.store, batch, None) == ["theirs"]
+    # It is known now, and that was all.
+    assert list(await ours.store(batch, None)) == ["a", "theirs"]
+    await ours.close()
+
+
+async def test_a_suspect_whose_reply_was_lost_comes_alone_with_the_next(
+    proxy: Proxy, broker: RedisBroker
+) -> None:
+    await broker.publish([envelope("s")])
+    for _ in range(2):
+        dying = broker.consumer(["q"], name="w", lease=60.0)
+        await dying.open()
+        assert len(await dying.fetch(1, 0)) == 1
+        lease = broker.lease(dying.grant)
+        assert await lease.end("its process was killed:\n100% of memory") == 1
+        await lease.close()
+    ours = RedisBroker(proxy.url)
+    await ours.open()
+    consumer = ours.consumer(["p", "q"], name="w", lease=60.0)
+    await consumer.open()
+    await broker.publish([envelope("a"), envelope("b", queue="p")])
+    await ours._client.link.script(scripts.FETCH, ["aiotaskq:{none}:", "x"], [0, "n", 1, 0, ""])
+    proxy.swallow = scripts.FETCH.digest
+    with pytest.raises(BrokerUnavailable):
+        await consumer.fetch(3, 0)
+    [got] = await insist(consumer.fetch, 3, 0)
+    assert (got.id, got.crashes) == ("s", 2)
+    assert got.crash_note == "its process was killed:\n100% of memory"
+    assert [one.id for one in await consumer.fetch(3, 0)] == ["b", "a"]
     await consumer.close()
     await ours.close()
 
@@ -367,11 +436,30 @@ async def test_what_frees_memory_works_when_there_is_none(
     await broker.publish([envelope(f"{n}", body=b"x" * 1000) for n in range(20)])
     late = envelope("late", not_before=float(control.time()[0]) + 3600.0)
     [one, two, three] = await consumer.fetch(3, 0)
+    dying = broker.consumer(["q"], name="w", lease=60.0)
+    await dying.open()
+    assert len(await dying.fetch(2, 0)) == 2
+    buried = broker.consumer(["q"], name="w", lease=60.0)
+    await buried.open()
+    [bad, worse] = await buried.fetch(2, 0)
     control.config_set("maxmemory", "1mb")
     try:
-        with pytest.raises(BrokerUnavailable, match="maxmemory"):
+        with pytest.raises(BrokerFull, match="maxmemory"):
             await broker.publish([envelope("more")])
-        lease = consumer.lease()
+        # Whoever sends is told at once, and not when the patience for outages is at its end.
+        with pytest.raises(BrokerFull):
+            await Publisher(broker, 10 * PATIENCE).publish([envelope("more")])
+        assert not await buried.settle([Dead(bad, "why", b"details"), Dead(worse, "why")])
+        assert not (await buried.news()).suspects
+        lease = broker.lease(dying.grant)
+        assert await lease.end("killed") == 2
+        await lease.close()
+        await broker.cancel(["18"])
+        assert await broker.cancel([one.id, "19"], running=False) == {one.id}
+        [newer, older] = await broker.dead("q")
+        assert not await broker.revive("q", [(older.key, envelope("revived"))])
+        assert await broker.discard("q", [newer.key]) == 1
+        lease = broker.lease(consumer.grant)
         assert await lease.renew()
         await lease.close()
         other = broker.consumer(["q"], name="w", lease=60.0)
@@ -384,4 +472,4 @@ async def test_what_frees_memory_works_when_there_is_none(
         await broker.tend()
     finally:
         control.config_set("maxmemory", "0")
-    assert await broker.depth() == {"q": Depth(ready=18, delayed=1)}
+    assert (await broker.depth())["q"].delayed == 1

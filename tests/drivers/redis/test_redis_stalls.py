@@ -86,7 +86,7 @@ class Life:
             await self._broker.close()
 
     async def _renew(self, every: float) -> None:
-        lease = self.consumer.lease()
+        lease = self._broker.lease(self.consumer.grant)
         try:
             while True:
                 with contextlib.suppress(BrokerUnavailable):
@@ -126,7 +126,7 @@ class Silence:
         self._control.hset("aiotaskq:{q}:meta", "beat", str(beat))
 
     async def renew(self, number: int) -> bool:
-        lease = self.consumers[number].lease()
+        lease = self.broker.lease(self.consumers[number].grant)
         try:
             return await lease.renew()
         finally:

@@ -18,7 +18,7 @@ for i, base in ipairs(KEYS) do
     end
   end
   counts[i] = {
-    ready, redis.call('ZCARD', base .. 'delayed') - due, held, redis.call('LLEN', base .. 'dead')
+    ready, redis.call('ZCARD', base .. 'delayed') - due, held, redis.call('ZCARD', base .. 'dead')
   }
 end
 return counts

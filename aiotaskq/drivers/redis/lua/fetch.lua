@@ -26,14 +26,16 @@ for i = 1, queues do
   end
 end
 
+-- Return again what was taken by fetches whose replies were lost. A suspect remains alone.
 local function recall(missed)
   redis.call('DEL', KEYS[1] .. 'floor:' .. consumer) -- as in relieve()
   redis.call('SET', KEYS[1] .. 'floor:' .. consumer, ARGV[4], 'EX', 3600)
   for i = 1, queues do
     for _, taken in ipairs(numbers_of(KEYS[i], consumer)) do
       if taken >= missed and taken < number then
-        runs[#runs + 1] = { i, taken, redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken) }
-        left = left - 1
+        local item = redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken)
+        runs[#runs + 1] = { i, taken, item }
+        left = is_suspect(item) and 0 or left - 1
       end
     end
   end
@@ -92,29 +94,68 @@ local function drain(queue, list)
   return false
 end
 
-local function serve(queue)
+local function serve(queue, levels)
   local base = KEYS[queue]
   local first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
   if first and tonumber(first) <= now then
-    promote(base, now, PROMOTED)
+    promote(base, now, PROMOTED, KEYS[#KEYS])
     first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
+    levels = redis.call('SMEMBERS', base .. 'levels')
   end
   if first and (not wait or tonumber(first) - now < wait) then
     wait = tonumber(first) - now
   end
-  local levels = redis.call('SMEMBERS', base .. 'levels')
   table.sort(levels, function(one, other) return one > other end)
   for _, level in ipairs(levels) do
-    if drain(queue, base .. 'ready:' .. level) then
+    if level ~= 'suspects' and drain(queue, base .. 'ready:' .. level) then
       redis.call('SREM', base .. 'levels', level)
     end
   end
   drain(queue, base .. 'ready')
 end
 
+local function holds_nothing()
+  for queue = 1, queues do
+    if redis.call('HLEN', KEYS[queue] .. 'held:' .. consumer) > 0 then
+      return false
+    end
+  end
+  return true
+end
+
+-- Hand one suspect out, alone; return whether there was one.
+local function isolate(queue)
+  local base, was = KEYS[queue], left
+  local list = base .. 'ready:suspects'
+  left = 1
+  drain(queue, list)
+  if redis.call('EXISTS', list) == 0 then
+    redis.call('SREM', base .. 'levels', 'suspects')
+  end
+  if left == 0 then
+    return true
+  end
+  left = was
+  return false
+end
+
+local levels, suspects, alone = {}, {}, false
+for queue = 1, left > 0 and queues or 0 do
+  levels[queue] = redis.call('SMEMBERS', KEYS[queue] .. 'levels')
+  for _, level in ipairs(levels[queue]) do
+    if level == 'suspects' then
+      suspects[#suspects + 1] = queue
+    end
+  end
+end
+if #suspects > 0 and holds_nothing() then
+  for _, queue in ipairs(suspects) do
+    alone = alone or isolate(queue)
+  end
+end
 for queue = 1, queues do
   if left > 0 then
-    serve(queue)
+    serve(queue, levels[queue])
   end
 end
 if left <= 0 then
@@ -126,4 +167,4 @@ if left <= 0 then
     end
   end
 end
-return { wait and text(math.max(wait, 0)) or '', dropped >= DROPPED and 1 or 0, runs, text(now) }
+return { wait and text(math.max(wait, 0)) or '', dropped >= DROPPED and not alone and 1 or 0, runs, text(now) }

@@ -6,8 +6,10 @@
 --       2  id of the call, or ''
 --       3  groups, one after the other: kind, number of entries, entries
 --            0 to 9  ready at that priority:  item
+--            e       expires so long from now: item
 --            d       delayed:                 due, serial and item
 --            u       unique:                  id, due or '', item or serial and item
+-- The times of e, d and u may be + and seconds, from now on.
 -- Return the ids that were stored before. A call that was made before returns what it did then.
 
 local base, refused, at, now = KEYS[1], {}, 3, nil
@@ -21,19 +23,19 @@ if ARGV[2] ~= '' then
 end
 
 local function put(due, item)
-  if due == '' then
-    redis.call('RPUSH', list_of(base, level_of(item)), item)
-    ring(base)
-  else
-    now = now or clock(ARGV[1])
-    postpone(base, due, item, now)
-  end
+  now = now or clock(ARGV[1])
+  place(base, due, item, now)
 end
 
 while at < #ARGV do
   local kind, count = ARGV[at], tonumber(ARGV[at + 1])
   at = at + 2
-  if kind == 'd' then
+  if kind == 'e' then
+    for i = at, at + count - 1 do
+      put('', ARGV[i])
+    end
+    at = at + count
+  elseif kind == 'd' then
     for i = at, at + 2 * count - 1, 2 do
       put(ARGV[i], ARGV[i + 1])
     end

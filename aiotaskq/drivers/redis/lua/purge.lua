@@ -5,7 +5,7 @@
 
 local base = KEYS[1]
 local count = redis.call('LLEN', base .. 'ready') + redis.call('ZCARD', base .. 'delayed')
-for level = 1, 9 do
+for _, level in ipairs({ 1, 2, 3, 4, 5, 6, 7, 8, 9, 'suspects' }) do
   count = count + redis.call('LLEN', base .. 'ready:' .. level)
   redis.call('UNLINK', base .. 'ready:' .. level)
 end

@@ -8,7 +8,7 @@
 --       3  settlements, one after the other: kind, receipt number, and
 --            d  done
 --            a  again:    which of KEYS it goes to, due or '', item or serial and item
---            x  dead:     reason as JSON
+--            x  dead:     reason as JSON, details
 --            r  release:  higher numbers first, as each goes before what is there
 -- Return the receipt numbers that were not held, or false if that is all of them.
 
@@ -19,7 +19,7 @@ if not redis.call('ZSCORE', base .. 'consumers', ARGV[2]) then
   return false
 end
 
-local words = { d = 2, a = 5, x = 3, r = 2 }
+local words = { d = 2, a = 5, x = 4, r = 2 }
 
 -- The item is out of `held` when one of these is called.
 local apply = {
@@ -28,15 +28,11 @@ local apply = {
     local target, due, item = KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], ARGV[at + 4]
     if redis.call('ZSCORE', KEYS[1], id_of(due == '' and item or item_of(item))) then
       return
-    elseif due == '' then
-      redis.call('RPUSH', list_of(target, level_of(item)), item)
-      ring(target)
-    else
-      postpone(target, due, item, now)
     end
+    place(target, due, item, now)
   end,
   x = function(item)
-    bury(base, item, ARGV[at + 2], now)
+    bury(base, item, ARGV[at + 2], ARGV[at + 3], now)
   end,
   r = function(item)
     give_back(base, item, KEYS[1])

@@ -1,0 +1,19 @@
+-- Tell which consumers live, each with the first of its queues.
+--
+-- KEYS  bases of queues
+-- ARGV  1  time shift
+-- Return consumers, each followed by what `meta` holds about it.
+
+local now, found = clock(ARGV[1]), {}
+
+for _, base in ipairs(KEYS) do
+  for _, consumer in ipairs(
+    redis.call('ZRANGEBYSCORE', base .. 'consumers', text(now), '+inf')) do
+    local about = redis.call('HGET', base .. 'meta', 'about:' .. consumer)
+    if about then
+      found[#found + 1] = consumer
+      found[#found + 1] = about
+    end
+  end
+end
+return found

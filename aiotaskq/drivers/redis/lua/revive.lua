@@ -1,0 +1,28 @@
+-- Store envelopes in place of dead letters.
+--
+-- KEYS  1  base of the queue
+--       2  what the keys begin with that note unique ids, of all queues
+--       3  the key `cancelled`
+--       4  bases of queues that items go to
+-- ARGV  1  time shift
+--       2  for each: key of the letter, which of KEYS it goes to, id as it stands in items, id,
+--          '1' if it is to be unique or '', due or '', item or serial and item
+-- Return the keys of those that were not there.
+
+local now, missing = clock(ARGV[1]), {}
+
+for i = 2, #ARGV, 7 do
+  local key, packed, id = ARGV[i], ARGV[i + 2], ARGV[i + 3]
+  redis.call('HDEL', KEYS[1] .. 'letters', key)
+  if redis.call('ZREM', KEYS[1] .. 'dead', key) == 1 then
+    redis.call('ZREM', KEYS[3], packed)
+    redis.call('DEL', KEYS[2] .. id)
+    if ARGV[i + 4] == '1' then
+      redis.call('SET', KEYS[2] .. id, 1, 'EX', DAY)
+    end
+    place(KEYS[tonumber(ARGV[i + 1])], ARGV[i + 5], ARGV[i + 6], now)
+  else
+    missing[#missing + 1] = key
+  end
+end
+return missing

@@ -1,0 +1,114 @@
+"""The part of the broker suite about what is called off."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiotaskq.message import Again, Depth, Done, Release
+from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.testing.rig import PATIENCE, BrokerSuite, Rig, envelope, names, nothing
+
+
+class CancelTests(BrokerSuite):
+    """What waits is never handed out, who holds it is told, and what runs is spared if asked."""
+
+    async def test_a_cancelled_one_is_never_handed_out(self, rig: Rig, broker: Broker) -> None:
+        await rig.publish("a", "b", "c")
+        await rig.publish("d", "e", delay=self.delay)
+        assert not await broker.cancel(["b", "d", "unknown"])
+        assert not await broker.cancel([])
+        await rig.harness.pass_time(self.delay)
+        assert sorted(await rig.finish(await rig.consumer(), 3)) == ["a", "c", "e"]
+
+    async def test_an_id_stays_cancelled_until_it_is_published(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await broker.cancel(["a"])
+        await broker.cancel(["c"], running=False)
+        await rig.publish("a", "b", "c")
+        await rig.publish("c", delay=self.delay)
+        await rig.harness.pass_time(self.delay)
+        assert await rig.finish(await rig.consumer(), 1) == ["b"]
+
+    async def test_a_held_one_that_is_cancelled_is_told_to_its_holder_once(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, held = await rig.hold("a", "b")
+        await broker.cancel(["a"])
+        told = await _told(consumer)
+        assert "a" in told
+        assert "b" not in told
+        assert "a" not in (await consumer.news()).cancelled
+        assert not await consumer.settle([Done(one) for one in held])
+
+    async def test_a_cancelled_one_is_not_handed_out_after_it_was_given_back(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, [a, b, c] = await rig.hold(*"abc")
+        await broker.cancel(["a", "b"])
+        await consumer.settle([Release(a), Again(b, envelope("b")), Release(c)])
+        assert await rig.finish(consumer, 1) == ["c"]
+
+    async def test_a_cancelled_one_is_not_handed_out_after_its_holder_died(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.hold("a", "b")
+        await broker.cancel(["a"])
+        await rig.lapse()
+        assert await rig.finish(await rig.consumer(), 1) == ["b"]
+
+    async def test_a_cancelled_one_may_be_followed_by_one_of_another_id(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, [got] = await rig.hold("a")
+        await broker.cancel(["a"])
+        assert not await consumer.settle([Again(got, envelope("b"))])
+        assert await rig.finish(consumer, 1) == ["b"]
+
+    async def test_what_is_held_is_spared_and_named_if_asked(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        holder, [a, b, c] = await rig.hold(*"abc")
+        await rig.publish("d", "e")
+        held = await broker.cancel(["a", "b", "d", "unknown"], running=False)
+        assert sorted(held) == ["a", "b"]
+        assert {"a", "b"}.isdisjoint((await holder.news()).cancelled)
+        assert not await holder.settle([Done(c), Release(a), Again(b, envelope("b"))])
+        consumer = await rig.consumer()
+        assert sorted(await rig.finish(consumer, 3)) == ["a", "b", "e"]
+        assert not await broker.cancel(["a", "b"], running=False)
+
+    async def test_what_was_spared_comes_back_from_the_dead_and_can_be_cancelled_later(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        holder, _ = await rig.hold("a", "b")
+        assert sorted(await broker.cancel(["a", "b"], running=False)) == ["a", "b"]
+        assert await rig.end(holder) == 2
+        consumer = await rig.consumer()
+        [a, b] = await rig.receive(consumer, 2)
+        assert names([a, b]) == ["a", "b"]
+        await broker.cancel(["a"])
+        assert "a" in await _told(consumer)
+        await consumer.settle([Again(a, envelope("a")), Release(b)])
+        assert not await broker.cancel(["b"], running=False)
+        await nothing(consumer)
+        assert (await rig.depth()).held == 0
+
+    async def test_a_delayed_retry_is_called_off(self, rig: Rig, broker: Broker) -> None:
+        consumer, [got] = await rig.hold("a")
+        await consumer.settle([Again(got, envelope("a", delay=self.delay))])
+        assert not await broker.cancel(["a"], running=False)
+        await rig.harness.pass_time(self.delay)
+        await broker.tend()
+        await nothing(consumer)
+        assert await rig.depth() == Depth()
+
+
+async def _told(consumer: Consumer) -> set[str]:
+    """Ask until there is an answer: the news may take a moment."""
+    told: set[str] = set()
+    async with asyncio.timeout(PATIENCE):
+        while not told:
+            told |= set((await consumer.news()).cancelled)
+            await asyncio.sleep(0.01)
+    return told

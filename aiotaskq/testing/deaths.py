@@ -1,0 +1,202 @@
+"""The part of the broker suite about consumers that are seen to die, and who is alive."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiotaskq.errors import LeaseLost
+from aiotaskq.message import Again, Dead, Depth, Done, Release, Settlement, Tended
+from aiotaskq.protocols import Broker
+from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerSuite, Rig, envelope, names, tend
+
+NOTE = "killed by signal 9 (SIGKILL)\nwith 512 MiB: grüße 'x' {y} %s \\"
+
+
+class EndTests(BrokerSuite):
+    """`Lease.end`: a death that somebody saw."""
+
+    async def test_what_it_held_is_there_at_once_with_the_note(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.publish(*"abcde")
+        dead = await rig.consumer()
+        held = await rig.receive(dead, 3, limit=3)
+        assert [one.crash_note for one in held] == [""] * 3
+        assert not await dead.settle([Done(held[1])])
+        assert await rig.end(dead, NOTE) == 2
+        assert await rig.depth() == Depth(ready=4)
+        got = await (await rig.consumer()).fetch(10, 0)
+        assert [(one.id, one.crashes, one.crash_note) for one in got] == [
+            ("a", 1, NOTE),
+            ("c", 1, NOTE),
+            ("d", 0, ""),
+            ("e", 0, ""),
+        ]
+        assert await tend(broker) == Tended()
+
+    async def test_a_consumer_that_was_ended_never_lives_again(self, rig: Rig) -> None:
+        dead, [a, b] = await rig.hold("a", "b")
+        assert await rig.end(dead) == 2
+        for _ in range(2):
+            assert not await rig.renew(dead)
+            with pytest.raises(LeaseLost):
+                await dead.fetch(1, 0)
+            late: list[Settlement] = [Release(a), Again(b, envelope("b")), Done(a), Dead(b, "late")]
+            assert names(await dead.settle(late)) == ["a", "b", "a", "b"]
+        await dead.close()
+        assert await rig.depth() == Depth(ready=2)
+        got = await (await rig.consumer()).fetch(10, 0)
+        assert [(one.id, one.crashes) for one in got] == [("a", 1), ("b", 1)]
+
+    async def test_what_is_over_is_left_as_it_is(self, rig: Rig) -> None:
+        ended, _ = await rig.hold("a")
+        assert await rig.end(ended, "first") == 1
+        assert await rig.end(ended, "second") == 0
+        closed, _ = await rig.hold("b", queue="p")
+        await closed.close()
+        assert await rig.end(closed) == 0
+        lapsed, _ = await rig.hold("c", queue="r")
+        await rig.lapse()
+        assert await rig.end(lapsed, "late") == 0
+        consumer = await rig.consumer("q", "p", "r")
+        got = await rig.receive(consumer, 3)
+        assert [(one.id, one.crashes) for one in got] == [("a", 1), ("b", 0), ("c", 1)]
+        assert [one.crash_note for one in got[:2]] == ["first", ""]
+        assert got[2].crash_note not in ("", "late")  # who found the lease lapsed wrote its own
+        assert await rig.end(ended) == await rig.end(closed) == await rig.end(lapsed) == 0
+        assert not await consumer.settle([Done(one) for one in got])
+
+    async def test_the_last_note_counts_and_stays_until_the_end(self, rig: Rig) -> None:
+        first, _ = await rig.hold("a")
+        await rig.end(first, "first")
+        second = await rig.consumer()
+        [got] = await rig.receive(second, 1)
+        assert not await second.settle([Release(got)])
+        [got] = await rig.receive(second, 1)
+        assert (got.crashes, got.crash_note) == (1, "first")
+        await rig.end(second, "second")
+        consumer = await rig.consumer()
+        [got] = await rig.receive(consumer, 1)
+        assert (got.crashes, got.crash_note) == (2, "second")
+        assert not await consumer.settle([Again(got, envelope("a"))])
+        [got] = await rig.receive(consumer, 1)
+        assert (got.crashes, got.crash_note) == (0, "")
+
+    async def test_a_waiting_fetch_is_woken_and_its_own_is_ended(self, rig: Rig) -> None:
+        dead, _ = await rig.hold("a")
+        own = asyncio.create_task(dead.fetch(1, 2.0))
+        consumer = await rig.consumer()
+        waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
+        await asyncio.sleep(MOMENT)
+        assert await rig.end(dead) == 1
+        async with asyncio.timeout(PATIENCE):
+            [got] = await waiting  # though nobody tends
+            [outcome] = await asyncio.gather(own, return_exceptions=True)
+        assert (got.id, got.crashes) == ("a", 1)
+        assert isinstance(outcome, LeaseLost) or outcome == []
+
+    async def test_all_queues_are_taken_back_from_and_others_are_left_alone(self, rig: Rig) -> None:
+        client = await rig.harness.broker()
+        dead = await rig.consumer("p", "q", broker=client)
+        other = await rig.consumer("p", "q", broker=client)
+        await rig.publish("p1", "p2", queue="p")
+        await rig.publish("q1")
+        assert names(await rig.receive(dead, 1)) == ["p1"]
+        [kept] = await rig.receive(other, 1)
+        assert names(await rig.receive(dead, 1)) == ["q1"]
+        assert await rig.end(dead) == 2
+        assert names(await rig.receive(await rig.consumer("q", "p"), 2)) == ["q1", "p1"]
+        assert await rig.renew(other)
+        assert not await other.settle([Done(kept)])
+
+    async def test_many_come_back_in_order_some_of_them_later(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        ids = [f"{n}" for n in range(3000)]
+        dead, _ = await rig.hold(*ids)
+        at_once = await rig.end(dead)
+        assert 0 < at_once <= 3000
+        assert (await rig.depth()).ready >= at_once
+        assert at_once + (await tend(broker)).reclaimed == 3000
+        got = await rig.receive(await rig.consumer(), 3000)
+        assert names(got) == ids
+        assert {(one.crashes, one.crash_note) for one in got} == {(1, "killed")}
+
+    async def test_whoever_finds_it_first_counts_the_crash_once(self, rig: Rig) -> None:
+        ids = [f"{n}" for n in range(50)]
+        dead, _ = await rig.hold(*ids)
+        await rig.harness.pass_time(self.lease + 1.0)
+        brokers = [await rig.harness.broker() for _ in range(2)]
+        ended, rounds = await asyncio.gather(
+            asyncio.gather(rig.end(dead), rig.end(dead)), asyncio.gather(*map(tend, brokers))
+        )
+        assert sum(ended) + sum(one.reclaimed for one in rounds) == 50
+        got = await rig.receive(await rig.consumer(), 50)
+        assert names(got) == ids
+        assert {one.crashes for one in got} == {1}
+
+    async def test_a_lapse_leaves_a_note_too(self, rig: Rig) -> None:
+        await rig.hold("a")
+        await rig.lapse()
+        [got] = await rig.receive(await rig.consumer(), 1)
+        assert got.crashes == 1
+        assert got.crash_note
+
+    async def test_nobody_is_given_up_because_the_server_stood_still(self, rig: Rig) -> None:
+        if not rig.harness.can_stall:
+            pytest.skip(f"{type(rig.harness).__name__}.can_stall is False")
+        client = await rig.harness.broker()
+        consumers = [await rig.consumer(broker=client) for _ in range(3)]
+        await rig.publish(*"abc")
+        held = [await rig.receive(one, 1, limit=1) for one in consumers]
+        for one in consumers:
+            assert await rig.renew(one)
+        await rig.harness.stall(self.lease + 1.0)
+        assert (await tend(client)).reclaimed == 0
+        for consumer, [got] in zip(consumers, held, strict=True):
+            assert await rig.renew(consumer)
+            assert not await consumer.settle([Done(got)])
+
+
+class RosterTests(BrokerSuite):
+    """`Broker.consumers`: who is there."""
+
+    async def test_those_whose_lease_runs_are_told_with_what_they_say_of_themselves(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        about = b'{"name": "w"}\n\x00\xff'
+        assert not list(await broker.consumers())
+        first = await rig.consumer("q", "p", about=about)
+        second = await rig.consumer("p")
+        unopened = broker.consumer(["q"], name="suite", lease=self.lease, about=b"x")
+        told = {one.id: one for one in await broker.consumers()}
+        assert told.keys() == {first.id, second.id}
+        assert (told[first.id].queues, told[first.id].about) == (("q", "p"), about)
+        assert (told[second.id].queues, told[second.id].about) == (("p",), b"")
+        await unopened.close()
+        await first.close()
+        assert names(await broker.consumers()) == [second.id]
+
+    async def test_the_dead_are_not_among_them(self, rig: Rig, broker: Broker) -> None:
+        ended, _ = await rig.hold("a")
+        lapsed = await rig.consumer()
+        assert await rig.end(ended) == 1
+        assert names(await broker.consumers()) == [lapsed.id]
+        await rig.lapse()
+        assert not list(await broker.consumers())
+        alive = await rig.consumer()
+        await rig.harness.pass_time(self.lease * 0.7)
+        assert await rig.renew(alive)
+        await rig.harness.pass_time(self.lease * 0.7)
+        assert names(await broker.consumers()) == [alive.id]
+
+    async def test_a_grant_names_the_consumer(self, rig: Rig) -> None:
+        consumer = await rig.consumer("q", "p")
+        grant = consumer.grant
+        assert (grant.consumer, grant.queues, grant.seconds) == (
+            consumer.id,
+            ("q", "p"),
+            self.lease,
+        )

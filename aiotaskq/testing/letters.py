@@ -1,0 +1,183 @@
+"""The part of the broker suite about dead letters."""
+
+from __future__ import annotations
+
+from aiotaskq.message import SUSPECT, Dead, DeadLimits, Depth, Done
+from aiotaskq.protocols import Broker
+from aiotaskq.testing.rig import (
+    MOMENT,
+    PATIENCE,
+    BrokerSuite,
+    Rig,
+    envelope,
+    names,
+    needs,
+    nothing,
+    tend,
+)
+
+
+class LetterTests(BrokerSuite):
+    """What is kept, read, revived, discarded and trimmed."""
+
+    async def test_dead_keeps_payload_reason_and_details(self, rig: Rig, broker: Broker) -> None:
+        every, reason = bytes(range(256)), "no such task: ü\n'x'"
+        consumer, [got] = await rig.hold("a", body=every)
+        before = await rig.harness.now()
+        assert not await consumer.settle([Dead(got, reason, every[::-1])])
+        [letter] = await broker.dead("q")
+        assert (letter.id, letter.queue, letter.body) == ("a", "q", every)
+        assert (letter.reason, letter.details, letter.crashes) == (reason, every[::-1], 0)
+        assert abs(letter.died_at - before) < PATIENCE
+        await nothing(consumer)
+        assert await rig.depth() == Depth(dead=1)
+
+    async def test_dead_keeps_the_count_of_crashes(self, rig: Rig, broker: Broker) -> None:
+        await rig.crash("a", times=SUSPECT)
+        await self._bury(rig, 1)
+        [letter] = await broker.dead("q")
+        assert (letter.crashes, letter.details) == (SUSPECT, b"")
+
+    async def test_they_are_read_page_by_page_the_newest_first(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"abcde", "a")  # one id may have several letters
+        letters = await broker.dead("q")
+        assert names(letters) == ["a", *"edcba"]
+        assert [one.reason for one in letters[:2]] == ["because of a", "because of e"]
+        assert len({one.key for one in letters}) == 6
+        first = await broker.dead("q", 2)
+        assert names(first) == ["a", "e"]
+        assert await broker.discard("q", [first[-1].key]) == 1
+        second = await broker.dead("q", limit=3, before=first[-1].key)
+        assert names(second) == ["d", "c", "b"]
+        assert names(await broker.dead("q", 3, before=second[-1].key)) == ["a"]
+        assert not await broker.dead("q", before=letters[-1].key)
+        assert not await broker.dead("p")
+
+    async def test_a_key_stays_the_same(self, rig: Rig, broker: Broker) -> None:
+        await self._kill(rig, *"abc")
+        before = {one.id: one.key for one in await broker.dead("q")}
+        await broker.discard("q", [before["b"]])
+        await self._kill(rig, "d")
+        after = {one.id: one.key for one in await (await rig.harness.broker()).dead("q")}
+        assert (after["a"], after["c"]) == (before["a"], before["c"])
+        assert after["d"] not in before.values()
+
+    async def test_revive_stores_in_place_and_in_order(self, rig: Rig, broker: Broker) -> None:
+        await self._kill(rig, *"abcd")
+        await rig.publish("x")
+        a, b, c, _ = (await broker.dead("q"))[::-1]
+        letters = [
+            (c.key, envelope("c", body=b"mended")),
+            (a.key, envelope("a", delay=self.delay)),
+            (b.key, envelope("b")),
+        ]
+        assert not await broker.revive("q", letters)
+        assert await rig.depth() == Depth(ready=3, delayed=1, dead=1)
+        assert names(await broker.dead("q")) == ["d"]
+        consumer = await rig.consumer()
+        got = await rig.receive(consumer, 3)
+        assert [(one.id, one.body) for one in got] == [
+            ("x", b"body of x"),
+            ("c", b"mended"),
+            ("b", b"body of b"),
+        ]
+        assert not await consumer.settle([Done(one) for one in got])
+        # A second time it changes nothing, and says so.
+        assert set(await broker.revive("q", letters)) == {a.key, b.key, c.key}
+        await rig.harness.pass_time(self.delay)
+        assert await rig.finish(consumer, 1) == ["a"]
+
+    async def test_keys_that_are_not_there_are_reported_and_nothing_is_stored(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"ab")
+        newer, older = await broker.dead("q")
+        assert await broker.discard("q", [older.key]) == 1
+        twice = [(newer.key, envelope("b")), (newer.key, envelope("b"))]
+        gone = await broker.revive("q", [(older.key, envelope("a")), *twice])
+        assert sorted(gone) == sorted([older.key, newer.key])
+        assert list(await broker.revive("p", [(newer.key, envelope("b", queue="p"))])) == [
+            newer.key
+        ]
+        assert list(await broker.revive("q", [("no key", envelope("a"))])) == ["no key"]
+        assert not await broker.revive("q", [])
+        assert await rig.depth() == Depth(ready=1)
+        assert await rig.finish(await rig.consumer(), 1) == ["b"]
+
+    async def test_a_revived_one_wakes_a_waiting_fetch_and_counts_as_new(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.crash("a", unique=broker.traits.unique)
+        await self._bury(rig, 1)
+        await broker.cancel(["a"])
+        [letter] = await broker.dead("q")
+        assert letter.crashes == SUSPECT
+        waiting, _ = await rig.hold("held")  # so that no suspect would be handed to it
+        one = envelope("a", unique=broker.traits.unique)
+        assert not await broker.revive("q", [(letter.key, one)])
+        [got] = await rig.receive(waiting, 1)
+        assert (got.id, got.crashes, got.crash_note) == ("a", 0, "")
+        assert "a" not in (await waiting.news()).cancelled
+
+    async def test_a_revived_unique_one_is_refused_afterwards(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        needs(broker, "unique")
+        await rig.publish("a", unique=True)
+        await self._bury(rig, 1)
+        [letter] = await broker.dead("q")
+        assert not await broker.revive("q", [(letter.key, envelope("a", unique=True))])
+        assert list(await broker.publish([envelope("a", unique=True)])) == ["a"]
+        assert await rig.finish(await rig.consumer(), 1) == ["a"]
+
+    async def test_discard_drops_and_counts_those_that_were_there(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"abc")
+        c, b, _ = await broker.dead("q")
+        assert await broker.discard("p", [b.key]) == 0
+        assert await broker.discard("q", []) == 0
+        assert await broker.discard("q", {c.key, b.key, "no key", ""}) == 2
+        assert await broker.discard("q", [b.key]) == 0
+        assert names(await broker.dead("q")) == ["a"]
+        assert await rig.depth() == Depth(dead=1)
+
+    async def test_the_oldest_are_trimmed_where_there_are_too_many(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"abcde")
+        await self._kill(rig, "other", queue="p")
+        assert await tend(broker, DeadLimits(most=5)) == await tend(broker)
+        assert (await tend(broker, DeadLimits(most=2))).trimmed == 3
+        assert names(await broker.dead("q")) == ["e", "d"]
+        assert names(await broker.dead("p")) == ["other"]
+        assert (await tend(broker, DeadLimits(most=0))).trimmed == 3
+        assert await broker.depth() == {}
+
+    async def test_the_older_are_trimmed_after_their_time(self, rig: Rig, broker: Broker) -> None:
+        await self._kill(rig, "old", "older")
+        assert (await tend(broker, DeadLimits(age=self.delay))).trimmed == 0
+        await rig.harness.pass_time(self.delay + MOMENT)
+        await self._kill(rig, "new")
+        assert (await tend(broker, DeadLimits(age=None))).trimmed == 0
+        assert (await tend(broker, DeadLimits(age=self.delay))).trimmed == 2
+        assert names(await broker.dead("q")) == ["new"]
+
+    async def test_many_are_trimmed_in_the_end(self, rig: Rig, broker: Broker) -> None:
+        await self._kill(rig, *(f"{n}" for n in range(2500)))
+        # A single round does a bounded amount: `tend` of the rig looks.
+        assert (await tend(broker, DeadLimits(most=10))).trimmed == 2490
+        assert names(await broker.dead("q")) == [f"{n}" for n in range(2499, 2489, -1)]
+
+    async def _kill(self, rig: Rig, *ids: str, queue: str = "q") -> None:
+        await rig.publish(*ids, queue=queue)
+        await self._bury(rig, len(ids), queue)
+
+    async def _bury(self, rig: Rig, count: int, queue: str = "q") -> None:
+        """Have what waits buried, in order."""
+        consumer = await rig.consumer(queue)
+        got = await rig.receive(consumer, count)
+        assert not await consumer.settle([Dead(one, f"because of {one.id}") for one in got])
+        await consumer.close()

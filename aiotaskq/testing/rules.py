@@ -1,0 +1,496 @@
+"""What may happen to a broker in a random history, and what must come of it. See `model`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from aiotaskq.errors import LeaseLost
+from aiotaskq.message import (
+    Again,
+    Dead,
+    DeadLetter,
+    DeadLimits,
+    Delivery,
+    Depth,
+    Done,
+    Release,
+    Settlement,
+    Tended,
+)
+from aiotaskq.protocols import Broker
+from aiotaskq.testing.rig import PATIENCE, BrokerHarness, elsewhere, tend
+from aiotaskq.testing.shadow import LEASE, QUEUES, UNIT, Copy, Player, Shadow
+
+MOST_UNITS = 80  # a unique id is forgotten after 86.4
+
+Value = TypeVar("Value")
+Kind: TypeAlias = Literal["done", "again", "later", "dead", "release"]
+Stored: TypeAlias = tuple[int | None, str, int, int, int, bool]
+Choice: TypeAlias = list[tuple[int, Kind]]
+
+
+# Most of it in one queue and at one level: order is seen only where messages meet.
+players = st.integers(0, 2)
+limits = st.integers(1, 5)
+ids = st.sampled_from([None, None, None, 0, 1, 2])  # None: one that was never used
+queues_of = st.sampled_from([QUEUES[0], QUEUES[0], QUEUES[0], QUEUES[1], QUEUES[2]])
+levels = st.sampled_from([0, 0, 0, 9])
+delays = st.sampled_from([0, 0, 0, 1, 2])  # units
+lives = st.sampled_from([0, 0, 0, 0, 1, 2])  # units
+stored: st.SearchStrategy[Stored] = st.tuples(ids, queues_of, levels, delays, lives, st.booleans())
+batches = st.lists(stored, min_size=1, max_size=8)
+kinds: st.SearchStrategy[Kind] = st.sampled_from(["done", "again", "later", "dead", "release"])
+choices = st.lists(st.tuples(st.integers(0, 30), kinds), min_size=1, max_size=4)
+picks = st.lists(st.integers(0, 30), min_size=1, max_size=3)
+
+
+class BrokerMachine(RuleBasedStateMachine):
+    """The rules. `model.check_broker` runs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.players: list[Player] = []
+        self.numbers = itertools.count()
+        self.harness: BrokerHarness
+        self.broker: Broker
+        self.shadow: Shadow
+
+    async def harness_of(self) -> BrokerHarness:
+        raise NotImplementedError
+
+    def run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        return self.runner.run(work)
+
+    @initialize()
+    def begin(self) -> None:
+        async def go() -> None:
+            self.harness = await self.harness_of()
+            self.broker = await self.harness.broker()
+            self.shadow = Shadow(await self.harness.now())
+
+        self.run(go())
+        for queues in (QUEUES, QUEUES[1:], QUEUES[::-1]):
+            self.players.append(self.run(self._join(queues)))
+
+    # --- rules: messages ------------------------------------------------------------------------
+
+    @rule(batch=batches, calls=st.integers(0, 2), relative=st.booleans())
+    def publish(self, batch: list[Stored], calls: int, relative: bool) -> None:
+        """Store some, under a call id that is used again at once, or under none."""
+        copies, refused, envelopes = [], [], []
+        now = self.run(self.harness.now())
+        for name, queue, priority, delay, life, unique in batch:
+            copy = self._copy(name, queue, priority, delay, life)
+            # Whether one that is never handed out counts as stored is nobody's promise.
+            unique = unique and self.broker.traits.unique and copy.id not in self.shadow.cancelled
+            envelopes.append(copy.envelope(now, relative=relative, unique=unique))
+            if unique and copy.id in self.shadow.unique:
+                refused.append(copy.id)
+                continue
+            if unique:
+                self.shadow.unique.add(copy.id)
+            copies.append(copy)
+        call_id = None if calls == 0 else f"call {next(self.numbers)}"
+        for _ in range(max(1, calls)):
+            answer = self.run(self.broker.publish(envelopes, call_id=call_id))
+            assert set(answer) == set(refused)
+        for copy in copies:
+            self.shadow.store(copy)
+
+    @rule(number=players, limit=limits)
+    def fetch(self, number: int, limit: int) -> None:
+        player = self._player(number)
+        if not player.alive:
+            with pytest.raises(LeaseLost):
+                self.run(player.consumer.fetch(limit, 0))
+            self._replace(player, player.queues)  # as its worker would
+            return
+        expected = self.shadow.expected(player, limit)
+        got = self.run(player.consumer.fetch(limit, 0))
+        self.shadow.handed(player, got)
+        assert len(got) in expected, "a batch of another size than what is there"
+        if self.shadow.held_by(player):
+            self._hears_of_suspects(player)
+
+    @rule(number=players, limit=limits, turns=st.integers(0, 12), closes=st.booleans())
+    def cancel_a_fetch(self, number: int, limit: int, turns: int, closes: bool) -> None:
+        """Cancel a fetch somewhere. What it took, if any, comes with the next, or goes back."""
+
+        async def go() -> None:
+            task = asyncio.ensure_future(player.consumer.fetch(limit, 0.01))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                self.shadow.handed(player, await task)
+            while not closes and (got := await player.consumer.fetch(limit, 0)):
+                self.shadow.handed(player, got)
+
+        player = self._player(number)
+        if player.alive:
+            self.run(go())
+            if closes:
+                self._replace(player, player.queues)
+
+    @rule(number=players, choice=choices, again=st.integers(0, 2))
+    def settle(self, number: int, choice: Choice, again: int) -> None:
+        """Settle deliveries, held or void ones, perhaps the same batch once more."""
+        player = self._player(number)
+        if not player.deliveries:
+            return
+        latest = player.deliveries[::-1]  # small numbers mean recent ones
+        wanted: dict[int, Kind] = {index % len(latest): kind for index, kind in choice}
+        now = self.run(self.harness.now())
+        batch, lost = [], []
+        for index, kind in wanted.items():
+            delivery, copy = latest[index]
+            one, new = self._settlement(delivery, copy, kind, now)
+            batch.append(one)
+            if copy.delivery is delivery and copy.holder is player and copy.state == "held":
+                self._settled(copy, kind, new)
+            else:
+                lost.append(delivery)
+        gone = self.run(player.consumer.settle(batch))
+        assert sorted(one.id for one in gone) == sorted(one.id for one in lost)
+        for _ in range(again):
+            gone = self.run(player.consumer.settle(batch))
+            assert sorted(one.id for one in gone) == sorted(one.delivery.id for one in batch)
+
+    @rule(batch=batches, number=players, kind=kinds, other=kinds)
+    def work(self, batch: list[Stored], number: int, kind: Kind, other: Kind) -> None:
+        """Store, fetch, and settle what came: the first in one way, the rest in another."""
+        self.publish(batch, 1, relative=True)
+        self.fetch(number, 4)
+        count = len(self.shadow.held_by(self._player(number)))
+        self.settle(number, [(one, other if one else kind) for one in range(count)], 0)
+
+    @precondition(lambda self: self.shadow.copies)
+    @rule(number=st.integers(0, 100), held=st.booleans(), running=st.booleans())
+    def cancel(self, number: int, held: bool, running: bool) -> None:
+        copies = [one for one in self.shadow.copies if one.state == "held"] if held else []
+        copies = copies or self.shadow.copies
+        self._cancel(copies[-1 - number % len(copies)].id, running)
+
+    def _cancel(self, name: str, running: bool) -> None:
+        copies = self.shadow.of(name)
+        held = [one for one in copies if one.state == "held" and not one.cancelled]
+        # What becomes of the one that waits where another of its id is spared is not said.
+        running = running or bool(held and any(one.waits for one in copies))
+        answer = self.run(self.broker.cancel([name], running=running))
+        if held and not running:
+            assert list(answer) == [name]
+            self._retry(held[0])  # spared means that it may come back
+            return
+        self.shadow.cancelled.add(name)
+        for copy in copies:
+            if copy.waits:
+                self.shadow.drop(copy)
+        holders = {one.holder for one in held}
+        for copy in held:
+            copy.cancelled = True
+        for player in holders:
+            assert player is not None
+            self.run(self._is_told(player, name))
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def purge(self, queue: str) -> None:
+        waiting = [one for one in self.shadow.copies if one.queue == queue and one.waits]
+        count = self.run(self.broker.purge(queue))
+        assert len(waiting) <= count <= len(waiting) + self.shadow.ghosts[queue]
+        self.shadow.ghosts[queue] = 0
+        for copy in waiting:
+            copy.state = "gone"
+
+    # --- rules: dead letters --------------------------------------------------------------------
+
+    @precondition(lambda self: self.shadow.letters)
+    @rule(chosen=picks, delay=delays)
+    def revive(self, chosen: list[int], delay: int) -> None:
+        """Revive some, a key that is gone among them."""
+        queue = self._queue_of_letters(chosen[0])
+        letters = self._read_letters(queue)
+        now = self.run(self.harness.now())
+        absent = self._copy(None, queue, 0, 0, 0)
+        given = [("no key", absent.envelope(now, relative=True))]
+        new = []
+        for copy in {letters[one % len(letters)] for one in chosen}:
+            again = self._copy(None, queue, copy.priority, delay, 0)
+            again.id = copy.id
+            # Of an id that was cancelled only where no other copy of it may be about.
+            if copy.id in self.shadow.haunted or any(
+                one.cancelled for one in self.shadow.of(copy.id)
+            ):
+                continue
+            given.append((copy.key, again.envelope(now, relative=True)))
+            new.append((copy, again))
+        assert list(self.run(self.broker.revive(queue, given))) == ["no key"]
+        for copy, again in new:
+            self.shadow.unbury(copy)
+            self.shadow.cancelled.discard(copy.id)
+            self.shadow.store(again)
+
+    @precondition(lambda self: self.shadow.letters)
+    @rule(chosen=picks)
+    def discard(self, chosen: list[int]) -> None:
+        queue = self._queue_of_letters(chosen[0])
+        letters = self._read_letters(queue)
+        wanted = {letters[one % len(letters)] for one in chosen}
+        keys = [one.key for one in wanted]
+        assert self.run(self.broker.discard(queue, [*keys, "no key"])) == len(keys)
+        assert self.run(self.broker.discard(queue, keys)) == 0
+        for copy in wanted:
+            self.shadow.unbury(copy)
+
+    @precondition(lambda self: self.shadow.letters)
+    @rule(most=st.integers(0, 2))
+    def trim(self, most: int) -> None:
+        """Tend with a limit, and see the oldest letters go."""
+        beyond = [
+            copy
+            for queue in QUEUES
+            for copy in [one for one in self.shadow.letters if one.queue == queue][: -most or None]
+        ]
+        assert self.run(tend(self.broker, DeadLimits(most=most))).trimmed == len(beyond)
+        for copy in beyond:
+            self.shadow.unbury(copy)
+        for queue in QUEUES:
+            self._read_letters(queue)
+
+    # --- rules: life and death ------------------------------------------------------------------
+
+    @rule(number=players)
+    def renew(self, number: int) -> None:
+        player = self._player(number)
+
+        async def go() -> bool:
+            lease = player.broker.lease(player.consumer.grant)
+            try:
+                return await lease.renew()
+            finally:
+                await lease.close()
+
+        # On the consumer's own loop too: there, it is cheap to try often.
+        renewed = self.run(elsewhere(go()) if number == 0 else go())
+        assert renewed is player.alive
+        player.renewed = self.shadow.units
+
+    @rule(number=players)
+    def end(self, number: int) -> None:
+        """See a consumer die. Of one that is over already it changes nothing."""
+        player, note = self._player(number), f"note {next(self.numbers)}"
+
+        async def go() -> int:
+            lease = self.broker.lease(player.consumer.grant)
+            try:
+                return await lease.end(note)
+            finally:
+                await lease.close()
+
+        lost = self.shadow.die(player, note) if player.alive else []
+        count = self.run(elsewhere(go()) if number == 0 else go())
+        assert count == len(lost) or any(one.cancelled for one in lost)
+        assert self.run(go()) == 0
+
+    @rule(batch=batches, number=players, limit=limits, times=st.integers(1, 3))
+    def crash(self, batch: list[Stored], number: int, limit: int, times: int) -> None:
+        """Store, let a worker take some and die, again and again, until they are suspects."""
+        self.publish(batch, 1, relative=True)
+        for _ in range(times):
+            if not self._player(number).alive:
+                self._replace(self._player(number), self._player(number).queues)
+            self.fetch(number, limit)
+            self.end(number)
+
+    @precondition(lambda self: self.shadow.units < MOST_UNITS)
+    @rule(units=st.sampled_from([1, 3]), spared=st.sets(players, max_size=3))
+    def pass_time(self, units: int, spared: set[int]) -> None:
+        """Let time pass, with signs of life of some, and tend."""
+        for _ in range(units):
+            for number in spared:
+                self.renew(number)
+            self.shadow.units += 1
+            self.run(self.harness.pass_time(UNIT))
+        self.shadow.promote()
+        self.those_who_live_are_told()
+        self.tend()
+
+    @precondition(lambda self: self.shadow.units < MOST_UNITS and self.harness.can_stall)
+    @rule()
+    def stall(self) -> None:
+        """Let the server stand still for longer than a lease: nobody is to blame."""
+        alive = [number for number, player in enumerate(self.players) if player.alive]
+        for number in alive:
+            self.renew(number)
+        self.shadow.units += 3
+        self.run(self.harness.stall(3 * UNIT))
+        self.shadow.promote()
+        for number in alive:
+            # Only one of a queue's own can bear witness that others may live.
+            if set(self.players[number].queues) == set(QUEUES):
+                assert self.run(tend(self.players[number].broker)).reclaimed == 0
+        for number in alive:
+            self.renew(number)
+
+    @rule()
+    def tend(self) -> None:
+        lapsed = [one for one in self.players if one.alive and not self._is_trusted(one)]
+        lost = [copy for player in lapsed for copy in self.shadow.die(player, None)]
+        tended = self.run(tend(self.broker))
+        if not any(one.cancelled for one in lost):
+            assert tended.reclaimed == len(lost)
+        assert tended.trimmed == 0
+
+    @rule(number=players, queues=st.permutations(QUEUES), width=st.integers(1, len(QUEUES)))
+    def replace(self, number: int, queues: list[str], width: int) -> None:
+        """Close a consumer, and make a new one."""
+        self._replace(self._player(number), queues[:width])
+
+    # --- what holds at any time -----------------------------------------------------------------
+
+    @invariant()
+    def depth_tells_the_truth(self) -> None:
+        depths = self.run(self.broker.depth())
+        assert set(depths) <= set(QUEUES)
+        for queue in QUEUES:
+            self.shadow.check_depth(queue, depths.get(queue, Depth()))
+
+    @rule()
+    def those_who_live_are_told(self) -> None:
+        told = {one.id for one in self.run(self.broker.consumers())}
+        living = {one.consumer.id for one in self.players if one.alive and self._is_trusted(one)}
+        assert told == living
+
+    def teardown(self) -> None:
+        """See that all that is left comes out, once, and that nothing stays; then close."""
+        try:
+            if hasattr(self, "shadow"):
+                self.run(self._work_off())
+                assert self.run(self.harness.leaks()) == []
+                self.run(self.harness.close())
+        finally:
+            self.runner.close()
+
+    # --- steps of the rules ---------------------------------------------------------------------
+
+    def _player(self, number: int) -> Player:
+        return self.players[number % len(self.players)]
+
+    def _is_trusted(self, player: Player) -> bool:
+        return (self.shadow.units - player.renewed) * UNIT <= LEASE
+
+    async def _join(self, queues: Sequence[str]) -> Player:
+        broker = await self.harness.broker()
+        consumer = broker.consumer(queues, name="model", lease=LEASE)
+        await consumer.open()
+        return Player(broker, consumer, tuple(queues), self.shadow.units)
+
+    def _replace(self, player: Player, queues: Sequence[str]) -> None:
+        self.run(player.consumer.close())
+        self.shadow.leave(player)
+        place = self.players.index(player)
+        self.players[place] = self.run(self._join(queues))
+
+    def _copy(self, name: int | None, queue: str, priority: int, delay: int, life: int) -> Copy:
+        number = next(self.numbers)
+        known = f"id of {number}" if name is None else f"id {name}"
+        if not self.broker.traits.priorities:
+            priority = 0
+        return Copy(number, known, queue, priority, delay=delay, life=life)
+
+    def _retry(self, copy: Copy) -> None:
+        assert copy.holder is not None
+        place = [one for _, one in copy.holder.deliveries[::-1]].index(copy)
+        self.settle(self.players.index(copy.holder), [(place, "again")], 0)
+
+    def _settlement(
+        self, delivery: Delivery, copy: Copy, kind: Kind, now: float
+    ) -> tuple[Settlement, Copy | None]:
+        if kind == "done":
+            return Done(delivery), None
+        if kind == "dead":
+            return Dead(delivery, f"reason of {copy.number}", b"details"), None
+        if kind == "release":
+            return Release(delivery), None
+        new = self._copy(None, copy.queue, copy.priority, 1 if kind == "later" else 0, 0)
+        new.id = copy.id
+        return Again(delivery, new.envelope(now, relative=bool(new.number % 2))), new
+
+    def _settled(self, copy: Copy, kind: Kind, new: Copy | None) -> None:
+        if kind == "release":
+            self.shadow.give_back(copy)
+            return
+        copy.state = "gone"
+        if kind == "dead":
+            self.shadow.bury(copy)
+        if new is not None:
+            self.shadow.store(new)
+
+    def _queue_of_letters(self, number: int) -> str:
+        return self.shadow.letters[-1 - number % len(self.shadow.letters)].queue
+
+    def _read_letters(self, queue: str) -> list[Copy]:
+        """Read all dead letters of a queue, one by one, and note their keys."""
+        mine = [one for one in self.shadow.letters if one.queue == queue][::-1]
+        pages: list[DeadLetter] = []
+        before = None
+        while page := self.run(self.broker.dead(queue, 1, before=before)):
+            pages += page
+            before = page[-1].key
+        assert [(one.id, int(one.body)) for one in pages] == [(one.id, one.number) for one in mine]
+        for letter, copy in zip(pages, mine, strict=True):
+            assert letter.crashes == copy.crashes
+            assert copy.key in ("", letter.key), "the key of a letter changed"
+            copy.key = letter.key
+        return mine
+
+    def _hears_of_suspects(self, player: Player) -> None:
+        news = self.run(player.consumer.news())
+        wait = any(one.suspect for one in self.shadow.ready_for(player))
+        assert news.suspects is wait or any(self.shadow.ghosts.values())
+
+    async def _is_told(self, player: Player, name: str) -> None:
+        told: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while name not in told:
+                told |= set((await player.consumer.news()).cancelled)
+                await asyncio.sleep(0)
+
+    async def _work_off(self) -> None:
+        """Leave one worker alone with what is there, some of it held by who is never seen again."""
+        for player in self.players[1:]:
+            await player.consumer.close()
+            self.shadow.leave(player)
+        if self.players and self.players[0].alive:
+            self.shadow.die(self.players[0], None)
+        self.shadow.units += 4
+        await self.harness.pass_time(4 * UNIT)
+        self.shadow.promote()
+        last = await self._join(QUEUES)
+        for _ in range(len(self.shadow.copies) + 2):  # each brings one at least
+            await tend(self.broker, DeadLimits(most=0))
+            got = await last.consumer.fetch(100, 0)
+            self.shadow.handed(last, got)
+            assert not await last.consumer.settle([Done(one) for one in got])
+            for copy in self.shadow.held_by(last):
+                copy.state = "gone"
+        waiting = [one.number for one in self.shadow.copies if one.waits]
+        assert not waiting, f"never handed out: {waiting}"
+        for player in (last, *self.players):
+            await player.consumer.close()
+        assert await tend(self.broker) == Tended()
+        assert await self.broker.depth() == {}

@@ -1,0 +1,155 @@
+"""The part of the broker suite about messages under which consumers died again and again."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiotaskq.message import SUSPECT, Again, Depth, Done, Release
+from aiotaskq.protocols import Broker
+from aiotaskq.testing.rig import (
+    MOMENT,
+    PATIENCE,
+    BrokerSuite,
+    Rig,
+    done,
+    envelope,
+    names,
+    nothing,
+)
+
+
+class SuspectTests(BrokerSuite):
+    """A message that may have killed consumers is handed out alone, and before all others."""
+
+    async def test_one_is_handed_out_alone_and_first_then_service_goes_on(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.publish("first", priority=9 if broker.traits.priorities else 0)
+        await rig.crash("s", queue="p", body=b"\x00bang")
+        await rig.publish("second", "third")
+        assert await rig.depth("p") == Depth(ready=1)
+        consumer = await rig.consumer("q", "p")
+        [got] = await consumer.fetch(10, 0)
+        assert (got.id, got.queue, got.body) == ("s", "p", b"\x00bang")
+        assert (got.crashes, got.crash_note) == (SUSPECT, "killed")
+        assert await rig.depth("p") == Depth(held=1)
+        assert not await consumer.settle([Done(got)])
+        assert names(await consumer.fetch(10, 0)) == ["first", "second", "third"]
+        assert not (await consumer.news()).suspects
+
+    async def test_from_how_many_crashes_on(self, rig: Rig) -> None:
+        await rig.crash("a", "b", times=SUSPECT - 1)
+        assert names(await (await rig.consumer()).fetch(10, 0)) == ["a", "b"]
+
+    async def test_who_holds_something_is_passed_over_and_told(self, rig: Rig) -> None:
+        busy, [held] = await rig.hold("held")
+        assert not (await busy.news()).suspects
+        other, [later] = await rig.hold("later")
+        await rig.crash("s")
+        await rig.publish("a", "b")
+        assert names(await busy.fetch(1, 0)) == ["a"]
+        assert names(await busy.fetch(10, 0)) == ["b"]
+        assert names(await busy.fetch(10, MOMENT)) == []
+        assert (await busy.news()).suspects
+        assert (await busy.news()).suspects  # as long as it waits
+        idle = await rig.consumer()
+        [got] = await idle.fetch(10, 0)
+        assert got.id == "s"
+        assert not (await busy.news()).suspects
+        assert not await other.settle([Done(later)])
+        assert not await busy.settle([Done(held)])
+        assert not await idle.settle([Done(got)])
+
+    async def test_who_holds_nothing_any_more_gets_it(self, rig: Rig) -> None:
+        busy, [one, two] = await rig.hold("one", "two")
+        await rig.crash("s")
+        assert not await busy.settle([Done(one)])
+        await nothing(busy)
+        assert not await busy.settle([Done(two)])
+        assert names(await busy.fetch(10, 0)) == ["s"]
+
+    async def test_it_does_not_keep_one_that_is_passed_over_from_waiting(self, rig: Rig) -> None:
+        busy, _ = await rig.hold("held")
+        await rig.crash("s")
+        waiting = asyncio.create_task(busy.fetch(10, 2 * PATIENCE))
+        await asyncio.sleep(MOMENT)
+        assert not waiting.done()
+        await rig.publish("a")
+        async with asyncio.timeout(PATIENCE):
+            assert names(await waiting) == ["a"]
+
+    async def test_an_idle_fetch_is_woken_for_one(self, rig: Rig) -> None:
+        await rig.crash("s", times=SUSPECT - 1)
+        last = await rig.consumer()
+        [got] = await rig.receive(last, 1)
+        busy, _ = await rig.hold("held")
+        passed_over = asyncio.create_task(busy.fetch(1, 4 * MOMENT))
+        idle = await rig.consumer()
+        waiting = asyncio.create_task(idle.fetch(10, 2 * PATIENCE))
+        await asyncio.sleep(MOMENT)
+        assert await rig.end(last) == 1
+        async with asyncio.timeout(PATIENCE):
+            [got] = await waiting
+            assert names(await passed_over) == []
+        assert (got.id, got.crashes) == ("s", SUSPECT)
+
+    async def test_several_come_one_by_one(self, rig: Rig) -> None:
+        await rig.crash(*"abc")
+        await rig.publish("plain")
+        first, second = await rig.consumer(), await rig.consumer()
+        [a] = await first.fetch(10, 0)
+        [b] = await second.fetch(10, 0)
+        assert {a.id, b.id} < set("abc")
+        assert (await second.news()).suspects
+        assert not await first.settle([Done(a)])
+        [c] = await first.fetch(10, 0)
+        assert {a.id, b.id, c.id} == set("abc")
+        assert not (await second.news()).suspects
+        assert not await first.settle([Done(c)])
+        assert await rig.finish(first, 1) == ["plain"]
+        assert not await second.settle([Done(b)])
+        assert await rig.depth() == Depth()
+
+    async def test_those_of_other_queues_are_no_news(self, rig: Rig) -> None:
+        await rig.crash("s", queue="p")
+        busy, [held] = await rig.hold("held")
+        assert not (await busy.news()).suspects
+        assert not await busy.settle([Done(held)])
+        await nothing(busy)
+        assert names(await (await rig.consumer("q", "p")).fetch(10, 0)) == ["s"]
+
+    async def test_it_stays_one_until_it_is_replaced(self, rig: Rig) -> None:
+        await rig.crash("s", times=SUSPECT + 1)
+        await rig.publish("a")
+        consumer = await rig.consumer()
+        [got] = await consumer.fetch(10, 0)
+        assert (got.id, got.crashes) == ("s", SUSPECT + 1)
+        assert not await consumer.settle([Release(got)])
+        assert await rig.depth() == Depth(ready=2)
+        [got] = await consumer.fetch(10, 0)
+        assert (got.id, got.crashes) == ("s", SUSPECT + 1)
+        await consumer.close()
+        consumer = await rig.consumer()
+        [got] = await consumer.fetch(10, 0)
+        assert (got.id, got.crashes) == ("s", SUSPECT + 1)
+        assert not await consumer.settle([Again(got, envelope("s"))])
+        both = await consumer.fetch(10, 0)
+        assert [(one.id, one.crashes) for one in both] == [("a", 0), ("s", 0)]
+        assert not await consumer.settle([done(one) for one in both])
+
+    async def test_it_is_counted_cancelled_purged_and_expires_as_all_are(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.crash("cancelled", "purged", "also purged")
+        assert await rig.depth() == Depth(ready=3)
+        busy, [held] = await rig.hold("held")
+        await broker.cancel(["cancelled"])
+        assert await broker.purge("q") in (2, 3)  # a broker may count what was cancelled
+        assert not await busy.settle([Done(held)])
+        await nothing(busy)
+        assert not (await busy.news()).suspects
+        assert await rig.depth() == Depth()
+        await rig.crash("late", expires_in=self.delay)
+        await rig.harness.pass_time(self.delay + 0.1)
+        [got] = await (await rig.consumer()).fetch(10, 0)
+        assert (got.id, got.expired) == ("late", True)

@@ -1,0 +1,438 @@
+"""What came of a delivery, as a settlement and the outcome that goes before it.
+
+==============================  ==================  =====================================
+it ...                          outcome             settlement
+==============================  ==================  =====================================
+returned                        SUCCESS             `Done`
+raised, and may try again       RETRY               `Again`, later, as another attempt
+raised for good                 FAILURE             `Dead` if it was tried before, or `Done`
+asked to be put off             RETRY               `Again`, later, as the same attempt
+rejected its task               FAILURE             `Dead`
+was cancelled, or had expired   REVOKED             `Done`
+killed worker after worker      FAILURE             `Dead`
+cannot be read                  FAILURE             `Dead`
+is unknown here                                     `Again` for ten minutes, then `Dead`
+was handed back                                     `Release`
+==============================  ==================  =====================================
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw
+from msgspec.structs import replace
+
+from aiotaskq import events
+from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
+from aiotaskq.failures import describe, encode_error, is_error, rebuild, summarize
+from aiotaskq.message import (
+    Again,
+    Attempt,
+    Dead,
+    DeathDetails,
+    Delivery,
+    Done,
+    Envelope,
+    Message,
+    Outcome,
+    Release,
+    TaskStatus,
+    on_one_line,
+)
+from aiotaskq.retry import Retry, backoff_delay, for_call, retry_delay, retry_of
+from aiotaskq.worker.application import Application
+from aiotaskq.worker.completer import Completer
+from aiotaskq.worker.processes import RemoteFailure
+from aiotaskq.worker.run import Profile, Run
+from aiotaskq.worker.vitals import Vitals
+
+logger = logging.getLogger("aiotaskq.worker")
+
+Delay = TypeVar("Delay", float, float | None)
+
+_UNKNOWN_PAUSE = 10.0  # seconds before an unknown task is offered to the workers again,
+_KNOWN_PAUSE = 1.0  # or where another worker that lives has said that it knows it
+_TELL_UNKNOWN_EVERY = 60.0  # seconds
+_MOST_NAMES = 1000  # that are remembered for that; anybody can make up more
+_MOST_ATTEMPTS = 10  # that are kept of a task's history
+_TRACEBACK = 2000  # characters that are kept of each of their tracebacks
+_NULL = Raw(b"null")
+_EMPTY_LIST = Raw(b"[]")
+_EMPTY_MAP = Raw(b"{}")
+
+
+class Endings:
+    """Hands everything that has ended to the completer, and tells the observers.
+
+    Args:
+        profile: Returns how a task of some name runs here.
+        known_elsewhere: Queues and names of tasks that other workers serve and know.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        completer: Completer,
+        vitals: Vitals,
+        *,
+        worker: str,
+        profile: Callable[[str], Profile],
+        known_elsewhere: Collection[tuple[str, str]],
+    ) -> None:
+        self._app = app
+        self._codec = app.codec
+        self._conf = app.conf
+        self._observers = app.observers
+        self._completer = completer
+        self._vitals = vitals
+        self._worker = worker
+        self._profile = profile
+        self._known_elsewhere = known_elsewhere
+        self._told_unknown: dict[str, float] = {}  # when a name is to be told again
+        self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
+
+    # Before it runs
+
+    def unread(self, delivery: Delivery, error: DecodeError) -> None:
+        """Keep what is no message, or is written in what is not accepted."""
+        outcome = None
+        if delivery.id:  # whoever waits for it is told, though nothing else is known of it
+            message = Message(id=delivery.id, task="", queue=delivery.queue)
+            outcome = self._outcome(message, TaskStatus.FAILURE, describe(error)[0])
+        self._bury(delivery, None, str(error), outcome)
+
+    def killer(self, delivery: Delivery, message: Message) -> None:
+        """End what worker after worker died of, before anything of it runs here as well."""
+        died = delivery.crashes
+        reason = "a worker" if died == 1 else f"{died} workers"
+        reason += " died while running it"
+        if delivery.crash_note:
+            reason += f"; the last: {delivery.crash_note}"
+        error = encode_error("WorkerLost", reason)
+        self._bury(delivery, message, reason, self._outcome(message, TaskStatus.FAILURE, error))
+
+    def unknown(self, delivery: Delivery, message: Message) -> None:
+        """Leave a task for a worker that knows it: one may be on its way, in a rolling deploy."""
+        self._vitals.counts["unknown"] += 1
+        waited, most = message.unknown_for, self._conf.unknown_task_ttl
+        elsewhere = (delivery.queue, message.task) in self._known_elsewhere
+        if waited >= most and not elsewhere:
+            reason = f"no worker has had a task {message.task!r} for {waited:.0f} s"
+            error = encode_error(UnknownTask.__name__, reason)
+            self._bury(delivery, message, reason, self._outcome(message, TaskStatus.FAILURE, error))
+            return
+        self._tell_unknown(message, most - waited, elsewhere=elsewhere)
+        # The first time it comes back soon: by then we know what other workers know.
+        soon = elsewhere or not waited
+        pause = min(_KNOWN_PAUSE if soon else _UNKNOWN_PAUSE, most)
+        # The time is summed up rather than noted as a beginning: clocks of workers may disagree.
+        marked = replace(message, unknown_for=0.0 if elsewhere else waited + pause)
+        self._completer.add(Again(delivery, self._envelope(delivery, marked, pause)))
+
+    def _tell_unknown(self, message: Message, left: float, *, elsewhere: bool) -> None:
+        """Log an unknown task: its name once a minute as an error, more of it for who debugs."""
+        now = time.monotonic()
+        due = now >= self._told_unknown.get(message.task, now)
+        if due and len(self._told_unknown) < _MOST_NAMES:
+            self._told_unknown[message.task] = now + _TELL_UNKNOWN_EVERY
+        logger.log(
+            logging.ERROR if due else logging.DEBUG,
+            "task %s is unknown here; it goes back for %s. Known here are: %s",
+            message,
+            "another worker, which knows it"
+            if elsewhere
+            else f"a worker that knows it, and in {max(left, 0):.0f} s to the dead letters",
+            ", ".join(sorted(self._app.tasks)) or "none",
+        )
+
+    # While it runs
+
+    def started(self, run: Run) -> None:
+        """Tell that a task runs now."""
+        if self._observers.heard(events.Started):
+            self._observers.emit(events.Started(message=run.message))
+        if run.profile.tracks_start:
+            self._completer.add(None, self._outcome(run.message, TaskStatus.STARTED, _NULL))
+
+    # After it ran
+
+    def succeeded(self, run: Run, value: Any, encoded: Raw) -> None:
+        """End what returned."""
+        took = run.took
+        outcome = None
+        if not run.profile.ignores_result:
+            outcome = self._make_outcome(run.message, TaskStatus.SUCCESS, encoded, None, took)
+        self._completer.add(Done(run.delivery), outcome)
+        if self._observers.heard(events.Succeeded):
+            if type(value) is Raw:
+                value = self._codec.decode_result(value)
+            self._observers.emit(
+                events.Succeeded(message=run.message, value=value, execution_time=took)
+            )
+
+    def raised(self, run: Run, error: BaseException) -> None:
+        """End what raised: a failure, or a verdict of its own."""
+        verdict: Verdict | None
+        if isinstance(error, RemoteFailure):
+            verdict, result, traceback = error.verdict, error.error, error.traceback
+            error = rebuild(result, run.message.id, traceback)
+        else:
+            verdict = error if isinstance(error, Verdict) else None
+            if isinstance(error, RetryLater) and error.__cause__ is not None:
+                error = error.__cause__
+            result, traceback = describe(error)
+        if verdict is None:
+            self._retry_or_fail(run, error, result, traceback)
+        elif isinstance(verdict, Snooze):
+            self._snooze(run, verdict, result)
+        elif isinstance(verdict, RetryLater):
+            self._retry_later(run, verdict, error, result, traceback)
+        else:
+            self._fail(run, error, result, traceback, buried=str(verdict))
+
+    def misfit(self, run: Run, error: Exception) -> None:
+        """Fail what cannot be called: another attempt would read the same bytes."""
+        result, traceback = describe(error)
+        self._fail(run, error, result, traceback)
+
+    def ended_before(self, run: Run, told: Outcome) -> None:
+        """Settle what has its outcome already, as it would have been then."""
+        logger.warning("Task %s has ended before, with a worker that died then", run)
+        if told.status is TaskStatus.FAILURE:
+            if is_error(told.result, Reject):
+                reason = summarize(told.result).removeprefix("Reject: ")
+                self._bury(run.delivery, run.message, reason, None)
+                return
+            if told.retries:
+                history = self._history(run.message, told.result, told.traceback or "")
+                message = replace(run.message, history=history)
+                self._bury(run.delivery, message, _gave_up(told.retries + 1, told.result), None)
+                return
+        self._completer.add(Done(run.delivery))
+
+    def released(self, run: Run) -> None:
+        """Hand back what did not end, for another worker to run."""
+        self._completer.add(Release(run.delivery))
+        if self._observers.heard(events.Released):
+            self._observers.emit(events.Released(message=run.message))
+
+    def revoked(self, delivery: Delivery, message: Message, why: str) -> None:
+        """End what was cancelled or has expired."""
+        error = encode_error("TaskRevoked", why)
+        self._completer.add(Done(delivery), self._outcome(message, TaskStatus.REVOKED, error))
+        if self._observers.heard(events.Revoked):
+            self._observers.emit(events.Revoked(message=message))
+
+    def stuck(self, run: Run) -> None:
+        """Tell of a run that goes on though its end was told already."""
+        self._vitals.counts["stuck"] += 1
+        logger.error(
+            "task %s does not end though it was cancelled; its slot is freed, and what it"
+            " still does is ignored",
+            run,
+        )
+        if self._observers.heard(events.Stuck):
+            self._observers.emit(events.Stuck(message=run.message))
+
+    def fault(self, run: Run, error: Exception) -> None:
+        """Keep what the worker itself failed at; it would fail another worker as well."""
+        logger.error("the worker failed at %s", run, exc_info=error)
+        result, traceback = describe(error)
+        outcome = self._outcome(run.message, TaskStatus.FAILURE, result, traceback=traceback)
+        self._bury(run.delivery, run.message, f"the worker failed at it: {error}", outcome)
+
+    # Another attempt
+
+    def _retry_or_fail(self, run: Run, error: BaseException, result: Raw, traceback: str) -> None:
+        retry = self._policy(run)
+        delay = self._delay(run, retry, retry_delay, error)
+        if delay is None:
+            self._give_up(run, error, result, traceback)
+        else:
+            self._again(run, error, delay, result, traceback)
+
+    def _retry_later(
+        self, run: Run, verdict: RetryLater, error: BaseException, result: Raw, traceback: str
+    ) -> None:
+        retry = self._policy(run)
+        if retry.max_attempts == 1 and run.message.retry is None:
+            retry = Retry()  # nothing was said of retries, and the task asks for one
+        most = retry.max_attempts if verdict.max_attempts is None else verdict.max_attempts
+        if run.message.attempt < most:
+            delay = verdict.delay
+            if delay is None:
+                delay = self._delay(run, retry, backoff_delay)
+            self._again(run, error, delay, result, traceback)
+        else:
+            self._give_up(run, error, result, traceback)
+
+    def _give_up(self, run: Run, error: BaseException, result: Raw, traceback: str) -> None:
+        """Fail a task, and keep it if it was tried several times: it was meant to succeed."""
+        attempt, buried = run.message.attempt, None
+        if attempt > 1:
+            buried = _gave_up(attempt, result)
+        self._fail(run, error, result, traceback, buried=buried)
+
+    def _snooze(self, run: Run, verdict: Snooze, result: Raw) -> None:
+        self._completer.add(
+            Again(run.delivery, self._envelope(run.delivery, run.message, verdict.delay)),
+            self._outcome(run.message, TaskStatus.RETRY, result),
+        )
+        if self._observers.heard(events.Snoozed):
+            self._observers.emit(events.Snoozed(message=run.message, delay=verdict.delay))
+
+    def _policy(self, run: Run) -> Retry:
+        retry = retry_of(run.task.options.retry, self._conf.task_default_retry)
+        return retry if run.message.retry is None else for_call(run.message.retry, retry)
+
+    def _delay(
+        self, run: Run, retry: Retry, compute: Callable[..., Delay], *of: BaseException
+    ) -> Delay | float:
+        try:
+            return compute(retry, run.message.attempt, *of)
+        except Exception:  # a backoff function of the user's
+            logger.exception("the backoff of %s failed; max_delay is taken", run.message.task)
+            return retry.max_delay
+
+    def _again(
+        self, run: Run, error: BaseException, delay: float, result: Raw, traceback: str
+    ) -> None:
+        message = replace(
+            run.message,
+            attempt=run.message.attempt + 1,
+            unknown_for=0.0,
+            history=self._history(run.message, result, traceback),
+        )
+        self._completer.add(
+            Again(run.delivery, self._envelope(run.delivery, message, delay)),
+            self._outcome(run.message, TaskStatus.RETRY, result, traceback=traceback),
+        )
+        if self._observers.heard(events.Retried):
+            self._observers.emit(events.Retried(message=run.message, error=error, delay=delay))
+
+    def _envelope(self, delivery: Delivery, message: Message, delay: float) -> Envelope:
+        return Envelope(
+            id=message.id,
+            queue=delivery.queue,
+            body=self._codec.encode_again(message, delivery.body),
+            priority=message.priority,
+            delay=max(delay, 0.0),
+            expires_at=delivery.expires_at,
+        )
+
+    def _history(self, message: Message, result: Raw, traceback: str) -> tuple[Attempt, ...]:
+        attempt = Attempt(
+            number=message.attempt,
+            at=time.time(),
+            worker=self._worker,
+            error=summarize(result),
+            traceback=traceback[-_TRACEBACK:],
+        )
+        return (*message.history, attempt)[-_MOST_ATTEMPTS:]
+
+    # The end
+
+    def _fail(
+        self,
+        run: Run,
+        error: BaseException,
+        result: Raw,
+        traceback: str,
+        *,
+        buried: str | None = None,
+    ) -> None:
+        """End a task that failed for good, and keep it if there is a reason to."""
+        took = run.took
+        outcome = self._outcome(
+            run.message, TaskStatus.FAILURE, result, traceback=traceback, took=took
+        )
+        if self._observers.heard(events.Failed):
+            self._observers.emit(
+                events.Failed(
+                    message=run.message, error=error, traceback=traceback, execution_time=took
+                )
+            )
+        if buried is None:
+            self._completer.add(Done(run.delivery), outcome)
+            return
+        history = self._history(run.message, result, traceback)
+        self._bury(run.delivery, replace(run.message, history=history), buried, outcome)
+
+    def _bury(
+        self, delivery: Delivery, message: Message | None, reason: str, outcome: Outcome | None
+    ) -> None:
+        self._vitals.counts["buried"] += 1
+        name = on_one_line(delivery.id) or "without an id"
+        logger.error("message %s goes to the dead letters: %s", name, reason)
+        details = DeathDetails(
+            task="" if message is None else message.task,
+            worker=self._worker,
+            attempts=() if message is None else message.history,
+            crash_note=delivery.crash_note,
+        )
+        self._completer.add(Dead(delivery, reason, msgspec.json.encode(details)), outcome)
+        if self._observers.heard(events.Buried):
+            self._observers.emit(
+                events.Buried(task_id=delivery.id, queue=delivery.queue, reason=reason)
+            )
+
+    def _outcome(
+        self,
+        message: Message,
+        status: TaskStatus,
+        result: Raw,
+        *,
+        traceback: str | None = None,
+        took: float | None = None,
+    ) -> Outcome | None:
+        if self._profile(message.task).ignores_result:
+            return None
+        return self._make_outcome(message, status, result, traceback, took)
+
+    def _make_outcome(
+        self,
+        message: Message,
+        status: TaskStatus,
+        result: Raw,
+        traceback: str | None,
+        took: float | None,
+    ) -> Outcome:
+        return Outcome(
+            task_id=message.id,
+            status=status,
+            result=result,
+            traceback=traceback,
+            date_done=datetime.now(UTC),
+            name=message.task or None,
+            worker=self._worker,
+            queue=message.queue,
+            retries=message.attempt - 1,
+            execution_time=took,
+            args=self._shown(message.args, message, _EMPTY_LIST),
+            kwargs=self._shown(message.kwargs, message, _EMPTY_MAP),
+            history=message.history,
+        )
+
+    def _shown(self, raw: Raw, message: Message, empty: Raw) -> Raw | msgspec.UnsetType:
+        """Return arguments as JSON, for a store that keeps them beside the result."""
+        if not self._keeps_arguments or message.pickled is not None:
+            return UNSET
+        encoded = bytes(raw)
+        if not encoded:
+            return empty
+        if encoded[:1] in b"[{":
+            return raw
+        try:
+            return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
+        except (ValueError, TypeError):  # MessagePack has keys that JSON has not
+            return UNSET
+
+
+def _gave_up(attempts: int, result: Raw) -> str:
+    return f"failed {attempts} times, the last time with {summarize(result)}"

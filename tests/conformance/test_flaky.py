@@ -1,0 +1,77 @@
+"""The drivers that fail as planned: they keep the protocol all the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiotaskq.drivers.memory import MemoryBroker
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
+from aiotaskq.message import Depth, Done
+from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
+from aiotaskq.testing.rig import PATIENCE, envelope, names
+
+LEASE = 60.0
+
+
+@pytest.mark.parametrize(("way", "stored"), [(Way.UNSENT, 0), (Way.SENT, 1), (Way.UNHEARD, 1)])
+async def test_the_chosen_call_fails_and_no_other(way: Way, stored: int) -> None:
+    plan = Plan(Step("broker.publish", 2), way)
+    broker = FlakyBroker(MemoryBroker(), plan).clone()
+    await broker.publish([envelope("a")])
+    with pytest.raises(BrokerUnavailable, match=r"broker\.publish"):
+        await broker.publish([envelope("b")])
+    assert plan.hit
+    await broker.publish([envelope("c")])
+    await broker.close()  # which waits for what was sent unheard
+    assert await broker.depth() == {"q": Depth(ready=2 + stored)}
+    assert plan.calls == {"broker.publish": 3, "broker.depth": 1}
+
+
+@pytest.mark.parametrize("way", list(Way))
+async def test_what_a_lost_fetch_took_comes_with_the_next(way: Way) -> None:
+    broker = FlakyBroker(MemoryBroker(), Plan(Step("consumer.fetch", 1), way))
+    await broker.publish([envelope(one) for one in "abc"])
+    consumer = broker.consumer(["q"], name="w", lease=LEASE)
+    await consumer.open()
+    with pytest.raises(BrokerUnavailable):
+        await consumer.fetch(2, PATIENCE)
+    got = [*await consumer.fetch(1, PATIENCE), *await consumer.fetch(9, PATIENCE)]
+    got += await consumer.fetch(9, 0)
+    assert names(got) == ["a", "b", "c"]
+    assert not await consumer.settle([Done(one) for one in got])
+    await consumer.close()
+
+
+async def test_a_fetch_that_still_waits_unheard_holds_nothing_up() -> None:
+    broker = FlakyBroker(MemoryBroker(), Plan(Step("consumer.fetch", 1), Way.SENT))
+    consumer = broker.consumer(["q"], name="w", lease=LEASE)
+    await consumer.open()
+    with pytest.raises(BrokerUnavailable):
+        await consumer.fetch(1, 10 * PATIENCE)
+    async with asyncio.timeout(PATIENCE):
+        await consumer.close()
+
+
+async def test_a_dead_process_does_nothing_more_and_closes_nothing() -> None:
+    inner = MemoryBroker()
+    plan = Plan(Step("consumer.settle", 1), Way.UNSENT, deadly=True)
+    broker = FlakyBroker(inner, plan)
+    backend = broker.backend()
+    assert backend is not None
+    await broker.publish([envelope("a")])
+    consumer = broker.consumer(["q"], name="w", lease=LEASE)
+    await consumer.open()
+    [got] = await consumer.fetch(1, 0)
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settle([Done(got)])
+    with pytest.raises(BackendUnavailable):
+        await backend.load(["a"])
+    with pytest.raises(BrokerUnavailable):
+        await broker.lease(consumer.grant).renew()
+    await consumer.close()
+    assert await inner.depth() == {"q": Depth(held=1)}
+    assert plan.grants == [consumer.grant]
+    assert await inner.lease(consumer.grant).end("killed") == 1

@@ -1,0 +1,52 @@
+"""The programs of the how-to pages print what their text says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.examples.running import copied, environment, printed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+RETRIES = """\
+fetched at attempt 3
+exported 3 rows
+delivered a book at attempt 1
+paid order 7 after 2 retries
+http://localhost does not answer
+order 8 was never paid
+attempt 1: ConnectionError: http://localhost does not answer
+attempt 2: ConnectionError: http://localhost does not answer
+"""
+TIME_LIMITS = """\
+some pages
+time_limits.wait_for_ever: it ran longer than its timeout of 0.2 s
+time_limits.spin: it ran longer than its timeout of 1 s
+REVOKED
+REVOKED
+cleaned up
+"""
+DEAD_LETTERS = """\
+order 1 is not paid
+order 2 is not paid
+order 3 is not paid
+dead_letters.ship [3]: order 3 is not paid, after 1 attempt
+dead_letters.ship [2]: order 2 is not paid, after 1 attempt
+dead_letters.ship [1]: order 1 is not paid, after 1 attempt
+retried: 1
+order 1 is on its way
+dropped: 2
+left: 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("retries", RETRIES), ("time_limits", TIME_LIMITS), ("dead_letters", DEAD_LETTERS)],
+)
+def test_a_program_prints_what_is_shown(name: str, expected: str, tmp_path: Path) -> None:
+    folder = copied(f"{name}.py", tmp_path)
+    assert printed(f"python {name}.py", folder, environment()) == expected
+    assert [path.name for path in folder.iterdir() if path.is_file()] == [f"{name}.py"]

@@ -1,0 +1,14 @@
+"""`application` with a task whose results take room."""
+
+from __future__ import annotations
+
+from tests.faults.application import app, run
+
+__all__ = ["app"]
+
+
+@app.task
+async def bulky(key: str, size: int) -> str:
+    """Return so many letters."""
+    with run(key):
+        return "x" * size

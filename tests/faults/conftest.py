@@ -1,0 +1,71 @@
+"""The scene of a test, over each broker."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from aiotaskq import TaskQueue
+from tests.faults.scene import LONG_PROFILE, Scene, choose_seed
+from tests.servers import Watchdog
+
+# For as long as it is told: `make soak` says how long.
+collect_ignore = [] if "AIOTASKQ_TESTS_SOAK_MINUTES" in os.environ else ["test_soak.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test here the time of its profile."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and "scene" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(1200 if LONG_PROFILE else 180))
+
+
+@pytest.fixture
+def seed(record_property: Callable[[str, object], None]) -> int:
+    """What all choices of a test follow from; shown when it fails."""
+    chosen = choose_seed()
+    record_property("seed", chosen)
+    print(f"AIOTASKQ_TESTS_FAULTS_SEED={chosen}")  # noqa: T201 - shown when the test fails
+    return chosen
+
+
+@pytest.fixture
+def chance(seed: int) -> random.Random:
+    """For choices of a test that has no nemesis."""
+    return random.Random(seed)
+
+
+@pytest.fixture
+def long() -> bool:
+    """Whether each test is to be played at length."""
+    return LONG_PROFILE
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty broker."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/queue.db"
+    url: str = request.getfixturevalue("redis_url")
+    TaskQueue(broker=url).drivers()  # not in a test: the import of a driver reads files
+    return url
+
+
+@pytest.fixture
+async def scene(broker: str, seed: int, tmp_path: Path, watchdog: Watchdog) -> AsyncIterator[Scene]:
+    """A scene without programs yet."""
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    scene = Scene(broker, folder=folder, seed=seed, watchdog=watchdog)
+    await scene.open()
+    try:
+        yield scene
+    finally:
+        await scene.close()

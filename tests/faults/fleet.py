@@ -1,0 +1,228 @@
+"""Worker programs and producers as real processes: started, found, and surely ended.
+
+A signal only ever goes to a process that was started here, or that one of those started; each is
+remembered with the time of its creation, so that a pid that was given to somebody else is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+import aiotaskq
+from tests.faults.ledger import Ledger, Up
+from tests.servers import Watchdog
+
+LONG = 60.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+_ROOT = Path(__file__).parent.parent.parent
+_PATHS = (str(Path(aiotaskq.__file__).parent.parent), str(_ROOT))
+
+
+class Program:
+    """One process, in a session of its own, with a log in a file.
+
+    Attributes:
+        pid: Of the process itself: for a worker program, of its supervisor.
+        name: What its log is called.
+    """
+
+    def __init__(
+        self, name: str, arguments: tuple[str, ...], *, folder: Path, more: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("AIOTASKQ")
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=folder,
+                env={
+                    **kept,
+                    "PYTHONPATH": os.pathsep.join(dict.fromkeys(_PATHS)),
+                    "PYTHONUNBUFFERED": "1",
+                    **more,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self.known: dict[int, psutil.Process] = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.known[self.pid] = psutil.Process(self.pid)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def family(self) -> list[psutil.Process]:
+        """Return all processes of the program that live, itself first."""
+        for process in list(self.known.values()):
+            with contextlib.suppress(psutil.Error):
+                for child in process.children(recursive=True):
+                    self.known.setdefault(child.pid, child)
+        return [process for process in self.known.values() if lives(process)]
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.running:
+            self._process.send_signal(number)
+
+    async def wait(self, within: float = LONG) -> int:
+        """Wait for its end and return the exit status."""
+        end = time.monotonic() + within
+        while (status := self._process.poll()) is None:
+            assert time.monotonic() < end, f"{self.name} does not end:\n{self.output[-5000:]}"
+            self.family()
+            await asyncio.sleep(0.02)
+        return status
+
+    def close(self) -> None:
+        """End what is left of it, at once."""
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(LONG)
+
+
+class Fleet:
+    """All programs of a scene."""
+
+    def __init__(self, folder: Path, ledger: Ledger, watchdog: Watchdog) -> None:
+        self.folder = folder
+        self.ledger = ledger
+        self.programs: list[Program] = []
+        self.more: dict[str, str] = {}
+        self._watchdog = watchdog
+        self._started = 0
+
+    def start(self, name: str, *arguments: str, **more: str) -> Program:
+        """Start ``python -m arguments`` with these variables beside those of the scene."""
+        self._started += 1
+        program = Program(
+            f"{name}-{self._started}",
+            arguments,
+            folder=self.folder,
+            more={**self.more, **more},
+        )
+        self.programs.append(program)
+        self._watchdog.add(program.pid)
+        return program
+
+    async def worker(
+        self,
+        *options: str,
+        target: str = "tests.faults.application:app",
+        processes: int = 1,
+        module: str = "aiotaskq",
+        ready: bool = True,
+        **more: str,
+    ) -> Program:
+        """Start a worker program and wait until its processes take tasks."""
+        given = ("worker", target, "-w", str(processes), *options)
+        program = self.start("worker", module, *given, **more)
+        if ready:
+            await self.ready(program, processes)
+        return program
+
+    async def team(
+        self, number: int, *options: str, processes: int = 1, **more: str
+    ) -> list[Program]:
+        """Start so many worker programs at once."""
+        team = [
+            await self.worker(*options, processes=processes, ready=False, **more)
+            for _ in range(number)
+        ]
+        for program in team:
+            await self.ready(program, processes)
+        return team
+
+    async def ready(self, program: Program, processes: int = 1) -> None:
+        """Wait until so many processes of a program take tasks."""
+        end = time.monotonic() + LONG
+        while len(self.workers(program)) < processes:
+            assert program.running, f"{program.name} ended:\n{program.output[-5000:]}"
+            assert time.monotonic() < end, f"{program.name} is not ready:\n{program.output[-5000:]}"
+            await asyncio.sleep(0.02)
+
+    def workers(self, *programs: Program) -> list[psutil.Process]:
+        """Return the processes that have taken tasks and live: of these programs, or of all."""
+        ready = {line.pid for line in self.ledger.of(Up)}
+        return [
+            process
+            for program in programs or self.programs
+            for process in program.family()
+            if process.pid in ready
+        ]
+
+    async def stop(self, *programs: Program) -> list[int]:
+        """Stop programs in order and return their exit statuses; by default all workers."""
+        chosen = programs or [each for each in self.programs if each.name.startswith("worker")]
+        for program in chosen:
+            program.family()
+            program.signal(signal.SIGTERM)
+        return [await program.wait() for program in chosen]
+
+    def forget(self) -> None:
+        """Forget the programs that have ended, and what the others logged."""
+        for program in [each for each in self.programs if not each.running and not each.family()]:
+            self.programs.remove(program)
+            self._watchdog.discard(program.pid)
+            program.log.unlink()
+        for program in self.programs:
+            os.truncate(program.log, 0)  # it is open to append
+
+    def alive(self) -> list[str]:
+        """Tell what lives still of all programs that have been stopped."""
+        left = [process for program in self.programs for process in program.family()]
+        return [told for process in left if (told := describe(process))]
+
+    async def all_gone(self, within: float) -> list[str]:
+        """Wait for the last process; return what is left after that."""
+        end = time.monotonic() + within
+        while (left := self.alive()) and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        return left
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.close()
+            self._watchdog.discard(program.pid)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it is there, and no zombie; a pid that somebody else has now does not count."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} {' '.join(process.cmdline())}"
+    except psutil.Error:
+        return ""
+
+
+def pids_of(process: psutil.Process) -> tuple[int, ...]:
+    """Return the pid of a process and those of all below it."""
+    try:
+        return (process.pid, *(child.pid for child in process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return (process.pid,)

@@ -1,0 +1,172 @@
+"""Looks at outcomes while a scene plays, and gathers all that is known at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import sqlite3
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import msgspec
+import redis
+
+from aiotaskq import TaskQueue
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
+from aiotaskq.message import Outcome, TaskStatus
+from tests.faults.checker import Final, Letter
+from tests.faults.ledger import Acknowledged, Attempted, Ledger, Sampled, Started, Writer
+
+_EVERY = 0.25  # seconds between samples
+_LETTERS = 100_000
+
+# Keys without a time to live: `{}` stands for the base of any queue.
+_PERMANENT = (
+    "queues",
+    "cancelled",
+    *(f"{{}}{name}" for name in ("meta", "dead", "letters", "wake")),
+)
+# Fields of `meta` that do not belong to one consumer.
+_META = ("beat", "granted", "serial")
+# Rows that may stay: what is dead, what was decided, and who may be woken.
+_ROWS = ("messages", "consumers")
+
+
+class Observer:
+    """Reads what a queue tells to everybody.
+
+    Args:
+        app: Whose drivers are used; it belongs to the running event loop.
+        ledger: What the processes have written.
+        writer: Where samples are written.
+    """
+
+    def __init__(self, app: TaskQueue, ledger: Ledger, writer: Writer) -> None:
+        self._ledger = ledger
+        self._writer = writer
+        broker, backend = app.drivers()
+        assert backend is not None
+        self.broker, self.backend = broker, backend
+        self._prints: dict[str, str] = {}
+
+    async def open(self) -> None:
+        await self.broker.open()
+        await self.backend.open()
+
+    async def close(self) -> None:
+        await self.broker.close()
+        await self.backend.close()
+
+    def forget(self) -> None:
+        """Forget what outcomes have been seen."""
+        self._prints.clear()
+
+    def ids(self) -> set[str]:
+        """Return the ids of all tasks that are known to have been sent."""
+        found = set()
+        for line in self._ledger.refresh():
+            if isinstance(line, Acknowledged | Started | Attempted) and line.task_id:
+                found.add(line.task_id)
+        return found
+
+    async def sample(self) -> Mapping[str, Outcome]:
+        """Read all outcomes now, and write down those that are new or changed."""
+        outcomes = {
+            task_id: outcome
+            for task_id, outcome in (await self.backend.load(self.ids())).items()
+            if outcome.status.final
+        }
+        for task_id, outcome in outcomes.items():
+            print_ = _print(outcome)
+            if self._prints.get(task_id) != print_:
+                self._prints[task_id] = print_
+                self._writer.write(
+                    Sampled(task_id=task_id, status=str(outcome.status), print=print_)
+                )
+        return outcomes
+
+    async def watch(self) -> None:
+        """Sample until cancelled, whatever the servers do."""
+        while True:
+            with contextlib.suppress(BackendUnavailable):
+                await self.sample()
+            await asyncio.sleep(_EVERY)
+
+    async def letters(self) -> list[Letter]:
+        """Return all dead letters."""
+        found = []
+        for queue, depth in (await self.broker.depth()).items():
+            if depth.dead:
+                found += [
+                    Letter(letter.id, letter.reason)
+                    for letter in await self.broker.dead(queue, _LETTERS)
+                ]
+        return found
+
+    async def waiting(self) -> dict[str, int]:
+        """Count the messages that are not settled, by queue and state."""
+        return {
+            f"{queue} {state}": number
+            for queue, depth in (await self.broker.depth()).items()
+            for state in ("ready", "delayed", "held")
+            if (number := getattr(depth, state))
+        }
+
+    async def drained(self, wanted: Collection[str], within: float) -> float | None:
+        """Wait until these tasks have ended and the queues are empty; the time when that was."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            with contextlib.suppress(BackendUnavailable, BrokerUnavailable):
+                ended = {*(await self.sample()), *(one.task_id for one in await self.letters())}
+                if ended.issuperset(wanted) and not await self.waiting():
+                    return time.monotonic()
+            await asyncio.sleep(0.1)
+        return None
+
+    async def finals(self, app: TaskQueue) -> dict[str, Final]:
+        """Return the outcomes with their values."""
+        found = {}
+        for task_id, outcome in (await self.sample()).items():
+            value = None
+            if outcome.status is TaskStatus.SUCCESS:
+                value = app.codec.decode_result(outcome.result)
+            found[task_id] = Final(str(outcome.status), value)
+        return found
+
+
+def _print(outcome: Outcome) -> str:
+    text = msgspec.json.encode(msgspec.structs.replace(outcome, children=[]))
+    return f"{outcome.worker} {outcome.date_done} {hashlib.sha256(text).hexdigest()[:12]}"
+
+
+def redis_leftovers(url: str, prefix: str = "aiotaskq") -> list[str]:
+    """Return the keys without a time to live that are not meant to stay, and fields of such."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        keys = [str(key) for key in client.scan_iter(count=1000) if client.ttl(key) == -1]
+        found = [key for key in keys if not _permanent(key, prefix)]
+        for key in keys:
+            if key.endswith(":meta"):
+                fields = [str(field) for field in client.hkeys(key)]
+                found += [f"{key} {field}" for field in fields if field not in _META]
+    return found
+
+
+def _permanent(key: str, prefix: str) -> bool:
+    rest = key.removeprefix(f"{prefix}:")
+    if rest.startswith("{") and "}:" in rest:
+        rest = "{}" + rest.partition("}:")[2]
+    return rest in _PERMANENT
+
+
+def sqlite_leftovers(path: Path, prefix: str = "aiotaskq") -> list[str]:
+    """Return what is wrong with the file, and the rows that are not meant to stay."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        (sound,) = database.execute("PRAGMA integrity_check").fetchone()
+        found = [] if sound == "ok" else [f"integrity_check: {sound}"]
+        for table in _ROWS:
+            (rows,) = database.execute(f"SELECT count(*) FROM {prefix}_{table}").fetchone()
+            if rows:
+                found.append(f"{rows} rows in {table}")
+    return found

@@ -1,0 +1,20 @@
+"""What several tests play."""
+
+from __future__ import annotations
+
+from tests.faults.producer import Some
+from tests.faults.scene import Scene, scaled
+
+
+async def kill_workers(scene: Scene) -> None:
+    """Kill worker processes in the middle of tasks, one after another."""
+    # Only what kills its workers itself is to be taken for that, not what stood beside it.
+    scene.set(max_crashes=50)
+    await scene.fleet.team(2, "-c", "20", processes=2)
+    # Of the longer ones some run in each process at any time.
+    count = scaled(200, 4000)
+    longer = Some("quick", count // 4, {"seconds": [0.2, 0.8]})
+    scene.producer(*scene.mix(count), longer, rate=scaled(100, 150))
+    await scene.nemesis.run(
+        [scene.nemesis.kill_worker()], times=scaled(4, 25), every=(0.4, scaled(0.8, 1.5))
+    )

@@ -1,0 +1,116 @@
+"""Servers with settings of their own, and faults that happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+
+from tests.faults.ledger import Acknowledged, Ended, Line, Said
+from tests.faults.nemesis import Action, Nemesis
+from tests.faults.producer import Some
+from tests.faults.scene import Scene
+from tests.servers import RedisServer, Server, Watchdog
+
+OFTEN = (0.3, 1.0)  # seconds between faults
+HEALTH = "HealthChanged"
+PATIENCE = 60.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+
+
+class TunedRedis(RedisServer):
+    """A Redis server with some settings of its own.
+
+    Args:
+        watchdog: What ends it if the tests are killed.
+        durable: Whether it keeps anything over its end.
+        settings: As in redis.conf, with ``_`` for ``-``.
+    """
+
+    def __init__(self, watchdog: Watchdog, *, durable: bool = True, **settings: str) -> None:
+        super().__init__(watchdog, durable=durable)
+        self._settings = settings
+
+    def _command(self) -> list[str]:
+        given = [(f"--{name.replace('_', '-')}", value) for name, value in self._settings.items()]
+        return [*super()._command(), *(part for pair in given for part in pair)]
+
+
+def kills(nemesis: Nemesis, server: Server, away: float = 0.5) -> Action:
+    """End a server at once, and start it again at the latest `away` seconds later."""
+
+    async def act(chosen: random.Random) -> bool:
+        with nemesis.lasting(f"kill {server.name}"):
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(chosen.uniform(0.0, away))
+            await asyncio.to_thread(server.start)
+        return True
+
+    return act
+
+
+def stalls(nemesis: Nemesis, server: Server, seconds: float) -> Action:
+    """Freeze a server for so long: connections stay, nobody can beat."""
+
+    async def act(chosen: random.Random) -> bool:
+        with nemesis.lasting(f"freeze {server.name}"):
+            server.pause()
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                server.resume()
+        return True
+
+    return act
+
+
+def commands(nemesis: Nemesis, server: RedisServer, *lines: str, seconds: float = 0.0) -> Action:
+    """Give commands to a server, whose effect lasts for so long."""
+
+    async def act(chosen: random.Random) -> bool:
+        with nemesis.lasting("; ".join(lines)):
+            await asyncio.to_thread(server.command, *lines)
+            await asyncio.sleep(seconds)
+        return True
+
+    return act
+
+
+def calls(nemesis: Nemesis, kind: str, function: Callable[[], object]) -> Action:
+    """Call a function, such as a fault of a proxy."""
+
+    async def act(chosen: random.Random) -> bool:
+        nemesis.strike(kind)
+        function()
+        return True
+
+    return act
+
+
+async def serves(scene: Scene) -> None:
+    """Send a few more tasks, and see each of them run to its end."""
+    await scene.sent()
+    before = len(scene.ledger.of(Acknowledged))
+    scene.producer(Some("quick", 20), rate=1000)
+    await scene.sent()
+    fresh = {line.key for line in scene.ledger.of(Acknowledged)[before:]}
+    assert fresh, "nothing could be sent"
+
+    def is_fresh(line: Ended) -> bool:
+        return line.key in fresh and line.how == "returned"
+
+    await scene.ledger.count(Ended, len(fresh), within=PATIENCE, where=is_fresh)
+
+
+def is_red(line: Said) -> bool:
+    """Whether a worker says that something is wrong with it."""
+    return line.event == HEALTH and "'problems': '()'" not in line.note
+
+
+async def healthy(scene: Scene) -> None:
+    """Wait until no worker says that something is wrong with it."""
+
+    def all_green(lines: Iterable[Line]) -> bool:
+        last = {line.pid: line for line in lines if isinstance(line, Said) and line.event == HEALTH}
+        return not any(map(is_red, last.values()))
+
+    await scene.ledger.until(all_green, "all are healthy", within=PATIENCE)

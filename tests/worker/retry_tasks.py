@@ -1,0 +1,53 @@
+"""Tasks that ask for another attempt from a process, which finds them here by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiotaskq import Reject, RetryLater, Snooze, Task, TaskQueue, current_task
+
+app = TaskQueue("retry_tasks", broker="memory://")
+
+
+@app.task(bind=True, executor="process", max_retries=1)
+def twice(self: Task[..., Any], x: int) -> list[object]:
+    """Fail once, and then tell what is known of the run."""
+    request = self.request
+    if request.retries == 0:
+        try:
+            raise ValueError(f"not with {x}")
+        except ValueError as error:
+            raise self.retry(exc=error, countdown=0) from None
+    assert request.args is not None
+    return [request.id, request.retries, request.hostname, *request.args]
+
+
+@app.task(bind=True, executor="process", max_retries=1)
+def never(self: Task[..., Any]) -> None:
+    """Fail until there are no attempts left."""
+    raise self.retry(exc=KeyError("gone"), countdown=0)
+
+
+@app.task(executor="process")
+def later() -> int:
+    """Ask for it in the words of this project."""
+    if current_task().attempt < 3:
+        raise RetryLater(0, "not yet")
+    return current_task().attempt
+
+
+@app.task(executor="process")
+def reject() -> None:
+    """Ask for no more of it."""
+    raise Reject("no such customer")
+
+
+@app.task(executor="process")
+def snooze(marker: str) -> int:
+    """Be put off until somebody made the file."""
+    from pathlib import Path
+
+    if not Path(marker).exists():
+        Path(marker).touch()
+        raise Snooze(0)
+    return current_task().attempt

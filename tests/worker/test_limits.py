@@ -1,0 +1,304 @@
+"""Time limits: soft ones, hard ones, and tasks that do not care."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from aiotaskq import SoftTimeLimitExceeded, TaskQueue, TaskStatus
+from aiotaskq.events import HealthChanged, Refused, Stuck
+from aiotaskq.middleware import Middleware, Run
+from aiotaskq.worker import Worker
+from aiotaskq.worker.limits import interruptible
+from tests.worker.tools import LONG, Heard, until
+
+
+async def test_a_soft_limit_is_raised_inside_and_may_be_handled(app: TaskQueue) -> None:
+    @app.task(soft_timeout=0.05, timeout=LONG)
+    async def job() -> str:
+        try:
+            await asyncio.sleep(LONG)
+        except SoftTimeLimitExceeded as told:
+            await asyncio.sleep(0)  # it may go on to wait
+            return f"cleaned up: {told}"
+        return "too late"
+
+    async with app.worker():
+        value = await (await job.kiq()).result(LONG)
+    assert value == "cleaned up: it ran longer than its soft_timeout of 0.05 s"
+
+
+async def test_a_soft_limit_that_is_not_handled_fails_the_task(app: TaskQueue) -> None:
+    @app.task(soft_timeout=0.05)
+    async def job() -> None:
+        await asyncio.sleep(LONG)
+
+    async with app.worker():
+        handle = await job.kiq()
+        with pytest.raises(SoftTimeLimitExceeded):
+            await handle.result(LONG)
+        with pytest.raises(TimeoutError):
+            await handle.result(LONG)
+
+
+async def test_the_hard_limit_comes_after_the_soft_one(app: TaskQueue) -> None:
+    told: list[str] = []
+
+    @app.task(soft_timeout=0.03, timeout=0.1)
+    async def job() -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(LONG)
+            except BaseException as error:
+                told.append(type(error).__name__)
+                if not isinstance(error, SoftTimeLimitExceeded):
+                    raise
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert told == ["SoftTimeLimitExceeded", "CancelledError"]
+    assert outcome.error is not None
+    assert "timeout of 0.1 s" in str(outcome.error)
+
+
+async def test_what_only_cleans_up_after_a_cancellation_does_so_at_a_soft_limit(
+    app: TaskQueue,
+) -> None:
+    ended = asyncio.Event()
+    caught: list[BaseException] = []
+
+    async def child() -> None:
+        try:
+            await asyncio.sleep(LONG)
+        finally:
+            ended.set()
+
+    @app.task(soft_timeout=0.05)
+    async def job() -> str:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(child())
+        except SoftTimeLimitExceeded as told:
+            caught.append(told)
+            assert ended.is_set()  # it does not run on by itself
+            raise
+        return "too late"
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert len(caught) == 1
+    assert isinstance(outcome.error, SoftTimeLimitExceeded)
+    assert not isinstance(outcome.error, asyncio.CancelledError)  # to the caller it is none
+
+
+async def test_a_soft_limit_of_one_call(app: TaskQueue) -> None:
+    @app.task
+    async def job() -> None:
+        await asyncio.sleep(LONG)
+
+    async with app.worker():
+        handle = await job.with_options(soft_timeout=0.05).kiq()
+        with pytest.raises(SoftTimeLimitExceeded):
+            await handle.result(LONG)
+
+
+async def test_a_soft_limit_reaches_through_middleware(app: TaskQueue) -> None:
+    class Around(Middleware):
+        async def run(self, context: Any, proceed: Run) -> Any:
+            return await proceed(context)
+
+    app.add_middleware(Around())
+
+    @app.task(soft_timeout=0.05)
+    async def job() -> str:
+        try:
+            await asyncio.sleep(LONG)
+        except SoftTimeLimitExceeded:
+            return "told"
+        return ""
+
+    async with app.worker():
+        assert await (await job.kiq()).result(LONG) == "told"
+
+
+async def test_settings_give_the_limits_of_tasks_that_have_none(app: TaskQueue) -> None:
+    app.conf.update(task_soft_time_limit=0.05, task_time_limit=LONG)
+
+    @app.task
+    async def job() -> None:
+        await asyncio.sleep(LONG)
+
+    @app.task
+    def plain() -> int:  # nothing can be raised inside a thread, so the soft one does not count
+        threading.Event().wait(0.15)
+        return 1
+
+    async with app.worker():
+        handles = await job.kiq(), await plain.kiq()
+        with pytest.raises(SoftTimeLimitExceeded):
+            await handles[0].result(LONG)
+        assert await handles[1].result(LONG) == 1
+
+
+async def test_a_task_that_swallows_its_cancellation_frees_its_slot(app: TaskQueue) -> None:
+    app.conf.task_cancel_grace = 0.05
+    gate = asyncio.Event()
+    heard = Heard(app, Stuck, Refused)
+
+    @app.task(timeout=0.05)
+    async def stubborn() -> str:
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+        return "late"
+
+    @app.task
+    async def other() -> int:
+        return 1
+
+    async with app.worker(concurrency=1):
+        handle = await stubborn.kiq()
+        outcome = await handle.wait(LONG)
+        assert outcome.status is TaskStatus.FAILURE
+        assert "timeout of 0.05 s" in str(outcome.error)
+        assert await (await other.kiq()).result(LONG) == 1  # the only slot is free
+        assert heard.names == ["Stuck"]
+        gate.set()
+        await heard.count(2)  # what it returned after all is refused
+        assert heard.names == ["Stuck", "Refused"]
+        assert (await handle.wait(LONG)).status is TaskStatus.FAILURE
+
+
+async def test_a_cancelled_task_that_does_not_end_is_revoked_all_the_same(app: TaskQueue) -> None:
+    app.conf.task_cancel_grace = 0.05
+    gate = asyncio.Event()
+    started = asyncio.Event()
+    heard = Heard(app, Stuck)
+
+    @app.task
+    async def stubborn() -> None:
+        started.set()
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with app.worker(concurrency=1):
+        handle = await stubborn.kiq()
+        await started.wait()
+        await handle.cancel()
+        await heard.count(1)
+        assert await handle.status() is TaskStatus.REVOKED
+        gate.set()
+
+
+async def test_a_value_returned_after_the_timeout_does_not_count(app: TaskQueue) -> None:
+    @app.task(timeout=0.05)
+    async def job() -> str:
+        try:
+            await asyncio.sleep(LONG)
+        except asyncio.CancelledError:
+            return "in spite of it"
+        return ""
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert outcome.status is TaskStatus.FAILURE
+
+
+async def test_a_worker_with_too_many_stuck_threads_asks_to_be_replaced(app: TaskQueue) -> None:
+    app.conf.worker_max_stuck_tasks = 3
+    gate = threading.Event()
+
+    @app.task(timeout=0.02)
+    def stubborn() -> None:
+        gate.wait(LONG)
+
+    @app.task
+    async def other() -> int:
+        return 1
+
+    worker = Worker(app, replaceable=True)
+    running = asyncio.create_task(worker.run())
+    try:
+        for handle in [await stubborn.kiq() for _ in range(3)]:
+            assert (await handle.wait(LONG)).status is TaskStatus.FAILURE
+        async with asyncio.timeout(LONG):
+            await running
+        assert worker.recycle == "3 tasks do not end though they were told to"
+    finally:
+        gate.set()
+
+
+async def test_an_embedded_worker_goes_on_and_says_that_it_is_not_healthy(app: TaskQueue) -> None:
+    app.conf.worker_max_stuck_tasks = 1
+    gate = threading.Event()
+    heard = Heard(app, HealthChanged)
+
+    @app.task(timeout=0.02)
+    def stubborn() -> None:
+        gate.wait(LONG)
+
+    @app.task
+    async def other() -> int:
+        return 1
+
+    try:
+        async with app.worker() as worker:
+            await (await stubborn.kiq()).wait(LONG)
+            [sick] = await heard.count(1)
+            assert sick.problems == ("1 tasks do not end though they were told to",)
+            assert worker.vitals.problems == sick.problems
+            assert await (await other.kiq()).result(LONG) == 1
+            gate.set()
+            await heard.count(2)
+            assert worker.vitals.problems == ()
+    finally:
+        gate.set()
+
+
+class _Interruption:
+    """Raises something in a coroutine where it waits, once."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], error: BaseException | None) -> None:
+        self.error = error
+        self.task = asyncio.ensure_future(self._drive(coroutine))
+
+    async def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return await interruptible(coroutine, lambda: self.error)
+
+
+async def test_an_interruptible_coroutine_is_otherwise_as_any_other() -> None:
+    async def job(step: asyncio.Future[int]) -> int:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(LONG):
+            return await step + 1
+
+    step: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    driven = _Interruption(job(step), None)
+    await until(lambda: not driven.task.done())
+    step.set_result(1)
+    assert await driven.task == 2
+
+    failing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    failing.set_exception(LookupError("from the future"))
+    with pytest.raises(LookupError, match="from the future"):
+        await _Interruption(job(failing), None).task
+
+
+async def test_without_a_replacement_a_cancellation_stays_one() -> None:
+    async def job() -> None:
+        await asyncio.sleep(LONG)
+
+    driven = _Interruption(job(), None)
+    await asyncio.sleep(0)
+    driven.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await driven.task

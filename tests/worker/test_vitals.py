@@ -1,0 +1,134 @@
+"""What a worker tells of its own state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from aiotaskq import TaskQueue
+from aiotaskq.events import HealthChanged
+from aiotaskq.message import Grant
+from aiotaskq.worker import vitals
+from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+
+
+@pytest.fixture
+def weather() -> Weather:
+    return Weather()
+
+
+@pytest.fixture
+async def flaky(weather: Weather, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TaskQueue]:
+    monkeypatch.setattr(vitals, "SICK_AFTER", 0.2)
+    app = TaskQueue("flaky", broker=FlakyBroker(weather))
+    app.conf.update(worker_lease=LONG, worker_heartbeat=0.05)
+    yield app
+    await app.close()
+
+
+async def test_a_broker_that_is_away_makes_a_worker_sick_and_its_return_heals_it(
+    flaky: TaskQueue, weather: Weather
+) -> None:
+    heard = Heard(flaky, HealthChanged)
+    async with flaky.worker() as worker:
+        weather.broker_down = True
+        sick = (await heard.count(1))[0]
+        assert "cannot fetch tasks: the broker is away" in sick.problems[0]
+        assert sick.worker == worker.options.name
+        weather.broker_down = False
+        await until(lambda: not worker.vitals.problems)
+        assert heard.events[-1].problems == ()
+
+
+async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
+    weather: Weather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vitals, "SICK_AFTER", 0.2)
+    broker = FlakyBroker(weather)
+    app = TaskQueue("flaky", broker=broker)
+    app.conf.update(worker_lease=LONG, worker_heartbeat=LONG / 4)  # it hears of it by its fetch
+    heard = Heard(app, HealthChanged)
+    async with app.worker() as worker:
+        weather.broker_down = True
+        await heard.count(1)
+        for consumer in await broker.consumers():
+            grant = Grant(consumer.id, tuple(consumer.queues), LONG)
+            await broker.inner.lease(grant).end("it gave no sign of life")
+        weather.broker_down = False
+        await until(lambda: worker.vitals.counts["lost"] == 1)
+        await until(lambda: not worker.vitals.problems)
+        assert heard.events[-1].problems == ()
+    await app.close()
+
+
+async def test_a_result_store_that_is_away_makes_a_worker_sick(
+    flaky: TaskQueue, weather: Weather
+) -> None:
+    heard = Heard(flaky, HealthChanged)
+
+    @flaky.task
+    async def job() -> int:
+        return 1
+
+    async with flaky.worker() as worker:
+        weather.backend_down = True
+        handle = await job.kiq()
+        [sick] = await heard.count(1)
+        assert sick.problems == (
+            "finished tasks wait for their results to be stored: the result backend is away",
+        )
+        weather.backend_down = False
+        assert await handle.result(LONG) == 1
+        await until(lambda: not worker.vitals.problems)
+
+
+async def test_a_short_outage_is_no_problem(flaky: TaskQueue, weather: Weather) -> None:
+    heard = Heard(flaky, HealthChanged)
+
+    @flaky.task
+    async def job() -> int:
+        return 1
+
+    vitals.SICK_AFTER = LONG  # restored by the fixture
+    async with flaky.worker():
+        weather.backend_down = True
+        handle = await job.kiq()
+        await asyncio.sleep(0.3)
+        weather.backend_down = False
+        assert await handle.result(LONG) == 1
+    assert heard.events == []
+
+
+async def test_an_unknown_task_goes_soon_to_a_worker_that_has_said_that_it_knows_it(
+    app: TaskQueue,
+) -> None:
+    """In a rolling deploy old workers get new tasks, and put them back."""
+    new = TaskQueue("new", broker="memory://rolling")
+    old = TaskQueue("old", broker="memory://rolling")
+
+    @new.task(name="job")
+    async def job() -> str:
+        return "done"
+
+    async with old.worker() as puzzled:
+        handle = await job.kiq()
+        await until(lambda: puzzled.vitals.counts["unknown"] == 1)
+        async with new.worker(name="knows"):
+            infos = await _infos(new, 2)
+            assert {"job"} in infos
+            later = [await job.kiq() for _ in range(20)]
+            for one in later:
+                assert await one.result(LONG) == "done"
+        assert await handle.status() in ("PENDING", "SUCCESS")
+    for each in (old, new):
+        await each.close()
+
+
+async def _infos(app: TaskQueue, count: int) -> list[set[str]]:
+    workers = await app.workers()
+    while len(workers) < count:
+        await asyncio.sleep(0.01)
+        workers = await app.workers()
+    return [set(worker.tasks) for worker in workers]
