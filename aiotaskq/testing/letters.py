@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aiotaskq.message import SUSPECT, Dead, DeadLimits, Depth, Done
 from aiotaskq.protocols import Broker
 from aiotaskq.testing.rig import (
@@ -121,14 +123,15 @@ class LetterTests(BrokerSuite):
         assert (got.id, got.crashes, got.crash_note) == ("a", 0, "")
         assert "a" not in (await waiting.news()).cancelled
 
-    async def test_a_revived_unique_one_is_refused_afterwards(
-        self, rig: Rig, broker: Broker
+    @pytest.mark.parametrize("again", [True, False])
+    async def test_a_unique_id_is_refused_after_its_letter_was_revived(
+        self, rig: Rig, broker: Broker, again: bool
     ) -> None:
         needs(broker, "unique")
         await rig.publish("a", unique=True)
         await self._bury(rig, 1)
         [letter] = await broker.dead("q")
-        assert not await broker.revive("q", [(letter.key, envelope("a", unique=True))])
+        assert not await broker.revive("q", [(letter.key, envelope("a", unique=again))])
         assert list(await broker.publish([envelope("a", unique=True)])) == ["a"]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 

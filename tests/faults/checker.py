@@ -4,7 +4,7 @@
 U1   what was acknowledged has ended: with an outcome, or among the dead letters
 U2   nothing ran or ended that nobody sent
 U3   a final outcome never changes, and one that says success was preceded by a run that returned
-U4   a second run of the same attempt is explained by a fault that hit the first one
+U4   a second run of the same attempt is explained by a fault that hit one of the two
 U5   all has ended within some time after the last fault, and nothing is left in the queues
 U6   no key stays for ever, and no row is left, but for those that are meant to
 U7   no process is left
@@ -149,11 +149,18 @@ class _History:
                 last[run.attempt] = run
 
     def explained(self, first: Started, second: Started) -> bool:
-        """Whether a fault that may have hit the first run lies before the second."""
+        """Whether a fault lies before the second run that may have hit the first.
+
+        Or one that stopped whoever began the second: it had the task, and woke up too late.
+        """
+        lease = self.facts.lease
         return any(
-            (not fault.pids or first.pid in fault.pids)
-            and fault.at <= second.at
-            and first.at <= fault.until + self.facts.lease
+            fault.at <= second.at
+            and first.at <= fault.until + lease
+            and (not fault.pids or first.pid in fault.pids)
+            or fault.at <= first.at
+            and second.at <= fault.until + lease
+            and second.pid in fault.pids
             for fault in self.faults
         )
 

@@ -142,6 +142,8 @@ def test_a_task_that_ran_twice_for_no_reason() -> None:
         (Fault(at=1.25, kind="kill", pids=(11,), until=1.25), False),  # another process
         (Fault(at=2.5, kind="kill", pids=(10,), until=2.5), False),  # after the second run
         (Fault(at=0.1, kind="kill", pids=(10,), until=0.15), False),  # over before the first
+        (Fault(at=1.1, kind="freeze", pids=(11,), until=1.9), True),  # took it, and woke too late
+        (Fault(at=0.1, kind="freeze", pids=(11,), until=0.9), False),  # and woke long before
         (Fault(at=0.1, kind="pause", until=1.3), True),  # a server's
         (Fault(at=0.1, kind="pause", until=0.15), False),
     ],

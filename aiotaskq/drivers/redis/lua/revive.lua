@@ -16,7 +16,6 @@ for i = 2, #ARGV, 7 do
   redis.call('HDEL', KEYS[1] .. 'letters', key)
   if redis.call('ZREM', KEYS[1] .. 'dead', key) == 1 then
     redis.call('ZREM', KEYS[3], packed)
-    redis.call('DEL', KEYS[2] .. id)
     if ARGV[i + 4] == '1' then
       redis.call('SET', KEYS[2] .. id, 1, 'EX', DAY)
     end
