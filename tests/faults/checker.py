@@ -155,12 +155,16 @@ class _History:
         """
         lease = self.facts.lease
         return any(
-            fault.at <= second.at
-            and first.at <= fault.until + lease
-            and (not fault.pids or first.pid in fault.pids)
-            or fault.at <= first.at
-            and second.at <= fault.until + lease
-            and second.pid in fault.pids
+            (
+                fault.at <= second.at
+                and first.at <= fault.until + lease
+                and (not fault.pids or first.pid in fault.pids)
+            )
+            or (
+                fault.at <= first.at
+                and second.at <= fault.until + lease
+                and second.pid in fault.pids
+            )
             for fault in self.faults
         )
 
