@@ -72,7 +72,9 @@ class RedisHarness:
     async def stall(self, seconds: float) -> None:
         await self.pass_time(seconds)
         for key in self._control.scan_iter("*:meta"):
-            self._control.hincrbyfloat(key, "beat", -seconds)
+            for field in ("beat", "granted", "seen"):
+                if self._control.hexists(key, field):
+                    self._control.hincrbyfloat(key, field, -seconds)
 
     async def leaks(self) -> list[str]:
         left = [key.decode() for key in self._control.scan_iter("*")]

@@ -85,7 +85,9 @@ class SQLiteHarness:
         await self.pass_time(seconds)
         with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             connection.execute(
-                "UPDATE aiotaskq_meta SET value = value - ? WHERE key = 'beat'", (seconds,)
+                "UPDATE aiotaskq_meta SET value = value - ?"
+                " WHERE key IN ('beat', 'spared', 'seen')",
+                (seconds,),
             )
 
     async def leaks(self) -> list[str]:

@@ -21,10 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test here the time of its profile."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here) and "scene" in getattr(item, "fixturenames", ()):
+        if not item.path.is_relative_to(here):
+            continue
+        plays = "scene" in getattr(item, "fixturenames", ())
+        if plays:
             item.add_marker("slow")
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(1200 if LONG_PROFILE else 180))
+        if item.get_closest_marker("timeout") is None and (plays or LONG_PROFILE):
+            item.add_marker(pytest.mark.timeout(1200 if LONG_PROFILE else 180))
 
 
 @pytest.fixture

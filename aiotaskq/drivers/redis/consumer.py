@@ -32,7 +32,7 @@ from aiotaskq.message import (
     Settlement,
 )
 
-_LONGEST_NAP = 2.0  # seconds on the token: what it takes to find work whose token was lost
+_LONGEST_NAP = 0.9  # seconds on the token: what it takes to find work whose token was lost
 _MARGIN = 3.0  # seconds that a blocking reply may be late
 
 

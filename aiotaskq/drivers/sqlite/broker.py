@@ -11,7 +11,12 @@ from typing import ClassVar, Self
 from aiotaskq.drivers.sqlite import letters, sql
 from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer, SQLiteLease
 from aiotaskq.drivers.sqlite.database import Database, Settings
-from aiotaskq.drivers.sqlite.leases import give_up, take_back
+from aiotaskq.drivers.sqlite.leases import (
+    give_up,
+    is_anybody_spared,
+    note_look,
+    take_back,
+)
 from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import BUDGET, add, claim, promote, sweep
 from aiotaskq.drivers.sqlite.process import is_gone
@@ -204,13 +209,16 @@ class SQLiteBroker:
         [(due_at, _)] = db.rows(sql.OUTLOOK)
         is_due = due_at is not None and due_at <= now
         trims = self._trimmer.is_due(db, limits, now)
-        if not (lapsed or is_due or trims or now >= self._sweep_at):
+        spared = is_anybody_spared(db)
+        if not (lapsed or is_due or trims or spared or now >= self._sweep_at):
             return Tended()
         # Relaxed: what a power cut undoes of this is done again.
         with db.write(relaxed=True):
             now = self._now()  # again: it may have taken long to come to write
             promoted = promote(db, now)
             reclaimed = _reclaim(db, lapsed, now, gone)
+            if spared:
+                note_look(db)
             trimmed = self._trimmer.trim(db, limits, now) if trims else 0
             self._sweep_if_time(db, now)
         return Tended(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)

@@ -3,13 +3,16 @@
 Leases go by the clock on the wall, since processes share no other. When it is set forward, or
 when one holds the file for long, every lease runs out at once, and nobody is to blame. What
 tells such a silence is that nobody at all gave a sign of life. Whose process can be seen to
-live is spared then: it gets another lease, once, until it gives a sign of life itself.
+live is spared then: it gets another lease, but once only until anybody gives a sign of life, or
+there is another silence before that.
 
 In the table `meta`:
 
 ================  ===============================================================
 `beat`            when anybody last gave a sign of life, Unix time
-`spare:<number>`  seconds of the other lease that the consumer has not yet used up
+`spared`          the beat after which everybody was spared
+`seen`            when anybody last looked since then, Unix time
+`lease:<number>`  seconds of the consumer's lease
 ================  ===============================================================
 """
 
@@ -24,6 +27,8 @@ from aiotaskq.drivers.sqlite.process import is_alive
 from aiotaskq.drivers.sqlite.wakeups import queue_topic
 
 _BEAT = "beat"
+_SPARED = "spared"
+_SEEN = "seen"
 
 
 def note_beat(db: Database, number: int, lease: float, now: float) -> None:
@@ -54,6 +59,17 @@ def give_up(db: Database, number: int, now: float, gone: Collection[str]) -> boo
         return False
     fence(db, number, f"{name}: its lease ran out")
     return True
+
+
+def is_anybody_spared(db: Database) -> bool:
+    """Tell whether those who were spared have yet to give a sign of life."""
+    beat = _number(db, _BEAT)
+    return beat is not None and beat == _number(db, _SPARED)
+
+
+def note_look(db: Database) -> None:
+    """Note that somebody looked, so that there was no other silence."""
+    db.change(sql.WRITE_META, (_SEEN, repr(time.time())))
 
 
 def fence(db: Database, number: int, note: str) -> None:
@@ -93,15 +109,16 @@ def _is_spared(db: Database, number: int, process: str | None, now: float) -> bo
 
 
 def _is_silence(db: Database, lease: float) -> bool:
-    beat = _number(db, _BEAT)
-    return beat is not None and time.time() - beat > lease / 2
+    since = _number(db, _SEEN if is_anybody_spared(db) else _BEAT)
+    return since is not None and time.time() - since > lease / 2
 
 
 def _spare(db: Database, now: float) -> None:
     for number, process, lease in db.rows(sql.SPARABLE):
         if is_alive(process):
             db.change(sql.SPARE, (now + float(lease), number))
-            db.change(sql.FORGET_META, (_key(number),))
+    db.change(sql.WRITE_META, (_SPARED, repr(_number(db, _BEAT))))
+    note_look(db)
 
 
 def _number(db: Database, key: str) -> float | None:
@@ -110,4 +127,4 @@ def _number(db: Database, key: str) -> float | None:
 
 
 def _key(number: int) -> str:
-    return f"spare:{number}"
+    return f"lease:{number}"

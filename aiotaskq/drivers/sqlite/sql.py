@@ -279,7 +279,7 @@ WRITE_META = """
 """
 FORGET_META = "DELETE FROM ~meta WHERE key = ?"
 SPARABLE = """
-    SELECT number, process, value FROM ~consumers JOIN ~meta ON key = 'spare:' || number
+    SELECT number, process, value FROM ~consumers JOIN ~meta ON key = 'lease:' || number
     WHERE fenced = 0
 """
 SPARE = "UPDATE ~consumers SET lease_until = max(lease_until, ?) WHERE number = ?"

@@ -16,6 +16,7 @@
 --   wake                 LIST    at most one token, for one idle consumer
 --   meta                 HASH    beat: when anybody last renewed a lease, by the server's own clock
 --                                granted: the beat after which everybody was given another lease
+--                                seen: when the server last worked since then, while nobody renews
 --                                lease:<consumer>: its length in seconds
 --                                about:<consumer>: "<JSON list of its queues>\n<what it tells of
 --                                itself>", with the first of its queues

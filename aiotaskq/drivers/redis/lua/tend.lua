@@ -33,17 +33,30 @@ local function witness(base)
 end
 
 -- Whether it was the server that stood still, not the consumer: nobody at all renewed for as
--- long, though somebody lives. All get another lease then, but once only until somebody renews.
+-- long, though somebody lives. All get another lease then, but once only until somebody renews,
+-- or the server stands still again before anybody could.
 local function stalled(base, consumer)
-  local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted', 'lease:' .. consumer)
+  local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted', 'lease:' .. consumer, 'seen')
   local beat, lease = tonumber(meta[1] or real), tonumber(meta[3] or '')
-  if not lease or real - beat <= lease / 2 or meta[1] == meta[2] or not witness(base) then
+  if not lease or real - beat <= lease / 2 or not witness(base) then
+    return false
+  end
+  if meta[1] == meta[2] and real - tonumber(meta[4] or real) <= lease / 2 then
     return false
   end
   relieve(base)
   grant(base, now)
-  redis.call('HSET', base .. 'meta', 'granted', meta[1])
+  redis.call('HSET', base .. 'meta', 'granted', meta[1], 'seen', text(real))
   return true
+end
+
+-- Note that the server goes on, while those who were given another lease have yet to renew it.
+local function attend(base)
+  local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted')
+  if meta[1] and meta[1] == meta[2] then
+    relieve(base)
+    redis.call('HSET', base .. 'meta', 'seen', text(real))
+  end
 end
 
 local function judge(base)
@@ -79,6 +92,7 @@ end
 local function tend(base)
   local due, left = promote(base, now, most, KEYS[#KEYS]), most
   judge(base)
+  attend(base)
   for _, consumer in ipairs(redis.call('ZRANGE', base .. 'fenced', 0, most - 1)) do
     if left > 0 then
       left = left - take_back(base, consumer, left, now, KEYS[#KEYS])
