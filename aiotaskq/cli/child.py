@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -32,6 +33,7 @@ _ORPHAN_PATIENCE = 8.0  # seconds that a process gets to hand its tasks back wit
 _TICK = (
     1.0  # seconds between signs of the event loop's, where there is a limit; less if it is short
 )
+_YOUNG = 10_000  # objects made before the collector looks at them; Python's own default is 700
 _EXIT_WAIT = 5.0  # seconds to exit for a process that has nothing more to do
 
 
@@ -73,8 +75,12 @@ def serve(options: ChildOptions, number: int, again: bool, line: Line) -> None:
 
 
 def _run(options: ChildOptions, number: int, again: bool, line: Line) -> int:
+    # Each task makes dozens of objects, and hardly any garbage that the collector has to find:
+    # by default it took a tenth of the time. Set first, so that the application has the last word.
+    gc.set_threshold(_YOUNG)
     app = find_app(options.app)
     import_tasks(app)
+    gc.freeze()  # what was imported stays, and need not be looked at again
     check_shared(app)
     set_up_logging(app, options.loglevel)
     processes = options.processes or app.conf.worker_processes

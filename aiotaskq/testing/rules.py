@@ -43,7 +43,6 @@ Kind: TypeAlias = Literal["done", "again", "later", "dead", "release"]
 Stored: TypeAlias = tuple[int | None, str, int, int, int, bool]
 Choice: TypeAlias = list[tuple[int, Kind]]
 
-
 # Most of it in one queue and at one level: order is seen only where messages meet.
 players = st.integers(0, 2)
 limits = st.integers(1, 5)
@@ -354,7 +353,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule()
     def tend(self) -> None:
-        lapsed = [one for one in self.players if one.alive and not self._is_trusted(one)]
+        lapsed = [one for one in self.players if one.alive and not self.shadow.trusts(one)]
         lost = [copy for player in lapsed for copy in self.shadow.die(player, None)]
         tended = self.run(tend(self.broker))
         if not any(one.cancelled for one in lost):
@@ -378,7 +377,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule()
     def those_who_live_are_told(self) -> None:
         told = {one.id for one in self.run(self.broker.consumers())}
-        living = {one.consumer.id for one in self.players if one.alive and self._is_trusted(one)}
+        living = {one.consumer.id for one in self.players if one.alive and self.shadow.trusts(one)}
         assert told == living
 
     def teardown(self) -> None:
@@ -397,9 +396,6 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def _player(self, number: int) -> Player:
         return self.players[number % len(self.players)]
-
-    def _is_trusted(self, player: Player) -> bool:
-        return (self.shadow.units - player.renewed) * UNIT <= LEASE
 
     async def _join(self, queues: Sequence[str]) -> Player:
         broker = await self.harness.broker()

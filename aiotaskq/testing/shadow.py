@@ -119,6 +119,10 @@ class Shadow:
         # Whether a broker gives more to one that holds a suspect is not said.
         return {0, count} if any(one.suspect for one in held) else {count}
 
+    def trusts(self, player: Player) -> bool:
+        """Whether the lease of a consumer that gives no sign of life still runs."""
+        return (self.units - player.renewed) * UNIT <= LEASE
+
     # --- what is done ---------------------------------------------------------------------------
 
     def store(self, copy: Copy) -> None:

@@ -135,7 +135,7 @@ class Executor:
         profile = self._profiles.get(message.task) or self._profile(message.task)
         run = Run(delivery, message, task, profile)
         self._running.add(run)
-        run.work = asyncio.create_task(self._run(run))
+        run.work = self._loop.create_task(self._run(run))
 
     # Run
 

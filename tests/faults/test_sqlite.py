@@ -65,10 +65,9 @@ async def test_t33_the_disk_is_full_for_a_while(scene: Scene, disk: Path) -> Non
     await scene.ledger.count(Ended, 20, within=PATIENCE)
     with scene.nemesis.lasting("disk full"):
         ballast = disk / "ballast"
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 65536)
-                file.flush()
         # Somebody has to be refused before there is room again.
         await scene.until_anybody_logged("disk is full", within=PATIENCE)
         ballast.unlink()
