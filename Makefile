@@ -90,11 +90,13 @@ conformance: $(VENV)/.dev servers ## The same suite over every driver
 faults: $(VENV)/.dev servers ## Break everything at length, with other seeds each time: half an hour
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
 
-# How long: make soak MINUTES=480
+# How much and how long: make soak TASKS=100000000 MINUTES=480
+TASKS ?= 10000000
 MINUTES ?= 60
 
 .PHONY: soak
-soak: $(VENV)/.dev servers ## Break worker processes for MINUTES, on each broker; nothing may grow
+soak: $(VENV)/.dev servers ## Run TASKS, then break worker processes for MINUTES; nothing may grow
+	$(BIN)/python -m benchmarks soak --tasks $(TASKS)
 	AIOTASKQ_TESTS_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/faults/test_soak.py $(ARGS)
 
 # --- programs ---
@@ -108,8 +110,17 @@ examples: $(VENV)/.dev servers ## Run every example and compare what it prints
 	$(BIN)/python -m pytest tests/examples $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev servers ## Measure
+bench: $(VENV)/.dev servers ## Measure, a few minutes; one thing only: make bench ARGS=latency
 	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-compare
+bench-compare: $(VENV)/.dev servers ## Measure other task queues beside it: installs them, an hour
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+.PHONY: bench-plots
+bench-plots: $(VENV)/.dev ## Draw the plots of docs/performance.md from benchmarks/results/
+	@$(PIP) matplotlib
+	$(BIN)/python -m benchmarks.report
 
 # --- packages ---
 
@@ -120,5 +131,5 @@ build: $(VENV)/.made ## Build the wheel and the sdist into dist/
 
 .PHONY: clean
 clean: ## Remove all that was made here
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/.venvs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

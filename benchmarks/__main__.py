@@ -1,6 +1,6 @@
 """Measure aiotaskq on servers started here, and print a table.
 
-``python -m benchmarks [--quick] [--json FILE]``
+``python -m benchmarks [MEASURE ...] [--quick] [--json FILE] [--runs N]``
 
 Each figure is the median of several runs, with the least and the greatest beside it. Absolute
 numbers say as much of the machine as of the code: compare two versions on one machine, in one
@@ -10,229 +10,115 @@ sitting.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias
 
-import uvloop
 from rich.console import Console
-from rich.table import Table
 
-from aiotaskq import TaskQueue, __version__
-from benchmarks import tasks
-from tests.servers import PostgresServer, RedisServer, Watchdog
+from aiotaskq import __version__
+from benchmarks import micro
+from benchmarks.drain import set_up_logging
+from benchmarks.figures import Figure, Report, show
+from benchmarks.measures import (
+    asleep,
+    drains,
+    idle,
+    latency,
+    million,
+    processes,
+    sends,
+    soak,
+    start,
+)
+from benchmarks.measures.bench import Bench
 
-T = TypeVar("T")
+Measure: TypeAlias = Callable[[Bench], Iterator[Figure]]
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table."""
-
-    measure: str
-    unit: str
-    runs: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.runs)
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where tasks wait and results rest in a run."""
-
-    name: str
-    broker: str
-    backend: str
-
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "AIOTASKQ_BROKER_URL": self.broker,
-            "AIOTASKQ_RESULT_BACKEND": self.backend,
-        }
-
-    def app(self) -> TaskQueue:
-        """Return a producer that knows the tasks by name."""
-        return TaskQueue("benchmarks", broker=self.broker, backend=self.backend)
+MEASURES: dict[str, Measure] = {
+    "drain": drains.measure,
+    "send": sends.measure,
+    "latency": latency.measure,
+    "processes": processes.measure,
+    "asleep": asleep.measure,
+    "million": million.measure,
+    "idle": idle.measure,
+    "start": start.measure,
+}
+BY_NAME_ONLY: dict[str, Measure] = {"micro": micro.measure, "soak": soak.measure}
+EVERY = {**MEASURES, **BY_NAME_ONLY}
 
 
-async def _fill(store: Store, task: str, count: int) -> None:
-    async with store.app() as app:
-        template = tasks.app.tasks[task].s(1)
-        for start in range(0, count, 1000):
-            await app.kiq_many([template] * min(1000, count - start))
-
-
-def _drain(store: Store, task: str, count: int) -> dict[str, float]:
-    _run(_fill(store, task, count))
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.drain"],
-        env=store.environment(),
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
-
-
-def drain(store: Store, task: str, count: int, runs: int) -> Iterator[Figure]:
-    """Tasks a second that one worker process takes from a full queue, results stored."""
-    taken = [_drain(store, task, count) for _ in range(runs)]
-    what = f"drain {count:,} {task.rpartition('.')[2]}, {store.name}"
-    yield Figure(what, "tasks/s", [count / run["seconds"] for run in taken])
-    yield Figure(
-        f"{what}: worker CPU", "µs/task", [run["cpu_seconds"] / count * 1e6 for run in taken]
-    )
-
-
-async def _concurrent_kiq(store: Store, count: int, callers: int) -> float:
-    async with store.app() as app:
-
-        async def caller() -> None:
-            for _ in range(count // callers):
-                await app.send(NOOP, (1,))
-
-        started = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(callers)))
-        taken = time.perf_counter() - started
-        await (await app.broker()).purge("default")
-        return count / taken
-
-
-async def _kiq_many(store: Store, count: int) -> float:
-    async with store.app() as app:
-        template = tasks.noop.s(1)
-        started = time.perf_counter()
-        for _ in range(count // 1000):
-            await app.kiq_many([template] * 1000)
-        taken = time.perf_counter() - started
-        await (await app.broker()).purge("default")
-        return count / taken
-
-
-def enqueue(store: Store, count: int, runs: int) -> Iterator[Figure]:
-    """Tasks a second that one process sends."""
-    yield Figure(
-        f"kiq from 100 callers, {store.name}",
-        "tasks/s",
-        [_run(_concurrent_kiq(store, count, 100)) for _ in range(runs)],
-    )
-    yield Figure(
-        f"kiq_many of 1,000, {store.name}",
-        "tasks/s",
-        [_run(_kiq_many(store, count)) for _ in range(runs)],
-    )
-
-
-@contextmanager
-def _worker(store: Store) -> Iterator[None]:
-    """Run a worker from the command line, as a user would."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aiotaskq", "worker", "benchmarks.tasks:app", "-l", "error"],
-        env=store.environment(),
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-async def _round_trips(store: Store, count: int) -> list[float]:
-    async with store.app() as app:
-        taken = []
-        for _ in range(count):
-            started = time.perf_counter()
-            await (await app.send(NOOP, (1,))).result(timeout=30)
-            taken.append((time.perf_counter() - started) * 1000)
-        return taken[count // 10 :]  # the first ones wait for the worker and open connections
-
-
-def round_trip(store: Store, count: int, runs: int) -> Iterator[Figure]:
-    """Milliseconds from `kiq` to the result, one at a time, worker in another process."""
-    with _worker(store):
-        taken = [sorted(_run(_round_trips(store, count))) for _ in range(runs)]
-    yield Figure(f"round trip p50, {store.name}", "ms", [statistics.median(t) for t in taken])
-    yield Figure(f"round trip p99, {store.name}", "ms", [t[len(t) * 99 // 100] for t in taken])
-
-
-NOOP = tasks.noop.name
-IN_THREAD = tasks.noop_in_thread.name
-
-
-def measure(folder: Path, watchdog: Watchdog, *, quick: bool) -> Iterator[Figure]:
-    """Start the servers and yield every figure."""
-    many, some, few, runs = (5_000, 1_000, 100, 1) if quick else (50_000, 10_000, 500, 5)
-    file = f"sqlite:///{folder}/queue.db"
-    sqlite = Store("SQLite", file, file)
-    redis_server = RedisServer(watchdog, durable=False)
-    postgres_server = PostgresServer(watchdog)
-    redis_server.start()
-    postgres_server.start()
-    try:
-        redis = Store("Redis", redis_server.url(0), redis_server.url(1))
-        mixed = Store("Redis, results in PostgreSQL", redis_server.url(2), postgres_server.url())
-        yield from drain(redis, NOOP, many, runs)
-        yield from drain(redis, IN_THREAD, some, runs)
-        yield from drain(mixed, NOOP, many, runs)
-        yield from drain(sqlite, NOOP, some, runs)
-        yield from enqueue(redis, many, runs)
-        yield from enqueue(sqlite, some, runs)
-        yield from round_trip(redis, few, runs)
-        yield from round_trip(sqlite, few, runs)
-    finally:
-        redis_server.close()
-        postgres_server.close()
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    options = _options(arguments)
+    set_up_logging()
+    # Where nobody looks at a terminal's width, lines are not broken for its sake.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with Bench(
+                Path(folder), quick=options.quick, runs=options.runs, tasks=options.tasks
+            ) as bench:
+                for measure in _chosen(options.measures):
+                    for figure in measure(bench):
+                        report.figures.append(figure)
+                        console.print(_line(figure), highlight=False, soft_wrap=True)
+                report = Report(report.figures, bench.versions())
+        finally:  # what was measured before one failed is not lost
+            show(
+                report.figures,
+                title=f"aiotaskq {__version__}, {os.cpu_count()} cores",
+                console=console,
+            )
+            if options.json:
+                report.write(options.json)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure aiotaskq on servers started here, and print a table.",
+    )
+    parser.add_argument(
+        "measures",
+        nargs="*",
+        metavar="MEASURE",
+        help=f"{', '.join(MEASURES)}; or all of these, which is the default; or, only by name,"
+        f" {', '.join(BY_NAME_ONLY)}",
+    )
     parser.add_argument("--quick", action="store_true", help="few tasks, one run: does it work?")
-    parser.add_argument("--json", type=Path, help="write every run to this file")
-    options = parser.parse_args()
-    console = Console()
-    table = Table(title=f"aiotaskq {__version__}, {os.cpu_count()} cores")
-    table.add_column("measure")
-    for column in ("median", "least", "greatest"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True)
-    figures = []
-    watchdog = Watchdog()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for figure in measure(Path(folder), watchdog, quick=options.quick):
-                figures.append(figure)
-                console.print(f"{figure.measure}: {figure.median:,.2f} {figure.unit}")
-    finally:
-        watchdog.close()
-    for figure in figures:
-        numbers = (figure.median, min(figure.runs), max(figure.runs))
-        table.add_row(figure.measure, *(f"{number:,.2f}" for number in numbers), figure.unit)
-    console.print(table)
-    if options.json:
-        machine = {"python": platform.python_version(), "machine": platform.platform()}
-        report = {"version": __version__, **machine, "figures": [asdict(f) for f in figures]}
-        options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to this file")
+    parser.add_argument("--runs", type=_positive, metavar="N", help="how often to take each figure")
+    parser.add_argument(
+        "--tasks", type=_positive, metavar="N", help=f"of the soak; by default {soak.TASKS:,}"
+    )
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.measures if name not in (*EVERY, "all")]
+    if unknown:
+        parser.error(f"no measure {unknown[0]!r}; there are {', '.join((*EVERY, 'all'))}")
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _chosen(names: Sequence[str]) -> list[Measure]:
+    chosen: dict[str, Measure] = {}
+    for name in names or ["all"]:
+        chosen.update(MEASURES if name == "all" else {name: EVERY[name]})
+    return list(chosen.values())
+
+
+def _line(figure: Figure) -> str:
+    return f"{figure.measure}: {figure.median:,.2f} {figure.unit}"
 
 
 if __name__ == "__main__":

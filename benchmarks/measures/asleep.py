@@ -1,0 +1,43 @@
+"""Ten thousand tasks asleep at once in one worker process: their rate, and the memory of each.
+
+Each task sleeps for one second, and there are ten for each slot, so the ideal is as many a second
+as there are slots. The rate is counted from when as many tasks have woken as there are slots until
+the last one has: no task can be faster than the ideal then, and filling the slots at the start is
+left out. The same with it is given beside.
+
+The memory is what the process occupies when all slots are taken, less what it occupied when its
+worker was ready, for each slot: message, coroutine, timer, and all that is needed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks import tasks
+from benchmarks.figures import Figure, Target
+from benchmarks.measures.bench import Bench
+
+SHARE = Target(95)  # percent of the ideal
+MEMORY = Target(15, most=True)  # kB a task
+_TURNS = 10  # tasks for each slot
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Yield shares of the ideal rate, and kB a task."""
+    slots, seconds = bench.size(10_000, 200), bench.size(1.0, 0.1)
+    taken = [_run(bench, slots, seconds) for _ in range(bench.runs(3))]
+    what = f"{slots:,} tasks asleep at once"
+    shares = [100 * one["steady_share"] for one in taken]
+    yield Figure(f"{what}: rate", "% of ideal", shares, target=SHARE)
+    shares = [100 * one["whole_share"] for one in taken]
+    yield Figure(f"{what}: rate, filling the slots included", "% of ideal", shares)
+    memory = [one["bytes_each"] / 1000 for one in taken]
+    most = min(one["most_asleep"] for one in taken)
+    note = "" if most >= slots else f"at most {most:,.0f} were asleep at once"
+    yield Figure(f"{what}: memory", "kB/task", memory, target=MEMORY, note=note)
+
+
+def _run(bench: Bench, slots: int, seconds: float) -> dict[str, float]:
+    store = bench.redis()
+    store.fill(tasks.sleep.s(seconds), slots * _TURNS)
+    return store.ask("benchmarks.measures.sleeper", str(slots), str(seconds))

@@ -1,0 +1,74 @@
+"""Run a queue of sleeping tasks in a process of its own, and print how that went as JSON.
+
+``python -m benchmarks.measures.sleeper SLOTS SECONDS``, with the broker in the environment, and a
+queue of tasks that sleep so long. See `benchmarks.measures.asleep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiotaskq.events import WorkerReady
+from benchmarks.drain import tell
+from benchmarks.measures.bench import resident
+from benchmarks.tasks import app, sleepers
+
+_LOOK = 0.01  # seconds
+
+
+@dataclass
+class Peak:
+    """When most were asleep: how many, and the bytes that the process occupied."""
+
+    asleep: int = 0
+    memory: int = 0
+
+
+async def work(slots: int, seconds: float) -> dict[str, float]:
+    ready: list[tuple[float, int]] = []
+    app.observers.add(
+        WorkerReady, lambda _: ready.append((time.perf_counter(), resident(os.getpid())))
+    )
+    peak = Peak()
+    watching = asyncio.create_task(_watch(peak, slots))
+    await app.worker(concurrency=slots, burst=True).run()
+    watching.cancel()
+    since, memory = ready[0]
+    woken = sleepers.woken_at
+    return {
+        "steady_share": steady_share(woken, slots, seconds),
+        "whole_share": len(woken) * seconds / slots / (woken[-1] - since),
+        "bytes_each": (peak.memory - memory) / peak.asleep,
+        "most_asleep": peak.asleep,
+    }
+
+
+async def _watch(peak: Peak, slots: int) -> None:
+    while peak.asleep < slots:
+        if sleepers.asleep > peak.asleep:
+            peak.asleep, peak.memory = sleepers.asleep, resident(os.getpid())
+        await asyncio.sleep(_LOOK)
+
+
+def steady_share(woken: Sequence[float], slots: int, seconds: float) -> float:
+    """Return the rate of tasks as a share of the ideal, from when each slot has had one.
+
+    At most 1: of any `slots` tasks that wake one after another, one at least fell asleep after the
+    first of them had woken.
+
+    Args:
+        woken: When each task woke, in order; twice as many as there are slots, or more.
+        slots: How many may be asleep at once.
+        seconds: How long each sleeps.
+    """
+    taken = woken[-1] - woken[slots - 1]
+    return (len(woken) - slots) * seconds / slots / taken
+
+
+if __name__ == "__main__":
+    tell(work(slots=int(sys.argv[1]), seconds=float(sys.argv[2])))

@@ -1,0 +1,73 @@
+"""How long a start takes, beyond that of Python itself.
+
+``import aiotaskq``, and ``aiotaskq worker`` until it logs that it is ready, each less the median
+of ``python -c pass``. The three take turns. The clock runs from before the process is made until it
+has ended; for the worker, until the line is read. The command is ``python -m aiotaskq``, as the
+installed script may be another Python's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from benchmarks.figures import Figure, Target
+from benchmarks.measures.bench import APP, ROOT, Bench, Store
+
+IMPORT = Target(100, most=True)  # milliseconds
+READY = Target(600, most=True)
+_END = 30.0  # seconds that a worker gets to stop
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Yield milliseconds."""
+    store = bench.redis()
+    plain, imports, ready = [], [], []
+    for _ in range(bench.runs(10)):
+        plain.append(_python("pass"))
+        imports.append(_python("import aiotaskq"))
+        ready.append(_worker(store))
+    alone = statistics.median(plain)
+    yield Figure("python -c pass", "ms", plain)
+    beyond = [one - alone for one in imports]
+    yield Figure("import aiotaskq, beyond that", "ms", beyond, target=IMPORT)
+    beyond = [one - alone for one in ready]
+    yield Figure("aiotaskq worker until ready, beyond that", "ms", beyond, target=READY)
+
+
+def _python(program: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    return (time.perf_counter() - started) * 1000
+
+
+def _worker(store: Store) -> float:
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aiotaskq", "worker", APP],
+        cwd=ROOT,
+        env=store.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None  # it is a pipe
+    with process.stderr:
+        try:
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if line.endswith(" ready\n"):
+                    return (time.perf_counter() - started) * 1000
+            raise RuntimeError(f"the worker ended: {''.join(lines)}")
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=_END)
+            except subprocess.TimeoutExpired:
+                process.kill()  # what it started sees that it is gone, and ends
+                process.wait()
+                raise

@@ -1,0 +1,237 @@
+"""Turn what was measured into the tables and plots of the documents.
+
+``python -m benchmarks.report`` draws the plots (needs matplotlib); the tables come with
+``python -m tests.examples.documents``. Both read `RESULTS`: what ``make bench`` and
+``make bench-compare`` wrote last.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from benchmarks.figures import Target
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+OURS = "aiotaskq"
+DRAINS = ("noop", "sync", "sleep", "cpu", "payload")
+ALL = (*DRAINS, "enqueue", "bulk", "roundtrip")
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One figure as it was written."""
+
+    measure: str
+    unit: str
+    runs: tuple[float, ...]
+    who: str
+    target: Target | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return median(self.runs)
+
+
+class Contestant(msgspec.Struct, frozen=True):
+    """One of those that were compared, as it was written."""
+
+    settings: str
+    durability: str
+    stores_results: bool
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A file of results."""
+
+    version: str
+    at: str
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+    figures: Sequence[Line]
+    contestants: Mapping[str, Contestant] = {}
+
+    def of(self, measure: str) -> dict[str, Line]:
+        """Return the figures of one measure by who was measured."""
+        return {one.who: one for one in self.figures if one.measure == measure}
+
+
+def read(name: str) -> Written:
+    """Read a file of results."""
+    return msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=Written)
+
+
+# --- tables ---
+
+
+def targets_table() -> str:
+    """Return our own figures, with what they were to reach."""
+    rows = []
+    for name in ("own", "soak"):
+        for one in read(name).figures:
+            verdict = "" if one.target is None else f"{one.target} {one.unit}".strip()
+            met = "" if one.target is None else "yes" if one.target.met(one.median) else "**no**"
+            spread = f"{_short(min(one.runs))} to {_short(max(one.runs))}"
+            value = f"{_short(one.median)} {one.unit}"
+            rows.append((one.measure, value, spread if len(one.runs) > 1 else "", verdict, met))
+    return _table(("measure", "median", "runs", "target", "met"), rows)
+
+
+def ratios_table() -> str:
+    """Return how we stand beside the best of the others."""
+    told = read("compare")
+    rows = [
+        _ratio(told, "noop: rate", "drain", 20.0, _python_rivals(told)),
+        _ratio(told, "noop: rate", "drain", 2.0, {"bullmq"}),
+        _ratio(told, "enqueue: rate", "one by one from 100 callers", 5.0, {"taskiq"}),
+        _ratio(told, "bulk: rate", "in batches of 1,000", None, set(told.contestants) - {OURS}),
+        _ratio(
+            told, "roundtrip: p50", "round trip", 3.0, set(told.contestants) - {OURS}, less=True
+        ),
+    ]
+    return _table(("measure", OURS, "beside", "times as good", "target", "met"), rows)
+
+
+def _python_rivals(told: Written) -> set[str]:
+    return {
+        name
+        for name, one in told.contestants.items()
+        if name not in (OURS, "bullmq") and one.stores_results
+    }
+
+
+def _ratio(
+    told: Written,
+    measure: str,
+    what: str,
+    target: float | None,
+    names: set[str],
+    *,
+    less: bool = False,
+) -> tuple[str, ...]:
+    found = told.of(measure)
+    ours = found[OURS].median
+    others = {who: one.median for who, one in found.items() if who in names}
+    best = (min if less else max)(others, key=others.__getitem__)
+    times = others[best] / ours if less else ours / others[best]
+    unit = found[OURS].unit
+    goal = "" if target is None else f"≥ {target:g}"
+    met = "" if target is None else "yes" if times >= target else "**no**"
+    return (
+        what,
+        f"{_short(ours)} {unit}",
+        f"{best}: {_short(others[best])}",
+        f"{times:.1f}",
+        goal,
+        met,
+    )
+
+
+def rivals_table() -> str:
+    """Return the rates of everybody under every load."""
+    told = read("compare")
+    measures = [f"{name}: {'p50' if name == 'roundtrip' else 'rate'}" for name in ALL]
+    found = [told.of(measure) for measure in measures]
+    names = sorted(told.contestants, key=lambda who: -_or_zero(found[0].get(who)))
+    rows = [
+        (
+            who if told.contestants[who].stores_results else f"{who} (no results)",
+            *(_short(one[who].median) if who in one else "" for one in found),
+        )
+        for who in names
+    ]
+    heads = [f"{name}, {'ms' if name == 'roundtrip' else 'tasks/s'}" for name in ALL]
+    return _table(("", *heads), rows)
+
+
+def costs_table() -> str:
+    """Return what a no-op task costs everybody."""
+    told = read("compare")
+    parts = ("worker CPU", "server CPU", "peak memory")
+    found = [told.of(f"noop: {part}") for part in parts]
+    names = sorted(found[0], key=lambda who: found[0][who].median)
+    rows = [(who, *(_short(one[who].median) for one in found)) for who in names]
+    return _table(("", "worker CPU, µs/task", "server CPU, µs/task", "peak memory, MB"), rows)
+
+
+def promises_table() -> str:
+    """Return how everybody was set up, and what becomes of a killed worker's tasks."""
+    told = read("compare")
+    rows = [(who, one.settings, one.durability) for who, one in sorted(told.contestants.items())]
+    return _table(("", "set up", "tasks of a worker that is killed"), rows)
+
+
+def machine_table() -> str:
+    """Return what it was measured on and with."""
+    own, told = read("own"), read("compare")
+    rows = [(name, text) for name, text in own.machine.items()]
+    rows.append(("measured", f"{own.at}, rivals {told.at}"))
+    rows += [(name, text) for name, text in {**own.versions, **told.versions}.items() if text]
+    return _table(("", ""), rows)
+
+
+TABLES = {
+    "performance": targets_table,
+    "performance_ratios": ratios_table,
+    "performance_rivals": rivals_table,
+    "performance_costs": costs_table,
+    "performance_promises": promises_table,
+    "performance_machine": machine_table,
+}
+
+
+def _or_zero(line: Line | None) -> float:
+    return 0.0 if line is None else line.median
+
+
+def _short(number: float) -> str:
+    """Return three digits that matter, or all before the point."""
+    if abs(number) >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+# --- plots ---
+
+
+def draw() -> None:
+    """Draw a plot of each load."""
+    # Here, and by name: the tables and the type checkers do without it.
+    mpl: Any = importlib.import_module("matplotlib")
+    mpl.use("Agg")
+    plt: Any = importlib.import_module("matplotlib.pyplot")
+    mpl.rcParams["svg.hashsalt"] = "aiotaskq"  # the same figures make the same file
+    told = read("compare")
+    IMAGES.mkdir(exist_ok=True)
+    for name in ALL:
+        part, unit = ("p50", "ms, less is better") if name == "roundtrip" else ("rate", "tasks/s")
+        found = told.of(f"{name}: {part}")
+        names = sorted(found, key=lambda who: found[who].median, reverse=name == "roundtrip")
+        values = [found[who].median for who in names]
+        low = [found[who].median - min(found[who].runs) for who in names]
+        high = [max(found[who].runs) - found[who].median for who in names]
+        figure, axes = plt.subplots(figsize=(7, 0.4 * len(names) + 1))
+        colors = ["#1f77b4" if who == OURS else "#b0b0b0" for who in names]
+        axes.barh(names, values, color=colors, xerr=[low, high], capsize=2)
+        axes.set_xlabel(unit)
+        axes.set_title(name)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        figure.savefig(IMAGES / f"performance-{name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw()
