@@ -1,5 +1,7 @@
 """aiotaskq: a task queue for asyncio."""
 
+from typing import TYPE_CHECKING, Any
+
 from aiotaskq import events
 from aiotaskq.app import TaskQueue
 from aiotaskq.context import State, TaskContext, current_task
@@ -36,7 +38,9 @@ from aiotaskq.message import Attempt, Message, TaskStatus, WorkerInfo
 from aiotaskq.middleware import Middleware
 from aiotaskq.retry import Retry
 from aiotaskq.task import Call, Task
-from aiotaskq.worker import Worker
+
+if TYPE_CHECKING:
+    from aiotaskq.worker import Worker
 
 __version__ = "0.1.0"
 
@@ -85,3 +89,11 @@ __all__ = [
     "current_task",
     "events",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Worker":  # who only sends tasks need not load it
+        from aiotaskq.worker import Worker
+
+        return Worker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

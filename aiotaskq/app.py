@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import msgspec
@@ -31,7 +31,9 @@ from aiotaskq.outgoing import Outgoing, check_traits, seal, write
 from aiotaskq.protocols import Broker, ResultBackend
 from aiotaskq.session import Session
 from aiotaskq.task import Call
-from aiotaskq.worker import Worker
+
+if TYPE_CHECKING:
+    from aiotaskq.worker import Worker
 
 R = TypeVar("R")
 
@@ -435,6 +437,8 @@ class TaskQueue(Definitions):
                 `worker_grace_period`.
             burst: Stop when the queues are empty.
         """
+        from aiotaskq.worker import Worker  # who only sends tasks need not load it
+
         return Worker(
             self,
             concurrency=concurrency,

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Literal,
@@ -28,7 +29,9 @@ from aiotaskq.handle import AsyncResult, TaskHandle
 from aiotaskq.middleware import Middleware
 from aiotaskq.options import TaskKeywords, check_name, task_options
 from aiotaskq.task import Call, CoroutineTask, FunctionTask, Task
-from aiotaskq.worker import Lifespan
+
+if TYPE_CHECKING:
+    from aiotaskq.worker import Lifespan
 
 P = ParamSpec("P")
 R = TypeVar("R")

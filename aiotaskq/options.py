@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 import msgspec
 
 from aiotaskq.config.celery import FOREIGN
+from aiotaskq.config.names import nearest
 from aiotaskq.errors import ConfigError
 from aiotaskq.retry import Retry
 
@@ -161,8 +161,8 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def unknown_option(name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an option that does not exist, with the nearest that does."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f", did you mean {near[0]}" if near else ""
+    near = nearest(name, known)
+    meant = f", did you mean {near}" if near else ""
     return ConfigError(f"there is no option {name}{meant}? There are: {', '.join(known)}")
 
 

@@ -38,8 +38,8 @@ def test_all_is_sorted_and_complete() -> None:
     tree = ast.parse(Path(aiotaskq.__file__).read_text())
     imported = {
         alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module != "typing"
         for alias in node.names
     }
     assert aiotaskq.__all__ == sorted(imported)
