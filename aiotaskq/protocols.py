@@ -330,14 +330,14 @@ class ResultBackend(Protocol):
         """Return those that are there now: absent means waiting, unknown or out of date."""
         ...
 
-    def arrivals(self) -> AsyncIterator[Sequence[str]]:
-        """Yield the ids of final outcomes as they are stored, by whatever process.
+    def arrivals(self) -> AsyncIterator[Sequence[str | Outcome]]:
+        """Yield final outcomes, or their ids, as they are stored, by whatever process.
 
-        The first item is empty and says that the subscription stands: what was stored before it
-        is found by `load`, what is stored after it will be yielded. An empty item later
-        says that something may have been missed (a reconnect), or that something
-        arrived whose id the store cannot tell. Ends when the iterator is closed;
-        waits out an unreachable server by itself.
+        Outcomes where they come at no cost: it spares those who wait a look. The first item is
+        empty and says that the subscription stands: what was stored before it is found by
+        `load`, what is stored after it will be yielded. An empty item later says that something
+        may have been missed (a reconnect), or that something arrived whose id the store cannot
+        tell. Ends when the iterator is closed; waits out an unreachable server by itself.
         """
         ...
 

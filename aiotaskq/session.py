@@ -197,9 +197,11 @@ class Waiters:
 
     async def _hear(self) -> None:
         async with contextlib.aclosing(self._backend.arrivals()) as arrivals:  # type: ignore[type-var]  # an async generator in every driver
-            async for ids in arrivals:
+            async for news in arrivals:
                 self._subscribed.set()
-                self._look(self._waiting.keys() if not ids else self._waiting.keys() & set(ids))
+                self._resolve({one.task_id: one for one in news if isinstance(one, Outcome)})
+                ids = {one for one in news if isinstance(one, str)}
+                self._look(self._waiting.keys() & ids if news else self._waiting.keys())
 
     def _look(self, ids: Iterable[str]) -> None:
         self._to_load.update(ids)

@@ -56,7 +56,7 @@ class Ear:
         iterator = self._backend.arrivals()
         try:
             async for item in iterator:
-                self.items.append(list(item))
+                self.items.append([one if isinstance(one, str) else one.task_id for one in item])
                 self._news.set()
         finally:
             await close(iterator)
@@ -95,7 +95,7 @@ class Ear:
             self._found |= {name for name, one in loaded.items() if one.status.final}
 
 
-async def close(iterator: AsyncIterator[Sequence[str]]) -> None:
+async def close(iterator: AsyncIterator[Sequence[str | Outcome]]) -> None:
     """Close a subscription."""
     assert isinstance(iterator, AsyncGenerator)
     await iterator.aclose()

@@ -313,7 +313,7 @@ class FlakyBackend:
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         return await self._wire.call("load", lambda: self._inner.load(ids))
 
-    def arrivals(self) -> AsyncIterator[Sequence[str]]:
+    def arrivals(self) -> AsyncIterator[Sequence[str | Outcome]]:
         return self._inner.arrivals()  # it waits an unreachable server out by itself
 
     async def forget(self, ids: Collection[str]) -> int:

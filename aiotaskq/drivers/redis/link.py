@@ -1,10 +1,7 @@
-"""A connection to the server that any number of tasks share.
+"""What any number of tasks say to the server, over one connection at a time.
 
-Commands go out in the order in which they were given, whatever is ready in one write, and
-replies come back in that order. A task that is cancelled while it waits leaves its place behind:
-its reply is read and dropped, so that no other task ever gets it. A connection that does not
-answer in time, or fails in any other way, is given up with all that waits on it, and the next
-command makes a new one.
+It connects when it is first used. A connection that does not answer in time, or fails in any other
+way, is given up with all that waits on it, and the next command makes a new one.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -33,6 +29,7 @@ from redis.exceptions import TimeoutError as Silent
 
 from aiotaskq.drivers.redis.address import Address
 from aiotaskq.drivers.redis.scripts import Script
+from aiotaskq.drivers.redis.wire import Wire
 from aiotaskq.errors import ConfigError, Unavailable
 
 logger = logging.getLogger("aiotaskq.redis")
@@ -41,110 +38,6 @@ Word: TypeAlias = str | bytes | int | float
 
 _REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _OLDEST = (6, 2)
-
-
-class Wire:
-    """A live connection. It belongs to the event loop that made it, and dies once.
-
-    Attributes:
-        error: Why it is dead; None while it lives.
-        task: Ends when the connection is closed.
-    """
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
-        self._loop = asyncio.get_running_loop()
-        self._outbox: list[bytes] = []
-        self._wanted = asyncio.Event()
-        self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._failed: asyncio.Future[None] = self._loop.create_future()
-        self.error: Exception | None = None
-        self.task = self._loop.create_task(self._live())
-
-    def send(self, packed: bytes, patience: float) -> asyncio.Future[Any]:
-        """Send a command; return the future of its reply, which may be an exception as a value.
-
-        Replies are values so that those whose tasks were cancelled go unnoticed.
-        """
-        future: asyncio.Future[Any] = self._loop.create_future()
-        if self.error is not None:
-            future.set_result(self.error)
-            return future
-        until = self._loop.time() + patience
-        self._pending.append((until, future))
-        self._outbox.append(packed)
-        self._wanted.set()
-        if self._timer is None:
-            self._timer = self._loop.call_at(until, self._check)
-        return future
-
-    def fail(self, error: Exception) -> None:
-        """Give the connection up."""
-        if self.error is not None:
-            return
-        self.error = error
-        if self._timer is not None:
-            self._timer.cancel()
-        while self._pending:
-            _, future = self._pending.popleft()
-            if not future.done():
-                future.set_result(error)
-        if not self._failed.done():
-            self._failed.set_result(None)
-
-    async def close(self) -> None:
-        """Give the connection up and wait until it is closed."""
-        self.fail(Disconnected("the connection was closed"))
-        await asyncio.wait([self.task])
-
-    def _check(self) -> None:
-        """Fail if the oldest command waits too long; replies come in order, so it is the first."""
-        self._timer = None
-        if not self._pending:
-            return
-        until, _ = self._pending[0]
-        if until <= self._loop.time():
-            self.fail(Silent("no answer in time"))
-        else:
-            self._timer = self._loop.call_at(until, self._check)
-
-    async def _live(self) -> None:
-        # Not cancelled from here: a task that is cancelled before it began would close nothing.
-        reading = self._loop.create_task(self._read())
-        writing = self._loop.create_task(self._write())
-        try:
-            await asyncio.wait({reading, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            reading.cancel()
-            writing.cancel()
-            # What the writer ran into shows at the reader, too: the stream has ended.
-            [error, _] = await asyncio.gather(reading, writing, return_exceptions=True)
-            if isinstance(error, (RedisError, OSError)):
-                self.fail(error)
-            self.fail(Disconnected("the connection was closed"))
-            await self._connection.disconnect(nowait=True)
-
-    async def _write(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            packed, self._outbox = self._outbox, []
-            if not self._connection.is_connected:
-                return  # sending would connect anew; the reader tells what happened
-            await self._connection.send_packed_command(packed, check_health=False)
-
-    async def _read(self) -> None:
-        while True:
-            try:
-                reply = await self._connection.read_response()
-            except ResponseError as error:
-                reply = error
-            if not self._pending:
-                raise Disconnected("an answer that nobody asked for")
-            _, future = self._pending.popleft()
-            if not future.done():
-                future.set_result(reply)
 
 
 class Link:
@@ -279,7 +172,7 @@ class Link:
         connection = await connect(self._address)
         wire = self._wire = Wire(connection)
         self._wires.add(wire)
-        wire.task.add_done_callback(lambda _: self._wires.discard(wire))
+        wire.closed.add_done_callback(lambda _: self._wires.discard(wire))
         self.connects += 1
         return wire
 

@@ -28,13 +28,15 @@ from aiotaskq.message import Outcome
 
 logger = logging.getLogger("aiotaskq.redis")
 
+_TOLD = 8  # outcomes that go to the subscribers whole, if they are as few: nothing else is to do
+_TOLD_BYTES = 4096  # then, and they take no more than this
 _LOADED = 500  # outcomes in one command
 _SILENCE = 5.0  # seconds until a subscriber asks whether the server is there, and then waits
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds between attempts to subscribe
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Outcome).decode
-_decode_ids = msgspec.json.Decoder(list[str]).decode
+_decode_news = msgspec.json.Decoder(list[str | Outcome]).decode
 
 
 class RedisBackend:
@@ -109,7 +111,7 @@ class RedisBackend:
                     found[task_id] = self._read(task_id, text)
         return found
 
-    async def arrivals(self) -> AsyncGenerator[Sequence[str], None]:
+    async def arrivals(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
         failures = 0
         while True:
             try:
@@ -117,8 +119,8 @@ class RedisBackend:
                     failures = 0
                     yield []
                     while True:
-                        if ids := await self._listen(connection):
-                            yield ids
+                        if news := await self._listen(connection):
+                            yield news
             except (RedisError, OSError) as error:
                 self._complain(error, failures)
                 failures += 1
@@ -153,9 +155,9 @@ class RedisBackend:
     async def _store(self, part: Sequence[tuple[Outcome, bytes]], ttl: float | None) -> list[str]:
         keys = [self._keys.none]
         keys += [key for outcome, _ in part for key in self._pair(outcome.task_id)]
-        finals = _encode([outcome.task_id for outcome, _ in part if outcome.status.final])
+        finals = [(outcome.task_id, text) for outcome, text in part if outcome.status.final]
         lasting = "" if ttl is None else max(1, round(ttl * 1000))
-        words: list[Word] = [lasting, self._keys.results, finals]
+        words: list[Word] = [lasting, self._keys.results, *_news(finals)]
         for outcome, text in part:
             words += (1 if outcome.status.final else 0, text)
         refused = await self._opened().script(scripts.STORE, keys, words)
@@ -195,8 +197,8 @@ class RedisBackend:
         finally:
             await connection.disconnect(nowait=True)
 
-    async def _listen(self, connection: AbstractConnection) -> list[str]:
-        """Return the ids of the next message; none if it is not about outcomes."""
+    async def _listen(self, connection: AbstractConnection) -> list[str | Outcome]:
+        """Return what the next message tells; nothing if it is not about outcomes."""
         reply = await connection.read_response(timeout=_SILENCE)
         if reply is None:
             # An answer, or an outcome meanwhile, shows that the connection is not half open.
@@ -207,6 +209,14 @@ class RedisBackend:
         if reply[0] != b"message":
             return []
         try:
-            return _decode_ids(reply[2])
+            return _decode_news(reply[2])
         except msgspec.MsgspecError:
             return []  # not of our making
+
+
+def _news(finals: Sequence[tuple[str, bytes]]) -> tuple[bytes, bytes]:
+    """Return what the subscribers are told of final outcomes: their ids, and all of them or b""."""
+    ids = _encode([task_id for task_id, _ in finals])
+    if len(finals) > _TOLD or sum(len(text) for _, text in finals) > _TOLD_BYTES:
+        return ids, b""
+    return ids, b"[%b]" % b",".join(text for _, text in finals)

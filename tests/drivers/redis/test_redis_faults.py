@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Self
 
 import pytest
@@ -24,6 +24,7 @@ from aiotaskq.message import (
     Delivery,
     Depth,
     Done,
+    Outcome,
     Release,
     TaskStatus,
 )
@@ -323,11 +324,11 @@ async def test_a_subscription_notices_that_its_connection_is_half_open(
     await ours.close()
 
 
-async def next_ids(arrivals: AsyncIterator[object]) -> object:
-    """Return the next item with ids in it."""
-    while not (ids := await anext(arrivals)):
+async def next_ids(arrivals: AsyncIterator[Sequence[str | Outcome]]) -> list[str]:
+    """Return the ids of the next item that tells of any."""
+    while not (news := await anext(arrivals)):
         pass
-    return ids
+    return [one if isinstance(one, str) else one.task_id for one in news]
 
 
 # --- a server that misbehaves under load --------------------------------------------------------

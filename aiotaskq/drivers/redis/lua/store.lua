@@ -5,7 +5,8 @@
 -- ARGV  1  milliseconds until they go, or ''
 --       2  channel
 --       3  ids of the final ones, in order, as a JSON list
---       4  for each outcome: 1 if it is final, else 0; the outcome as JSON
+--       4  the same of the outcomes themselves, where they are few and small, or ''
+--       5  for each outcome: 1 if it is final, else 0; the outcome as JSON
 -- Return the positions of those that were refused, from 1: a final one was there.
 
 local refused, stored, finals = {}, {}, 0
@@ -22,8 +23,8 @@ local function set(key, outcome, ...)
 end
 
 for i = 1, (#KEYS - 1) / 2 do
-  local key, state, outcome = KEYS[2 * i], KEYS[2 * i + 1], ARGV[2 * i + 3]
-  if ARGV[2 * i + 2] == '0' then
+  local key, state, outcome = KEYS[2 * i], KEYS[2 * i + 1], ARGV[2 * i + 4]
+  if ARGV[2 * i + 3] == '0' then
     if redis.call('EXISTS', key) == 0 then
       set(state, outcome)
     else
@@ -41,9 +42,9 @@ for i = 1, (#KEYS - 1) / 2 do
 end
 
 if #stored > 0 then
-  local news = ARGV[3]
+  local news = ARGV[4] ~= '' and ARGV[4] or ARGV[3]
   if #stored < finals then
-    local ids = cjson.decode(news)
+    local ids = cjson.decode(ARGV[3])
     for i, final in ipairs(stored) do
       stored[i] = ids[final]
     end
