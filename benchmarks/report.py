@@ -73,7 +73,8 @@ def read(name: str) -> Written:
 def targets_table() -> str:
     """Return our own figures, with what they were to reach."""
     rows = []
-    for name in ("own", "soak"):
+    soaked = (RESULTS / "soak.json").exists()  # it takes long, and is not part of every sitting
+    for name in ("own", "soak") if soaked else ("own",):
         for one in read(name).figures:
             verdict = "" if one.target is None else f"{one.target} {one.unit}".strip()
             met = "" if one.target is None else "yes" if one.target.met(one.median) else "**no**"
@@ -136,8 +137,8 @@ def _ratio(
 def rivals_table() -> str:
     """Return the rates of everybody under every load."""
     told = read("compare")
-    measures = [f"{name}: {'p50' if name == 'roundtrip' else 'rate'}" for name in ALL]
-    found = [told.of(measure) for measure in measures]
+    loads = _measured(told)
+    found = list(loads.values())
     names = sorted(told.contestants, key=lambda who: -_or_zero(found[0].get(who)))
     rows = [
         (
@@ -146,8 +147,14 @@ def rivals_table() -> str:
         )
         for who in names
     ]
-    heads = [f"{name}, {'ms' if name == 'roundtrip' else 'tasks/s'}" for name in ALL]
+    heads = [f"{name}, {'ms' if name == 'roundtrip' else 'tasks/s'}" for name in loads]
     return _table(("", *heads), rows)
+
+
+def _measured(told: Written) -> dict[str, dict[str, Line]]:
+    """Return what is compared under each load that was measured."""
+    loads = {name: told.of(f"{name}: {'p50' if name == 'roundtrip' else 'rate'}") for name in ALL}
+    return {name: found for name, found in loads.items() if found}
 
 
 def costs_table() -> str:
@@ -215,9 +222,8 @@ def draw() -> None:
     mpl.rcParams["svg.hashsalt"] = "aiotaskq"  # the same figures make the same file
     told = read("compare")
     IMAGES.mkdir(exist_ok=True)
-    for name in ALL:
-        part, unit = ("p50", "ms, less is better") if name == "roundtrip" else ("rate", "tasks/s")
-        found = told.of(f"{name}: {part}")
+    for name, found in _measured(told).items():
+        unit = "ms, less is better" if name == "roundtrip" else "tasks/s"
         names = sorted(found, key=lambda who: found[who].median, reverse=name == "roundtrip")
         values = [found[who].median for who in names]
         low = [found[who].median - min(found[who].runs) for who in names]

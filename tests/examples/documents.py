@@ -18,6 +18,7 @@ from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
 from aiotaskq.protocols import Traits
+from benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -172,6 +173,7 @@ TABLES = {
     "traits": traits_table,
     "modules": modules_table,
     "layers": layers_list,
+    **report.TABLES,
 }
 
 
