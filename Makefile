@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pe
 ARGS ?=
 # The tests mostly wait, for servers and processes. One after another: make test SPREAD=
 CORES := $(shell nproc 2>/dev/null || echo 2)
-SPREAD ?= --numprocesses $(shell echo $$(($(CORES) < 5 ? $(CORES) + 1 : 6)))
+SPREAD ?= --numprocesses $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
 
 .PHONY: help
 help: ## Show this

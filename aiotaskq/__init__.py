@@ -37,9 +37,12 @@ from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
 from aiotaskq.message import Attempt, Message, TaskStatus, WorkerInfo
 from aiotaskq.middleware import Middleware
 from aiotaskq.retry import Retry
+from aiotaskq.schedule import Schedule, at, crontab, every
+from aiotaskq.schedules import ScheduleInfo
 from aiotaskq.task import Call, Task
 
 if TYPE_CHECKING:
+    from aiotaskq.scheduler import Scheduler
     from aiotaskq.worker import Worker
 
 __version__ = "0.1.0"
@@ -68,6 +71,9 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "RetryLater",
+    "Schedule",
+    "ScheduleInfo",
+    "Scheduler",
     "Snooze",
     "SoftTimeLimitExceeded",
     "State",
@@ -86,8 +92,11 @@ __all__ = [
     "Verdict",
     "Worker",
     "WorkerInfo",
+    "at",
+    "crontab",
     "current_task",
     "events",
+    "every",
 ]
 
 
@@ -96,4 +105,8 @@ def __getattr__(name: str) -> Any:
         from aiotaskq.worker import Worker
 
         return Worker
+    if name == "Scheduler":
+        from aiotaskq.scheduler import Scheduler
+
+        return Scheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
@@ -21,18 +21,21 @@ from aiotaskq.deadletters import DeadLetters
 from aiotaskq.definitions import Definitions
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
 from aiotaskq.errors import ConfigError
-from aiotaskq.events import Sent
 from aiotaskq.failures import encode_error, to_exception
 from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
-from aiotaskq.message import Message, Outcome, TaskStatus, WorkerInfo
-from aiotaskq.middleware import Middleware, wrap_send
+from aiotaskq.message import Outcome, TaskStatus, WorkerInfo
+from aiotaskq.middleware import Middleware
 from aiotaskq.options import CallOptions, check_args, check_name, check_options
-from aiotaskq.outgoing import Outgoing, check_traits, seal, write
-from aiotaskq.protocols import Broker, ResultBackend
+from aiotaskq.outbox import QUEUE as OUTBOX
+from aiotaskq.outbox import Outbox
+from aiotaskq.protocols import Broker, ResultBackend, Transactional
+from aiotaskq.schedules import Schedules
+from aiotaskq.sending import send_calls
 from aiotaskq.session import Session
 from aiotaskq.task import Call
 
 if TYPE_CHECKING:
+    from aiotaskq.scheduler import Scheduler
     from aiotaskq.worker import Worker
 
 R = TypeVar("R")
@@ -154,6 +157,16 @@ class TaskQueue(Definitions):
         broker, backend = self._templates
         return broker.clone(), backend and backend.clone()
 
+    def outbox(self) -> Outbox | None:
+        """Return the closed outbox, for an event loop of the caller's; None if there is none."""
+        url = self.conf.outbox_url
+        if url is None:
+            return None
+        broker = create_broker(url, prefix=f"{self.conf.prefix}_{OUTBOX}")
+        if not isinstance(broker, Transactional):
+            raise ConfigError(f"outbox_url is {broker.url}; it must be a PostgreSQL database")
+        return Outbox(broker)
+
     @property
     def broker_url(self) -> str | None:
         """The URL of the broker, with its password; None where it was given as a driver."""
@@ -181,7 +194,18 @@ class TaskQueue(Definitions):
             return backend
         if backend.startswith("disabled"):
             return None
+        if backend.startswith("rpc:"):
+            backend = self._rpc_url()
         return create_backend(backend, prefix=self.conf.prefix)
+
+    def _rpc_url(self) -> str:
+        url = self.broker_url
+        if url is None or not url.startswith(("amqp://", "amqps://")):
+            raise ConfigError(
+                "rpc:// sends results over the broker's RabbitMQ, and the broker is another: give"
+                " the RabbitMQ that they are to go over, result_backend = 'amqp://...'"
+            )
+        return url
 
     # Send
 
@@ -201,33 +225,11 @@ class TaskQueue(Definitions):
         Raises:
             EncodeError: An argument has no form in the serializer, or all of a call are too
                 large. None of the calls is sent then, unless a middleware wraps the sending.
+            Unsupported: The broker cannot do what a call asks; none is sent.
             BrokerUnavailable: The broker could not be reached; some may be stored.
         """
         session = await self._open_session()
-        batch = [write(call, self.tasks.get(call.name), self.conf, self.codec) for call in calls]
-        for outgoing in batch:
-            check_traits(outgoing, session.broker.traits, session.broker.url)
-        if any(type(m).send is not Middleware.send for m in self.middlewares):
-            for outgoing in batch:
-                await self._send_through(session, outgoing)
-        else:
-            envelopes = [seal(outgoing, self.codec) for outgoing in batch]
-            refused = await session.publisher.publish(envelopes) if envelopes else ()
-            self._tell_sent(one.message for one in batch if one.message.id not in refused)
-        return [TaskHandle(outgoing.message.id, self) for outgoing in batch]
-
-    async def _send_through(self, session: Session, outgoing: Outgoing) -> None:
-        async def send(message: Message) -> None:
-            envelope = seal(outgoing.with_message(message), self.codec)
-            if envelope.id not in await session.publisher.publish([envelope]):
-                self._tell_sent([message])
-
-        await wrap_send(self.middlewares, send)(outgoing.message)
-
-    def _tell_sent(self, messages: Iterable[Message]) -> None:
-        if self.observers.heard(Sent):
-            for message in messages:
-                self.observers.emit(Sent(message=message))
+        return [TaskHandle(sent, self) for sent in await send_calls(self, session, calls)]
 
     async def send(
         self,
@@ -360,7 +362,12 @@ class TaskQueue(Definitions):
             for other in [other for other in list(self._sessions) if other.is_closed()]:
                 self._sessions.pop(other, None)  # another thread may have been faster
             broker, backend = self.drivers()
-            session = Session(broker, backend, publish_timeout=self.conf.broker_publish_timeout)
+            session = Session(
+                broker,
+                backend,
+                self.outbox(),
+                publish_timeout=self.conf.broker_publish_timeout,
+            )
             self._sessions[loop] = session
         return session
 
@@ -394,6 +401,11 @@ class TaskQueue(Definitions):
         """The dead letters: ``await app.dead.list()``, and `retry` or `discard` them."""
         return DeadLetters(self)
 
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules: ``await app.schedules.list()``, and `add`, `pause` or `remove` them."""
+        return Schedules(self)
+
     async def close(self) -> None:
         """Let go of the running loop's connections; the next use makes new ones."""
         session = self._sessions.pop(asyncio.get_running_loop(), None)
@@ -417,7 +429,7 @@ class TaskQueue(Definitions):
         self,
         *,
         concurrency: int | None = None,
-        queues: Sequence[str] | None = None,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
         name: str | None = None,
         threads: int | None = None,
         grace_period: float | None = None,
@@ -430,7 +442,9 @@ class TaskQueue(Definitions):
 
         Args:
             concurrency: Tasks at once; by default `worker_concurrency`.
-            queues: In the order in which they are drained; by default `task_default_queue`.
+            queues: In the order in which they are drained, each one empty before the next; or
+                a weight for each, 1 or more, which is its share of the tasks that are taken while
+                all are full. By default `task_default_queue`.
             name: By default the host's name and the process id.
             threads: For plain functions; by default `worker_threads`.
             grace_period: Seconds that running tasks get to finish on exit; by default
@@ -448,6 +462,15 @@ class TaskQueue(Definitions):
             grace_period=grace_period,
             burst=burst,
         )
+
+    def scheduler(self) -> Scheduler:
+        """Return a scheduler to run in this event loop: ``async with app.scheduler(): ...``.
+
+        Any number may run, beside workers or alone: each run is sent once.
+        """
+        from aiotaskq.scheduler import Scheduler  # as for the worker
+
+        return Scheduler(self)
 
     def __repr__(self) -> str:
         return f"<TaskQueue {self.name} with {len(self.tasks)} tasks>"

@@ -113,6 +113,33 @@ class TaskContext:
         """The retry that the call asked for; None: as the task says."""
         return self._message.retry
 
+    async def transaction(self) -> Any:
+        """Return a connection to the result backend's PostgreSQL, with a transaction open on it.
+
+        What the task writes there commits together with its success, when it returns, and is
+        rolled back when it fails, is cancelled or its worker dies. Should it run twice, the
+        second commit is refused and undone: run twice, done once. The task must not commit by
+        itself. Each call within one run returns the same connection.
+
+        Example:
+            ::
+
+                @app.task
+                async def pay(order: int) -> str:
+                    connection = await current_task().transaction()
+                    await connection.execute("UPDATE orders SET paid = true WHERE id = $1", order)
+                    return "paid"
+
+        Returns:
+            An asyncpg connection.
+
+        Raises:
+            RuntimeError: No worker runs the task here, or it is no coroutine function.
+            Unsupported: The result backend is another system.
+            BackendUnavailable: The server cannot be reached now.
+        """
+        raise RuntimeError("only a coroutine task that a worker runs has a transaction")
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.name}[{self.id}] attempt {self.attempt}>"
 

@@ -23,11 +23,12 @@ from typing import (
 
 from aiotaskq.config import Config
 from aiotaskq.context import State
-from aiotaskq.errors import DuplicateTask
+from aiotaskq.errors import ConfigError, DuplicateTask
 from aiotaskq.events import Event, Observer, Observers
 from aiotaskq.handle import AsyncResult, TaskHandle
 from aiotaskq.middleware import Middleware
 from aiotaskq.options import TaskKeywords, check_name, task_options
+from aiotaskq.schedule import Entry
 from aiotaskq.task import Call, CoroutineTask, FunctionTask, Task
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Definitions(ABC):
             ignore_result: Keep no result; by default `task_ignore_result`.
             track_started: Let its status say STARTED while it runs; by default
                 `task_track_started`.
+            schedule: When it runs by itself, sent by a scheduler: a `Schedule`, or what it takes
+                as `when`, such as ``crontab(hour=3, minute=0)``.
             time_limit: Celery's name of `timeout`.
             soft_time_limit: Celery's name of `soft_timeout`.
             autoretry_for: Instead of `retry`, with the seven that follow, as in Celery: the
@@ -161,6 +164,22 @@ class Definitions(ABC):
             )
         self.tasks[name] = task
         return task
+
+    def declared_schedules(self) -> dict[str, Entry]:
+        """Return the schedules that stand in the code and in `beat_schedule`, by their ids.
+
+        That of a task that was given one where it is defined has the task's name.
+        """
+        declared = dict(self.conf.beat_schedule)
+        for name, task in self.tasks.items():
+            if task.options.schedule is not None:
+                if name in declared:
+                    raise ConfigError(
+                        f"beat_schedule has a {name!r}, and the task of this name has a schedule of"
+                        " its own: rename the one in beat_schedule"
+                    )
+                declared[name] = Entry(name, task.options.schedule)
+        return declared
 
     def _module_of(self, fn: Callable[..., Any]) -> str:
         """Return the module's name as a worker that imports it will know it."""

@@ -9,17 +9,11 @@ import time
 
 def new_id() -> str:
     """Return a fresh task id: a UUID of version 7, so that ids sort by the time they were made."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    number = (
-        (milliseconds & 0xFFFF_FFFF_FFFF) << 80
-        | 0x7 << 76
-        | (random >> 68) << 64  # 12 bits
-        | 0b10 << 62
-        | random & 0x3FFF_FFFF_FFFF_FFFF  # 62 bits
-    )
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    time_text = f"{time.time_ns() // 1_000_000:012x}"
+    random = os.urandom(10)
+    text = random.hex()
+    variant = "89ab"[random[9] & 0b11]
+    return f"{time_text[:8]}-{time_text[8:12]}-7{text[:3]}-{variant}{text[3:6]}-{text[6:18]}"
 
 
 def version() -> str:

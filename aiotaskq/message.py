@@ -13,7 +13,7 @@ outcome       what a run left behind: status, value or error
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias
@@ -32,13 +32,10 @@ class TaskStatus(StrEnum):
     FAILURE = "FAILURE"
     REVOKED = "REVOKED"
 
-    @property
-    def final(self) -> bool:
+    def __init__(self, _: str) -> None:
+        self.final = self.value in ("SUCCESS", "FAILURE", "REVOKED")
         """Whether nothing comes after it."""
-        return self in _FINAL
 
-
-_FINAL = frozenset({TaskStatus.SUCCESS, TaskStatus.FAILURE, TaskStatus.REVOKED})
 
 SUSPECT = 2
 """From so many crashes on a message is handed out alone, so that it takes no others with it."""
@@ -91,6 +88,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     history: tuple[Attempt, ...] = ()  # earlier attempts; of many, the latest
     unknown_for: float = 0.0  # seconds that it has waited for a worker that knows its task
     headers: dict[str, str] = {}  # for middleware; the core reads none
+    reply_to: str = ""  # where its outcome is sent, by a backend that keeps none for others
 
     def __str__(self) -> str:
         """Return name and id, fit for a line of a log whoever wrote them."""
@@ -239,6 +237,23 @@ class Depth(msgspec.Struct, frozen=True):
     dead: int = 0
 
 
+class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as it rests in a store, which acts on the due time alone."""
+
+    id: str
+    body: bytes  # no driver reads it
+    due_at: float | None  # Unix time by the store's clock of its next run; None: there is none
+    revision: str  # another one after each change; given by whoever makes it
+
+
+class DueSchedules(msgspec.Struct, frozen=True, kw_only=True):
+    """What is due in a store, and when it is worth to look again."""
+
+    schedules: Sequence[StoredSchedule]
+    now: float  # Unix time by the store's clock
+    next_at: float | None  # the earliest due time after `now`; None: there is none
+
+
 class Tended(msgspec.Struct, frozen=True):
     """What one round of housekeeping moved."""
 
@@ -268,6 +283,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     args: Raw | UnsetType = UNSET
     kwargs: Raw | UnsetType = UNSET
     history: tuple[Attempt, ...] = ()  # the attempts before this one; of many, the latest
+    reply_to: str | UnsetType = UNSET  # as in `Message`, where that says anything
 
 
 class RemoteError(msgspec.Struct, frozen=True):

@@ -14,8 +14,10 @@ from aiotaskq.config.celery import FOREIGN
 from aiotaskq.config.names import nearest
 from aiotaskq.errors import ConfigError
 from aiotaskq.retry import Retry
+from aiotaskq.schedule import Schedule, When
 
 Executor: TypeAlias = Literal["loop", "thread", "process"]
+ScheduleTimes: TypeAlias = When | float | timedelta | datetime | str
 Exceptions: TypeAlias = tuple[type[BaseException], ...] | list[type[BaseException]]
 
 
@@ -39,6 +41,9 @@ class CallOptions(TypedDict, total=False):
     """Seconds after which a run is told to come to an end."""
     retry: Retry
     headers: Mapping[str, str]
+    connection: object
+    """Of yours, to PostgreSQL, with a transaction open on it (asyncpg's, or an `AsyncSession` or
+    `AsyncConnection` of SQLAlchemy): the task is sent if and only if that commits."""
 
 
 class TaskKeywords(TypedDict, total=False):
@@ -53,6 +58,7 @@ class TaskKeywords(TypedDict, total=False):
     executor: Executor | None
     ignore_result: bool | None
     track_started: bool | None
+    schedule: Schedule | ScheduleTimes | None
     # As in Celery
     time_limit: float | None
     soft_time_limit: float | None
@@ -81,6 +87,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     default_retry_delay: float | None = None  # seconds, of self.retry(); None: as `retry` says
     ignore_result: bool | None = None  # None: as the application says
     track_started: bool | None = None  # likewise
+    schedule: Schedule | None = None  # None: it runs when it is called
 
 
 # --- of a call ----------------------------------------------------------------------------------
@@ -142,6 +149,7 @@ def _are_texts(value: Any) -> bool:
 _NAME = "1 to 200 printable characters"
 
 _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "connection": (lambda value: not isinstance(value, str), "a connection, and no URL"),
     "countdown": (_is_number, "a number of seconds"),
     "eta": (lambda value: isinstance(value, datetime), "a datetime"),
     "expires": (
@@ -221,6 +229,9 @@ def task_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOption
         options["default_retry_delay"] = _celery_delay(given)
     checked = check_options({name: options.get(name) for name in _OF_BOTH})  # type: ignore[arg-type]  # a part of CallOptions
     options["executor"] = choose_executor(fn, options.get("executor"))
+    schedule = options.get("schedule")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        options["schedule"] = Schedule(schedule)
     check_soft(fn.__qualname__, checked.get("soft_timeout"), options["executor"])
     return TaskOptions(**options)
 

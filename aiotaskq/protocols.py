@@ -9,7 +9,7 @@ A driver object is cheap and closed when made. It belongs to the event loop that
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import msgspec
 
@@ -19,11 +19,13 @@ from aiotaskq.message import (
     DeadLimits,
     Delivery,
     Depth,
+    DueSchedules,
     Envelope,
     Grant,
     News,
     Outcome,
     Settlement,
+    StoredSchedule,
     Tended,
 )
 
@@ -31,15 +33,24 @@ from aiotaskq.message import (
 class Traits(msgspec.Struct, frozen=True, kw_only=True):
     """What a broker can do beyond the floor that every driver reaches.
 
-    The floor: batches, leases, fencing receipts, delays, dead letters, redelivery, cancelling
-    what waits. A trait is data, read once; asking for what a broker lacks raises
-    `Unsupported` where the message is sent, never inside a worker.
+    The floor: batches, fencing receipts, delays, dead letters, redelivery, cancelling what waits.
+    Where a broker lacks a trait, what the protocols below promise by it is not promised. A trait
+    is data, read once; asking for what a broker lacks raises `Unsupported` where the message is
+    sent, never inside a worker.
     """
 
     priorities: bool = True  # 0 to 9 within one queue
     unique: bool = True  # stores an id once when asked to
+    schedules: bool = True  # keeps schedules, and sends each due run once
     durable: bool = True  # survives a restart of every process
     shared: bool = True  # reached by other processes
+    leases: bool = True  # a consumer outlives its connection, and others may renew or end its lease
+    order: bool = True  # what is handed back goes to the head of its queue, suspects before all
+    atomic: bool = True  # a retry or a dead letter replaces its message in one step
+    idempotent: bool = True  # a call that is repeated under its id stores nothing twice
+    clock: bool = True  # what is due or out of date goes by one clock, and is there at the moment
+    counts_delayed: bool = True  # counts the delayed messages of each queue, and can purge them
+    transactional: bool = False  # stores messages in a transaction of the caller's: `Transactional`
 
 
 class Lease(Protocol):
@@ -99,13 +110,19 @@ class Consumer(Protocol):
         """Begin the lease. Raises `BrokerUnavailable` if the broker cannot be reached."""
         ...
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(
+        self, limit: int, wait: float, *, order: Sequence[str] | None = None
+    ) -> Sequence[Delivery]:
         """Take up to `limit` due envelopes, waiting up to `wait` seconds for the first.
 
-        Queues are drained in the order in which the consumer names them, within a queue by
-        priority, then oldest first. Returns as soon as there is one, so a short batch means that
-        the queues are short. Nothing delayed, cancelled, dead or held is returned. What has
-        expired is handed out with a mark, so that its end can be told.
+        Queues are drained one after the other, within a queue by priority, then oldest first.
+        Returns as soon as there is one, so a short batch means that the queues are short. Nothing
+        delayed, cancelled, dead or held is returned. What has expired is handed out with a mark,
+        so that its end can be told.
+
+        A call that waits is woken by what is stored, and at the moment at which something falls
+        due, whoever stored it and in whatever order. Looking from time to time is only for what
+        a lost message should have told.
 
         A message that crashed `SUSPECT` times or more is handed out alone, and before all
         others: as the only one of a batch, to a consumer that holds nothing. One that holds
@@ -118,6 +135,9 @@ class Consumer(Protocol):
         Args:
             limit: The most to take; at least 1.
             wait: Seconds; 0 asks without waiting.
+            order: The order in which this call drains the queues, all of the consumer's and each
+                once; None: as the consumer names them. It says nothing of other calls: what an
+                earlier one took, and was cancelled, comes first.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
@@ -216,6 +236,14 @@ class Broker(Protocol):
         """
         ...
 
+    def schedules(self) -> ScheduleStore:
+        """Return the schedules of this broker's store, to be used while the broker is open.
+
+        Raises:
+            Unsupported: The store keeps none; see `traits`.
+        """
+        ...
+
     def lease(self, grant: Grant) -> Lease:
         """Return what keeps a consumer alive, or ends it: one of any process."""
         ...
@@ -287,6 +315,92 @@ class Broker(Protocol):
         ...
 
 
+@runtime_checkable
+class Transactional(Protocol):
+    """A broker, or what stands for one, that stores messages in a transaction of the caller's."""
+
+    async def publish_in(self, connection: object, batch: Sequence[Envelope]) -> Collection[str]:
+        """Store every envelope if and only if the caller's transaction commits.
+
+        Args:
+            connection: The caller's own, with a transaction open on it.
+            batch: Of any size.
+
+        Returns:
+            The ids refused because they were stored before.
+
+        Raises:
+            ConfigError: It is no connection to such a store, or there are no tables behind it.
+        """
+        ...
+
+
+class ScheduleStore(Protocol):
+    """Where schedules rest, and from where each due run is sent once.
+
+    There is no lease and no lock: whoever changes a schedule names the revision that it has seen,
+    and of several who saw the same one succeeds. A run is sent in the same step in which its
+    schedule is moved on, so that it happens once however many schedulers there are, whichever
+    dies at whatever instant.
+    """
+
+    async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
+        """Return schedules in the order of their ids; None: all of them.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+        """
+        ...
+
+    async def due(self, limit: int) -> DueSchedules:
+        """Return up to `limit` schedules that are due, the earliest first.
+
+        Nothing is taken: whoever asks next is given the same until they are changed.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+        """
+        ...
+
+    async def swap(
+        self,
+        schedule_id: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: Sequence[Envelope] = (),
+    ) -> bool:
+        """Change a schedule and store the envelopes of its runs, in one step.
+
+        Args:
+            schedule_id: Its id, as in `new`.
+            seen: The revision that it is to have now; None: there is to be none of this id.
+            new: What takes its place; None: it is removed.
+            batch: Stored as `Broker.publish` does it, none of them unique.
+
+        Returns:
+            Whether `seen` was right. If not, nothing has happened.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now; it may have happened, in whole.
+        """
+        ...
+
+
+@runtime_checkable
+class ReplyBackend(Protocol):
+    """A result backend that sends outcomes to whoever sent the task, and keeps none for others."""
+
+    async def reply_address(self) -> str:
+        """Return where outcomes for this client are to be sent, to travel with its messages.
+
+        From then on they are heard by `ResultBackend.arrivals`, and found by `ResultBackend.load`.
+
+        Raises:
+            BackendUnavailable: It cannot be reached now.
+        """
+        ...
+
+
 class ResultBackend(Protocol):
     """Where outcomes rest."""
 
@@ -343,4 +457,36 @@ class ResultBackend(Protocol):
 
     async def forget(self, ids: Collection[str]) -> int:
         """Delete outcomes; return how many there were."""
+        ...
+
+
+class Transaction(Protocol):
+    """A transaction that a task writes in, and that ends with the task's outcome."""
+
+    connection: Any
+    """The client library's own connection, for the task."""
+
+    async def commit(self, outcome: Outcome, ttl: float | None) -> bool:
+        """Store the outcome and commit, or roll back and return False if the id has one.
+
+        Raises:
+            BackendUnavailable: The server cannot be reached; it may have been committed.
+        """
+        ...
+
+    async def roll_back(self) -> None:
+        """Undo what was written, unless it was committed. Idempotent, never raises."""
+        ...
+
+
+@runtime_checkable
+class TransactionalResults(Protocol):
+    """A result backend in whose transactions a task's own writes commit with its outcome."""
+
+    async def begin(self) -> Transaction:
+        """Begin a transaction.
+
+        Raises:
+            BackendUnavailable: The server cannot be reached now.
+        """
         ...

@@ -21,6 +21,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from typing import TypeVar
 
 from aiotaskq.errors import (
@@ -29,9 +30,11 @@ from aiotaskq.errors import (
     BrokerUnavailable,
     ConfigError,
     Unavailable,
+    Unsupported,
 )
 from aiotaskq.message import Envelope, Outcome
-from aiotaskq.protocols import Broker, ResultBackend
+from aiotaskq.outbox import Outbox
+from aiotaskq.protocols import Broker, ReplyBackend, ResultBackend, Transactional
 
 T = TypeVar("T")
 
@@ -276,14 +279,22 @@ class Session:
     """
 
     def __init__(
-        self, broker: Broker, backend: ResultBackend | None, *, publish_timeout: float
+        self,
+        broker: Broker,
+        backend: ResultBackend | None,
+        outbox: Outbox | None = None,
+        *,
+        publish_timeout: float,
     ) -> None:
         self.broker = broker
         self._backend = backend
+        self._outbox = outbox
+        given: object = backend
+        self._replies = given if isinstance(given, ReplyBackend) else None
         self.publisher = Publisher(broker, publish_timeout)
         self._patience = publish_timeout
         self._waiters = Waiters(backend) if backend is not None else None
-        self._broker_open = self._backend_open = False
+        self._broker_open = self._backend_open = self._outbox_open = False
         self._lock = asyncio.Lock()
         self._life: AsyncGenerator[None, None] | None = None
 
@@ -301,6 +312,31 @@ class Session:
                     self._broker_open = True
                     await self._live()
 
+    async def enlist(
+        self, connection: object
+    ) -> Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]:
+        """Return what stores envelopes in the transaction on a connection of the caller's.
+
+        Raises:
+            Unsupported: The broker has no transactions, and there is no outbox.
+        """
+        if isinstance(self.broker, Transactional):
+            await self.open()
+            return partial(self.broker.publish_in, connection)
+        if self._outbox is None:
+            raise Unsupported(
+                f"{self.broker.url} cannot store a task in a transaction of yours: set outbox_url"
+                " to the PostgreSQL database that connection= leads to, from where the workers"
+                " pass it on"
+            )
+        if not self._outbox_open:
+            async with self._lock:
+                if not self._outbox_open:
+                    await _patiently(self._outbox.open, self._patience)
+                    self._outbox_open = True
+                    await self._live()
+        return partial(self._outbox.publish_in, connection)
+
     async def results(self) -> ResultBackend:
         """Return the result backend, connected.
 
@@ -316,6 +352,17 @@ class Session:
                     self._backend_open = True
                     await self._live()
         return self._backend
+
+    async def reply_address(self) -> str:
+        """Return where outcomes are to be sent; empty where they rest in a store.
+
+        Raises:
+            BackendUnavailable: They are sent over a server that cannot be reached now.
+        """
+        if self._replies is None:
+            return ""
+        await self.results()
+        return await self._replies.reply_address()
 
     async def wait(self, task_id: str) -> Outcome:
         """Return the final outcome of a task, as soon as there is one."""
@@ -346,9 +393,11 @@ class Session:
             await life.aclose()
 
     async def _close(self) -> None:
-        self._broker_open = self._backend_open = False
+        self._broker_open = self._backend_open = self._outbox_open = False
         await self.publisher.close()
         if self._waiters is not None and self._backend is not None:
             await self._waiters.close()
             await self._backend.close()
+        if self._outbox is not None:
+            await self._outbox.close()
         await self.broker.close()

@@ -106,6 +106,10 @@ class _Callable(Generic[P, R]):
         return Call(self._name, args, kwargs, self._options if options is None else options)
 
     def _send_and_wait(self, call: Call[R]) -> AsyncResult[R]:
+        if "connection" in call.options:
+            raise ConfigError(
+                "connection= belongs to an event loop of yours: send with `await task.kiq()`"
+            )
         handle = bridge.run(self._sender.send_call(call), instead="`await task.kiq()`")
         return self._sender.async_result(handle.id)
 

@@ -25,12 +25,14 @@ from benchmarks.drain import set_up_logging
 from benchmarks.figures import Figure, Report, show
 from benchmarks.measures import (
     asleep,
+    delays,
     drains,
     idle,
     latency,
     million,
     processes,
     sends,
+    shards,
     soak,
     start,
 )
@@ -42,13 +44,18 @@ MEASURES: dict[str, Measure] = {
     "drain": drains.measure,
     "send": sends.measure,
     "latency": latency.measure,
+    "delays": delays.measure,
     "processes": processes.measure,
     "asleep": asleep.measure,
     "million": million.measure,
     "idle": idle.measure,
     "start": start.measure,
 }
-BY_NAME_ONLY: dict[str, Measure] = {"micro": micro.measure, "soak": soak.measure}
+BY_NAME_ONLY: dict[str, Measure] = {
+    "micro": micro.measure,
+    "shards": shards.measure,
+    "soak": soak.measure,
+}
 EVERY = {**MEASURES, **BY_NAME_ONLY}
 
 

@@ -16,6 +16,12 @@ async def noop(x: int) -> int:
 
 
 @app.task
+async def tell_time() -> float:
+    """Return the Unix time at which it started."""
+    return time.time()
+
+
+@app.task
 def noop_in_thread(x: int) -> int:
     return x
 

@@ -8,22 +8,53 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 import psutil
 import pytest
 from blockbuster import BlockBuster
 from hypothesis import settings
+from xdist.remote import Producer  # type: ignore[import-untyped]  # it has no types
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # likewise
 
-from tests.servers import PostgresServer, RedisServer, ServerMissing, Watchdog
+import aiotaskq.worker  # noqa: F401 - now, since its first import reads files, in a loop as well
+from tests.servers import (
+    Certificates,
+    PgBouncer,
+    PostgresServer,
+    RabbitServer,
+    RedisCluster,
+    RedisServer,
+    SentinelSet,
+    ServerMissing,
+    Watchdog,
+)
 
 # A shared machine may stop any example for a while, so none has a deadline.
 settings.register_profile("aiotaskq", deadline=None, print_blob=True)
 settings.load_profile("aiotaskq")
 
-SERVER_FIXTURES = frozenset({"redis_server", "postgres_server"})
+SERVER_FIXTURES = frozenset(
+    {
+        "redis_server",
+        "redis_cluster",
+        "redis_sentinel",
+        "postgres_server",
+        "pgbouncer",
+        "rabbit_server",
+    }
+)
+# Each process of a test run has servers of its own. One process is enough for those that take long
+# to start: it runs all tests in whose files' names one of these words stands.
+HEAVY = {
+    "rabbitmq": "rabbitmq",
+    "pgbouncer": "pgbouncer",
+    "cluster": "redis",
+    "sentinel": "redis",
+    "failover": "redis",
+}
 GRACE = 3.0  # seconds in which what was told to end may end
 
 
@@ -32,6 +63,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and not SERVER_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker("server")
+
+
+class Spread(LoadScopeScheduling):  # type: ignore[misc]  # likewise
+    """Gives the tests out one by one, but those of `HEAVY` as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((group for word, group in HEAVY.items() if word in file), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Spread:
+    """Spread the tests over processes."""
+    return Spread(config, log)
 
 
 # --- servers ------------------------------------------------------------------------------------
@@ -49,29 +94,67 @@ def watchdog() -> Iterator[Watchdog]:
 @pytest.fixture(scope="session")
 def redis_server(watchdog: Watchdog) -> Iterator[RedisServer]:
     """A Redis server of our own; kill and restart it as you like."""
-    try:
-        server = RedisServer(watchdog)
-    except ServerMissing as missing:
-        _without(missing)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
+    yield from _run(lambda: RedisServer(watchdog))
 
 
 @pytest.fixture(scope="session")
 def postgres_server(watchdog: Watchdog) -> Iterator[PostgresServer]:
     """A PostgreSQL server of our own; kill and restart it as you like."""
+    yield from _run(lambda: PostgresServer(watchdog))
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(watchdog: Watchdog, postgres_server: PostgresServer) -> Iterator[PgBouncer]:
+    """A PgBouncer in transaction mode before the PostgreSQL server."""
+    yield from _run(lambda: PgBouncer(watchdog, postgres_server))
+
+
+@pytest.fixture(scope="session")
+def rabbit_server(watchdog: Watchdog, certificates: Certificates) -> Iterator[RabbitServer]:
+    """A RabbitMQ server of our own; kill and restart it as you like."""
+    yield from _run(lambda: RabbitServer(watchdog, certificates))
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(watchdog: Watchdog) -> Iterator[RedisCluster]:
+    """A Redis cluster of our own, six nodes; kill and restart them as you like."""
+    yield from _run(lambda: RedisCluster(watchdog))
+
+
+@pytest.fixture(scope="session")
+def redis_sentinel(watchdog: Watchdog) -> Iterator[SentinelSet]:
+    """Three Redis servers and three sentinels of our own; kill and restart them as you like."""
+    yield from _run(lambda: SentinelSet(watchdog))
+
+
+class _Startable(Protocol):
+    """What `_run` asks of a server, or of a set of them."""
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Servers = TypeVar("Servers", bound=_Startable)
+
+
+def _run(make: Callable[[], Servers]) -> Iterator[Servers]:
+    """Make, start and lend; close in the end, also where the start failed."""
     try:
-        server = PostgresServer(watchdog)
+        servers = make()
     except ServerMissing as missing:
         _without(missing)
     try:
-        server.start()
-        yield server
+        servers.start()
+        yield servers
     finally:
-        server.close()
+        servers.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """An authority, and a certificate of it for the servers here."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
@@ -80,6 +163,22 @@ def redis_url(redis_server: RedisServer) -> str:
     redis_server.start()
     redis_server.flush()
     return redis_server.url(0)
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisCluster) -> str:
+    """A running Redis cluster, empty."""
+    redis_cluster.start()
+    redis_cluster.flush()
+    return redis_cluster.url
+
+
+@pytest.fixture
+def redis_sentinel_url(redis_sentinel: SentinelSet) -> str:
+    """A running Redis master with replicas and sentinels, empty."""
+    redis_sentinel.start()
+    redis_sentinel.flush()
+    return redis_sentinel.url
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aiotaskq.cli import dead, queues, tasks, worker
+from aiotaskq.cli import dead, migrate, queues, scheduler, schedules, tasks, worker
 from aiotaskq.cli.common import ROOT_HELP, Settings, complain
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.identity import version
@@ -24,10 +24,14 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli.command("worker", no_args_is_help=False)(worker.worker)
+cli.command("scheduler")(scheduler.scheduler)
+cli.command("beat", hidden=True)(scheduler.scheduler)
 cli.command("call")(tasks.call)
 cli.command("result")(tasks.result)
+cli.command("migrate")(migrate.migrate)
 cli.add_typer(queues.cli, name="queues")
 cli.add_typer(dead.cli, name="dead")
+cli.add_typer(schedules.cli, name="schedule")
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.identity import version
+from aiotaskq.identity import host_name, version
 from aiotaskq.outgoing import queue_of
 from aiotaskq.worker.options import WorkerOptions
 
@@ -23,7 +23,7 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
         ),
         "",
         "[queues]",
-        *(f"  . {queue}" for queue in options.queues),
+        *(_queue(queue, options) for queue in options.queues),
         "",
         "[tasks]",
         *(_line(app, name, options) for name in sorted(app.tasks)),
@@ -31,6 +31,34 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
         "",
     ]
     return "\n".join(lines)
+
+
+def scheduler_banner(app: TaskQueue, target: str) -> str:
+    """Return the banner of a scheduler: where it connects, and what stands in the code."""
+    broker, _ = app.drivers()
+    declared = sorted(app.declared_schedules().items())
+    zone = app.conf.timezone
+    lines = [
+        f"aiotaskq {version()} scheduler on {host_name()}",
+        "",
+        f".> app:         {app.name} ({target})",
+        f".> transport:   {broker.url}",
+        "",
+        "[schedules of the code]",
+        *(
+            f"  . {name}: {entry.schedule.timing(zone).describe()}, {entry.task}"
+            for name, entry in declared
+        ),
+        *([] if declared else ["  (none; those made at run time are in the store)"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _queue(queue: str, options: WorkerOptions) -> str:
+    weights = options.weights
+    share = f"  (weight {weights[queue]} of {sum(weights.values())})" if weights else ""
+    return f"  . {queue}{share}"
 
 
 def _line(app: TaskQueue, name: str, options: WorkerOptions) -> str:

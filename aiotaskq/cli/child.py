@@ -16,7 +16,8 @@ import msgspec
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.banner import banner
-from aiotaskq.cli.common import check_shared, complain
+from aiotaskq.cli.common import check_shared, complain, set_up_logging
+from aiotaskq.cli.scheduler import SchedulerThread, check_schedules
 from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
@@ -33,7 +34,9 @@ _ORPHAN_PATIENCE = 8.0  # seconds that a process gets to hand its tasks back wit
 _TICK = (
     1.0  # seconds between signs of the event loop's, where there is a limit; less if it is short
 )
-_YOUNG = 10_000  # objects made before the collector looks at them; Python's own default is 700
+YOUNG_OBJECTS = (
+    10_000  # objects made before the collector looks at them; Python's own default is 700
+)
 _EXIT_WAIT = 5.0  # seconds to exit for a process that has nothing more to do
 
 
@@ -45,10 +48,11 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     processes: int | None
     concurrency: int | None
     threads: int | None
-    queues: list[str] | None
+    queues: list[str] | dict[str, int] | None  # the latter with weights
     hostname: str | None
     grace_period: float | None
     burst: bool
+    beat: bool
     max_tasks: int | None
     max_memory: int | None  # KiB
 
@@ -77,11 +81,13 @@ def serve(options: ChildOptions, number: int, again: bool, line: Line) -> None:
 def _run(options: ChildOptions, number: int, again: bool, line: Line) -> int:
     # Each task makes dozens of objects, and hardly any garbage that the collector has to find:
     # by default it took a tenth of the time. Set first, so that the application has the last word.
-    gc.set_threshold(_YOUNG)
+    gc.set_threshold(YOUNG_OBJECTS)
     app = find_app(options.app)
     import_tasks(app)
     gc.freeze()  # what was imported stays, and need not be looked at again
     check_shared(app)
+    if options.beat:
+        check_schedules(app)
     set_up_logging(app, options.loglevel)
     processes = options.processes or app.conf.worker_processes
     try:
@@ -135,9 +141,15 @@ async def _work(
     _listen_to_signals(worker)
     grown = asyncio.Event()
     watches = _start_watches(app, options, line, worker, grown)
+    # One of the processes is enough, and it is replaced when it dies.
+    beat = SchedulerThread(app) if options.beat and number == 1 else None
+    if beat is not None:
+        beat.start()
     try:
         await worker.run(patient=app.conf.broker_connection_retry_on_startup)
     finally:
+        if beat is not None:
+            await beat.stop()
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
@@ -249,13 +261,3 @@ def _resident() -> int:
     # No Linux: the most it ever had, in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 1024 if sys.platform == "darwin" else peak
-
-
-def set_up_logging(app: TaskQueue, level: str) -> None:
-    """Send the logs to stderr, unless the application sets them up itself."""
-    if app.conf.worker_hijack_root_logger:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(app.conf.worker_log_format))
-        logging.getLogger().handlers[:] = [handler]
-        logging.getLogger().setLevel(level)
-    logging.getLogger("aiotaskq").setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError
 
 T = TypeVar("T")
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
 
 ROOT_HELP = """A task queue for asyncio.
 
@@ -64,6 +67,14 @@ def choose_app(context: typer.Context, words: list[str]) -> tuple[str, list[str]
     return words[0], words[1:]
 
 
+def only_app(context: typer.Context, words: list[str] | None) -> str:
+    """Return the application that is meant, for commands that take no other words."""
+    target, rest = choose_app(context, words or [])
+    if rest:
+        raise ConfigError(f"unexpected {rest[0]!r}; options come with a dash: see --help")
+    return target
+
+
 def in_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
     """Run a coroutine with the connected application."""
     # Not in the loop: a module may use one of its own while it is imported.
@@ -103,3 +114,20 @@ def show(value: Any) -> str:
         return encode_json(value).decode()
     except EncodeError:
         return repr(value)
+
+
+def level_of(text: str) -> str:
+    """Return the log level that an option names, as `logging` has it."""
+    if text.lower() not in LEVELS:
+        raise ConfigError(f"no log level {text!r}; there are {', '.join(LEVELS)}")
+    return text.upper()
+
+
+def set_up_logging(app: TaskQueue, level: str) -> None:
+    """Send the logs to stderr, unless the application sets them up itself."""
+    if app.conf.worker_hijack_root_logger:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(app.conf.worker_log_format))
+        logging.getLogger().handlers[:] = [handler]
+        logging.getLogger().setLevel(level)
+    logging.getLogger("aiotaskq").setLevel(level)

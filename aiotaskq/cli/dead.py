@@ -16,6 +16,7 @@ from rich.text import Text
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import DefaultToList, choose_app, in_app
+from aiotaskq.cli.texts import between, indented, moment, plain
 from aiotaskq.deadletters import DeadTask, Which
 from aiotaskq.errors import ConfigError
 
@@ -231,11 +232,11 @@ def _table(url: str, letters: Sequence[DeadTask]) -> Table:
         cells = (
             f"{one.id or 'without an id'}\n{textwrap.shorten(reason, _REASON, placeholder=' ...')}",
             f"{one.task or 'cannot be read'}\n{one.queue}",
-            f"{one.died_at.astimezone():%m-%d %H:%M}\n{_age(one.died_at, now)} ago",
+            f"{one.died_at.astimezone():%m-%d %H:%M}\n{between(one.died_at, now)} ago",
             f"{_tries(one)}\n{one.crashes}",
         )
         # Text, as a reason may have brackets, which would be taken for markup.
-        table.add_row(*(Text(_plain(cell)) for cell in cells))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     return table
 
 
@@ -246,7 +247,7 @@ def _described(one: DeadTask) -> str:
         "task": one.task or "cannot be read",
         "queue": one.queue,
         "reason": one.reason,
-        "died": f"{_moment(one.died_at)} ({_age(one.died_at, now)} ago)",
+        "died": f"{moment(one.died_at)} ({between(one.died_at, now)} ago)",
         "buried by": one.worker,
         "attempts": str(_tries(one)),
         "crashes": str(one.crashes),
@@ -258,37 +259,16 @@ def _described(one: DeadTask) -> str:
     if not one.args:
         facts["payload"] += f": {one.payload[:_UNREADABLE]!r}"
     lines = [one.id or "without an id"]
-    lines += [f"  {name:<10} {_indented(value)}" for name, value in facts.items() if value]
+    lines += [f"  {name:<10} {indented(value, 13)}" for name, value in facts.items() if value]
     for attempt in one.attempts:
-        at = _moment(datetime.fromtimestamp(attempt.at, UTC))
+        at = moment(datetime.fromtimestamp(attempt.at, UTC))
         lines.append(f"  attempt {attempt.number}, {at}, {attempt.worker}: {attempt.error}")
         lines += [f"    {line}" for line in attempt.traceback.rstrip().splitlines()]
-    return _plain("\n".join(lines))
-
-
-def _indented(text: str) -> str:
-    return ("\n" + " " * 13).join(text.splitlines())
-
-
-def _plain(text: str) -> str:
-    """Return a text that does nothing to a terminal: who sent it may not be a friend."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return plain("\n".join(lines))
 
 
 def _tries(one: DeadTask) -> int:
     return one.attempts[-1].number if one.attempts else 0  # a retry begins at 1 again
-
-
-def _moment(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %z}"
-
-
-def _age(at: datetime, now: datetime) -> str:
-    seconds = max(0.0, (now - at).total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _print_json(letters: Sequence[DeadTask], *, payload: bool) -> None:

@@ -16,6 +16,17 @@ from aiotaskq.options import CallOptions
 FAILED = 1
 TIMED_OUT = 3
 
+Queue = Annotated[str | None, typer.Option("--queue", help="Send it to this queue.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="0 to 9, 9 runs first.")]
+Keywords = Annotated[
+    list[str] | None,
+    typer.Option("-k", "--keyword", metavar="NAME=VALUE", help="A keyword argument."),
+]
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="Wait for the result and print it.")]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", help="Seconds to wait; implies --wait.")
+]
+
 
 def call(
     context: typer.Context,
@@ -28,27 +39,18 @@ def call(
             show_default=False,
         ),
     ],
-    keywords: Annotated[
-        list[str] | None,
-        typer.Option("-k", "--keyword", metavar="NAME=VALUE", help="A keyword argument."),
-    ] = None,
-    queue: Annotated[str | None, typer.Option("--queue", help="Send it to this queue.")] = None,
+    keywords: Keywords = None,
+    queue: Queue = None,
     countdown: Annotated[
         float | None, typer.Option("--countdown", help="Seconds before it may start.")
     ] = None,
     expires: Annotated[
         float | None, typer.Option("--expires", help="Seconds after which it no longer starts.")
     ] = None,
-    priority: Annotated[
-        int | None, typer.Option("--priority", help="0 to 9, 9 runs first.")
-    ] = None,
+    priority: Priority = None,
     task_id: Annotated[str | None, typer.Option("--task-id", help="An id of your own.")] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", "-w", help="Wait for the result and print it.")
-    ] = False,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", help="Seconds to wait; implies --wait.")
-    ] = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
 ) -> None:
     """Send a task, and print its id or its result.
 
@@ -72,18 +74,18 @@ def call(
     waits = wait or timeout is not None
 
     async def work(app: TaskQueue) -> TaskResult[Any] | str:
-        args = [_value(text) for text in texts]
-        if waits and not app.keeps_results:
-            raise ConfigError(f"{target} keeps no results: there is nothing to wait for")
+        args = [value_of(text) for text in texts]
+        if waits:
+            check_results(app, target)
         try:
-            handle = await app.send(name, args, _keywords(keywords or []), **chosen)
+            handle = await app.send(name, args, keywords_of(keywords or []), **chosen)
         except TypeError as error:  # the task is registered here and the call does not fit it
             raise ConfigError(str(error)) from error
         if name not in app.tasks:
             typer.echo(f"{name} is not registered in {target}; sent all the same", err=True)
-        return await _wait(handle, timeout) if waits else handle.id
+        return await wait_for(handle, timeout) if waits else handle.id
 
-    _report(in_app(target, work))
+    report(in_app(target, work))
 
 
 def result(
@@ -93,9 +95,7 @@ def result(
         typer.Argument(metavar="APP ID", help="The application and the id of the task."),
     ],
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the task to end.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", help="Seconds to wait; implies --wait.")
-    ] = None,
+    timeout: Timeout = None,
 ) -> None:
     """Print the result of a task.
 
@@ -109,7 +109,7 @@ def result(
     async def work(app: TaskQueue) -> TaskResult[Any] | str:
         handle = app.handle(task_id)
         if wait or timeout is not None:
-            return await _wait(handle, timeout)
+            return await wait_for(handle, timeout)
         outcome = await app.load_outcome(task_id)
         if outcome is None or not outcome.status.final:
             status = await handle.status()
@@ -117,10 +117,17 @@ def result(
             raise typer.Exit(TIMED_OUT)
         return app.read(outcome)
 
-    _report(in_app(target, work))
+    report(in_app(target, work))
 
 
-async def _wait(handle: TaskHandle[Any], timeout: float | None) -> TaskResult[Any]:
+def check_results(app: TaskQueue, target: str) -> None:
+    """Refuse to wait where nothing will come."""
+    if not app.keeps_results:
+        raise ConfigError(f"{target} keeps no results: there is nothing to wait for")
+
+
+async def wait_for(handle: TaskHandle[Any], timeout: float | None) -> TaskResult[Any]:
+    """Wait for a task to end; exit if it does not in time."""
     try:
         return await handle.wait(timeout)
     except ResultTimeout as error:
@@ -128,7 +135,8 @@ async def _wait(handle: TaskHandle[Any], timeout: float | None) -> TaskResult[An
         raise typer.Exit(TIMED_OUT) from error
 
 
-def _report(ended: TaskResult[Any] | str) -> None:
+def report(ended: TaskResult[Any] | str) -> None:
+    """Print an id, or a result; exit if the task failed."""
     if isinstance(ended, str):
         typer.echo(ended)
     elif ended.error is None:
@@ -146,18 +154,20 @@ def _reason(error: ResultError) -> str:
     return str(error)
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """Return an argument as it was typed: JSON, or else text."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def _keywords(pairs: list[str]) -> dict[str, Any]:
+def keywords_of(pairs: list[str]) -> dict[str, Any]:
+    """Return keyword arguments that were typed as name=value."""
     keywords = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator or not name.isidentifier():
             raise ConfigError(f"{pair!r} is no keyword argument; write it as name=value")
-        keywords[name] = _value(text)
+        keywords[name] = value_of(text)
     return keywords

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from aiotaskq.cli.child import ChildOptions, serve
-from aiotaskq.cli.common import choose_app
+from aiotaskq.cli.common import LEVELS, level_of, only_app
 from aiotaskq.config import Config
 from aiotaskq.errors import ConfigError
 from aiotaskq.supervisor import Supervisor
 
-_LEVELS = ("debug", "info", "warning", "error", "critical")
+_WEIGHT = re.compile(r"(.+):([+-]?[0-9]+(?:\.[0-9]+)?)")  # behind the name of a queue
 
 
 def worker(
@@ -36,7 +37,12 @@ def worker(
     ] = None,
     queues: Annotated[
         str | None,
-        typer.Option("-Q", "--queues", metavar="A,B", help="Queues, the one to drain first first."),
+        typer.Option(
+            "-Q",
+            "--queues",
+            metavar="A,B",
+            help="Queues, the one to drain first first; or with weights, A:6,B:1.",
+        ),
     ] = None,
     hostname: Annotated[
         str | None,
@@ -44,8 +50,11 @@ def worker(
     ] = None,
     loglevel: Annotated[
         str,
-        typer.Option("-l", "--loglevel", metavar="LEVEL", help=f"One of {', '.join(_LEVELS)}."),
+        typer.Option("-l", "--loglevel", metavar="LEVEL", help=f"One of {', '.join(LEVELS)}."),
     ] = "info",
+    beat: Annotated[
+        bool, typer.Option("-B", "--beat", help="Run schedules as well; any number may.")
+    ] = False,
     burst: Annotated[bool, typer.Option("--burst", help="Stop when the queues are empty.")] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="Start anew when a Python file changes.")
@@ -73,24 +82,24 @@ def worker(
 
     [bold]aiotaskq worker tasks:app -c 200 -w 2 -Q critical,default[/bold]
 
+    With weights, [bold]-Q critical:6,default:3,low:1[/bold], each queue gets its share of the
+    worker while all are full, and none waits for ever.
+
     Ctrl-C or SIGTERM: no more tasks are taken, running ones get the grace period,
     what is left then is handed back for other workers. A second one skips the wait.
     """
-    target, words = choose_app(context, words or [])
-    if words:
-        raise ConfigError(f"unexpected {words[0]!r}; options come with a dash: see --help")
-    if loglevel.lower() not in _LEVELS:
-        raise ConfigError(f"no log level {loglevel!r}; there are {', '.join(_LEVELS)}")
+    target = only_app(context, words)
     options = ChildOptions(
         app=target,
-        loglevel=loglevel.upper(),
+        loglevel=level_of(loglevel),
         processes=processes,
         concurrency=concurrency,
         threads=threads,
-        queues=_split(queues),
+        queues=_queues(queues),
         hostname=hostname,
         grace_period=grace_period,
         burst=burst,
+        beat=beat,
         max_tasks=max_tasks,
         max_memory=_kibibytes(max_memory),
     )
@@ -98,13 +107,37 @@ def worker(
     raise typer.Exit(Supervisor(partial(serve, options), finite=burst, reload=reload).run())
 
 
-def _split(queues: str | None) -> list[str] | None:
-    if queues is None:
+def _queues(text: str | None) -> list[str] | dict[str, int] | None:
+    """Return the queues in their order, or with their weights if they have any."""
+    if text is None:
         return None
-    names = [name.strip() for name in queues.split(",") if name.strip()]
-    if not names:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
         raise ConfigError("-Q names no queue; write -Q critical,default")
-    return names
+    weights = {word: found for word in words if (found := _WEIGHT.fullmatch(word))}
+    bare = [word for word in words if word not in weights]
+    if weights and bare:
+        raise ConfigError(
+            f"-Q gives no weight to {bare[0]}, but one in {next(iter(weights))}: write a whole"
+            " number behind each, as in critical:6,low:1, or behind none"
+        )
+    names = [weights[word][1] if weights else word for word in words]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"-Q names the queue {name} twice: leave one of them out")
+    if not weights:
+        return names
+    return {weights[word][1]: _weight(weights[word]) for word in words}
+
+
+def _weight(found: re.Match[str]) -> int:
+    queue, number = found.groups()
+    if not number.isdecimal() or int(number) < 1:
+        raise ConfigError(
+            f"-Q gives the queue {queue} the weight {number}; it is a whole number, and 1 is the"
+            " least. Leave out a queue that is not to be served"
+        )
+    return int(number)
 
 
 def _kibibytes(text: str | None) -> int | None:

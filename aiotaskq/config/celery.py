@@ -44,7 +44,8 @@ _URL = "it is part of broker_url"
 _BACKEND_URL = "it is part of result_backend, which is a URL"
 _TLS = "use a URL of rediss://"
 _DRIVER = "the drivers look after their connections by themselves"
-_SCHEDULER = "the scheduler does not exist in this version yet"
+_DEADLINE = "what becomes of a late run is its schedule's own: misfire= and grace= of Schedule"
+_SCHEDULER = "schedules rest in the broker's store, and any number of schedulers look there"
 _EVENTS = "there are no event queues in this version"
 _CONTROL = "there is no remote control in this version"
 _SIGNING = "messages are not signed in this version"
@@ -205,7 +206,7 @@ for _lines in (
     _group(_SIGNING, "security", "certificate cert_store key key_password", None),
     _group(_SIGNING, "security", "digest"),
     _group(_SCHEDULER, "beat", "max_loop_interval schedule_filename scheduler sync_every"),
-    _group(_SCHEDULER, "beat", "cron_starting_deadline", None),
+    _group(_DEADLINE, "beat", "cron_starting_deadline", None),
     _group(_EVENTS, "event", "exchange queue_durable queue_exclusive queue_expires"),
     _group(_EVENTS, "event", "queue_prefix queue_ttl serializer"),
     _group(_CONTROL, "control", "exchange queue_durable queue_exclusive queue_expires queue_ttl"),

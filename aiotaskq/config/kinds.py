@@ -15,12 +15,18 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
+from aiotaskq.errors import ConfigError
 from aiotaskq.retry import Retry
+from aiotaskq.schedule import Entry
+from aiotaskq.schedule.definition import read_entries
 
 Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 """An empty mapping that stays empty."""
+
+NO_SCHEDULES: Mapping[str, Entry] = MappingProxyType({})
+"""The same of schedules."""
 
 Read = TypeVar("Read")
 Write = TypeVar("Write")
@@ -112,15 +118,20 @@ def only_flag(fine: bool, reason: str) -> Kind[bool, bool]:
     return Kind(f"{fine}", check, parse_flag)
 
 
-def only_empty(reason: str) -> Kind[Mapping[str, Any], Mapping[str, Any] | None]:
-    """A mapping that has to be empty."""
+def schedules() -> Kind[Mapping[str, Entry], Mapping[str, Any] | None]:
+    """Schedules by their ids, as Celery's beat_schedule has them."""
 
-    def check(value: Any) -> Mapping[str, Any]:
-        if value is None or (isinstance(value, Mapping) and not value):
-            return NOTHING
-        raise Wrong(reason)
+    def check(value: Any) -> Mapping[str, Entry]:
+        if value is None:
+            return NO_SCHEDULES
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise Wrong
+        try:
+            return MappingProxyType(read_entries(value))
+        except ConfigError as error:
+            raise Wrong(str(error)) from None
 
-    return Kind("an empty mapping", check, parse_json)
+    return Kind('a mapping of ids to mappings with "task" and "schedule"', check, parse_json)
 
 
 def optional(kind: Kind[Read, Write]) -> Kind[Read | None, Write | None]:

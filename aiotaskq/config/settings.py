@@ -110,7 +110,6 @@ class Setting(Generic[Read, Write]):
         holder._assign({self.name: value})
 
 
-_NO_SCHEDULER = "the scheduler does not exist in this version yet, so nothing would run it"
 _NO_EVENTS = "workers and senders publish no events in this version yet"
 
 # What a broker's or a backend's options may hold, and why Celery's others are not among them.
@@ -155,6 +154,14 @@ class Settings:
         None,
         'Where results rest; "disabled://" keeps none. None: in the broker\'s own store.',
         secret=True,
+    )
+    outbox_url = Setting(
+        kinds.optional(kinds.url()),
+        None,
+        "The PostgreSQL database where tasks sent with connection= wait for a worker to pass them"
+        " on, if the broker is another system.",
+        secret=True,
+        ours=True,
     )
     prefix = Setting(
         kinds.prefix(),
@@ -300,7 +307,11 @@ class Settings:
         True,
         "Times travel and rest in UTC.",
     )
-    beat_schedule = Setting(kinds.only_empty(_NO_SCHEDULER), kinds.NOTHING, "Not supported yet.")
+    beat_schedule = Setting(
+        kinds.schedules(),
+        kinds.NO_SCHEDULES,
+        'Tasks that a scheduler sends by the clock: by id, a mapping with "task" and "schedule".',
+    )
 
     # --- workers ---
 

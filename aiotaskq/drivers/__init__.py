@@ -19,6 +19,14 @@ _BROKERS = {
     "redis": "redis:RedisBroker",
     "rediss": "redis:RedisBroker",
     "unix": "redis:RedisBroker",
+    "redis+sentinel": "redis:RedisBroker",
+    "rediss+sentinel": "redis:RedisBroker",
+    "redis+cluster": "redis.cluster:ClusterBroker",
+    "rediss+cluster": "redis.cluster:ClusterBroker",
+    "postgresql": "postgres:PostgresBroker",
+    "postgres": "postgres:PostgresBroker",
+    "amqp": "rabbitmq:RabbitBroker",
+    "amqps": "rabbitmq:RabbitBroker",
 }
 _BACKENDS = {
     "memory": "memory:MemoryBackend",
@@ -26,13 +34,22 @@ _BACKENDS = {
     "redis": "redis:RedisBackend",
     "rediss": "redis:RedisBackend",
     "unix": "redis:RedisBackend",
+    "redis+sentinel": "redis:RedisBackend",
+    "rediss+sentinel": "redis:RedisBackend",
+    "redis+cluster": "redis.cluster:ClusterBackend",
+    "rediss+cluster": "redis.cluster:ClusterBackend",
     "postgresql": "postgres:PostgresBackend",
     "postgres": "postgres:PostgresBackend",
     "db+postgresql": "postgres:PostgresBackend",
     "db+postgresql+asyncpg": "postgres:PostgresBackend",
     "db+postgresql+psycopg": "postgres:PostgresBackend",
     "db+postgresql+psycopg2": "postgres:PostgresBackend",
+    "amqp": "rabbitmq:RabbitBackend",
+    "amqps": "rabbitmq:RabbitBackend",
 }
+
+_EXTRAS = {"rabbitmq": "aiotaskq[rabbitmq]"}
+"""What is to be installed for a driver, where that is more than the package alone."""
 
 
 # A child that was forked in the middle of an import would wait for the end of it for ever.
@@ -78,6 +95,6 @@ def _create(url: str, prefix: str, known: dict[str, str], role: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{scheme}:// needs the library {error.name!r}, which is not installed:"
-            f" pip install 'aiotaskq[{module}]'"
+            f" pip install '{_EXTRAS.get(module, 'aiotaskq')}'"
         ) from error
     return driver(url, prefix=prefix)

@@ -12,6 +12,7 @@ A driver's test file gives a harness and nothing else::
 ======================  =========================================================
 `testing.brokers`       `BrokerHarness`, `BrokerConformance`
 `testing.results`       `ResultHarness`, `ResultConformance`
+`testing.schedules`     `ScheduleTests`, the part of `BrokerConformance` about schedules
 `testing.model`         `check_broker`, random histories against a model (Hypothesis)
 `testing.flaky`         `FlakyBroker`, which fails at a call of your choice, for users of drivers
 ======================  =========================================================
@@ -39,6 +40,8 @@ pytest.register_assert_rewrite(
     "aiotaskq.testing.results",
     "aiotaskq.testing.rig",
     "aiotaskq.testing.rules",
+    "aiotaskq.testing.schedules",
     "aiotaskq.testing.shadow",
+    "aiotaskq.testing.steps",
     "aiotaskq.testing.suspects",
 )

@@ -6,6 +6,7 @@ A test is skipped only by a trait, and only here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import pytest
@@ -31,6 +32,7 @@ from aiotaskq.testing.rig import (
     needs,
     nothing,
 )
+from aiotaskq.testing.schedules import ScheduleTests
 from aiotaskq.testing.suspects import SuspectTests
 
 __all__ = ["BrokerConformance", "BrokerHarness"]
@@ -94,6 +96,70 @@ class FetchTests(BrokerSuite):
         await rig.publish("b", queue="late", priority=9)
         await rig.publish("a", queue="early", priority=0)
         assert await rig.finish(await rig.consumer("early", "late"), 2) == ["a", "b"]
+
+    @pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+    async def test_one_call_may_drain_the_queues_in_another_order(
+        self, rig: Rig, order: str
+    ) -> None:
+        for queue in "cab":
+            await rig.publish(f"{queue}1", f"{queue}2", queue=queue)
+        consumer = await rig.consumer(*"abc")
+        got = await consumer.fetch(5, PATIENCE, order=order)
+        first, second, third = tuple(order)
+        expected = [f"{first}1", f"{first}2", f"{second}1", f"{second}2", f"{third}1"]
+        assert names(got) == expected
+        assert [one.queue for one in got] == [one[0] for one in expected]
+        assert not await consumer.settle([done(one) for one in got])
+        assert await rig.finish(consumer, 1) == [f"{third}2"]
+
+    async def test_an_order_holds_for_one_call_only(self, rig: Rig) -> None:
+        for queue in "ab":
+            await rig.publish(*(f"{queue}{number}" for number in range(5)), queue=queue)
+        consumer = await rig.consumer("a", "b")
+        got: list[str] = []
+        for order in (("b", "a"), None, ["a", "b"], None, ("b", "a")):
+            got += names(await consumer.fetch(1, PATIENCE, order=order))
+        assert got == ["b0", "a0", "a1", "a2", "b1"]
+
+    @pytest.mark.usefixtures("ordered")
+    async def test_in_another_order_suspects_come_before_all_others_as_well(self, rig: Rig) -> None:
+        await rig.crash("bad a", queue="a")
+        await rig.crash("bad b", queue="b")
+        await rig.publish("good a", queue="a")
+        await rig.publish("good b", queue="b")
+        consumer = await rig.consumer("a", "b")
+        got: list[str] = []
+        for _ in range(3):
+            taken = await consumer.fetch(5, PATIENCE, order=("b", "a"))
+            got += names(taken)
+            assert not await consumer.settle([done(one) for one in taken])
+        assert got == ["bad b", "bad a", "good b", "good a"]
+
+    async def test_a_waiting_fetch_in_another_order_hears_of_every_queue(self, rig: Rig) -> None:
+        consumer = await rig.consumer("a", "b")
+        for queue in "abba":
+            waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE, order=("b", "a")))
+            await asyncio.sleep(MOMENT)
+            await rig.publish(f"to {queue}", queue=queue)
+            async with asyncio.timeout(PATIENCE):
+                assert names(await waiting) == [f"to {queue}"]
+
+    async def test_a_call_that_was_cancelled_in_one_order_loses_nothing_to_another(
+        self, rig: Rig
+    ) -> None:
+        ids = [f"{queue}{number}" for number in range(30) for queue in "ab"]
+        consumer = await rig.consumer("a", "b")
+        got: list[str] = []
+        for turns, name in enumerate(ids):
+            await rig.publish(name, queue=name[0])
+            task = asyncio.create_task(consumer.fetch(1, 0, order=("b", "a")))
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                got += names(await task)
+        got += names(await rig.receive(consumer, len(ids) - len(got)))
+        assert sorted(got) == sorted(ids)
 
     async def test_without_a_wait_it_never_blocks(self, rig: Rig) -> None:
         consumer = await rig.consumer("q", "p")
@@ -217,11 +283,11 @@ class QueueTests(BrokerSuite):
         await rig.publish("p5", "p6", queue="p", not_before=now + 3600.0)
         await rig.publish("q0", queue="q")
         assert await broker.depth() == {
-            "p": Depth(ready=2, delayed=2, held=1, dead=1),
+            "p": rig.told(Depth(ready=2, delayed=2, held=1, dead=1)),
             "q": Depth(ready=1),
         }
         await holder.settle([Again(third, envelope("p2", queue="p", not_before=now + 3600.0))])
-        assert await rig.depth("p") == Depth(ready=2, delayed=3, held=0, dead=1)
+        assert await rig.depth("p") == rig.told(Depth(ready=2, delayed=3, held=0, dead=1))
 
     async def test_a_queue_without_messages_is_not_counted(self, rig: Rig, broker: Broker) -> None:
         assert await broker.depth() == {}
@@ -229,6 +295,7 @@ class QueueTests(BrokerSuite):
         await consumer.settle([Done(got)])
         assert await broker.depth() == {}
 
+    @pytest.mark.usefixtures("counting")
     async def test_purge_drops_what_waits_and_spares_the_held_and_the_dead(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -277,6 +344,7 @@ class BrokerConformance(
     LeaseTests,
     EndTests,
     RosterTests,
+    ScheduleTests,
     OutageTests,
 ):
     """Everything that a broker must do. Derive from it and give the fixture `harness`.

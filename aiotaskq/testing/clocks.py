@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from aiotaskq.message import Again, Depth, Done, Release
 from aiotaskq.protocols import Broker
 from aiotaskq.testing.rig import (
@@ -33,6 +35,80 @@ class ClockTests(BrokerSuite):
         async with tending(broker), asyncio.timeout(PATIENCE):
             assert names(await waiting) == ["a"]
 
+    async def test_an_earlier_one_that_comes_later_does_not_wait_for_the_later_one(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        """Whoever waits is woken to wait less; nobody tends meanwhile."""
+        consumer = await rig.consumer("q", "p")
+        began = await rig.harness.now()
+        await broker.publish([envelope("later", not_before=began + 2 * PATIENCE)])
+        waiting = asyncio.create_task(consumer.fetch(5, 4 * PATIENCE))
+        await asyncio.sleep(MOMENT)
+        await broker.publish([envelope("earlier", queue="p", delay=2 * MOMENT)])
+        async with asyncio.timeout(PATIENCE):
+            assert names(await waiting) == ["earlier"]
+        assert await rig.harness.now() >= began + 2 * MOMENT
+
+    async def test_a_waiting_fetch_sleeps_no_longer_than_until_something_is_due(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer = await rig.consumer()
+        late: list[float] = []
+        for number in range(9):
+            # A server that looks ten times a second for waits that are over is late each time.
+            due = await rig.harness.now() + 0.11
+            await broker.publish([envelope(f"{number}", not_before=due)])
+            async with asyncio.timeout(PATIENCE):
+                assert names(await consumer.fetch(1, 2 * PATIENCE)) == [f"{number}"]
+            late.append(await rig.harness.now() - due)
+        assert min(late) >= 0
+        # The best of some: a busy machine may be late at any of them, hardly at all of them.
+        assert min(late[1:]) < 0.04, late
+
+    @pytest.mark.usefixtures("clocked")
+    async def test_those_who_wait_share_what_falls_due_at_once(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumers = [await rig.consumer() for _ in range(3)]
+        ids = [f"{number}" for number in range(300)]
+        late: list[float] = []
+        for _ in range(3):
+            waiting = [asyncio.create_task(one.fetch(100, 2 * PATIENCE)) for one in consumers]
+            await asyncio.sleep(MOMENT)
+            due = await rig.harness.now() + 2 * MOMENT
+            await broker.publish([envelope(one, not_before=due) for one in ids])
+            async with asyncio.timeout(PATIENCE):
+                got = await asyncio.gather(*waiting)
+            late.append(await rig.harness.now() - due)
+            assert sorted(names(one for batch in got for one in batch)) == sorted(ids)
+        # None waits until it would have looked by itself; the best of some, as above.
+        assert min(late) < 3 * MOMENT, late
+
+    async def test_those_due_at_once_come_by_priority_then_in_their_order(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        due = await rig.harness.now() + self.delay
+        levels = [0, 5, 9, 5, 0] if broker.traits.priorities else [0] * 5
+        await broker.publish(
+            [envelope(f"{n}", not_before=due, priority=level) for n, level in enumerate(levels)]
+        )
+        await rig.harness.pass_time(self.delay)
+        got = await rig.receive(await rig.consumer(), 5)
+        expected = sorted(range(5), key=lambda number: -levels[number])
+        assert names(got) == list(map(str, expected))
+
+    @pytest.mark.usefixtures("clocked")
+    async def test_thousands_that_fall_due_at_once_are_fetched_like_any_others(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        due = await rig.harness.now() + self.delay
+        await broker.publish([envelope(f"{n}", not_before=due) for n in range(2500)])
+        await rig.harness.pass_time(self.delay)
+        consumer = await rig.consumer()
+        got = [*await consumer.fetch(10, 0), *await rig.receive(consumer, 2490)]
+        assert names(got) == [f"{n}" for n in range(2500)]
+        assert not await consumer.settle([Done(one) for one in got])
+
     async def test_a_delayed_one_waits_until_it_is_due(self, rig: Rig, broker: Broker) -> None:
         now = await rig.harness.now()
         late, soon = now + self.delay + 3600.0, now + self.delay
@@ -42,10 +118,10 @@ class ClockTests(BrokerSuite):
         consumer = await rig.consumer()
         await broker.tend()
         assert await rig.finish(consumer, 2) == ["now", "past"]
-        assert await rig.depth() == Depth(delayed=2)
+        assert await rig.depth() == rig.told(Depth(delayed=2))
         await rig.harness.pass_time(self.delay)
         assert await rig.finish(consumer, 1) == ["soon"]
-        assert await rig.depth() == Depth(delayed=1)
+        assert await rig.depth() == rig.told(Depth(delayed=1))
 
     async def test_an_expired_one_is_handed_out_as_such(self, rig: Rig, broker: Broker) -> None:
         """So that its end can be told, by the store's clock and not by the worker's."""
@@ -84,7 +160,7 @@ class ClockTests(BrokerSuite):
                 envelope("good", delay=self.delay, expires_in=self.delay + 3600.0),
             ]
         )
-        assert await rig.depth() == Depth(ready=1, delayed=4)
+        assert await rig.depth() == rig.told(Depth(ready=1, delayed=4))
         consumer = await rig.consumer()
         [got] = await rig.receive(consumer, 1)
         assert (got.id, got.expired) == ("now", False)
@@ -99,25 +175,26 @@ class ClockTests(BrokerSuite):
             "good": False,
         }
         assert rest["soon"].expires_at is None
-        assert await rig.depth() == Depth(delayed=1, held=4)
+        assert await rig.depth() == rig.told(Depth(delayed=1, held=4))
         assert not await consumer.settle([Done(got), *[Done(one) for one in rest.values()]])
 
     async def test_a_retry_may_carry_the_expiry_over(self, rig: Rig) -> None:
-        due = await rig.harness.now() + self.delay * 2
+        due = await rig.harness.now() + self.delay * 3
         consumer, [a] = await rig.hold("a", expires_at=due)
         assert a.expires_at is not None
         assert abs(a.expires_at - due) < 0.001
         retry = envelope("a", delay=self.delay, expires_at=a.expires_at)
         assert not await consumer.settle([Again(a, retry)])
-        assert await rig.depth() == Depth(delayed=1)
+        assert await rig.depth() == rig.told(Depth(delayed=1))
         await nothing(consumer)
         await rig.harness.pass_time(self.delay)
         [a] = await rig.receive(consumer, 1)
         assert a.expires_at is not None
         assert abs(a.expires_at - due) < 0.001
-        assert not a.expired
+        # Where time really passes, a busy machine may have let it come to that.
+        assert not a.expired or await rig.harness.now() >= due
         assert not await consumer.settle([Release(a)])
-        await rig.harness.pass_time(self.delay + MOMENT)
+        await rig.harness.pass_time(self.delay * 2 + MOMENT)
         [a] = await rig.receive(consumer, 1)
         assert a.expired
         fresh = envelope("a", delay=self.delay, expires_in=self.delay + 3600.0)

@@ -17,6 +17,7 @@ NOTE = "killed by signal 9 (SIGKILL)\nwith 512 MiB: grüße 'x' {y} %s \\"
 class EndTests(BrokerSuite):
     """`Lease.end`: a death that somebody saw."""
 
+    @pytest.mark.usefixtures("leasing")
     async def test_what_it_held_is_there_at_once_with_the_note(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -36,6 +37,7 @@ class EndTests(BrokerSuite):
         ]
         assert await tend(broker) == Tended()
 
+    @pytest.mark.usefixtures("leasing")
     async def test_a_consumer_that_was_ended_never_lives_again(self, rig: Rig) -> None:
         dead, [a, b] = await rig.hold("a", "b")
         assert await rig.end(dead) == 2
@@ -50,6 +52,7 @@ class EndTests(BrokerSuite):
         got = await (await rig.consumer()).fetch(10, 0)
         assert [(one.id, one.crashes) for one in got] == [("a", 1), ("b", 1)]
 
+    @pytest.mark.usefixtures("leasing")
     async def test_what_is_over_is_left_as_it_is(self, rig: Rig) -> None:
         ended, _ = await rig.hold("a")
         assert await rig.end(ended, "first") == 1
@@ -68,6 +71,7 @@ class EndTests(BrokerSuite):
         assert await rig.end(ended) == await rig.end(closed) == await rig.end(lapsed) == 0
         assert not await consumer.settle([Done(one) for one in got])
 
+    @pytest.mark.usefixtures("leasing")
     async def test_the_last_note_counts_and_stays_until_the_end(self, rig: Rig) -> None:
         first, _ = await rig.hold("a")
         await rig.end(first, "first")
@@ -84,6 +88,7 @@ class EndTests(BrokerSuite):
         [got] = await rig.receive(consumer, 1)
         assert (got.crashes, got.crash_note) == (0, "")
 
+    @pytest.mark.usefixtures("leasing")
     async def test_a_waiting_fetch_is_woken_and_its_own_is_ended(self, rig: Rig) -> None:
         dead, _ = await rig.hold("a")
         own = asyncio.create_task(dead.fetch(1, 2.0))
@@ -97,6 +102,7 @@ class EndTests(BrokerSuite):
         assert (got.id, got.crashes) == ("a", 1)
         assert isinstance(outcome, LeaseLost) or outcome == []
 
+    @pytest.mark.usefixtures("leasing")
     async def test_all_queues_are_taken_back_from_and_others_are_left_alone(self, rig: Rig) -> None:
         client = await rig.harness.broker()
         dead = await rig.consumer("p", "q", broker=client)
@@ -111,6 +117,7 @@ class EndTests(BrokerSuite):
         assert await rig.renew(other)
         assert not await other.settle([Done(kept)])
 
+    @pytest.mark.usefixtures("leasing")
     async def test_many_come_back_in_order_some_of_them_later(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -124,6 +131,7 @@ class EndTests(BrokerSuite):
         assert names(got) == ids
         assert {(one.crashes, one.crash_note) for one in got} == {(1, "killed")}
 
+    @pytest.mark.usefixtures("leasing")
     async def test_whoever_finds_it_first_counts_the_crash_once(self, rig: Rig) -> None:
         ids = [f"{n}" for n in range(50)]
         dead, _ = await rig.hold(*ids)
@@ -137,6 +145,7 @@ class EndTests(BrokerSuite):
         assert names(got) == ids
         assert {one.crashes for one in got} == {1}
 
+    @pytest.mark.usefixtures("leasing")
     async def test_a_lapse_leaves_a_note_too(self, rig: Rig) -> None:
         await rig.hold("a")
         await rig.lapse()
@@ -144,6 +153,7 @@ class EndTests(BrokerSuite):
         assert got.crashes == 1
         assert got.crash_note
 
+    @pytest.mark.usefixtures("leasing")
     @pytest.mark.parametrize("times", [1, 2])
     async def test_nobody_is_given_up_because_the_server_stood_still(
         self, rig: Rig, times: int
@@ -183,6 +193,7 @@ class RosterTests(BrokerSuite):
         await first.close()
         assert names(await broker.consumers()) == [second.id]
 
+    @pytest.mark.usefixtures("leasing")
     async def test_the_dead_are_not_among_them(self, rig: Rig, broker: Broker) -> None:
         ended, _ = await rig.hold("a")
         lapsed = await rig.consumer()

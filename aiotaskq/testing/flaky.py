@@ -26,14 +26,16 @@ from aiotaskq.message import (
     DeadLimits,
     Delivery,
     Depth,
+    DueSchedules,
     Envelope,
     Grant,
     News,
     Outcome,
     Settlement,
+    StoredSchedule,
     Tended,
 )
-from aiotaskq.protocols import Broker, Consumer, Lease, ResultBackend, Traits
+from aiotaskq.protocols import Broker, Consumer, Lease, ResultBackend, ScheduleStore, Traits
 
 Value = TypeVar("Value")
 
@@ -156,6 +158,7 @@ class FlakyBroker:
         self._inner = inner
         self._plan = plan
         self._wire = _Wire(plan, "broker", BrokerUnavailable)
+        self._schedules = _Wire(plan, "schedules", BrokerUnavailable)
 
     @property
     def url(self) -> str:
@@ -173,6 +176,7 @@ class FlakyBroker:
 
     async def close(self) -> None:
         await self._wire.landed()
+        await self._schedules.landed()
         await self._inner.close()
 
     async def publish(
@@ -186,6 +190,9 @@ class FlakyBroker:
         inner = self._inner.consumer(queues, name=name, lease=lease, about=about)
         self._plan.grants.append(inner.grant)
         return FlakyConsumer(inner, self._plan)
+
+    def schedules(self) -> FlakySchedules:
+        return FlakySchedules(self._inner.schedules(), self._schedules)
 
     def lease(self, grant: Grant) -> FlakyLease:
         return FlakyLease(self._inner.lease(grant), self._plan)
@@ -235,12 +242,16 @@ class FlakyConsumer:
     async def open(self) -> None:
         await self._wire.call("open", self._inner.open)
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(
+        self, limit: int, wait: float, *, order: Sequence[str] | None = None
+    ) -> Sequence[Delivery]:
         return await self._fetches.call(
-            "fetch", lambda: self._fetch(limit, wait), self._unheard.extend
+            "fetch", lambda: self._fetch(limit, wait, order), self._unheard.extend
         )
 
-    async def _fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def _fetch(
+        self, limit: int, wait: float, order: Sequence[str] | None
+    ) -> Sequence[Delivery]:
         # As with any driver, what a lost call took comes with the next.
         if asyncio.current_task() not in self._fetches._flying:
             await self._fetches.landed()
@@ -248,7 +259,7 @@ class FlakyConsumer:
             found = self._unheard[:limit]
             del self._unheard[:limit]
             return found
-        return await self._inner.fetch(limit, wait)
+        return await self._inner.fetch(limit, wait, order=order)
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         return await self._wire.call("settle", lambda: self._inner.settle(batch))
@@ -262,6 +273,31 @@ class FlakyConsumer:
         await self._wire.landed()
         if not self._plan.dead:
             await self._inner.close()
+
+
+class FlakySchedules:
+    """The schedules of a `FlakyBroker`, which waits for their calls when it is closed."""
+
+    def __init__(self, inner: ScheduleStore, wire: _Wire) -> None:
+        self._inner = inner
+        self._wire = wire
+
+    async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
+        return await self._wire.call("load", lambda: self._inner.load(ids))
+
+    async def due(self, limit: int) -> DueSchedules:
+        return await self._wire.call("due", lambda: self._inner.due(limit))
+
+    async def swap(
+        self,
+        schedule_id: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: Sequence[Envelope] = (),
+    ) -> bool:
+        return await self._wire.call(
+            "swap", lambda: self._inner.swap(schedule_id, seen, new, batch)
+        )
 
 
 class FlakyLease:

@@ -64,7 +64,7 @@ class SettlementTests(BrokerSuite):
         consumer, [got] = await rig.hold("a")
         due = await rig.harness.now() + self.delay
         assert not await consumer.settle([Again(got, envelope("a", not_before=due))])
-        assert await rig.depth() == Depth(delayed=1)
+        assert await rig.depth() == rig.told(Depth(delayed=1))
         await nothing(consumer)
         await rig.harness.pass_time(self.delay)
         assert await rig.finish(consumer, 1) == ["a"]
@@ -84,6 +84,7 @@ class SettlementTests(BrokerSuite):
         async with asyncio.timeout(PATIENCE):
             assert names(await waiting) == ["a"]
 
+    @pytest.mark.usefixtures("ordered")
     async def test_release_goes_to_the_head_in_order_and_counts_nothing(self, rig: Rig) -> None:
         await rig.publish(*"abcdef")
         consumer = await rig.consumer()
@@ -105,7 +106,7 @@ class SettlementTests(BrokerSuite):
             Release(d),
         ]
         assert not await consumer.settle(batch)
-        assert await rig.depth() == Depth(ready=1, delayed=1, held=1, dead=1)
+        assert await rig.depth() == rig.told(Depth(ready=1, delayed=1, held=1, dead=1))
         assert names(await broker.dead("q")) == ["c"]
         assert names(await rig.receive(await rig.consumer(), 1)) == ["d"]
         assert not await consumer.settle([Done(e)])
@@ -187,6 +188,7 @@ class LeaseTests(BrokerSuite):
             ("e", 0),
         ]
 
+    @pytest.mark.usefixtures("leasing")
     async def test_nothing_is_taken_back_while_the_lease_lasts(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -196,6 +198,7 @@ class LeaseTests(BrokerSuite):
         await nothing(await rig.consumer())
         assert not await consumer.settle([Done(got)])
 
+    @pytest.mark.usefixtures("leasing")
     async def test_a_waiting_fetch_is_woken_by_what_is_taken_back(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -246,6 +249,7 @@ class LeaseTests(BrokerSuite):
         [got] = await rig.receive(consumer, 1)
         assert got.crashes == 1
 
+    @pytest.mark.usefixtures("leasing")
     async def test_a_renewed_lease_does_not_lapse(self, rig: Rig, broker: Broker) -> None:
         consumer, [got] = await rig.hold("a")
         for _ in range(3):
@@ -309,6 +313,7 @@ class LeaseTests(BrokerSuite):
                 await go_on()
         assert await rig.depth() == Depth(ready=1)
 
+    @pytest.mark.usefixtures("leasing")
     async def test_a_late_renewal_holds_or_is_refused_but_never_both(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -319,6 +324,7 @@ class LeaseTests(BrokerSuite):
         assert bool(await consumer.settle([Done(got)])) is not alive
         assert await rig.depth() == (Depth() if alive else Depth(ready=1))
 
+    @pytest.mark.usefixtures("leasing")
     async def test_everybody_may_tend_at_once(self, rig: Rig) -> None:
         ids = [f"{n}" for n in range(100)]
         await rig.hold(*ids)
@@ -330,12 +336,16 @@ class LeaseTests(BrokerSuite):
         assert names(got) == ids
         assert {one.crashes for one in got} == {1}
 
-    async def test_tending_takes_back_many_in_the_end(self, rig: Rig) -> None:
+    async def test_tending_takes_back_many_in_the_end(self, rig: Rig, broker: Broker) -> None:
         ids = [f"{n}" for n in range(3000)]
         await rig.hold(*ids)
         assert (await rig.lapse()).reclaimed == 3000
-        assert names(await rig.receive(await rig.consumer(), 3000)) == ids
+        got = names(await rig.receive(await rig.consumer(), 3000))
+        if not broker.traits.order:
+            got.sort(key=int)
+        assert got == ids
 
+    @pytest.mark.usefixtures("ordered")
     async def test_closing_hands_back_what_is_held_in_order(self, rig: Rig) -> None:
         await rig.publish(*"abcde")
         consumer = await rig.consumer()

@@ -76,7 +76,7 @@ class LetterTests(BrokerSuite):
             (b.key, envelope("b")),
         ]
         assert not await broker.revive("q", letters)
-        assert await rig.depth() == Depth(ready=3, delayed=1, dead=1)
+        assert await rig.depth() == rig.told(Depth(ready=3, delayed=1, dead=1))
         assert names(await broker.dead("q")) == ["d"]
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 3)

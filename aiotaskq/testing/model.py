@@ -17,8 +17,8 @@ lease           only who was not given up fetches and renews, and nobody comes b
 bounded work    one round of `tend` moves a bounded number (`rig.tend`)
 no leak         when all is done nothing stays in the store for ever (`teardown`)
 stall           when the server stood still, nobody is given up who lives (`stall`)
-order           queues in the consumer's order, then priority, then age; heads before tails, and
-                suspects alone and before all others (`Shadow.handed`)
+order           queues as asked for, else in the consumer's order, then priority, then age; heads
+                before tails, and suspects alone and before all others (`Shadow.handed`)
 ==============  ================================================================================
 """
 
@@ -43,7 +43,10 @@ def check_broker(
     """Play random histories on a broker, a fresh harness each, and compare with the model.
 
     Call it in a plain test: each history runs on an event loop of its own. The harness's
-    `pass_time` must not sleep; hours pass here.
+    `pass_time` must not sleep; hours pass here, unless the broker lacks the traits `clock` and
+    `leases`: then nothing is delayed or expires, and consumers die by `LethalHarness.kill`. Without
+    the trait `order`, what is asked of order and of the size of a batch is left out, and counts
+    have to be right soon instead of at once.
 
     Args:
         make_harness: Returns a harness on an empty store, as it is or to be awaited.

@@ -155,6 +155,7 @@ class PublishTests(BrokerSuite):
         await rig.publish("a")
         assert await rig.finish(await rig.consumer(), 3) == ["a", "a", "a"]
 
+    @pytest.mark.usefixtures("idempotent")
     async def test_a_call_may_be_repeated(self, rig: Rig, broker: Broker) -> None:
         batch = [envelope("a"), envelope("b", queue="p"), envelope("c", not_before=1.0)]
         for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from msgspec import Raw
 
 from aiotaskq.errors import BackendUnavailable
 from aiotaskq.message import Outcome, TaskStatus
-from aiotaskq.protocols import ResultBackend
+from aiotaskq.protocols import ReplyBackend, ResultBackend
 from aiotaskq.testing.ear import Ear, ResultHarness, close, listening, outcome, value
 from aiotaskq.testing.rig import MOMENT, PATIENCE, elsewhere
 
@@ -377,12 +378,13 @@ class BackendOutageTests:
         backend = await cuttable.backend()
         clone = backend.clone()
         await cuttable.cut()
-        for call in (
+        calls: list[Callable[[], Awaitable[object]]] = [
             lambda: backend.store([outcome("a")], None),
-            lambda: backend.load(["a"]),
-            lambda: backend.forget(["a"]),
             clone.open,
-        ):
+        ]
+        if not isinstance(backend, ReplyBackend):  # which has at hand what it was sent
+            calls += [lambda: backend.load(["a"]), lambda: backend.forget(["a"])]
+        for call in calls:
             async with asyncio.timeout(PATIENCE):
                 with pytest.raises(BackendUnavailable):
                     await call()
@@ -403,7 +405,7 @@ class BackendOutageTests:
     async def test_a_subscriber_is_told_of_the_gap_and_hears_again(
         self, cuttable: ResultHarness
     ) -> None:
-        backend = await cuttable.backend()
+        backend = await self._subscribed(cuttable)
         async with listening(backend) as ear:
             await cuttable.cut()
             await asyncio.sleep(MOMENT)
@@ -415,7 +417,7 @@ class BackendOutageTests:
     async def test_a_subscription_that_begins_meanwhile_waits_it_out(
         self, cuttable: ResultHarness
     ) -> None:
-        backend = await cuttable.backend()
+        backend = await self._subscribed(cuttable)
         await cuttable.cut()
         ear = Ear(backend)
         task = asyncio.create_task(ear.listen())
@@ -428,6 +430,13 @@ class BackendOutageTests:
         await ear.hear(["after"])
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    async def _subscribed(self, cuttable: ResultHarness) -> ResultBackend:
+        """Return a backend whose subscribers hear of others over the network."""
+        backend = await cuttable.backend()
+        if isinstance(backend, ReplyBackend):
+            pytest.skip(f"{type(backend).__name__} is sent outcomes only by address")
+        return backend
 
     async def _store(self, backend: ResultBackend, task_id: str) -> None:
         """Store once the driver has found its way back, as its users do."""

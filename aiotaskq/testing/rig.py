@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import pytest
 
@@ -76,6 +76,18 @@ class BrokerHarness(Protocol):
         ...
 
 
+@runtime_checkable
+class LethalHarness(Protocol):
+    """What the harness of a broker without the trait `leases` is as well."""
+
+    async def kill(self, *consumers: Consumer) -> int:
+        """Let consumers die as their processes would; return how many messages were taken back.
+
+        None of these messages comes to another of them.
+        """
+        ...
+
+
 class Rig:
     """Brokers and consumers of one test, opened on demand and closed at its end."""
 
@@ -136,12 +148,21 @@ class Rig:
 
     async def lapse(self) -> Tended:
         """Let the lease of every consumer made so far run out, and take back what they held."""
+        if isinstance(self.harness, LethalHarness):
+            return Tended(reclaimed=await self.harness.kill(*self._consumers))
         await self.harness.pass_time(self.lease + 1.0)
         return await tend(await self.broker())
 
     async def depth(self, queue: str = "q") -> Depth:
         """Return what the broker counts in one queue."""
         return (await (await self.broker()).depth()).get(queue, Depth())
+
+    def told(self, depth: Depth) -> Depth:
+        """Return a depth as the broker tells it: some cannot count what is delayed."""
+        assert self._main is not None  # asked before
+        if self._main.traits.counts_delayed:
+            return depth
+        return Depth(ready=depth.ready, held=depth.held, dead=depth.dead)
 
     async def renew(self, consumer: Consumer) -> bool:
         """Renew a consumer's lease where a worker does it: in a thread, on another event loop."""
@@ -157,6 +178,8 @@ class Rig:
 
     async def end(self, consumer: Consumer, note: str = "killed") -> int:
         """End a consumer's lease as who saw its process die does: from a client of its own."""
+        if isinstance(self.harness, LethalHarness):
+            return await self.harness.kill(consumer)
         broker = (await self.broker()).clone()
 
         async def go() -> int:
@@ -205,6 +228,26 @@ class BrokerSuite:
     @pytest.fixture
     async def broker(self, rig: Rig) -> Broker:
         return await rig.broker()
+
+    @pytest.fixture
+    async def leasing(self, broker: Broker) -> None:
+        needs(broker, "leases")
+
+    @pytest.fixture
+    async def ordered(self, broker: Broker) -> None:
+        needs(broker, "order")
+
+    @pytest.fixture
+    async def clocked(self, broker: Broker) -> None:
+        needs(broker, "clock")
+
+    @pytest.fixture
+    async def counting(self, broker: Broker) -> None:
+        needs(broker, "counts_delayed")
+
+    @pytest.fixture
+    async def idempotent(self, broker: Broker) -> None:
+        needs(broker, "idempotent")
 
 
 def envelope(name: str, **fields: Any) -> Envelope:

@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from aiotaskq.errors import LeaseLost
 from aiotaskq.message import (
-    Again,
-    Dead,
-    DeadLetter,
     DeadLimits,
-    Delivery,
-    Depth,
-    Done,
-    Release,
-    Settlement,
-    Tended,
 )
-from aiotaskq.protocols import Broker
-from aiotaskq.testing.rig import PATIENCE, BrokerHarness, elsewhere, tend
-from aiotaskq.testing.shadow import LEASE, QUEUES, UNIT, Copy, Player, Shadow
+from aiotaskq.testing.rig import elsewhere, tend
+from aiotaskq.testing.shadow import QUEUES, UNIT, Copy, Shadow
+from aiotaskq.testing.steps import Kind, Steps
 
 MOST_UNITS = 72  # a unique id is forgotten after 86.4
 
-Value = TypeVar("Value")
-Kind: TypeAlias = Literal["done", "again", "later", "dead", "release"]
 Stored: TypeAlias = tuple[int | None, str, int, int, int, bool]
 Choice: TypeAlias = list[tuple[int, Kind]]
 
@@ -58,31 +40,16 @@ choices = st.lists(st.tuples(st.integers(0, 30), kinds), min_size=1, max_size=4)
 picks = st.lists(st.integers(0, 30), min_size=1, max_size=3)
 
 
-class BrokerMachine(RuleBasedStateMachine):
+class BrokerMachine(Steps):
     """The rules. `model.check_broker` runs them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.around = sys.exc_info()[1]  # what is being handled where the history is played
-        self.runner = asyncio.Runner()
-        self.players: list[Player] = []
-        self.numbers = itertools.count()
-        self.harness: BrokerHarness
-        self.broker: Broker
-        self.shadow: Shadow
-
-    async def harness_of(self) -> BrokerHarness:
-        raise NotImplementedError
-
-    def run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        return self.runner.run(work)
 
     @initialize()
     def begin(self) -> None:
         async def go() -> None:
             self.harness = await self.harness_of()
             self.broker = await self.harness.broker()
-            self.shadow = Shadow(await self.harness.now())
+            ordered = self.broker.traits.order
+            self.shadow = Shadow(await self.harness.now(), ordered=ordered)
 
         self.run(go())
         for queues in (QUEUES, QUEUES[1:], QUEUES[::-1]):
@@ -106,6 +73,8 @@ class BrokerMachine(RuleBasedStateMachine):
             if unique:
                 self.shadow.unique.add(copy.id)
             copies.append(copy)
+        if not self.broker.traits.idempotent:
+            calls = min(calls, 1)
         call_id = None if calls == 0 else f"call {next(self.numbers)}"
         for _ in range(max(1, calls)):
             answer = self.run(self.broker.publish(envelopes, call_id=call_id))
@@ -113,18 +82,16 @@ class BrokerMachine(RuleBasedStateMachine):
         for copy in copies:
             self.shadow.store(copy)
 
-    @rule(number=players, limit=limits)
-    def fetch(self, number: int, limit: int) -> None:
+    @rule(number=players, limit=limits, order=st.none() | st.permutations(QUEUES))
+    def fetch(self, number: int, limit: int, order: Sequence[str] | None = None) -> None:
         player = self._player(number)
+        order = order and [queue for queue in order if queue in player.queues]
         if not player.alive:
             with pytest.raises(LeaseLost):
-                self.run(player.consumer.fetch(limit, 0))
+                self.run(player.consumer.fetch(limit, 0, order=order))
             self._replace(player, player.queues)  # as its worker would
             return
-        expected = self.shadow.expected(player, limit)
-        got = self.run(player.consumer.fetch(limit, 0))
-        self.shadow.handed(player, got)
-        assert len(got) in expected, "a batch of another size than what is there"
+        self.run(self._take(player, limit, order))
         if self.shadow.held_by(player):
             self._hears_of_suspects(player)
 
@@ -302,8 +269,12 @@ class BrokerMachine(RuleBasedStateMachine):
             finally:
                 await lease.close()
 
-        lost = self.shadow.die(player, note) if player.alive else []
-        count = self.run(elsewhere(go()) if number == 0 else go())
+        if self.leases:
+            lost = self.shadow.die(player, note) if player.alive else []
+            count = self.run(elsewhere(go()) if number == 0 else go())
+        else:
+            count = self.run(self._kill(player))
+            lost = self.shadow.die(player, None) if player.alive else []
         assert count == len(lost) or any(one.cancelled for one in lost)
         assert self.run(go()) == 0
 
@@ -317,7 +288,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.fetch(number, limit)
             self.end(number)
 
-    @precondition(lambda self: self.shadow.units < MOST_UNITS)
+    @precondition(lambda self: self.leases and self.shadow.units < MOST_UNITS)
     @rule(units=st.sampled_from([1, 3]), spared=st.sets(players, max_size=3))
     def pass_time(self, units: int, spared: set[int]) -> None:
         """Let time pass, with signs of life of some, and tend."""
@@ -330,7 +301,9 @@ class BrokerMachine(RuleBasedStateMachine):
         self.those_who_live_are_told()
         self.tend()
 
-    @precondition(lambda self: self.shadow.units < MOST_UNITS and self.harness.can_stall)
+    @precondition(
+        lambda self: self.leases and self.shadow.units < MOST_UNITS and self.harness.can_stall
+    )
     @rule(times=st.integers(1, 3))
     def stall(self, times: int) -> None:
         """Let the server stand still for longer than a lease: nobody is to blame.
@@ -369,10 +342,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @invariant()
     def depth_tells_the_truth(self) -> None:
-        depths = self.run(self.broker.depth())
-        assert set(depths) <= set(QUEUES)
-        for queue in QUEUES:
-            self.shadow.check_depth(queue, depths.get(queue, Depth()))
+        self.run(self._in_time(self._check_depths))
 
     @rule()
     def those_who_live_are_told(self) -> None:
@@ -392,109 +362,7 @@ class BrokerMachine(RuleBasedStateMachine):
         finally:
             self.runner.close()
 
-    # --- steps of the rules ---------------------------------------------------------------------
-
-    def _player(self, number: int) -> Player:
-        return self.players[number % len(self.players)]
-
-    async def _join(self, queues: Sequence[str]) -> Player:
-        broker = await self.harness.broker()
-        consumer = broker.consumer(queues, name="model", lease=LEASE)
-        await consumer.open()
-        return Player(broker, consumer, tuple(queues), self.shadow.units)
-
-    def _replace(self, player: Player, queues: Sequence[str]) -> None:
-        self.run(player.consumer.close())
-        self.shadow.leave(player)
-        place = self.players.index(player)
-        self.players[place] = self.run(self._join(queues))
-
-    def _copy(self, name: int | None, queue: str, priority: int, delay: int, life: int) -> Copy:
-        number = next(self.numbers)
-        known = f"id of {number}" if name is None else f"id {name}"
-        if not self.broker.traits.priorities:
-            priority = 0
-        return Copy(number, known, queue, priority, delay=delay, life=life)
-
     def _retry(self, copy: Copy) -> None:
         assert copy.holder is not None
         place = [one for _, one in copy.holder.deliveries[::-1]].index(copy)
         self.settle(self.players.index(copy.holder), [(place, "again")], 0)
-
-    def _settlement(
-        self, delivery: Delivery, copy: Copy, kind: Kind, now: float
-    ) -> tuple[Settlement, Copy | None]:
-        if kind == "done":
-            return Done(delivery), None
-        if kind == "dead":
-            return Dead(delivery, f"reason of {copy.number}", b"details"), None
-        if kind == "release":
-            return Release(delivery), None
-        new = self._copy(None, copy.queue, copy.priority, 1 if kind == "later" else 0, 0)
-        new.id = copy.id
-        return Again(delivery, new.envelope(now, relative=bool(new.number % 2))), new
-
-    def _settled(self, copy: Copy, kind: Kind, new: Copy | None) -> None:
-        if kind == "release":
-            self.shadow.give_back(copy)
-            return
-        copy.state = "gone"
-        if kind == "dead":
-            self.shadow.bury(copy)
-        if new is not None:
-            self.shadow.store(new)
-
-    def _queue_of_letters(self, number: int) -> str:
-        return self.shadow.letters[-1 - number % len(self.shadow.letters)].queue
-
-    def _read_letters(self, queue: str) -> list[Copy]:
-        """Read all dead letters of a queue, one by one, and note their keys."""
-        mine = [one for one in self.shadow.letters if one.queue == queue][::-1]
-        pages: list[DeadLetter] = []
-        before = None
-        while page := self.run(self.broker.dead(queue, 1, before=before)):
-            pages += page
-            before = page[-1].key
-        assert [(one.id, int(one.body)) for one in pages] == [(one.id, one.number) for one in mine]
-        for letter, copy in zip(pages, mine, strict=True):
-            assert letter.crashes == copy.crashes
-            assert copy.key in ("", letter.key), "the key of a letter changed"
-            copy.key = letter.key
-        return mine
-
-    def _hears_of_suspects(self, player: Player) -> None:
-        news = self.run(player.consumer.news())
-        wait = any(one.suspect for one in self.shadow.ready_for(player))
-        assert news.suspects is wait or any(self.shadow.ghosts.values())
-
-    async def _is_told(self, player: Player, name: str) -> None:
-        told: set[str] = set()
-        async with asyncio.timeout(PATIENCE):
-            while name not in told:
-                told |= set((await player.consumer.news()).cancelled)
-                await asyncio.sleep(0)
-
-    async def _work_off(self) -> None:
-        """Leave one worker alone with what is there, some of it held by who is never seen again."""
-        for player in self.players[1:]:
-            await player.consumer.close()
-            self.shadow.leave(player)
-        if self.players and self.players[0].alive:
-            self.shadow.die(self.players[0], None)
-        self.shadow.units += 4
-        await self.harness.pass_time(4 * UNIT)
-        self.shadow.promote()
-        last = await self._join(QUEUES)
-        for _ in range(len(self.shadow.copies) + 2):  # each brings one at least
-            await tend(self.broker, DeadLimits(most=0))
-            got = await last.consumer.fetch(100, 0)
-            self.shadow.handed(last, got)
-            assert not await last.consumer.settle([Done(one) for one in got])
-            for copy in self.shadow.held_by(last):
-                copy.state = "gone"
-        waiting = [one.number for one in self.shadow.copies if one.waits]
-        assert not waiting, f"never handed out: {waiting}"
-        for player in (last, *self.players):
-            await player.consumer.close()
-        assert await tend(self.broker) == Tended()
-        assert await self.broker.depth() == {}

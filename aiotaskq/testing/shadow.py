@@ -86,10 +86,12 @@ class Shadow:
 
     Args:
         began: The Unix time of the store at the beginning.
+        ordered: Whether the broker keeps the order, also of what is handed back.
     """
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, *, ordered: bool) -> None:
         self.began = began
+        self.ordered = ordered
         self.units = 0  # passed so far
         self.copies: list[Copy] = []
         self.letters: list[Copy] = []  # the dead, in the order of their deaths
@@ -178,8 +180,11 @@ class Shadow:
 
     # --- what must hold -------------------------------------------------------------------------
 
-    def handed(self, player: Player, got: Sequence[Delivery]) -> None:
+    def handed(
+        self, player: Player, got: Sequence[Delivery], order: Sequence[str] | None = None
+    ) -> None:
         """Check what was handed out, one by one, against what was ready."""
+        queues = player.queues if order is None else order
         busy = bool(self.held_by(player))
         for delivery in got:
             copy = next(one for one in self.copies if one.number == int(delivery.body))
@@ -188,12 +193,12 @@ class Shadow:
             if copy.suspect:
                 assert len(got) == 1, "a suspect, and not alone"
                 assert not busy, "a suspect, to one that holds something"
-            elif not busy:
+            elif not busy and self.ordered:
                 suspects = [one for one in self.ready_for(player) if one.suspect]
                 assert not suspects, f"{suspects[:1]} was passed over"
             for other in self.ready_for(player):
-                if other.suspect is copy.suspect:
-                    assert not _goes_before(other, copy, player), f"{other} before {copy}"
+                if self.ordered and other.suspect is copy.suspect:
+                    assert not _goes_before(other, copy, queues), f"{other} before {copy}"
             copy.state, copy.holder, copy.delivery = "held", player, delivery
             player.deliveries.append((delivery, copy))
 
@@ -201,6 +206,9 @@ class Shadow:
         assert delivery.id == copy.id
         assert delivery.queue == copy.queue
         assert delivery.priority == copy.priority
+        if not self.ordered and delivery.crashes > copy.crashes:
+            # What came when it was no longer asked for, and went back, may count as a crash there.
+            copy.crashes, copy.note = delivery.crashes, delivery.crash_note
         assert delivery.crashes == copy.crashes
         assert delivery.expired is (copy.expiry is not None and copy.expiry < self.units)
         if copy.expiry is None:
@@ -224,10 +232,10 @@ class Shadow:
         assert waits <= depth.ready + depth.delayed <= waits + self.ghosts[queue], queue
 
 
-def _goes_before(one: Copy, other: Copy, player: Player) -> bool:
+def _goes_before(one: Copy, other: Copy, queues: Sequence[str]) -> bool:
     """Tell whether `one` must be handed out before `other`."""
-    first = player.queues.index(one.queue), -one.priority
-    second = player.queues.index(other.queue), -other.priority
+    first = queues.index(one.queue), -one.priority
+    second = queues.index(other.queue), -other.priority
     if first[0] == second[0] and one.suspect and other.suspect:
         return False  # among themselves, suspects of one queue are in no order that is promised
     if first != second:

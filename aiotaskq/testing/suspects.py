@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from aiotaskq.message import SUSPECT, Again, Depth, Done, Release
 from aiotaskq.protocols import Broker
 from aiotaskq.testing.rig import (
@@ -21,6 +23,7 @@ from aiotaskq.testing.rig import (
 class SuspectTests(BrokerSuite):
     """A message that may have killed consumers is handed out alone, and before all others."""
 
+    @pytest.mark.usefixtures("ordered")
     async def test_one_is_handed_out_alone_and_first_then_service_goes_on(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -93,6 +96,7 @@ class SuspectTests(BrokerSuite):
             assert names(await passed_over) == []
         assert (got.id, got.crashes) == ("s", SUSPECT)
 
+    @pytest.mark.usefixtures("ordered")
     async def test_several_come_one_by_one(self, rig: Rig) -> None:
         await rig.crash(*"abc")
         await rig.publish("plain")
@@ -151,5 +155,9 @@ class SuspectTests(BrokerSuite):
         assert await rig.depth() == Depth()
         await rig.crash("late", expires_in=self.delay)
         await rig.harness.pass_time(self.delay + 0.1)
-        [got] = await (await rig.consumer()).fetch(10, 0)
+        consumer = await rig.consumer()
+        if broker.traits.order:
+            [got] = await consumer.fetch(10, 0)
+        else:  # another that waits may have had it for a moment
+            [got] = await rig.receive(consumer, 1)
         assert (got.id, got.expired) == ("late", True)

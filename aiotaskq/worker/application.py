@@ -11,6 +11,7 @@ from aiotaskq.config import Config
 from aiotaskq.context import State
 from aiotaskq.events import Observers
 from aiotaskq.middleware import Middleware
+from aiotaskq.outbox import Outbox
 from aiotaskq.protocols import Broker, ResultBackend
 from aiotaskq.task import Task
 
@@ -38,4 +39,8 @@ class Application(Protocol):
 
     def drivers(self) -> tuple[Broker, ResultBackend | None]:
         """Return closed drivers for an event loop of the caller's."""
+        ...
+
+    def outbox(self) -> Outbox | None:
+        """Return the closed outbox, if there is one."""
         ...

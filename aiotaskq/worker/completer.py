@@ -15,10 +15,10 @@ from typing import TypeVar
 
 import msgspec
 
-from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.errors import ConfigError, Unavailable, Unsupported
 from aiotaskq.failures import describe, encode_error
 from aiotaskq.message import Outcome, Settlement, TaskStatus
-from aiotaskq.protocols import Consumer, ResultBackend
+from aiotaskq.protocols import Consumer, ResultBackend, Transaction, TransactionalResults
 from aiotaskq.worker.heartbeat import Heartbeat
 from aiotaskq.worker.vitals import Outage, Vitals
 
@@ -83,6 +83,21 @@ class Completer:
     def wants_arguments(self) -> bool:
         """Whether outcomes should carry the task's arguments."""
         return self._backend is not None and self._backend.wants_arguments
+
+    async def begin(self) -> Transaction:
+        """Begin a transaction in which a task writes, and in which its outcome is stored.
+
+        Raises:
+            Unsupported: The result backend has none.
+            BackendUnavailable: Its server cannot be reached now.
+        """
+        if not isinstance(self._backend, TransactionalResults):
+            where = "no results are kept" if self._backend is None else self._backend.url
+            raise Unsupported(
+                "a task's transaction() is one of the result backend's, which has to be"
+                f" postgresql://, and not {where}: set result_backend"
+            )
+        return await self._backend.begin()
 
     async def earlier(self, task_id: str) -> Outcome | None:
         """Return the final outcome that a task has already, if that can be known now."""

@@ -166,7 +166,7 @@ class Endings:
         """End what returned."""
         took = run.took
         outcome = None
-        if not run.profile.ignores_result:
+        if not run.profile.ignores_result and run.transaction is None:  # or it was committed
             outcome = self._make_outcome(run.message, TaskStatus.SUCCESS, encoded, None, took)
         self._completer.add(Done(run.delivery), outcome)
         if self._observers.heard(events.Succeeded):
@@ -175,6 +175,15 @@ class Endings:
             self._observers.emit(
                 events.Succeeded(message=run.message, value=value, execution_time=took)
             )
+
+    def success(self, run: Run, encoded: Raw) -> Outcome:
+        """Return the outcome of what returned, for the transaction it is stored in."""
+        return self._make_outcome(run.message, TaskStatus.SUCCESS, encoded, None, run.took)
+
+    def outdone(self, run: Run) -> None:
+        """Settle what has an outcome of another run, and so has undone what it wrote itself."""
+        self._vitals.refused([run.message.id])
+        self._completer.add(Done(run.delivery))
 
     def raised(self, run: Run, error: BaseException) -> None:
         """End what raised: a failure, or a verdict of its own."""
@@ -403,6 +412,7 @@ class Endings:
         traceback: str | None,
         took: float | None,
     ) -> Outcome:
+        shown = self._keeps_arguments and message.pickled is None
         return Outcome(
             task_id=message.id,
             status=status,
@@ -414,24 +424,24 @@ class Endings:
             queue=message.queue,
             retries=message.attempt - 1,
             execution_time=took,
-            args=self._shown(message.args, message, _EMPTY_LIST),
-            kwargs=self._shown(message.kwargs, message, _EMPTY_MAP),
+            args=_as_json(message.args, _EMPTY_LIST) if shown else UNSET,
+            kwargs=_as_json(message.kwargs, _EMPTY_MAP) if shown else UNSET,
             history=message.history,
+            reply_to=message.reply_to or UNSET,
         )
 
-    def _shown(self, raw: Raw, message: Message, empty: Raw) -> Raw | msgspec.UnsetType:
-        """Return arguments as JSON, for a store that keeps them beside the result."""
-        if not self._keeps_arguments or message.pickled is not None:
-            return UNSET
-        encoded = bytes(raw)
-        if not encoded:
-            return empty
-        if encoded[:1] in b"[{":
-            return raw
-        try:
-            return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
-        except (ValueError, TypeError):  # MessagePack has keys that JSON has not
-            return UNSET
+
+def _as_json(raw: Raw, empty: Raw) -> Raw | msgspec.UnsetType:
+    """Return arguments for a store that keeps them beside the result."""
+    encoded = bytes(raw)
+    if not encoded:
+        return empty
+    if encoded[:1] in b"[{":
+        return raw
+    try:
+        return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
+    except (ValueError, TypeError):  # MessagePack has keys that JSON has not
+        return UNSET
 
 
 def _gave_up(attempts: int, result: Raw) -> str:

@@ -8,20 +8,21 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from aiotaskq.context import State
 from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq.message import SUSPECT, DeadLimits, Grant, WorkerInfo
+from aiotaskq.message import SUSPECT, DeadLimits, Delivery, Grant, WorkerInfo
 from aiotaskq.protocols import Broker, ResultBackend
 from aiotaskq.worker.application import Application
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.executor import Executor
 from aiotaskq.worker.heartbeat import Heartbeat
 from aiotaskq.worker.options import WorkerOptions
+from aiotaskq.worker.order import Rotation
 from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.quarantine import Quarantine
 from aiotaskq.worker.vitals import Outage, Vitals
@@ -88,6 +89,7 @@ class Incarnation:
         self._vitals = vitals
         self._quota = quota
         self._count_stuck = count_stuck
+        self._rotation = Rotation(options.weights) if options.weights else None
         self._quarantine = Quarantine()
         self._limits = DeadLimits(conf.dead_letter_max, conf.dead_letter_expires)
         self._known_elsewhere: set[tuple[str, str]] = set()  # queue and task
@@ -183,10 +185,7 @@ class Incarnation:
                 await self._something_ended()
                 continue
             try:
-                wait = 0.0 if outage.on else _FETCH_WAIT  # its end is to be noted at once
-                if self._options.burst:
-                    wait = _BURST_LOOK if busy else 0.0
-                deliveries = await self._consumer.fetch(room, wait)
+                deliveries = await self._ask(room, busy=busy, outage=outage.on)
             except Unavailable as error:
                 await asyncio.sleep(outage.pause(error) * random.uniform(0.5, 1.0))
                 continue
@@ -198,6 +197,13 @@ class Incarnation:
             for delivery in deliveries:
                 self._executor.accept(delivery)
         await self._finished()
+
+    async def _ask(self, room: int, *, busy: bool, outage: bool) -> Sequence[Delivery]:
+        wait = 0.0 if outage else _FETCH_WAIT  # its end is to be noted at once
+        if self._options.burst:
+            wait = _BURST_LOOK if busy else 0.0
+        order = None if self._rotation is None else self._rotation.next()
+        return await self._consumer.fetch(room, wait, order=order)
 
     async def _something_ended(self) -> None:
         """Wait until there may be room again, or the quiet for a suspect is over."""

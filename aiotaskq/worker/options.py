@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     queues: Sequence[str]
+    weights: Mapping[str, int] | None  # of each queue; None: drained in the order of `queues`
     concurrency: int
     threads: int
     processes: int  # of the pool for plain functions
@@ -35,7 +36,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         conf: Config,
         *,
         name: str | None = None,
-        queues: Sequence[str] | None = None,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
         concurrency: int | None = None,
         threads: int | None = None,
         grace_period: float | None = None,
@@ -53,6 +54,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         options = cls(
             name=name or worker_name(),
             queues=list(dict.fromkeys(queues or [conf.task_default_queue])),
+            weights=dict(queues) if isinstance(queues, Mapping) and len(queues) > 1 else None,
             concurrency=concurrency,
             threads=_first(threads, conf.worker_threads, min(concurrency, _MOST_THREADS)),
             processes=_first(conf.worker_process_pool_size, os.cpu_count() or 1),
@@ -69,11 +71,18 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         return options
 
 
-def _check_queues(queues: Sequence[str]) -> None:
+def _check_queues(queues: Sequence[str] | Mapping[str, int]) -> None:
     if isinstance(queues, str):
         raise ConfigError(f"queues is {queues!r}; it is a list, such as [{queues!r}]")
     if not queues:
         raise ConfigError("queues is empty, and a worker without a queue never has anything to do")
+    if isinstance(queues, Mapping):
+        for queue, weight in queues.items():
+            if type(weight) is not int or weight < 1:
+                raise ConfigError(
+                    f"the weight of the queue {queue} is {weight!r}; it is a whole number, and 1 is"
+                    " the least. Leave out a queue that is not to be served"
+                )
 
 
 def _first(*candidates: T | None) -> T:

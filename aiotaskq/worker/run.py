@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from enum import IntEnum, auto
 from typing import Any
 
 from aiotaskq.config import Config
 from aiotaskq.context import TaskContext
 from aiotaskq.message import Delivery, Message
+from aiotaskq.protocols import Transaction
 from aiotaskq.task import Task
 
 
@@ -51,6 +53,7 @@ class Run:
         begun: Its coroutine was entered.
         stop: Why it was cancelled, if it was.
         softened: Its soft limit has passed, and it has not been told yet.
+        transaction: What its task writes in, if it has asked for that.
         timers: Of its limits; None where it has none.
         work: What runs it.
     """
@@ -65,6 +68,7 @@ class Run:
         "stop",
         "task",
         "timers",
+        "transaction",
         "work",
     )
 
@@ -80,6 +84,7 @@ class Run:
         self.stop: Stop | None = None
         self.softened = False
         self.timers: list[asyncio.TimerHandle] | None = None
+        self.transaction: Transaction | None = None
         self.work: asyncio.Task[None] | None = None
 
     @property
@@ -105,6 +110,11 @@ class Run:
         return asked
 
     @property
+    def may_succeed(self) -> bool:
+        """Whether it counts if it returns: it may do so in spite of a release."""
+        return self.stop in (None, Stop.RELEASE)
+
+    @property
     def took(self) -> float:
         """Seconds since its function was called."""
         return time.perf_counter() - self.started
@@ -113,9 +123,26 @@ class Run:
         return str(self.message)
 
 
+class Outdone(Exception):
+    """A run whose task has an outcome already: what it wrote in a transaction was undone."""
+
+
 class RunContext(TaskContext):
     """The context of a run, with the run itself for the innermost step of the onion."""
 
-    __slots__ = ("run",)
+    __slots__ = ("begin", "run")
 
     run: Run
+    begin: Callable[[], Awaitable[Transaction]]
+
+    async def transaction(self) -> Any:
+        run = self.run
+        if run.task.options.executor != "loop":
+            return await super().transaction()
+        if run.work is not asyncio.current_task():  # two at once would begin two
+            raise RuntimeError(
+                "ask for the transaction in the task's own coroutine, before it starts others"
+            )
+        if run.transaction is None:
+            run.transaction = await self.begin()
+        return run.transaction.connection

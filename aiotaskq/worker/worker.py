@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -24,6 +24,7 @@ from aiotaskq.worker.incarnation import Incarnation, Quota
 from aiotaskq.worker.logs import logged
 from aiotaskq.worker.options import WorkerOptions
 from aiotaskq.worker.pools import Pools
+from aiotaskq.worker.relay import Relay
 from aiotaskq.worker.vitals import Outage, Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
@@ -59,7 +60,7 @@ class Worker:
         app: Application,
         *,
         concurrency: int | None = None,
-        queues: Sequence[str] | None = None,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
         name: str | None = None,
         threads: int | None = None,
         grace_period: float | None = None,
@@ -180,10 +181,31 @@ class Worker:
             stack.push_async_callback(pools.close)
             self.guard.start()
             stack.push_async_callback(self.guard.stop)
+            self._start_relay(broker, stack)
             _settle(connected)
             await self._work(broker, backend, pools)
         if self._app.observers.heard(events.WorkerStopped):
             self._app.observers.emit(events.WorkerStopped(worker=self.options.name))
+
+    def _start_relay(self, broker: Broker, stack: contextlib.AsyncExitStack) -> None:
+        outbox = self._app.outbox()
+        if outbox is None:
+            return
+        relay = Relay(
+            outbox,
+            broker,
+            self.vitals,
+            name=self.options.name,
+            lease=self._app.conf.worker_lease,
+        )
+        relaying = asyncio.create_task(relay.run(), name="aiotaskq-relay")
+        relaying.add_done_callback(_tell_failure)
+
+        async def stop() -> None:
+            relaying.cancel()
+            await asyncio.wait([relaying])
+
+        stack.push_async_callback(stop)
 
     async def _connect(
         self,

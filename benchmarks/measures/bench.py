@@ -185,6 +185,12 @@ class Bench:
         self.postgres_server.sql("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
         return Store("Redis, results in PostgreSQL", broker, self.postgres_server.url())
 
+    def postgres(self) -> Store:
+        """Return an empty store: tasks and results in one PostgreSQL database."""
+        self.postgres_server.sql("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        url = self.postgres_server.url()
+        return Store("PostgreSQL", url, url)
+
     def sqlite(self) -> Store:
         """Return an empty store in an SQLite file."""
         url = f"sqlite:///{self.folder}/queue-{next(self._numbers)}.db"

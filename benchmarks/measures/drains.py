@@ -27,6 +27,7 @@ WORKER_CPU = Target(20, most=True)  # microseconds a task
 THREADS = Target(10_000)
 SQLITE = Target(5_000)
 POSTGRES = Target(0.5)  # of the rate with results in Redis
+ALL_POSTGRES = Target(20_000)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
     yield from figures(what, mixed, server=True)
     shares = [beside.rate / one.rate for one, beside in zip(plain, mixed, strict=True)]
     yield Figure(f"{what}: of the rate in Redis", "ratio", shares, target=POSTGRES)
+    stored = [drain(bench, bench.postgres(), noop, many) for _ in range(runs)]
+    yield from figures(f"drain {many:,} noop, PostgreSQL", stored, ALL_POSTGRES)
     threaded = [drain(bench, bench.redis(), in_thread, some) for _ in range(runs)]
     yield from figures(f"drain {some:,} noop_in_thread, Redis", threaded, THREADS, server=True)
     few = some // 2

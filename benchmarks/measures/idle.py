@@ -48,8 +48,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
     redis, sqlite = bench.redis(), bench.sqlite()
     with bench.worker(redis) as on_redis, bench.worker(sqlite) as on_sqlite:
         time.sleep(bench.size(5.0, 0.5))
-        pids = {redis.name: _pids(on_redis), sqlite.name: _pids(on_sqlite)}
-        windows = _watch(bench, pids, bench.size(10.0, 1.5), bench.runs(3))
+        pids = {redis.name: pids_of(on_redis), sqlite.name: pids_of(on_sqlite)}
+        windows = watch(bench, pids, bench.size(10.0, 1.5), bench.runs(3))
     for name in pids:
         shares = [100 * window.cpu[name] / window.seconds for window in windows]
         target = CORE if name == redis.name else None
@@ -61,9 +61,10 @@ def measure(bench: Bench) -> Iterator[Figure]:
     yield Figure("idle worker: commands in scripts", "1/s", rates)
 
 
-def _watch(
+def watch(
     bench: Bench, pids: Mapping[str, Sequence[int]], seconds: float, count: int
 ) -> list[Window]:
+    """Watch the Redis server and some programs, given by name, for so long and so often."""
     windows = []
     with bench.redis_client.monitor() as monitor:  # type: ignore[no-untyped-call]  # redis-py has no types here
         _read(bench, monitor)  # what came before
@@ -104,5 +105,6 @@ def _cpu(pids: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return {name: cpu_seconds(*each) for name, each in pids.items()}
 
 
-def _pids(program: Program) -> list[int]:
+def pids_of(program: Program) -> list[int]:
+    """Return all processes of a program."""
     return [process.pid for process in program.family()]

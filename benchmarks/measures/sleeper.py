@@ -7,18 +7,21 @@ queue of tasks that sleep so long. See `benchmarks.measures.asleep`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aiotaskq.cli.child import YOUNG_OBJECTS
 from aiotaskq.events import WorkerReady
 from benchmarks.drain import tell
 from benchmarks.measures.bench import resident
 from benchmarks.tasks import app, sleepers
 
 _LOOK = 0.01  # seconds
+_EARLY = 10  # turns at the beginning
 
 
 @dataclass
@@ -42,6 +45,7 @@ async def work(slots: int, seconds: float) -> dict[str, float]:
     woken = sleepers.woken_at
     return {
         "steady_share": steady_share(woken, slots, seconds),
+        "early_share": steady_share(woken[: _EARLY * slots], slots, seconds),
         "whole_share": len(woken) * seconds / slots / (woken[-1] - since),
         "bytes_each": (peak.memory - memory) / peak.asleep,
         "most_asleep": peak.asleep,
@@ -71,4 +75,6 @@ def steady_share(woken: Sequence[float], slots: int, seconds: float) -> float:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(YOUNG_OBJECTS)  # as `aiotaskq worker` has it
+    gc.freeze()
     tell(work(slots=int(sys.argv[1]), seconds=float(sys.argv[2])))

@@ -46,7 +46,7 @@ class MemoryHarness:
 
     async def leaks(self) -> list[str]:
         store = self.store
-        return [str(one) for one in (*store._holders, *store._queues)]
+        return [str(one) for one in (*store._holders, *store._queues, *store._schedules)]
 
     async def close(self) -> None:
         """There is nothing to close."""

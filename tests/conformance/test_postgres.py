@@ -1,35 +1,62 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import asyncpg
 import pytest
 
-from aiotaskq.drivers.postgres import PostgresBackend
+from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
+from aiotaskq.testing.brokers import BrokerConformance
+from aiotaskq.testing.model import check_broker
 from aiotaskq.testing.results import ResultConformance
 from tests.servers import PostgresServer
+
+# Each of them is emptied between two tests, which is faster than to make them again.
+TABLES = (
+    *("messages", "consumers", "dead", "cancelled", "recent", "calls", "schedules", "results"),
+)
+# What stays when all messages are gone: ids that were cancelled, which go after a week, and what a
+# minute or a day of silence is remembered by.
+PASSING = ("cancelled", "recent", "calls", "results")
 
 
 class PostgresHarness:
     can_cut = True
+    can_stall = True
 
-    def __init__(self, server: PostgresServer, url: str) -> None:
+    def __init__(self, server: PostgresServer, url: str, *, control: str | None = None) -> None:
         self._server = server
         self._url = url
-        self._made: list[PostgresBackend] = []
+        self._control_url = control or url
+        self._made: list[PostgresBackend | PostgresBroker] = []
+        self._control: asyncpg.Connection[asyncpg.Record] | None = None
         self._shift = 0.0
+
+    async def broker(self) -> PostgresBroker:
+        broker = PostgresBroker(self._url)
+        await self._open(broker)
+        return broker
 
     async def backend(self) -> PostgresBackend:
         backend = PostgresBackend(self._url)
-        backend._time_shift = self._shift
-        self._made.append(backend)
-        await backend.open()
+        await self._open(backend)
         return backend
+
+    async def _open(self, driver: PostgresBackend | PostgresBroker) -> None:
+        driver._time_shift = self._shift
+        self._made.append(driver)
+        await driver.open()
 
     async def pass_time(self, seconds: float) -> None:
         self._shift += seconds
-        for backend in self._made:
-            backend._time_shift = self._shift
+        for driver in self._made:
+            driver._time_shift = self._shift
+
+    async def now(self) -> float:
+        control = await self.control()
+        real = await control.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(real + self._shift)
 
     async def cut(self) -> None:
         await asyncio.to_thread(self._server.stop)
@@ -37,16 +64,69 @@ class PostgresHarness:
     async def mend(self) -> None:
         await asyncio.to_thread(self._server.start)
 
+    async def stall(self, seconds: float) -> None:
+        await self.pass_time(seconds)
+        control = await self.control()
+        await control.execute(
+            f"UPDATE aiotaskq_consumers SET beat = beat - {seconds};"
+            f"UPDATE aiotaskq_silence SET spared = spared - {seconds}, seen = seen - {seconds}"
+        )
+
+    async def leaks(self) -> list[str]:
+        control = await self.control()
+        return [
+            f"{table}: {row}"
+            for table in TABLES
+            if table not in PASSING
+            for row in await control.fetch(f"SELECT * FROM aiotaskq_{table}")
+        ]
+
     async def close(self) -> None:
-        for backend in self._made:
-            await backend.close()
+        await self.mend()
+        for driver in self._made:
+            await driver.close()
+        control = await self.control()
+        rows = await control.fetch("SELECT relname FROM pg_class WHERE relkind = 'r'")
+        there = {row["relname"] for row in rows}
+        made = [name for name in (f"aiotaskq_{table}" for table in TABLES) if name in there]
+        if made:
+            await control.execute(f"TRUNCATE {', '.join(made)}")
+        await control.close()
+
+    async def control(self) -> asyncpg.Connection[asyncpg.Record]:
+        """Return a connection beside those of the drivers, as it is after any restart."""
+        if self._control is None or self._control.is_closed():
+            self._control = await asyncpg.connect(self._control_url)
+        return self._control
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    """One for all tests here: to make one takes longer than most of them."""
+    name = postgres_server.create_database()
+    yield postgres_server.url(name)
+    postgres_server.start()
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+async def harness(postgres_server: PostgresServer, database: str) -> AsyncIterator[PostgresHarness]:
+    postgres_server.start()
+    harness = PostgresHarness(postgres_server, database)
+    yield harness
+    await harness.close()
+
+
+class TestPostgresBroker(BrokerConformance):
+    pass
 
 
 class TestPostgresBackend(ResultConformance):
-    @pytest.fixture
-    async def harness(
-        self, postgres_server: PostgresServer, postgres_url: str
-    ) -> AsyncIterator[PostgresHarness]:
-        harness = PostgresHarness(postgres_server, postgres_url)
-        yield harness
-        await harness.close()
+    pass
+
+
+@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+def test_random_histories_agree_with_the_model(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    check_broker(lambda: PostgresHarness(postgres_server, database), examples=20, steps=30)

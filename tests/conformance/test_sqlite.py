@@ -94,7 +94,7 @@ class SQLiteHarness:
         with closing(sqlite3.connect(self._path)) as connection:
             return [
                 f"{table}: {row}"
-                for table in ("messages", "consumers", "dead")
+                for table in ("messages", "consumers", "dead", "schedules")
                 for row in connection.execute(f"SELECT * FROM aiotaskq_{table}")
             ]
 

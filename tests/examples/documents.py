@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 from aiotaskq.config import Config, Setting
 from aiotaskq.drivers.memory import MemoryBroker
+from aiotaskq.drivers.postgres import PostgresBroker
+from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.redis import RedisBroker
+from aiotaskq.drivers.redis.cluster import ClusterBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
 from aiotaskq.protocols import Traits
 from benchmarks import report
@@ -121,16 +124,27 @@ def defaults_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-_BROKERS: Mapping[str, type[MemoryBroker | SQLiteBroker | RedisBroker]] = {
-    "memory": MemoryBroker,
-    "SQLite": SQLiteBroker,
-    "Redis": RedisBroker,
+_BROKERS: Mapping[str, Traits] = {
+    "memory": MemoryBroker.traits,
+    "SQLite": SQLiteBroker.traits,
+    "Redis, Sentinel": RedisBroker.traits,
+    "Redis Cluster": ClusterBroker.traits,
+    "PostgreSQL": PostgresBroker.traits,
+    "RabbitMQ": RabbitBroker.traits,
 }
 _TRAITS = {
     "priorities": "priorities 0 to 9 within a queue",
     "unique": "stores an id of your own once a day",
+    "schedules": "keeps schedules, and sends each due run once",
     "durable": "survives a restart of every process",
     "shared": "reached by other processes",
+    "leases": "a worker outlives its connection, and others may end its lease",
+    "order": "what is handed back goes to the head of its queue, suspects before all",
+    "atomic": "a retry or a dead letter replaces its message in one step",
+    "idempotent": "sending that is repeated after a lost answer stores nothing twice",
+    "clock": "delays and expiry go by the store's one clock",
+    "counts_delayed": "counts the delayed messages of each queue, and can purge them",
+    "transactional": "stores a task in a transaction of yours; others by way of the outbox",
 }
 
 
@@ -139,7 +153,7 @@ def traits_table() -> str:
     assert set(_TRAITS) == set(Traits.__struct_fields__)
     lines = [f"| | {' | '.join(_BROKERS)} |", f"|---|{'---|' * len(_BROKERS)}"]
     for trait, meaning in _TRAITS.items():
-        has = ("yes" if getattr(kind.traits, trait) else "no" for kind in _BROKERS.values())
+        has = ("yes" if getattr(traits, trait) else "no" for traits in _BROKERS.values())
         lines.append(f"| `{trait}`: {meaning} | {' | '.join(has)} |")
     return "\n".join(lines) + "\n"
 

@@ -40,13 +40,46 @@ order 1 is on its way
 dropped: 2
 left: 0
 """
+DELAYS = """\
+['at once', 'after 0.3 s', 'at a moment']
+REVOKED True False
+['priority 9', 'priority 5', 'priority 0']
+{'critical': 6, 'default': 3, 'low': 1} of the first ten
+"""
+SCHEDULES = """\
+schedules.look
+stock of 1 days
+sales-each-morning: 0 9 * * mon-fri Europe/Oslo
+schedules.clean_up: 0 3 * * * Europe/Oslo
+schedules.look: every 0.2 s
+stock: every 6 h
+"""
+TRANSACTIONS = """\
+sold out: neither an order nor a task
+order 2 charged
+1 charged
+"""
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("retries", RETRIES), ("time_limits", TIME_LIMITS), ("dead_letters", DEAD_LETTERS)],
+    [
+        ("retries", RETRIES),
+        ("time_limits", TIME_LIMITS),
+        ("dead_letters", DEAD_LETTERS),
+        ("schedules", SCHEDULES),
+        ("delays", DELAYS),
+    ],
 )
 def test_a_program_prints_what_is_shown(name: str, expected: str, tmp_path: Path) -> None:
     folder = copied(f"{name}.py", tmp_path)
     assert printed(f"python {name}.py", folder, environment()) == expected
     assert [path.name for path in folder.iterdir() if path.is_file()] == [f"{name}.py"]
+
+
+def test_the_program_about_transactions_prints_what_is_shown(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    folder = copied("transactions.py", tmp_path)
+    env = environment(DATABASE_URL=postgres_url)
+    assert printed("python transactions.py", folder, env) == TRANSACTIONS

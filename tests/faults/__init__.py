@@ -22,6 +22,7 @@ Nothing here imports aiotaskq before it must, so that a program may change the c
 `proxy`          stands between a client and a server, and delays, cuts, resets at a byte, swallows
 `servers`        Redis servers with settings of their own, and what is done to them
 `bulky`          the application with a task whose results take room
+`paying`         the application with a task that writes a row in the transaction of its outcome
 ===============  ===================================================================================
 
 A test of a fault looks like this::

@@ -115,8 +115,10 @@ class Lossy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
-        taken = await self._inner.fetch(limit, wait)
+    async def fetch(
+        self, limit: int, wait: float, *, order: Sequence[str] | None = None
+    ) -> Sequence[Delivery]:
+        taken = await self._inner.fetch(limit, wait, order=order)
         await self._inner.settle([Done(delivery) for delivery in taken])
         return taken
 

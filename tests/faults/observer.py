@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import sqlite3
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import asyncpg
 import msgspec
 import redis
 
@@ -143,18 +146,36 @@ def _print(outcome: Outcome) -> str:
 
 def redis_leftovers(url: str, prefix: str = "aiotaskq") -> list[str]:
     """Return the keys without a time to live that are not meant to stay, and fields of such."""
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        keys = [str(key) for key in client.scan_iter(count=1000) if client.ttl(key) == -1]
-        found = [key for key in keys if not _permanent(key, prefix)]
-        for key in keys:
-            if key.endswith(":meta"):
-                fields = [str(field) for field in client.hkeys(key)]
-                found += [f"{key} {field}" for field in fields if field not in _META]
+    found: list[str] = []
+    for client in _masters(url):
+        with client:
+            keys = [str(key) for key in client.scan_iter(count=1000) if client.ttl(key) == -1]
+            found += [key for key in keys if not _permanent(key, prefix)]
+            for key in keys:
+                if key.endswith(":meta"):
+                    fields = [str(field) for field in client.hkeys(key)]
+                    found += [f"{key} {field}" for field in fields if field not in _META]
     return found
 
 
+def _masters(url: str) -> list[redis.Redis]:
+    """Return clients of all servers that have keys of their own."""
+    parts = urlsplit(url)
+    places = [one.split(":") for one in parts.netloc.split(",")]
+    if parts.scheme == "redis+sentinel":
+        first = redis.Redis(host=places[0][0], port=int(places[0][1]))
+        master = str(first.info("sentinel")["master0"]["address"])
+        return [redis.Redis.from_url(f"redis://{master}", decode_responses=True)]
+    if parts.scheme == "redis+cluster":
+        clients = [
+            redis.Redis(host=host, port=int(port), decode_responses=True) for host, port in places
+        ]
+        return [one for one in clients if one.role()[0] == "master"]
+    return [redis.Redis.from_url(url, decode_responses=True)]
+
+
 def _permanent(key: str, prefix: str) -> bool:
-    rest = key.removeprefix(f"{prefix}:")
+    rest = re.sub(r"^\{\d+\.\d+\}:", "", key.removeprefix(f"{prefix}:"))  # of a cluster's shard
     if rest.startswith("{") and "}:" in rest:
         rest = "{}" + rest.partition("}:")[2]
     return rest in _PERMANENT
@@ -170,3 +191,16 @@ def sqlite_leftovers(path: Path, prefix: str = "aiotaskq") -> list[str]:
             if rows:
                 found.append(f"{rows} rows in {table}")
     return found
+
+
+async def postgres_leftovers(url: str, prefix: str = "aiotaskq") -> list[str]:
+    """Return the rows that are not meant to stay."""
+    database = await asyncpg.connect(url)
+    try:
+        counts = {
+            table: await database.fetchval(f"SELECT count(*) FROM {prefix}_{table}")
+            for table in _ROWS
+        }
+    finally:
+        await database.close()
+    return [f"{rows} rows in {table}" for table, rows in counts.items() if rows]

@@ -48,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     most: int = 10  # in one call
     patience: float = 120.0  # seconds to repeat what could not be sent
     shuffled: bool = True
+    own_ids: bool = True  # half of the tasks have an id of the sender's own
 
 
 class Producer:
@@ -81,7 +82,9 @@ class Producer:
         for number, some in enumerate(kinds):
             key = f"{self._plan.name}-{number}"
             options = dict(some.options)
-            if self._random.random() < 0.5:  # half of them are safe to send again by hand
+            if (
+                self._random.random() < 0.5 and self._plan.own_ids
+            ):  # half of them are safe to send again by hand
                 options["task_id"] = key
             values = {name: self._value(value) for name, value in some.values.items()}
             calls.append((key, tasks[some.task].with_options(**options).s(key, **values)))

@@ -28,7 +28,12 @@ from tests.faults.ledger import (
     Writer,
 )
 from tests.faults.nemesis import Nemesis
-from tests.faults.observer import Observer, redis_leftovers, sqlite_leftovers
+from tests.faults.observer import (
+    Observer,
+    postgres_leftovers,
+    redis_leftovers,
+    sqlite_leftovers,
+)
 from tests.faults.producer import Plan, Some
 from tests.servers import Watchdog
 
@@ -79,6 +84,7 @@ class Scene:
         self.seed = seed
         self.lease = LEASE
         self.broker = broker
+        self.backend = backend
         self.folder = folder
         self.ledger = Ledger(folder)
         self.writer = Writer(folder, "scene")
@@ -121,15 +127,26 @@ class Scene:
         for name, value in settings.items():
             self.fleet.more[f"AIOTASKQ_{name.upper()}"] = str(value)
 
-    def producer(self, *tasks: Some, rate: float = 200.0, **more: Any) -> Program:
-        """Start a producer of these tasks."""
+    def producer(
+        self, *tasks: Some, rate: float = 200.0, skew: str | None = None, **more: Any
+    ) -> Program:
+        """Start a producer of these tasks; its clock may be wrong by so many seconds."""
         number = self._sent = self._sent + 1
+        more.setdefault("own_ids", not self.broker.startswith("amqp"))  # which has no such trait
         plan = Plan(
             name=f"p{number}", seed=self.seed + number, tasks=list(tasks), rate=rate, **more
         )
-        program = self.fleet.start(
-            "producer", "tests.faults.producer", msgspec.json.encode(plan).decode()
-        )
+        given = msgspec.json.encode(plan).decode()
+        if skew is None:
+            program = self.fleet.start("producer", "tests.faults.producer", given)
+        else:
+            program = self.fleet.start(
+                "producer",
+                "tests.faults.skewed",
+                "producer",
+                given,
+                AIOTASKQ_TESTS_FAULTS_SKEW=skew,
+            )
         self._producers.append(program)
         return program
 
@@ -245,12 +262,17 @@ class Scene:
     async def _leftovers(self) -> list[str]:
         """Return what should not be there once the last lease is over and the house is tended."""
         end = time.monotonic() + 2 * self.lease + 5.0
-        while (found := self._look_for_leftovers()) and time.monotonic() < end:
+        while (found := await self._look_for_leftovers()) and time.monotonic() < end:
             await self.observer.broker.tend()
             await asyncio.sleep(0.1)
         return found
 
-    def _look_for_leftovers(self) -> list[str]:
+    async def _look_for_leftovers(self) -> list[str]:
+        if self.broker.startswith("postgresql"):
+            return await postgres_leftovers(self.broker)
         if self.broker.startswith("sqlite"):
             return sqlite_leftovers(Path(self.broker.removeprefix("sqlite:///")))
+        if self.broker.startswith("amqp"):  # its queues stay; that they are empty is seen before
+            assert self.backend is not None
+            return redis_leftovers(self.backend)
         return redis_leftovers(self.broker)

@@ -1,4 +1,6 @@
-"""The command line of aiotaskq in a process whose clock is wrong.
+"""The command line of aiotaskq, or a producer, in a process whose clock is wrong.
+
+``python -m tests.faults.skewed producer PLAN`` is the latter.
 
 ``AIOTASKQ_TESTS_FAULTS_SKEW`` says by how many seconds; with ``now+3600`` it jumps by an hour when
 the file ``jump`` appears in the ledger's folder. Limits: what Python reads by `time.time` is
@@ -8,7 +10,9 @@ was stored, and the C code of SQLite are not; no driver asks either for the time
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +33,12 @@ def skew(given: str) -> None:
 
 if __name__ == "__main__":
     skew(os.environ["AIOTASKQ_TESTS_FAULTS_SKEW"])
-    from aiotaskq.cli import main
+    if sys.argv[1] == "producer":
+        del sys.argv[1]
+        from tests.faults import producer
 
-    main()
+        asyncio.run(producer.main())
+    else:
+        from aiotaskq.cli import main
+
+        main()

@@ -246,7 +246,7 @@ async def test_t39_columns_of_another_type_harm_nobody(scene: Scene) -> None:
 async def test_t40_a_storm_of_retries_starves_nobody(scene: Scene) -> None:
     await scene.fleet.worker("-c", "10", processes=2)
     app = TaskQueue("client", broker=scene.broker)
-    retry = Retry(max_attempts=scaled(40, 200), delay=0.05, backoff="constant", jitter=False)
+    retry = Retry(max_attempts=scaled(40, 200), delay=0.2, backoff="constant", jitter=False)
     keys = [f"storm-{number}" for number in range(scaled(50, 500))]
     scene.writer.write(*(Attempted(key=key, task="flaky") for key in keys))
     handles: list[TaskHandle[str]] = await app.kiq_many(

@@ -121,8 +121,8 @@ async def test_t10_a_worker_is_frozen_for_longer_than_its_lease(scene: Scene) ->
 async def test_t11_a_whole_program_is_frozen_for_longer_than_its_lease(scene: Scene) -> None:
     scene.set(worker_lease=1.5, worker_heartbeat=0.3)
     zombie = await scene.fleet.worker("-c", "10", processes=2)
-    # All of its slots are taken when it freezes, and the tasks will have ended when it wakes up.
-    scene.producer(Some("quick", 20, {"seconds": 1.0}), rate=1000)
+    # All of its slots are taken when it freezes, though the machine may be busy.
+    scene.producer(Some("quick", 20, {"seconds": 3.0}), rate=1000)
     await scene.ledger.count(Started, 20, within=PATIENCE)
     held = {line.key for line in scene.ledger.of(Started)}
     pids = {process.pid for process in zombie.family()}
@@ -137,8 +137,7 @@ async def test_t11_a_whole_program_is_frozen_for_longer_than_its_lease(scene: Sc
     verdict = await scene.check()
     assert verdict.counts["ok"] == 40
     refused = [line for line in scene.ledger.of(Said) if line.event == "Refused"]
-    lost = zombie.output.count("does not know")
-    assert refused or lost
+    assert refused or "going on under a new lease" in zombie.output
 
 
 async def test_everything_at_once(scene: Scene) -> None:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from aiotaskq.cli import main
 from aiotaskq.keeper import NAME
+from tests.integrations.shell import Shell
 
 LONG = 40.0  # seconds: what takes longer has failed; nothing waits for it otherwise
 COMMAND = (sys.executable, "-m", "aiotaskq")
@@ -158,8 +159,9 @@ class Program:
 class Programs:
     """Starts programs in a folder with a ``tasks.py``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shell: Shell) -> None:
         self.folder = folder
+        self._shell = shell
         self._started: list[Program] = []
 
     def write(self, name: str, text: str) -> None:
@@ -182,16 +184,8 @@ class Programs:
         self, *arguments: str, typed: str | None = None, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=self.folder,
-            env=environment(**more),
-            input=typed,
-            stdin=subprocess.DEVNULL if typed is None else None,
-            capture_output=True,
-            text=True,
-            timeout=LONG,
-            check=False,
+        return self._shell.run(
+            *arguments, cwd=self.folder, env=environment(**more), typed=typed, timeout=LONG
         )
 
     def call(self, *arguments: str) -> str:
@@ -203,16 +197,6 @@ class Programs:
     def close(self) -> None:
         for program in self._started:
             program.close()
-
-
-def make(folder: Path) -> Iterator[Programs]:
-    programs = Programs(folder)
-    programs.write("tasks.py", TASKS.format(options=""))
-    yield programs
-    programs.close()
-
-
-programs = pytest.fixture(make)
 
 
 def gone(pid: int) -> bool:
@@ -228,3 +212,14 @@ def wait_for(true: object, what: str) -> None:
     while not true():  # type: ignore[operator]  # a function without arguments
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(0.01)
+
+
+def assert_help(command: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of a command says these words, within 80 columns."""
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    printed = capsys.readouterr()
+    assert (ended.value.code or 0, printed.err) == (0, "")
+    for word in words:
+        assert word in " ".join(printed.out.split())
+    assert all(len(line) <= 80 for line in printed.out.splitlines())

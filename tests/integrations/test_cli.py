@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.integrations.programs import LONG, TASKS, Programs, make
+from tests.integrations.programs import LONG, TASKS, Programs
 
 pytestmark = pytest.mark.timeout(150)
 IN_TIME = ("--timeout", str(LONG))
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    yield from make(tmp_path)
 
 
 # --- help ---------------------------------------------------------------------------------------
@@ -202,6 +195,25 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str], str]] = {
         r"worker_max_memory_per_child = 'lots'",
     ),
     "no queue": ({}, ["worker", "tasks:app", "-Q", ","], r"-Q names no queue"),
+    "no weight at all": (
+        {},
+        ["worker", "tasks:app", "-Q", "critical:6,low:0"],
+        r"-Q gives the queue low the weight 0; .* 1 is the least",
+    ),
+    "less than no weight": ({}, ["worker", "tasks:app", "-Q", "low:-3"], r"low the weight -3; "),
+    "half a weight": ({}, ["worker", "tasks:app", "-Q", "a:1,low:1.5"], r"low the weight 1\.5; "),
+    "no number as a weight": (
+        {},
+        ["worker", "tasks:app", "-Q", "critical:6,low:x"],
+        r"-Q gives no weight to low:x, but one in critical:6: write .* or behind none",
+    ),
+    "some weights": (
+        {},
+        ["worker", "tasks:app", "-Q", "a:1,b"],
+        r"-Q gives no weight to b, but one in a:1: write .* or behind none",
+    ),
+    "a queue twice": ({}, ["worker", "tasks:app", "-Q", "a,b,a"], r"-Q names the queue a twice"),
+    "a weight twice": ({}, ["worker", "tasks:app", "-Q", "a:1,a:2"], r"-Q names the queue a twice"),
     "a word too many": ({}, ["worker", "tasks:app", "info"], r"unexpected 'info'"),
     "bad command": ({}, ["wrker", "tasks:app"], r"wrker"),
     "call: no task": ({}, ["call", "tasks:app"], r"which task\?"),
@@ -343,6 +355,28 @@ def test_queues_are_drained_in_their_order(programs: Programs) -> None:
     worker = programs.start("worker", "tasks:app", "-Q", "high,low", "-c", "1", "--burst")
     assert worker.wait() == 0
     assert re.findall(r"^napping (\w+)", worker.output, re.MULTILINE) == ["high", "low"]
+
+
+def test_queues_with_weights_share_the_worker(programs: Programs) -> None:
+    for queue in ("low", "high", "ns:any"):
+        for _ in range(2):
+            programs.call("tasks.nap", "0", queue, "--queue", queue)
+    words = ("-Q", "low:1,high:2,ns:any:1", "-c", "1", "--burst")
+    worker = programs.start("worker", "tasks:app", *words)
+    assert worker.wait() == 0
+    order = re.findall(r"^napping (\S+)", worker.output, re.MULTILINE)
+    assert order[:4] == ["high", "low", "ns:any", "high"]
+    assert sorted(order) == sorted(["low", "high", "ns:any"] * 2)
+    assert "  . low  (weight 1 of 4)\n  . high  (weight 2 of 4)\n" in worker.output
+    assert "  . ns:any  (weight 1 of 4)\n" in worker.output
+
+
+def test_a_colon_without_a_number_behind_it_is_part_of_a_queues_name(programs: Programs) -> None:
+    programs.call("tasks.nap", "0", "here", "--queue", "ns:high")
+    worker = programs.start("worker", "tasks:app", "-Q", "ns:high,low", "-c", "1", "--burst")
+    assert worker.wait() == 0
+    assert "napping here" in worker.output
+    assert "  . ns:high\n  . low\n" in worker.output
 
 
 # --- call, result, queues -----------------------------------------------------------------------

@@ -6,13 +6,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from aiotaskq.cli import main
-from tests.integrations.programs import LONG, Programs, environment, make
+from tests.integrations.programs import LONG, Programs, assert_help, environment
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -38,10 +36,9 @@ STORES = ["embedded", "redis"]
 
 
 @pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    for programs in make(tmp_path):
-        programs.write("tasks.py", TASKS.format(options=""))
-        yield programs
+def programs(programs: Programs) -> Programs:
+    programs.write("tasks.py", TASKS.format(options=""))
+    return programs
 
 
 BURY = """\
@@ -271,10 +268,4 @@ def test_help(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
-    with pytest.raises(SystemExit) as ended:
-        main(["dead", *command, "--help"])
-    printed = capsys.readouterr()
-    assert (ended.value.code or 0, printed.err) == (0, "")
-    for word in words:
-        assert word in " ".join(printed.out.split())
-    assert all(len(line) <= 80 for line in printed.out.splitlines())
+    assert_help(["dead", *command], words, capsys)

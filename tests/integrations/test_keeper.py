@@ -9,8 +9,6 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import psutil
@@ -18,7 +16,7 @@ import pytest
 
 from aiotaskq.drivers import create_broker
 from aiotaskq.message import DeadLetter, DeathDetails
-from tests.integrations.programs import LONG, TASKS, Program, Programs, gone, make, wait_for
+from tests.integrations.programs import LONG, TASKS, Program, Programs, gone, wait_for
 from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -137,11 +135,6 @@ class Ward:
         self.keeper()
         below = psutil.Process(self.program.pid).children(recursive=True)
         return [process.pid for process in below]
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    yield from make(tmp_path)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.server)])

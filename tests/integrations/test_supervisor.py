@@ -6,19 +6,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.integrations.programs import LONG, TASKS, Program, Programs, gone, make, wait_for
+from tests.integrations.programs import LONG, TASKS, Program, Programs, gone, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    yield from make(tmp_path)
 
 
 def pids(worker: Program, count: int) -> list[int]:

@@ -24,7 +24,7 @@ from aiotaskq.message import (
     Settlement,
     Tended,
 )
-from aiotaskq.protocols import Consumer, Lease, ResultBackend, Traits
+from aiotaskq.protocols import Consumer, Lease, ResultBackend, ScheduleStore, Traits
 
 LONG = 30.0  # seconds: what takes longer has failed; nothing waits for it otherwise
 
@@ -93,6 +93,9 @@ class FlakyBroker:
     def url(self) -> str:
         return "flaky://"
 
+    def schedules(self) -> ScheduleStore:
+        return self.inner.schedules()
+
     def clone(self) -> Self:
         return type(self)(self.weather, self.inner.clone())
 
@@ -159,11 +162,13 @@ class FlakyConsumer:
         self.weather.check_broker()
         await self.inner.open()
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(
+        self, limit: int, wait: float, *, order: Sequence[str] | None = None
+    ) -> Sequence[Delivery]:
         end = time.monotonic() + wait
         while True:
             self.weather.check_broker()
-            found = await self.inner.fetch(limit, 0.01 if wait else 0)
+            found = await self.inner.fetch(limit, 0.01 if wait else 0, order=order)
             if found or time.monotonic() >= end:
                 return found
 

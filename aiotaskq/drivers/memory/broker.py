@@ -11,6 +11,7 @@ from aiotaskq.drivers.memory.address import find
 from aiotaskq.drivers.memory.outcomes import Bell
 from aiotaskq.drivers.memory.queues import Holder
 from aiotaskq.drivers.memory.results import MemoryBackend
+from aiotaskq.drivers.memory.schedules import MemorySchedules
 from aiotaskq.drivers.memory.store import MemoryStore
 from aiotaskq.message import (
     ConsumerInfo,
@@ -77,6 +78,9 @@ class MemoryBroker:
     ) -> MemoryConsumer:
         return MemoryConsumer(self.store, queues, name=name, lease=lease, about=about)
 
+    def schedules(self) -> MemorySchedules:
+        return MemorySchedules(self.store)
+
     def lease(self, grant: Grant) -> MemoryLease:
         return MemoryLease(self.store, grant.consumer)
 
@@ -135,14 +139,16 @@ class MemoryConsumer:
     async def open(self) -> None:
         self._store.enter(self._holder)
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(
+        self, limit: int, wait: float, *, order: Sequence[str] | None = None
+    ) -> Sequence[Delivery]:
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         await asyncio.sleep(0)  # one turn of the loop, for the reason given in `publish`
         while True:
             left = end - loop.time()
             bell = Bell() if left > 0 else None
-            taken = self._store.take(self._holder, limit, bell)
+            taken = self._store.take(self._holder, limit, bell, order)
             # Nothing is awaited from here to the return, so that nothing taken can be lost.
             if taken or bell is None:
                 return taken

@@ -36,10 +36,12 @@ from aiotaskq.message import (
     DeadLimits,
     Delivery,
     Depth,
+    DueSchedules,
     Envelope,
     News,
     Release,
     Settlement,
+    StoredSchedule,
     Tended,
 )
 
@@ -63,6 +65,7 @@ class MemoryStore(OutcomeStore):
         self._unique: dict[str, float] = {}  # id → when it is forgotten; soonest first
         self._cancelled: dict[str, float] = {}  # the same
         self._calls: dict[str, tuple[float, list[str]]] = {}  # the same, and the answer
+        self._schedules: dict[str, StoredSchedule] = {}
 
     def _tick(self) -> float:
         # Leases run by a clock that nobody sets: a corrected wall clock must not end them.
@@ -144,31 +147,36 @@ class MemoryStore(OutcomeStore):
             tick = self._tick()
             return [one.info for one in self._holders.values() if one.alive and one.deadline > tick]
 
-    def take(self, holder: Holder, limit: int, bell: Bell | None) -> list[Delivery]:
+    def take(
+        self, holder: Holder, limit: int, bell: Bell | None, order: Sequence[str] | None = None
+    ) -> list[Delivery]:
         """Hand out what is due; if nothing is, hang up the bell."""
+        queues = holder.queues if order is None else order
         with self._lock:
             if not holder.alive:
                 raise LeaseLost("the lease of this consumer has ended")
             now = self.now()
-            taken = [] if holder.held else self._take_suspect(holder, now)
+            taken = [] if holder.held else self._take_suspect(holder, queues, now)
             if not taken:
-                taken = self._take_plain(holder, limit, now)
+                taken = self._take_plain(holder, queues, limit, now)
             if bell is not None and not taken:
                 holder.bells.add(bell)
                 for name in holder.queues:
                     self._queue(name).bells.add(bell)
             return taken
 
-    def _take_suspect(self, holder: Holder, now: float) -> list[Delivery]:
-        for name in holder.queues:
+    def _take_suspect(self, holder: Holder, queues: Sequence[str], now: float) -> list[Delivery]:
+        for name in queues:
             queue = self._queues.get(name)
             if queue and (item := queue.suspect()):
                 return [self._hand(item, holder, now)]
         return []
 
-    def _take_plain(self, holder: Holder, limit: int, now: float) -> list[Delivery]:
+    def _take_plain(
+        self, holder: Holder, queues: Sequence[str], limit: int, now: float
+    ) -> list[Delivery]:
         taken: list[Delivery] = []
-        for name in holder.queues:
+        for name in queues:
             if queue := self._queues.get(name):
                 queue.promote(now, TEND_AT_MOST)
                 for priority in PRIORITIES:
@@ -381,3 +389,42 @@ class MemoryStore(OutcomeStore):
         with self._lock:
             queue = self._queues.get(name)
             return sum(queue.dead.pop(key, None) is not None for key in keys) if queue else 0
+
+    # --- schedules ------------------------------------------------------------------------------
+
+    def load_schedules(self, ids: Collection[str] | None) -> list[StoredSchedule]:
+        with self._lock:
+            known = self._schedules
+            wanted = known.keys() if ids is None else known.keys() & set(ids)
+            return [known[name] for name in sorted(wanted)]
+
+    def due_schedules(self, limit: int) -> DueSchedules:
+        with self._lock:
+            now = self.now()
+            known = self._schedules
+            times = [(one.due_at, one.id) for one in known.values() if one.due_at is not None]
+            due = sorted((at, name) for at, name in times if at <= now)
+            return DueSchedules(
+                schedules=[known[name] for _, name in due[:limit]],
+                now=now,
+                next_at=min((at for at, _ in times if at > now), default=None),
+            )
+
+    def swap_schedule(
+        self,
+        name: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: Sequence[Envelope],
+    ) -> bool:
+        with self._lock:
+            there = self._schedules.get(name)
+            if seen != (None if there is None else there.revision):
+                return False
+            if new is None:
+                self._schedules.pop(name, None)
+            else:
+                self._schedules[name] = new
+            for envelope in batch:
+                self._add(envelope)
+            return True

@@ -16,7 +16,7 @@ from aiotaskq.message import Attempt, Outcome, RemoteError, TaskStatus
 
 def storable(text: str) -> bool:
     """Whether PostgreSQL's `text` can hold it."""
-    return _clean(text) == text
+    return cleaned(text) == text
 
 
 def tidied(outcome: Outcome) -> Outcome:
@@ -32,7 +32,7 @@ def tidied(outcome: Outcome) -> Outcome:
         name=_clean_or_none(outcome.name),
         worker=_clean_or_none(outcome.worker),
         queue=_clean_or_none(outcome.queue),
-        children=[_clean(child) for child in outcome.children],
+        children=[cleaned(child) for child in outcome.children],
         args=UNSET,
         kwargs=UNSET,
         history=tuple(map(_tidied_attempt, outcome.history)),
@@ -42,7 +42,7 @@ def tidied(outcome: Outcome) -> Outcome:
 def replaced(outcome: Outcome, reason: str) -> Outcome:
     """Return a failure in its place that says why it could not be kept."""
     what = "result" if outcome.status is TaskStatus.SUCCESS else "error"
-    message = f"PostgreSQL cannot keep the {what} of this task: {_clean(reason)}"
+    message = f"PostgreSQL cannot keep the {what} of this task: {cleaned(reason)}"
     error = RemoteError("EncodeError", [message], "aiotaskq.errors")
     status = outcome.status if outcome.status is not TaskStatus.SUCCESS else TaskStatus.FAILURE
     return msgspec.structs.replace(
@@ -53,9 +53,9 @@ def replaced(outcome: Outcome, reason: str) -> Outcome:
 def _tidied_attempt(attempt: Attempt) -> Attempt:
     return msgspec.structs.replace(
         attempt,
-        worker=_clean(attempt.worker),
-        error=_clean(attempt.error),
-        traceback=_clean(attempt.traceback),
+        worker=cleaned(attempt.worker),
+        error=cleaned(attempt.error),
+        traceback=cleaned(attempt.traceback),
     )
 
 
@@ -68,17 +68,18 @@ def _shown(raw: Raw) -> Raw:
 
 def _walk(value: Any) -> Any:
     if isinstance(value, str):
-        return _clean(value)
+        return cleaned(value)
     if isinstance(value, list):
         return [_walk(item) for item in value]
     if isinstance(value, dict):
-        return {_clean(str(key)): _walk(item) for key, item in value.items()}
+        return {cleaned(str(key)): _walk(item) for key, item in value.items()}
     return value
 
 
 def _clean_or_none(text: str | None) -> str | None:
-    return None if text is None else _clean(text)
+    return None if text is None else cleaned(text)
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
+    """Return it with what PostgreSQL's `text` cannot hold shown in another way."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

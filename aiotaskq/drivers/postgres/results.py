@@ -8,16 +8,20 @@ import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import asyncpg
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aiotaskq.drivers.postgres.link import Connection, Link, Rejected
+from aiotaskq.drivers.postgres import results_sql as sql
+from aiotaskq.drivers.postgres.link import REJECTED, Connection, Link, Rejected
+from aiotaskq.drivers.postgres.migrating import Migrations
+from aiotaskq.drivers.postgres.names import Names
 from aiotaskq.drivers.postgres.repair import replaced, storable, tidied
-from aiotaskq.drivers.postgres.schema import Schema
 from aiotaskq.drivers.postgres.target import parse
+from aiotaskq.drivers.postgres.transactions import PostgresTransaction
 from aiotaskq.errors import BackendUnavailable, DecodeError
 from aiotaskq.message import Attempt, Outcome, TaskStatus
 
@@ -52,6 +56,8 @@ class PostgresBackend:
         prefix: What the names of the table and of the channel begin with.
         pool_size: The most connections at once, subscriptions apart.
         timeout: Seconds until a call is given up.
+        listen_url: Where subscriptions connect to, where the URL leads to PgBouncer in
+            transaction mode; ``?listen=host:port`` says the same where only these differ.
 
     Raises:
         ConfigError: The URL or the prefix cannot be used.
@@ -60,16 +66,30 @@ class PostgresBackend:
     wants_arguments: ClassVar[bool] = True
 
     def __init__(
-        self, url: str, *, prefix: str = "aiotaskq", pool_size: int = 5, timeout: float = 10.0
+        self,
+        url: str,
+        *,
+        prefix: str = "aiotaskq",
+        pool_size: int = 5,
+        timeout: float = 10.0,
+        listen_url: str | None = None,
     ) -> None:
         self._settings: dict[str, Any] = {
             "url": url,
             "prefix": prefix,
             "pool_size": pool_size,
             "timeout": timeout,
+            "listen_url": listen_url,
         }
-        self._schema = Schema(prefix)
-        self._link = Link(parse(url), BackendUnavailable, pool_size=pool_size, timeout=timeout)
+        names = Names(prefix)
+        self._channel = names.channel("results")
+        self._migrations = Migrations(names, "results")
+        target = parse(url, listen_url=listen_url)
+        self._link = Link(target, names, BackendUnavailable, pool_size=pool_size, timeout=timeout)
+        # For tasks: what they do there takes the time that it takes.
+        self._transactions = Link(
+            target, names, BackendUnavailable, pool_size=pool_size, timeout=None
+        )
         self._swept_at = float("-inf")
         self._time_shift = 0.0  # seconds; tests let time pass by it
 
@@ -94,11 +114,28 @@ class PostgresBackend:
             BackendUnavailable: It cannot be reached now.
             ConfigError: The server refuses the user, the password, the database or the table.
         """
-        await self._link.open(self._schema.prepare)
+        await self._link.open(self._migrations.prepare)
+        await self._transactions.open()  # no connection yet
 
     async def close(self) -> None:
         """Let go of the connections. Idempotent, never raises."""
+        await self._transactions.close()
         await self._link.close()
+
+    async def migrate(self, *, dry_run: bool = False) -> Sequence[tuple[str, str]]:
+        """Bring the tables up to date, all or nothing; it need not be open.
+
+        Args:
+            dry_run: Only look what is missing.
+
+        Returns:
+            The name and the statements of each step.
+
+        Raises:
+            BackendUnavailable: It cannot be reached now.
+            ConfigError: The server refuses it, or a later release changed the tables.
+        """
+        return await self._link.once(partial(self._migrations.migrate, dry_run=dry_run))
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         refused: dict[str, None] = {}
@@ -112,14 +149,14 @@ class PostgresBackend:
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         found: dict[str, Outcome] = {}
         for some in _slices(ids):
-            for row in await self._link.fetch(self._schema.load, self._time_shift, some):
+            for row in await self._link.fetch(sql.LOAD, self._time_shift, some):
                 found[row["task_id"]] = _outcome(row)
         return found
 
     async def forget(self, ids: Collection[str]) -> int:
         count = 0
         for some in _slices(ids):
-            [row] = await self._link.fetch(self._schema.forget, self._time_shift, some)
+            [row] = await self._link.fetch(sql.FORGET, self._time_shift, some)
             count += row["count"]
         return count
 
@@ -132,7 +169,7 @@ class PostgresBackend:
         pause = _PAUSE
         while True:
             try:
-                async with _Subscription(self._link, self._schema.channel) as subscription:
+                async with _Subscription(self._link, self._channel) as subscription:
                     pause = _PAUSE
                     yield []
                     while True:
@@ -141,6 +178,25 @@ class PostgresBackend:
                 logger.warning("no news of results, subscribing again: %s", error)
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def begin(self) -> PostgresTransaction:
+        """Begin a transaction for a task; see `aiotaskq.protocols.TransactionalResults`."""
+        return await PostgresTransaction.begin(
+            self._transactions, self._store_on, timeout=self._settings["timeout"]
+        )
+
+    async def _store_on(self, connection: Connection, outcome: Outcome, ttl: float | None) -> bool:
+        # Should this process stand still before the commit, another run of the task would wait
+        # for it. And what the task wrote is not to go because its arguments cannot be kept.
+        longest = round(self._settings["timeout"] * 1000)
+        await connection.execute(
+            f"SET LOCAL idle_in_transaction_session_timeout = {longest}; SAVEPOINT aiotaskq"
+        )
+        try:
+            return bool(await connection.fetch(*self._storing([outcome], ttl)))
+        except REJECTED:
+            await connection.execute("ROLLBACK TO SAVEPOINT aiotaskq")
+        return bool(await connection.fetch(*self._storing([tidied(outcome)], ttl)))
 
     async def _store_some(self, chunk: Sequence[Outcome], ttl: float | None) -> list[str]:
         """Store a chunk; return the ids refused. One value that cannot be kept harms no other."""
@@ -169,15 +225,20 @@ class PostgresBackend:
         return []
 
     async def _store_all(self, chunk: Sequence[Outcome], ttl: float | None) -> list[str]:
-        rows = await self._link.fetch(
-            self._schema.store,
-            self._time_shift,
-            None if ttl is None else min(ttl, _FOREVER),
-            self._schema.channel,
-            *zip(*map(_row, chunk), strict=True),
-        )
+        statement, *arguments = self._storing(chunk, ttl)
+        rows = await self._link.query(statement, *arguments)
         kept = {row["task_id"] for row in rows}
         return [one.task_id for one in chunk if one.task_id not in kept]
+
+    def _storing(self, chunk: Sequence[Outcome], ttl: float | None) -> tuple[Any, ...]:
+        """Return the statement that stores outcomes, and its parameters."""
+        return (
+            self._link.names.render(sql.STORE),
+            self._time_shift,
+            None if ttl is None else min(ttl, _FOREVER),
+            self._channel,
+            *zip(*map(_row, chunk), strict=True),
+        )
 
     async def _sweep_now_and_then(self) -> None:
         """Delete some of what is out of date, seldom."""
@@ -186,7 +247,7 @@ class PostgresBackend:
             return
         self._swept_at = now
         try:
-            [row] = await self._link.fetch(self._schema.sweep, self._time_shift, _SWEEP_ROWS)
+            [row] = await self._link.fetch(sql.SWEEP, self._time_shift, _SWEEP_ROWS)
         except BackendUnavailable as error:  # the batch is stored, and nothing depends on this
             logger.warning("could not delete results that are out of date: %s", error)
             return
@@ -205,7 +266,7 @@ class _Subscription:
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        connection = await self._link.connect()
+        connection = await self._link.connect(listens=True)
         try:
             with self._link.errors():
                 connection.add_termination_listener(self._end)
@@ -297,7 +358,7 @@ def _slices(ids: Collection[str]) -> Iterator[list[str]]:
 
 
 def _row(outcome: Outcome) -> tuple[Any, ...]:
-    """Return the parameters of an outcome, in the order of `Schema.store`."""
+    """Return the parameters of an outcome, in the order of `results_sql.STORE`."""
     return (
         outcome.task_id,
         str(outcome.status),

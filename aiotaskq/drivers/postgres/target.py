@@ -68,6 +68,7 @@ _FOREIGN = frozenset(
     }
 )
 _INSTEAD = {
+    "pool_size": "pass it to PostgresBroker or PostgresBackend, in place of a URL",
     "ssl": "write sslmode=require",
     "prepared_statement_cache_size": "write statement_cache_size=0 for none",
 }
@@ -80,19 +81,31 @@ class Target(msgspec.Struct, frozen=True):
     Attributes:
         url: For people: without the password.
         arguments: For `asyncpg.connect`.
+        listen: Where to LISTEN, if that is another place.
     """
 
     url: str
     arguments: dict[str, Any]
+    listen: Target | None = None
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler in transaction mode is to be expected: nothing is prepared then."""
+        return self.arguments.get("statement_cache_size") == 0
 
 
-def parse(url: str) -> Target:
+def parse(url: str, *, listen_url: str | None = None) -> Target:
     """Read a URL.
 
     ``postgresql://`` and ``postgres://``, each with ``db+`` before and a client library's name
     after (``db+postgresql+psycopg2://``). Query parameters are libpq's, those that asyncpg does
     not act on go to the server as settings of the session; ``statement_cache_size=0`` is for
-    PgBouncer, ``connect_timeout`` is in seconds.
+    PgBouncer, ``connect_timeout`` is in seconds. ``listen=host:port`` is the server itself, where
+    the URL leads to PgBouncer in transaction mode: LISTEN needs a session.
+
+    Args:
+        url: The URL.
+        listen_url: A whole URL, instead of `listen` in the other one.
 
     Raises:
         ConfigError: It is no such URL, or asks for what cannot be done here.
@@ -115,6 +128,8 @@ def parse(url: str) -> Target:
             "the part after ? in the PostgreSQL URL should read name=value&name=value"
         ) from None
     _refuse_foreign(query)
+    places = [value for name, value in query if name == "listen"]
+    query = [(name, value) for name, value in query if name != "listen"]
 
     user, _, password = (found["login"] or "").partition(":")
     shown_login = ""
@@ -124,7 +139,26 @@ def parse(url: str) -> Target:
         [(name, "***" if name in _SECRET else value) for name, value in query], safe="*/,"
     )
     shown = f"postgresql://{shown_login}{place}" + (f"?{shown_query}" if shown_query else "")
-    return Target(shown, _arguments(place, query, unquote(user), unquote(password)))
+    arguments = _arguments(place, query, unquote(user), unquote(password))
+    listen = None
+    if listen_url is not None:
+        listen = parse(listen_url)
+    elif places:
+        listen = _elsewhere(places[-1], place, query, unquote(user), unquote(password))
+    return Target(shown, arguments, listen)
+
+
+def _elsewhere(
+    host: str, place: str, query: list[tuple[str, str]], user: str, password: str
+) -> Target:
+    """Return the same database, user and password at another host and port."""
+    if not re.fullmatch(r"[^/?@&]+", host):
+        raise ConfigError(
+            "listen in the PostgreSQL URL should be the host:port of the server itself;"
+            " for more than that, pass listen_url to the driver"
+        )
+    database = place.partition("/")[2]
+    return Target(host, _arguments(f"{host}/{database}", query, user, password))
 
 
 def _refuse_foreign(query: list[tuple[str, str]]) -> None:

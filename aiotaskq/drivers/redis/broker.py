@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import uuid
 import weakref
 from collections.abc import (
     AsyncIterator,
@@ -34,6 +35,7 @@ from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.lease import RedisLease
 from aiotaskq.drivers.redis.link import Word, is_odd_data
 from aiotaskq.drivers.redis.results import RedisBackend
+from aiotaskq.drivers.redis.schedules import RedisSchedules
 from aiotaskq.errors import Unavailable
 from aiotaskq.message import (
     ConsumerInfo,
@@ -61,9 +63,11 @@ class RedisBroker:
     """Messages in Redis lists.
 
     Args:
-        url: ``redis://[[user]:password@]host[:port][/database]``, ``rediss://`` for TLS, or
+        url: ``redis://[[user]:password@]host[:port][/database]``, ``rediss://`` for TLS,
+            ``redis+sentinel://`` with the sentinels as hosts, or
             ``unix:///path/to/socket[?db=database]``.
         prefix: What all keys begin with.
+        client: What speaks to the server, where the URL does not say it all.
 
     Raises:
         ConfigError: The URL is none of these.
@@ -71,9 +75,9 @@ class RedisBroker:
 
     traits: ClassVar[Traits] = Traits()
 
-    def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
+    def __init__(self, url: str, *, prefix: str = "aiotaskq", client: Client | None = None) -> None:
         self._given_url = url
-        self._client = Client(parse(url), Keys(prefix))
+        self._client = client or Client(parse(url), Keys(prefix))
         self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
         self._known: set[str] = set()  # queues that are in the set of queues
         self._known_at = 0  # connects of the link, when that was learned
@@ -96,12 +100,12 @@ class RedisBroker:
         self._client.time_shift = seconds
 
     def clone(self) -> Self:
-        clone = type(self)(self._given_url, prefix=self._client.keys.prefix)
+        clone = type(self)(self._given_url, prefix=self._client.keys.given)
         clone._time_shift = self._time_shift
         return clone
 
     def backend(self) -> RedisBackend:
-        return RedisBackend(self._given_url, prefix=self._client.keys.prefix)
+        return RedisBackend(self._given_url, prefix=self._client.keys.given)
 
     async def open(self) -> None:
         if self._client.is_open:
@@ -125,7 +129,7 @@ class RedisBroker:
         refused: list[str] = []
         for number, part in enumerate(_parts(batch)):
             queue = part[0].queue
-            await self._introduce([queue])
+            await self.introduce([queue])
             call = "" if call_id is None else f"{call_id}:{number}"
             words: list[Word] = [self._time_shift, call, *self._layout(part)]
             keys = [self._client.keys.base(queue), self._client.keys.ids]
@@ -136,18 +140,48 @@ class RedisBroker:
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> RedisConsumer:
+        return self.member(f"{name}:{uuid.uuid4().hex}", queues, queues, lease=lease, about=about)
+
+    def member(
+        self,
+        identity: str,
+        queues: Sequence[str],
+        all_queues: Sequence[str],
+        *,
+        lease: float,
+        about: bytes,
+        warns: bool = True,
+    ) -> RedisConsumer:
+        """Return a new consumer of a given id, which may have queues elsewhere as well.
+
+        Args:
+            identity: Its id.
+            queues: That it has here.
+            all_queues: That it has in all.
+            lease: Seconds.
+            about: What `consumers` tells of it.
+            warns: Whether people are to hear what this server may lose.
+        """
         consumer = RedisConsumer(
-            self._client, queues, name=name, lease=lease, about=about, introduce=self._welcome
+            self._client,
+            queues,
+            identity=identity,
+            lease=lease,
+            about=msgspec.json.encode(list(all_queues)) + b"\n" + about,
+            introduce=self._welcome if warns else self.introduce,
         )
         self._consumers.add(consumer)
         return consumer
 
+    def schedules(self) -> RedisSchedules:
+        return RedisSchedules(self._client, self.introduce)
+
     def lease(self, grant: Grant) -> RedisLease:
-        return RedisLease(self._client, grant)
+        return RedisLease(self._client, grant, self._client.new_link())
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
         found: list[ConsumerInfo] = []
-        async for part, reply in self._in_parts(await self._queues(), self._list_consumers):
+        async for part, reply in self._in_parts(await self.queues(), self._list_consumers):
             for name, about in zip(reply[::2], reply[1::2], strict=True):
                 queues, _, told = about.partition(b"\n")
                 try:
@@ -161,7 +195,7 @@ class RedisBroker:
         packed = [items.pack_id(name) for name in ids]
         bases: list[str] = []
         if packed and not running:
-            bases = [self._client.keys.base(queue) for queue in await self._queues()]
+            bases = [self._client.keys.base(queue) for queue in await self.queues()]
         held: set[str] = set()
         for start in range(0, len(packed), MOST):
             held |= await self._cancel(packed[start : start + MOST], bases)
@@ -173,7 +207,7 @@ class RedisBroker:
         async def call(queues: Sequence[str]) -> Sequence[Any]:
             return await self._tend(queues, limits)
 
-        async for _, reply in self._in_parts(await self._queues(), call):
+        async for _, reply in self._in_parts(await self.queues(), call):
             promoted += reply[1]
             reclaimed += reply[2]
             trimmed += reply[3]
@@ -181,7 +215,7 @@ class RedisBroker:
 
     async def depth(self) -> Mapping[str, Depth]:
         depths: dict[str, Depth] = {}
-        async for part, counts in self._in_parts(await self._queues(), self._count):
+        async for part, counts in self._in_parts(await self.queues(), self._count):
             for queue, (ready, delayed, held, dead) in zip(part, counts, strict=True):
                 if ready or delayed or held or dead:
                     depths[queue] = Depth(ready=ready, delayed=delayed, held=held, dead=dead)
@@ -211,11 +245,10 @@ class RedisBroker:
         return letters
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
-        await self._introduce({envelope.queue for _, envelope in letters})
+        await self.introduce({envelope.queue for _, envelope in letters})
         missing: list[str] = []
         keys_of = self._client.keys
-        sized = ((len(envelope.body), (key, envelope)) for key, envelope in letters)
-        for part in portions(sized):
+        for part in portions(letters, [len(envelope.body) for _, envelope in letters]):
             keys = [keys_of.base(queue), keys_of.ids, keys_of.cancelled]
             words: list[Word] = [self._time_shift]
             for key, envelope in part:
@@ -238,6 +271,17 @@ class RedisBroker:
             base = self._client.keys.base(queue)
             count += await self._client.link.script(scripts.DISCARD, [base], part)
         return count
+
+    async def uncancel(self, ids: Collection[str]) -> None:
+        """Forget that ids were cancelled."""
+        packed = [items.pack_id(name) for name in ids]
+        for start in range(0, len(packed), MOST):
+            part = packed[start : start + MOST]
+            await self._client.link.command("ZREM", self._client.keys.cancelled, *part)
+
+    async def note_unique(self, name: str) -> None:
+        """Note that a unique envelope of this id was stored."""
+        await self._client.link.command("SET", f"{self._client.keys.ids}{name}", 1, "EX", 86_400)
 
     def _layout(self, part: Sequence[Envelope]) -> list[Word]:
         """Return envelopes of one queue as groups, in order, as `publish.lua` takes them."""
@@ -284,7 +328,7 @@ class RedisBroker:
         That may be delayed for longer than the notes are kept, and would be run without them.
         """
         keys, link = self._client.keys, self._client.link
-        for queue in await self._queues():
+        for queue in await self.queues():
             cursor = b"0"
             while True:
                 pair = [keys.cancelled, keys.base(queue)]
@@ -368,23 +412,23 @@ class RedisBroker:
     def _set_clock(self, server_time: float) -> None:
         self._ahead = server_time - asyncio.get_running_loop().time()
 
-    async def _queues(self) -> list[str]:
+    async def queues(self) -> list[str]:
         """Return all queues that were ever used."""
         names = await self._client.link.command("SMEMBERS", self._client.keys.queues)
         stored = {name.decode() for name in names}
         if not self._introduced <= stored:
             self._known_at = 0
-            await self._introduce(self._introduced - stored)
+            await self.introduce(self._introduced - stored)
         return sorted(stored | self._introduced)
 
     async def _welcome(self, queues: Collection[str]) -> None:
         """Make ready for a consumer of queues."""
-        await self._introduce(queues)
+        await self.introduce(queues)
         if not self._warned:
             self._warned = True
             await health.warn(self._client.link, self.url)
 
-    async def _introduce(self, queues: Collection[str]) -> None:
+    async def introduce(self, queues: Collection[str]) -> None:
         """See that queues are in the set of queues, before anything is in them."""
         link = self._client.link
         if self._known_at != link.connects:  # another server, or one that lost something
@@ -434,16 +478,16 @@ def _known_key(before: str | None) -> str:
     return before
 
 
-def _parts(batch: Sequence[Envelope]) -> Iterator[list[Envelope]]:
+def _parts(batch: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
     """Split a batch by queue, and each queue's share into what one call takes."""
-    shares: Iterable[Iterable[Envelope]]
+    shares: Iterable[Sequence[Envelope]]
     if any(envelope.unique for envelope in batch):
         # Of two with one id the first is stored, though their queues differ.
-        shares = (share for _, share in itertools.groupby(batch, attrgetter("queue")))
+        shares = (list(share) for _, share in itertools.groupby(batch, attrgetter("queue")))
     else:
         by_queue: dict[str, list[Envelope]] = {}
         for envelope in batch:
             by_queue.setdefault(envelope.queue, []).append(envelope)
         shares = by_queue.values()
     for share in shares:
-        yield from portions((len(envelope.body), envelope) for envelope in share)
+        yield from portions(share, [len(envelope.body) for envelope in share])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from aiotaskq.drivers.redis.address import Address
 from aiotaskq.drivers.redis.items import Serials
 from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.link import Link
+from aiotaskq.drivers.redis.server import Address
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
 Value = TypeVar("Value")
@@ -55,7 +55,7 @@ class Client:
 
     async def open(self) -> None:
         """Connect, and see that the server will do."""
-        link = self.new_link()
+        link = self.shared_link()
         try:
             await link.open()
         except BaseException:
@@ -72,16 +72,24 @@ class Client:
         if link is not None:
             await link.close()
 
+    def shared_link(self) -> Link:
+        """Return a link for ordinary commands, whose connection others may share."""
+        return self.new_link()
+
     def new_link(self) -> Link:
-        """Return another connection to the same server."""
+        """Return a link with a connection of its own, for one that blocks."""
         return Link(self.address, BrokerUnavailable, full=BrokerFull)
 
 
-def portions(values: Iterable[tuple[int, Value]]) -> Iterator[list[Value]]:
-    """Split (size in bytes, value) pairs into lists that a script takes in one call."""
+def portions(values: Sequence[Value], sizes: Sequence[int]) -> Iterator[Sequence[Value]]:
+    """Split values, given their sizes in bytes, into what a script takes in one call."""
+    if len(values) <= MOST and sum(sizes) <= MOST_BYTES:
+        if values:
+            yield values
+        return
     portion: list[Value] = []
     total = 0
-    for size, value in values:
+    for value, size in zip(values, sizes, strict=True):
         if len(portion) == MOST or (portion and total + size > MOST_BYTES):
             yield portion
             portion, total = [], 0

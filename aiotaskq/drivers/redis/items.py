@@ -17,7 +17,8 @@ import msgspec
 
 from aiotaskq.message import DeadLetter, Delivery, Envelope
 
-_PLAIN = b"0 0 - "  # the head of most, up to the id
+_PLAIN = {b"0 %d - " % priority: priority for priority in range(10)}
+"""The heads of most, up to the id: no crashes, and never to expire."""
 
 
 class _Burial(msgspec.Struct):
@@ -61,8 +62,9 @@ def unpack(item: bytes, queue: str, receipt: Any, now: float = 0.0) -> Delivery:
     to bury with the reason that it cannot read them.
     """
     head, _, body = item.partition(b"\n")
-    if head.startswith(_PLAIN):
-        return Delivery(unpack_id(head[6:]), queue, body, receipt)
+    plain = _PLAIN.get(head[:6])
+    if plain is not None:
+        return Delivery(unpack_id(head[6:]), queue, body, receipt, 0, plain)
     try:
         first, priority, expires, name = head.split(b" ", 3)
         crashes, _, note = first.partition(b":")

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from aiotaskq.drivers.redis import scripts
 from aiotaskq.drivers.redis.client import MOST, Client
-from aiotaskq.drivers.redis.link import Word
+from aiotaskq.drivers.redis.link import Link, Word
 from aiotaskq.message import Grant
 
 _LONGEST_NOTE = 500  # characters: it is kept with every message that was taken back
 
 
 class RedisLease:
-    """Renews or ends a consumer's lease over a connection of its own.
+    """Renews or ends a consumer's lease over a connection that the consumer does not use.
 
     Args:
         client: Where; it need not be open.
         grant: Whose.
+        link: Its connection.
     """
 
-    def __init__(self, client: Client, grant: Grant) -> None:
+    def __init__(self, client: Client, grant: Grant, link: Link) -> None:
         self._client = client
         self._grant = grant
         self._bases = [client.keys.base(queue) for queue in grant.queues]
-        self._link = client.new_link()
+        self._link = link
 
     async def renew(self) -> bool:
         words: list[Word] = [

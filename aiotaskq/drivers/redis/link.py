@@ -10,10 +10,9 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -27,8 +26,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as Silent
 
-from aiotaskq.drivers.redis.address import Address
 from aiotaskq.drivers.redis.scripts import Script
+from aiotaskq.drivers.redis.server import Address
 from aiotaskq.drivers.redis.wire import Wire
 from aiotaskq.errors import ConfigError, Unavailable
 
@@ -38,6 +37,12 @@ Word: TypeAlias = str | bytes | int | float
 
 _REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _OLDEST = (6, 2)
+_SERVED_AS = {
+    "standalone": "one server by itself: its URL begins with redis:// or rediss://",
+    "cluster": "a node of a cluster: its URL begins with redis+cluster:// or rediss+cluster://",
+    "sentinel": "a sentinel: its URL begins with redis+sentinel:// or rediss+sentinel://",
+}
+"""What to call a server, by what it says its mode is."""
 
 
 class Link:
@@ -49,9 +54,12 @@ class Link:
         full: What to raise instead when it takes nothing more, as it has no memory or disk left.
 
     Attributes:
+        mode: What a server has to be.
         connects: How often it has connected.
         failed_at: When it last failed, by the event loop's clock; None if never.
     """
+
+    mode: ClassVar[str] = "standalone"
 
     def __init__(
         self,
@@ -74,17 +82,20 @@ class Link:
         """Connect, and see that the server will do.
 
         Raises:
-            ConfigError: It refuses the user, the password or the database, or is too old.
+            ConfigError: It refuses the user, the password or the database, is too old, or is of
+                another kind than the URL says.
             Unavailable: It cannot be reached now.
         """
         try:
-            wire = await self._get()
+            wire = await self.wire()
             info = await self._send(wire, ("INFO",), self._address.timeout)
         except NoPermissionError:
             return  # a server whose version we may not know; what it lacks, its errors tell
         except (RedisError, OSError) as error:
             if isinstance(error, _REFUSALS) or _is_no_database(error):
                 raise ConfigError(f"{self._address.url} refuses the connection: {error}") from None
+            if _is_of_another_kind(error):
+                raise ConfigError(f"{self._address.url} is {_SERVED_AS['standalone']}") from None
             raise self._explain(error) from error
         self._check_server(info.decode())
 
@@ -99,7 +110,7 @@ class Link:
             Unavailable: There was no reply, or it was an error.
         """
         try:
-            return await self._send(await self._get(), words, patience or self._address.timeout)
+            return await self._send(await self.wire(), words, patience or self._address.timeout)
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
 
@@ -111,15 +122,14 @@ class Link:
         """
         patience = self._address.timeout
         try:
-            wire = await self._get()
+            wire = await self.wire()
+            send = self._send_firm if script.firm and self._address.wait_replicas else self._send
             try:
-                return await self._send(
+                return await send(
                     wire, ("EVALSHA", script.digest, len(keys), *keys, *args), patience
                 )
             except NoScriptError:  # the server restarted, or was told to forget
-                return await self._send(
-                    wire, ("EVAL", script.source, len(keys), *keys, *args), patience
-                )
+                return await send(wire, ("EVAL", script.source, len(keys), *keys, *args), patience)
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
 
@@ -145,13 +155,36 @@ class Link:
             raise reply
         return reply
 
+    async def _send_firm(self, wire: Wire, words: tuple[Word, ...], patience: float) -> Any:
+        """Send a command that counts only once enough replicas have what it wrote."""
+        wanted, within = self._address.wait_replicas, self._address.wait_timeout
+        asked: tuple[Word, ...] = ("WAIT", wanted, round(within * 1000))
+        sent = [
+            wire.send(hiredis.pack_command(one), patience + within)  # type: ignore[arg-type]  # as above
+            for one in (words, asked)
+        ]
+        reply, count = [await one for one in sent]
+        for value in (reply, count):
+            if isinstance(value, Exception):
+                self._note(wire, value)
+                raise value
+        if count < wanted:
+            raise Silent(f"{count} of {wanted} replicas have it after {within:g} s")
+        return reply
+
     def _note(self, wire: Wire, error: Exception) -> None:
-        if isinstance(error, (ReadOnlyError, MasterDownError)):
+        if isinstance(error, (ReadOnlyError, MasterDownError)) or _is_demoted(error):
             wire.fail(error)  # another server has taken over; the address may lead there now
         if wire.error is not None:
             self.failed_at = asyncio.get_running_loop().time()
 
-    async def _get(self) -> Wire:
+    async def wire(self) -> Wire:
+        """Return a live connection, made now if there is none.
+
+        Raises:
+            RedisError: There is none.
+            OSError: There is none.
+        """
         wire = self._wire
         if wire is not None and wire.error is None:
             return wire
@@ -169,7 +202,7 @@ class Link:
             raise
 
     async def _connect(self) -> Wire:
-        connection = await connect(self._address)
+        connection = await self._address.connect()
         wire = self._wire = Wire(connection)
         self._wires.add(wire)
         wire.closed.add_done_callback(lambda _: self._wires.discard(wire))
@@ -186,33 +219,17 @@ class Link:
         return kind(f"{self._address.url}: {str(error) or type(error).__name__}")
 
     def _check_server(self, info: str) -> None:
-        version = read_info(info).get("redis_version", "")
+        facts = read_info(info)
+        mode = facts.get("redis_mode", self.mode)
+        if mode != self.mode and mode in _SERVED_AS:
+            raise ConfigError(f"{self._address.url} is {_SERVED_AS[mode]}")
+        version = facts.get("redis_version", "")
         found = tuple(map(int, re.findall(r"\d+", version)[:2]))
         if found and found < _OLDEST:
             raise ConfigError(
                 f"{self._address.url} is Redis {version}; at least"
                 f" {'.'.join(map(str, _OLDEST))} is needed"
             )
-
-
-async def connect(address: Address) -> AbstractConnection:
-    """Return a connection that is connected and authenticated.
-
-    Raises:
-        RedisError: It failed.
-        OSError: It failed.
-    """
-    connection = address.connection()
-    try:
-        # redis-py limits the time for the socket, not for what is said on it at first.
-        async with asyncio.timeout(2 * address.options["socket_connect_timeout"]):
-            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
-    except BaseException as error:
-        await connection.disconnect(nowait=True)
-        if isinstance(error, TimeoutError):
-            raise Silent("no answer to the greeting in time") from None
-        raise
-    return connection
 
 
 def read_info(text: str) -> dict[str, str]:
@@ -239,6 +256,22 @@ def _is_full(error: Exception) -> bool:
     # MISCONF: it cannot write to disk, and was told to take nothing then.
     return isinstance(error, ResponseError) and bool(
         re.search(r"\bOOM\b|used memory > 'maxmemory'|\bMISCONF\b", str(error))
+    )
+
+
+def _is_demoted(error: Exception) -> bool:
+    # Before Redis 7 what a script was refused comes as text within another error.
+    return isinstance(error, ResponseError) and bool(
+        re.search(r"^UNBLOCKED|-READONLY ", str(error))
+    )
+
+
+def _is_of_another_kind(error: Exception) -> bool:
+    """Tell whether what was asked where the cluster, or the master, is was no server to ask."""
+    return isinstance(error, ResponseError) and bool(
+        re.search(
+            r"cluster support disabled|unknown command ['`]?SENTINEL", str(error), re.IGNORECASE
+        )
     )
 
 

@@ -18,31 +18,40 @@ class Script(msgspec.Struct, frozen=True):
 
     source: bytes
     digest: bytes
+    firm: bool  # what it writes is to outlive the server, where the address asks for replicas
 
 
-def _load(*names: str) -> Script:
+def _load(*names: str, firm: bool = False, shared: str = _SHARED) -> Script:
     parts = ((_FOLDER / f"{name}.lua").read_text("ascii") for name in names)
-    source = "".join((_SHARED, *parts)).encode()
+    source = "".join((shared, *parts)).encode()
     digest = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-    return Script(source, digest.encode())
+    return Script(source, digest.encode(), firm)
 
 
-CANCEL = _load("cancel")
+ARRIVED = _load("arrived", firm=True)
+CANCEL = _load("cancel", firm=True)
 CLOSE = _load("close")
 CONSUMERS = _load("consumers")
 DEAD = _load("dead")
 DEPTH = _load("depth")
-DISCARD = _load("discard")
-DONE = _load("done")
+DISCARD = _load("discard", firm=True)
+DONE = _load("done", firm=True)
+DUE = _load("due")
 END = _load("reclaim", "end")
 FETCH = _load("fetch")
+LOAD = _load("load")
 NEWS = _load("news")
+NUDGE = _load("nudge")
 OPEN = _load("open")
-PUBLISH = _load("publish")
+PACK = _load("pack", firm=True)
+PEEK = _load("peek", shared="")  # which would be most of its work
+PUBLISH = _load("publish", firm=True)
 PURGE = _load("purge")
 RENEW = _load("renew")
-REVIVE = _load("revive")
-SETTLE = _load("settle")
-STORE = _load("store")
+REVIVE = _load("revive", firm=True)
+SETTLE = _load("settle", firm=True)
+STORE = _load("store", firm=True)
+SWAP = _load("swap", firm=True)
 SWEEP = _load("sweep")
 TEND = _load("reclaim", "tend")
+UNPACK = _load("unpack", firm=True)

@@ -11,6 +11,7 @@
 `leases`      signs of life, and who is given up for want of them
 `consumer`    one incarnation of a worker, and its lease
 `letters`     dead letters
+`schedules`   what is sent by the clock
 `broker`      `SQLiteBroker`
 `results`     `SQLiteBackend`
 ============  ==================================================================

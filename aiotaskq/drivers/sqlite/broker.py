@@ -21,6 +21,7 @@ from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import BUDGET, add, claim, promote, sweep
 from aiotaskq.drivers.sqlite.process import is_gone
 from aiotaskq.drivers.sqlite.results import SQLiteBackend
+from aiotaskq.drivers.sqlite.schedules import SQLiteSchedules
 from aiotaskq.drivers.sqlite.wakeups import Bell
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 from aiotaskq.message import (
@@ -95,6 +96,9 @@ class SQLiteBroker:
         return SQLiteConsumer(
             self._link, self._bell, self._now, queues, name=name, lease=lease, about=about
         )
+
+    def schedules(self) -> SQLiteSchedules:
+        return SQLiteSchedules(self._link, self._now, _store)
 
     def lease(self, grant: Grant) -> SQLiteLease:
         return SQLiteLease(self._link.settings, self._now, grant)
@@ -173,7 +177,7 @@ class SQLiteBroker:
                     told.append(one.id)
                 else:
                     fresh.append(one)
-            add(db, _uncancelled(db, fresh) if cancels else fresh, now)
+            (_store if cancels else add)(db, fresh, now)
             if call_id is not None:
                 ids = json.dumps([*stored, *(one.id for one in fresh)])
                 answer = json.dumps(list(refused.union(told)))
@@ -238,10 +242,11 @@ def _before(db: Database, call_id: str | None, now: float) -> tuple[bool, set[st
     return bool(cancels), set(json.loads(stored or "[]")), set(json.loads(refused or "[]"))
 
 
-def _uncancelled(db: Database, batch: list[Envelope]) -> list[Envelope]:
+def _store(db: Database, batch: list[Envelope], now: float) -> None:
+    """Store envelopes, inside a transaction, but for those whose ids are cancelled."""
     ids = json.dumps([one.id for one in batch])
     cancelled = {row[0] for row in db.rows(sql.CANCELLED_AMONG, (ids,))}
-    return [one for one in batch if one.id not in cancelled]
+    add(db, [one for one in batch if one.id not in cancelled], now)
 
 
 def _gone(db: Database) -> set[str]:

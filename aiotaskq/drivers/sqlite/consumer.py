@@ -68,14 +68,17 @@ class SQLiteConsumer:
             self._number = await self._link.run(self._register)
             self._bell.add(self._ear)
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(
+        self, limit: int, wait: float, *, order: Sequence[str] | None = None
+    ) -> Sequence[Delivery]:
         end = time.monotonic() + wait
-        taken, _ = await self._take(limit)
+        queues = self._queues if order is None else order
+        taken, _ = await self._take(limit, queues)
         while not taken and time.monotonic() < end:
             # In this order: what is committed after `listen` rings, what was before is found.
             self._ear.clear()
             await self._bell.listen(self._topics)
-            taken, due_at = await self._take(limit)
+            taken, due_at = await self._take(limit, queues)
             if not taken:
                 seconds = end - time.monotonic()
                 if due_at is not None:
@@ -111,8 +114,8 @@ class SQLiteConsumer:
 
     # --- taking ---
 
-    async def _take(self, limit: int) -> Taken:
-        job = self._link.submit(partial(self._pick_if_any, limit=limit))
+    async def _take(self, limit: int, queues: Sequence[str]) -> Taken:
+        job = self._link.submit(partial(self._pick_if_any, limit=limit, queues=queues))
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
@@ -121,7 +124,7 @@ class SQLiteConsumer:
                 self._link.submit(self._hand_back)
             raise
 
-    def _pick_if_any(self, db: Database, limit: int) -> Taken:
+    def _pick_if_any(self, db: Database, limit: int, queues: Sequence[str]) -> Taken:
         now = self._now()
         self._check_alive(db)
         self._hand_back(db)
@@ -131,30 +134,30 @@ class SQLiteConsumer:
         self._passed_over = alone and bool(db.rows(sql.HOLDS_ANY, (self._number,)))
         alone = alone and not self._passed_over
         # Reading first: who finds nothing must not keep others from writing.
-        if not (is_due or alone or any(db.rows(sql.ANY_READY, (one,)) for one in self._queues)):
+        if not (is_due or alone or any(db.rows(sql.ANY_READY, (one,)) for one in queues)):
             return [], due_at
         # Relaxed: after a power cut there is no consumer, and held or waiting is all one.
         with db.write(relaxed=True):
             self._check_alive(db)
-            if alone and (taken := self._pick_suspect(db, now)):
+            if alone and (taken := self._pick_suspect(db, queues, now)):
                 return taken, None
             more = is_due and promote(db, now) == BUDGET
-            return self._pick(db, limit, now), now if more else None
+            return self._pick(db, queues, limit, now), now if more else None
 
-    def _pick(self, db: Database, limit: int, now: float) -> list[Delivery]:
+    def _pick(self, db: Database, queues: Sequence[str], limit: int, now: float) -> list[Delivery]:
         self._token += 1
         taken: list[Delivery] = []
-        for queue in self._queues:
+        for queue in queues:
             rows = db.rows(sql.NEXT_READY, (queue, limit - len(taken)))
             self._take_rows(db, queue, rows, now, taken)
             if len(taken) == limit:
                 break
         return taken
 
-    def _pick_suspect(self, db: Database, now: float) -> list[Delivery]:
+    def _pick_suspect(self, db: Database, queues: Sequence[str], now: float) -> list[Delivery]:
         self._token += 1
         taken: list[Delivery] = []
-        for queue in self._queues:
+        for queue in queues:
             self._take_rows(db, queue, db.rows(sql.NEXT_SUSPECT, (queue,)), now, taken)
             if taken:
                 break

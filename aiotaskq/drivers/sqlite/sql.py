@@ -19,7 +19,7 @@ falls due.
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 """Of the tables below. A file of a later one is refused."""
 
 _READY = """
@@ -35,6 +35,17 @@ _CONSUMERS_BY_ID = "CREATE INDEX ~consumers_id ON ~consumers (id)"
 _DEAD_BY_AGE = "CREATE INDEX ~dead_died ON ~dead (died_at)"
 _CANCELLED = "CREATE TABLE ~cancelled (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID"
 _CANCELLED_UNTIL = "CREATE INDEX ~cancelled_until ON ~cancelled (until)"
+_SCHEDULES = """
+    CREATE TABLE ~schedules (
+        id TEXT NOT NULL PRIMARY KEY,
+        revision TEXT NOT NULL,
+        due_at REAL,
+        body BLOB NOT NULL
+    )
+"""
+_SCHEDULES_DUE = """
+    CREATE INDEX ~schedules_due ON ~schedules (due_at, id) WHERE due_at IS NOT NULL
+"""
 
 SCHEMA = (
     """
@@ -143,6 +154,8 @@ SCHEMA = (
     )
     """,
     "CREATE INDEX ~results_expires ON ~results (expires_at) WHERE expires_at IS NOT NULL",
+    _SCHEDULES,
+    _SCHEDULES_DUE,
 )
 
 MIGRATIONS = {
@@ -160,6 +173,7 @@ MIGRATIONS = {
         _CANCELLED_UNTIL,
         "ALTER TABLE ~results ADD COLUMN history TEXT",
     ),
+    2: (_SCHEDULES, _SCHEDULES_DUE),
 }
 """What leads from a version to the next one."""
 
@@ -377,6 +391,30 @@ TRIM_OLD = """
     DELETE FROM ~dead WHERE seq IN (
         SELECT seq FROM ~dead WHERE died_at <= ? ORDER BY died_at LIMIT ?)
 """
+
+# --- schedules ---
+
+ALL_SCHEDULES = "SELECT id, revision, due_at, body FROM ~schedules ORDER BY id"
+SCHEDULES_AMONG = """
+    SELECT id, revision, due_at, body FROM ~schedules
+    WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id
+"""
+# Those that are due; then, always, a row with the earliest due time after now, or NULL.
+DUE_SCHEDULES = """
+    SELECT * FROM (
+        SELECT id, revision, due_at, body FROM ~schedules
+        WHERE due_at <= :now ORDER BY due_at, id LIMIT :limit)
+    UNION ALL
+    SELECT NULL, NULL, (
+        SELECT due_at FROM ~schedules WHERE due_at > :now ORDER BY due_at LIMIT 1), NULL
+"""
+REVISION_OF = "SELECT revision FROM ~schedules WHERE id = ?"
+WRITE_SCHEDULE = """
+    INSERT INTO ~schedules (id, revision, due_at, body) VALUES (?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE
+    SET revision = excluded.revision, due_at = excluded.due_at, body = excluded.body
+"""
+DROP_SCHEDULE = "DELETE FROM ~schedules WHERE id = ?"
 
 # --- wake-ups ---
 

@@ -1,11 +1,14 @@
 """aiotaskq, measured as its rivals are.
 
 Settings: `kiq_many` to fill, the worker's own command line with its defaults (100 tasks at once,
-one process), tasks in one database of Redis and results in another.
+one process). `BENCH_BROKER` chooses between Redis, tasks in one database and results in another,
+and PostgreSQL, both in the same one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,9 +19,12 @@ from aiotaskq import TaskHandle, TaskQueue
 from benchmarks.rivals import protocol, workloads
 from benchmarks.rivals.workloads import Value
 
-_SERVER = protocol.redis_url()
-
-app = TaskQueue("rivals", broker=f"{_SERVER}/0", backend=f"{_SERVER}/1")
+if os.environ["BENCH_BROKER"] == "postgres":
+    app = TaskQueue("rivals", broker=protocol.postgres_url())
+else:
+    app = TaskQueue(
+        "rivals", broker=f"{protocol.redis_url()}/0", backend=f"{protocol.redis_url()}/1"
+    )
 TASKS = {name: app.task(name=name)(run) for name, run in workloads.FUNCTIONS.items()}
 
 
@@ -41,9 +47,20 @@ async def connect() -> AsyncIterator[Producer]:
         yield Producer()
 
 
+def prepare() -> None:
+    """Make the tables, so that they can be counted in."""
+
+    async def open_all() -> None:
+        async with app:
+            await app.broker()
+            await app.backend()
+
+    asyncio.run(open_all())
+
+
 def worker() -> None:
     protocol.become("aiotaskq", "worker", "benchmarks.rivals.aiotaskq.bench:app", "-l", "warning")
 
 
 if __name__ == "__main__":
-    protocol.main(connect, worker, loop=uvloop.new_event_loop)
+    protocol.main(connect, worker, prepare=prepare, loop=uvloop.new_event_loop)

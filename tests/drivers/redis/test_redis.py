@@ -168,7 +168,8 @@ def test_the_parts_of_a_url_are_understood() -> None:
     [
         ("amqp://host", "begins with amqp://, and may begin with redis://, rediss://, unix://"),
         ("redis://host/one", "'one' is not the number of a Redis database"),
-        ("redis://host:port", "not a Redis URL"),
+        ("redis://host:port", "it names hosts as host:port, with a port from 1 to 65535"),
+        ("redis://u:p\u2100ss@host", "it has odd characters, or brackets, in it"),
         ("redis://h?socket_timeout=x", "'x' is not a value of the option 'socket_timeout'"),
         ("redis://h?socket_timeout=-1", "'-1' is not a value of the option 'socket_timeout'"),
         ("redis://h?ssl_ca_certs=x", "has no option 'ssl_ca_certs'; it may have client_name, db,"),
@@ -180,6 +181,18 @@ def test_a_url_that_will_never_do_is_refused_with_the_reason(url: str, reason: s
     with pytest.raises(ConfigError, match=r"^[^\n]*$") as caught:
         RedisBroker(url)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+sentinel"])
+@pytest.mark.parametrize("sign", "/?#")
+@pytest.mark.parametrize("half", ["s3c", "7"])
+def test_a_password_that_is_not_quoted_is_told_of_and_not_shown(
+    scheme: str, sign: str, half: str
+) -> None:
+    with pytest.raises(ConfigError, match="the password, before the @, are quoted") as caught:
+        RedisBroker(f"{scheme}://user:{half}{sign}r3t@host:1/0")
+    assert half not in str(caught.value)
+    assert "r3t" not in str(caught.value)
 
 
 async def test_a_wrong_password_is_refused_at_once(

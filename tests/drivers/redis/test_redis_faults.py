@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
 from collections import Counter
@@ -237,6 +238,57 @@ async def test_a_settlement_whose_reply_was_lost_is_not_told_as_gone_by_the_next
     assert [one.id for one in await consumer.settle([Done(a)])] == ["a"]
     await consumer.close()
     await ours.close()
+
+
+async def test_a_settlement_that_is_on_its_way_while_another_connects_is_not_undone(
+    broker: RedisBroker, consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.publish([envelope("a")])
+    [a] = await consumer.fetch(1, 0)
+    link = broker._client.link
+    run, over = link.script, asyncio.Event()
+
+    async def script(script: scripts.Script, keys: list[str], words: list[str]) -> object:
+        if script is scripts.DONE:  # as one that is sent on to the node that has the slot now
+            await over.wait()
+        return await run(script, keys, words)
+
+    monkeypatch.setattr(link, "script", script)
+    settling = asyncio.create_task(consumer.settle([Done(a)]))
+    await asyncio.sleep(0)
+    link.drop()
+    assert not await consumer.fetch(1, 0)
+    assert link.connects == 2
+    assert not await consumer.fetch(1, 0)
+    over.set()
+    assert not await settling
+    assert await broker.depth() == {}
+
+
+async def test_what_is_repeated_in_vain_is_written_for_the_replicas_to_have(
+    broker: RedisBroker, consumer: RedisConsumer, backend: RedisBackend, control: redis.Redis
+) -> None:
+    link, base = broker._client.link, broker._client.keys.base("q")
+    parcel = [b"p", b"0", b"0 0 - parcel\n"]
+    await broker.publish([envelope("a", unique=True)])
+    [a] = await consumer.fetch(1, 0)
+    await consumer.settle([Done(a)])
+    await backend.store([outcome("a")], 60.0)
+    await link.script(scripts.UNPACK, [base], parcel)
+
+    def written() -> int:
+        return int(control.info("persistence")["rdb_changes_since_last_save"])
+
+    before = written()
+    assert list(await broker.publish([envelope("a", unique=True)])) == ["a"]
+    published = written()
+    assert list(await consumer.settle([Done(a)])) == [a]
+    settled = written()
+    assert list(await backend.store([outcome("a")], 60.0)) == ["a"]
+    stored = written()
+    assert not await link.script(scripts.UNPACK, [base], parcel)
+    assert before < published < settled < stored < written()
+    assert not control.exists("aiotaskq:none", f"{base}none")
 
 
 async def test_a_settlement_whose_reply_was_lost_is_gone_with_the_lease(
@@ -474,3 +526,30 @@ async def test_what_frees_memory_works_when_there_is_none(
     finally:
         control.config_set("maxmemory", "0")
     assert (await broker.depth())["q"].delayed == 1
+
+
+async def test_of_a_doze_and_a_nudge_that_fail_together_both_are_asked(
+    consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise asyncio tells of an error that nobody has looked at, once the server is away."""
+    heard: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: heard.append(told))
+    nudged = asyncio.Event()
+
+    async def doze(seconds: float) -> bool:
+        await nudged.wait()
+        raise BrokerUnavailable("the server closed the connection")
+
+    async def script(*_: object) -> None:
+        nudged.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        raise BrokerUnavailable("the server closed the connection")
+
+    monkeypatch.setattr(consumer, "doze", doze)
+    with monkeypatch.context() as patched:
+        patched.setattr(consumer, "_script", script)
+        with pytest.raises(BrokerUnavailable):
+            await consumer._doze_until_due(0.01)
+    gc.collect()
+    assert not heard

@@ -7,20 +7,23 @@
 --       4  receipt number to begin with, above all that the consumer used before
 --       5  '', or the lowest receipt number of fetches whose replies the consumer may have
 --          missed: what these took is returned first, and they do nothing if they come now
+--       6  `suspects` or `others` if nothing else is wanted, else ''
+--       7  if they are to be drained in another order: the numbers of the queues, 1 being the first
 -- Return false if the consumer was given up, else
 --       1  seconds until something falls due, or ''
 --       2  1 if the call stopped early and may be made again at once, else 0
 --       3  a list of runs: queue (1 is the first), receipt number of the first item, items
 --       4  the server's time, by which the caller sees what is expired
 
-local PROMOTED = 100 -- at most, of each queue
+local PROMOTED = 100 -- at most, of each queue, or as many as are asked for
 local DROPPED = 1000 -- about the most: of what is cancelled
 
 local now = clock(ARGV[1])
 local consumer, left, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local queues, runs, dropped, wait = #KEYS - 1, {}, 0, nil
+local queues, order, runs, dropped, wait = #KEYS - 1, {}, {}, 0, nil
 
 for i = 1, queues do
+  order[i] = tonumber(ARGV[6 + i] or i)
   if not redis.call('ZSCORE', KEYS[i] .. 'consumers', consumer) then
     return false
   end
@@ -98,7 +101,7 @@ local function serve(queue, levels)
   local base = KEYS[queue]
   local first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
   if first and tonumber(first) <= now then
-    promote(base, now, PROMOTED, KEYS[#KEYS])
+    promote(base, now, math.max(PROMOTED, left), KEYS[#KEYS])
     first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
     levels = redis.call('SMEMBERS', base .. 'levels')
   end
@@ -139,8 +142,17 @@ local function isolate(queue)
   return false
 end
 
+-- Whether there is something that others could be given now.
+local function has_more(base)
+  if redis.call('EXISTS', base .. 'ready', base .. 'levels') > 0 then
+    return true
+  end
+  local first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
+  return first and tonumber(first) <= now
+end
+
 local levels, suspects, alone = {}, {}, false
-for queue = 1, left > 0 and queues or 0 do
+for _, queue in ipairs(left > 0 and order or {}) do
   levels[queue] = redis.call('SMEMBERS', KEYS[queue] .. 'levels')
   for _, level in ipairs(levels[queue]) do
     if level == 'suspects' then
@@ -148,22 +160,21 @@ for queue = 1, left > 0 and queues or 0 do
     end
   end
 end
-if #suspects > 0 and holds_nothing() then
+if #suspects > 0 and ARGV[6] ~= 'others' and holds_nothing() then
   for _, queue in ipairs(suspects) do
     alone = alone or isolate(queue)
   end
 end
-for queue = 1, queues do
-  if left > 0 then
+for _, queue in ipairs(order) do
+  if left > 0 and ARGV[6] ~= 'suspects' then
     serve(queue, levels[queue])
   end
 end
 if left <= 0 then
   -- Something may be left for others, who were not woken: one token came for many.
   for queue = 1, queues do
-    local base = KEYS[queue]
-    if redis.call('EXISTS', base .. 'ready', base .. 'levels') > 0 then
-      ring(base)
+    if has_more(KEYS[queue]) then
+      ring(KEYS[queue])
     end
   end
 end

@@ -18,6 +18,7 @@ local call = base .. 'call:' .. ARGV[2]
 if ARGV[2] ~= '' then
   local known = redis.call('GET', call)
   if known then
+    redis.call('EXPIRE', call, 60) -- a write: whoever waits for replicas then waits for this
     return cmsgpack.unpack(known)
   end
 end
@@ -58,5 +59,7 @@ end
 
 if ARGV[2] ~= '' then
   redis.call('SET', call, cmsgpack.pack(refused), 'EX', 60)
+elseif #refused > 0 then
+  touch(base .. 'none')
 end
 return refused

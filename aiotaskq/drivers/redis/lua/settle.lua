@@ -55,4 +55,7 @@ end
 if released then
   ring(base)
 end
+if #gone > 0 then
+  touch(base .. 'none')
+end
 return gone

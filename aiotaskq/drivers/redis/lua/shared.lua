@@ -14,6 +14,7 @@
 --   dead                 ZSET    keys of dead letters by the Unix time of their death
 --   letters              HASH    key -> "<JSON head>\n<details><item>"
 --   wake                 LIST    at most one token, for one idle consumer
+--   nudge:<consumer>     LIST    the same, by itself, when something falls due: see nudge.lua
 --   meta                 HASH    beat: when anybody last renewed a lease, by the server's own clock
 --                                granted: the beat after which everybody was given another lease
 --                                seen: when the server last worked since then, while nobody renews
@@ -22,6 +23,9 @@
 --                                itself>", with the first of its queues
 --                                note:<consumer>: how one died that is in `fenced`, if it is known
 --   call:<call id>       STRING  the answer to that call of publish
+--   parcel               HASH    in a cluster, what is on its way to the slot where it belongs: its
+--                                id, the number of the shard it goes to, and what is in it
+--   parcel:<id>          STRING  that parcel has arrived
 --
 -- An item is `<crashes> <priority> <expires at, or -> <id>\n<body>`. Scripts touch the head only.
 -- Crashes are a number, and where there were any a colon and how the last consumer died, quoted as
@@ -47,6 +51,13 @@ end
 -- one run to its end that begins by deleting, be it nothing. For what must work to free memory.
 local function relieve(base)
   redis.call('DEL', base .. 'none')
+end
+
+-- Write something of which nothing stays, in a script that has found its work done before. Since
+-- Redis 7.2 WAIT is about what its own connection wrote last, and that may have been another's work.
+local function touch(key)
+  redis.call('SET', key, 1)
+  redis.call('DEL', key)
 end
 
 local function level_of(item)
@@ -129,12 +140,17 @@ local function promote(base, now, most, cancelled)
     return 0
   end
   redis.call('ZREM', base .. 'delayed', unpack(due))
-  local any = redis.call('EXISTS', cancelled) == 1
+  local any, lists = redis.call('EXISTS', cancelled) == 1, {}
   for _, member in ipairs(due) do
     local item = item_of(member)
     if not (any and redis.call('ZSCORE', cancelled, id_of(item))) then
-      redis.call('RPUSH', list_of(base, level_of(item)), item)
+      local level = level_of(item)
+      lists[level] = lists[level] or {}
+      table.insert(lists[level], item)
     end
+  end
+  for level, items in pairs(lists) do
+    redis.call('RPUSH', list_of(base, level), unpack(items))
   end
   return #due
 end

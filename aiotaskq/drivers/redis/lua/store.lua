@@ -9,7 +9,7 @@
 --       5  for each outcome: 1 if it is final, else 0; the outcome as JSON
 -- Return the positions of those that were refused, from 1: a final one was there.
 
-local refused, stored, finals = {}, {}, 0
+local refused, stored, finals, outdated = {}, {}, 0, {}
 
 -- A script that begins by freeing memory is let through by a server that has none left: what has
 -- been run can be stored and settled then, and the queue gets shorter.
@@ -33,8 +33,8 @@ for i = 1, (#KEYS - 1) / 2 do
   else
     finals = finals + 1
     if set(key, outcome, 'NX') then
-      redis.call('DEL', state)
       stored[#stored + 1] = finals
+      outdated[#outdated + 1] = state
     else
       refused[#refused + 1] = i
     end
@@ -42,6 +42,7 @@ for i = 1, (#KEYS - 1) / 2 do
 end
 
 if #stored > 0 then
+  redis.call('DEL', unpack(outdated)) -- in one call: that is a fifth of what storing costs
   local news = ARGV[4] ~= '' and ARGV[4] or ARGV[3]
   if #stored < finals then
     local ids = cjson.decode(ARGV[3])
@@ -51,5 +52,7 @@ if #stored > 0 then
     news = cjson.encode(stored)
   end
   redis.call('PUBLISH', ARGV[2], news)
+elseif #refused > 0 then
+  touch(KEYS[1])
 end
 return refused

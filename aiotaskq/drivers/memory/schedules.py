@@ -1,0 +1,32 @@
+"""Schedules in a `MemoryStore`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from aiotaskq.drivers.memory.store import MemoryStore
+from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
+
+
+class MemorySchedules:
+    """See `aiotaskq.protocols.ScheduleStore`; made by `MemoryBroker.schedules`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
+        return self._store.load_schedules(ids)
+
+    async def due(self, limit: int) -> DueSchedules:
+        return self._store.due_schedules(limit)
+
+    async def swap(
+        self,
+        schedule_id: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: Sequence[Envelope] = (),
+    ) -> bool:
+        await asyncio.sleep(0)  # one turn of the loop, for the reason given in `MemoryBroker`
+        return self._store.swap_schedule(schedule_id, seen, new, batch)

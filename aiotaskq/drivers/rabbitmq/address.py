@@ -1,0 +1,177 @@
+"""RabbitMQ URLs: what they may say, and how they are shown."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+
+from aiotaskq.errors import ConfigError
+
+_TIMEOUT = 10.0  # seconds that an answer may take
+_HEARTBEAT = 60  # seconds
+_MOST_HEARTBEAT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a server is, and how it is spoken to.
+
+    Attributes:
+        url: As it may be shown: without the password.
+        queue_type: Of queues that are made: ``quorum`` or ``classic``.
+        heartbeat: Seconds; a connection is given up after twice that without a sign of life.
+        timeout: Seconds that an answer may take.
+        connect_timeout: Seconds that connecting may take.
+        response: User and password as the mechanism wants them.
+    """
+
+    url: str
+    host: str
+    port: int
+    virtual_host: str
+    mechanism: str
+    response: str = field(repr=False)
+    queue_type: str = "quorum"
+    heartbeat: float = _HEARTBEAT
+    timeout: float = _TIMEOUT
+    connect_timeout: float = _TIMEOUT
+    connection_name: str = "aiotaskq"
+    tls: tuple[tuple[str, Any], ...] | None = None
+
+    @cached_property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """How TLS is spoken; None without it.
+
+        Raises:
+            ConfigError: A certificate or a key cannot be read.
+        """
+        if self.tls is None:
+            return None
+        options = dict(self.tls)
+        try:
+            context = ssl.create_default_context(cafile=options.get("cafile"))
+            if "certfile" in options:
+                context.load_cert_chain(options["certfile"], options.get("keyfile"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.url}: a certificate cannot be read: {error}") from None
+        if not options.get("verify", True):
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise ValueError(text)
+    return seconds
+
+
+def _heartbeat(text: str) -> int:
+    seconds = int(text)
+    if not 1 <= seconds <= _MOST_HEARTBEAT:
+        raise ValueError(text)
+    return seconds
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text.lower() not in names:
+            raise ValueError(text)
+        return text.lower()
+
+    return check
+
+
+def _flag(text: str) -> bool:
+    return _one_of("0", "1", "false", "true", "no", "yes")(text) in ("1", "true", "yes")
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "queue_type": _one_of("quorum", "classic"),
+    "heartbeat": _heartbeat,
+    "timeout": _seconds,
+    "connect_timeout": _seconds,
+    "connection_name": str,
+}
+_TLS: dict[str, Callable[[str], Any]] = {
+    "cafile": str,
+    "certfile": str,
+    "keyfile": str,
+    "verify": _flag,
+}
+_PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+def parse(url: str) -> Address:
+    """Read a URL.
+
+    ``amqp://[user[:password]@]host[:port][/virtual host][?option=value&...]``, the same with
+    ``amqps`` for TLS. An empty virtual host is ``/``.
+
+    Raises:
+        ConfigError: It is none of these, or has an option that there is not.
+    """
+    parts = _split(url)
+    known = _OPTIONS | (_TLS if parts.scheme == "amqps" else {})
+    options = _query(parts, known)
+    tls = None
+    if parts.scheme == "amqps":
+        tls = tuple((name, options.pop(name)) for name in _TLS if name in options)
+    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+    external = parts.scheme == "amqps" and parts.username is None and "certfile" in dict(tls or ())
+    return Address(
+        url=_masked(parts),
+        host=unquote(parts.hostname or "localhost"),
+        port=parts.port or _PORTS[parts.scheme],
+        virtual_host=unquote(parts.path.removeprefix("/")) or "/",
+        # Without a user, a client's certificate may be all that it has to show.
+        mechanism="EXTERNAL" if external else "PLAIN",
+        response="" if external else f"\0{user}\0{password}",
+        tls=tls,
+        **options,
+    )
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises if it is no number
+    except ValueError as error:
+        raise ConfigError(f"not a RabbitMQ URL: {error}") from None
+    if parts.scheme not in _PORTS:
+        raise ConfigError(
+            f"not a RabbitMQ URL: it begins with {parts.scheme or 'nothing'}://, and may begin"
+            " with amqp:// or amqps://"
+        )
+    return parts
+
+
+def _query(parts: SplitResult, known: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            raise ConfigError(
+                f"a {parts.scheme}:// URL has no option {name!r}; it may have"
+                f" {', '.join(sorted(known))}"
+            )
+        try:
+            options[name] = known[name](text)
+        except ValueError:
+            raise ConfigError(f"{text!r} is not a value of the option {name!r}") from None
+    return options
+
+
+def _masked(parts: SplitResult) -> str:
+    account, at, place = parts.netloc.rpartition("@")
+    user, colon, _ = account.partition(":")
+    query = "&".join(
+        f"{name}={quote(text)}" for name, text in parse_qsl(parts.query, keep_blank_values=True)
+    )
+    netloc = f"{user}{':***' if colon else ''}{at}{place}"
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"

@@ -1,0 +1,413 @@
+"""Channels: AMQP 0-9-1 as it is spoken on one of them.
+
+`pamqp` says how methods look as bytes, as it does for aio-pika. What is said often (deliveries,
+acknowledgements, publishing) is read and written here, in batches: an object and a task for each
+frame would cost more than all the rest of a task.
+
+Commands of a channel go out in the order in which they were given, and replies come in that order,
+but for those of consuming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import struct
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pamqp import commands, frame, header
+from pamqp.base import Frame
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+FRAME_END = b"\xce"
+frame_head = struct.Struct(">BHI")
+_index = struct.Struct(">I")
+_tag = struct.Struct(">QB")
+_content = struct.Struct(">HHQ")
+_ack = struct.Struct(">BHIIQBc")
+_DELIVER = commands.Basic.Deliver.index
+_ACK, _NACK = commands.Basic.Ack.index, commands.Basic.Nack.index
+_PUBLISH = struct.pack(">IH", commands.Basic.Publish.index, 0)
+_MANDATORY = b"\x01"
+# What brings content along: a header, and perhaps bodies.
+_CARRIERS = (commands.Basic.Deliver, commands.Basic.GetOk, commands.Basic.Return)
+
+
+class Connection(Protocol):
+    """What a channel needs of its connection."""
+
+    loop: asyncio.AbstractEventLoop
+    patience: float
+    frame_max: int
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, which must be whole frames."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Give the connection up."""
+        ...
+
+    def forget(self, number: int) -> None:
+        """Free the number of a channel that is closed on both sides."""
+        ...
+
+
+class Disconnected(Exception):
+    """The connection is gone, or a channel that was closed for good."""
+
+
+class Silent(Disconnected):
+    """The server did not answer in time."""
+
+
+class Refused(Exception):
+    """The server refused what was asked, and closed the channel, or the connection.
+
+    Attributes:
+        code: As AMQP has it: 404 for what is not there, 406 for what is there and differs.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Content(NamedTuple):
+    """A message as it came: handed out, fetched or returned."""
+
+    method: Any  # Deliver, GetOk or Return
+    properties: Any  # Basic.Properties, which pamqp gives odder types than it reads
+    body: bytes
+
+
+class Publication(NamedTuple):
+    """A message to be published, as bytes but for its channel."""
+
+    exchange: str
+    routing_key: str
+    properties: bytes  # a content header without the size, as `pack` makes it
+    body: bytes
+
+
+class Confirmation:
+    """What becomes of a batch that was published.
+
+    Attributes:
+        done: Done when all of it was confirmed, refused or returned, or the channel is gone.
+        returned: Routing keys that led nowhere.
+        refused: What the server did not take.
+    """
+
+    def __init__(self, batch: Sequence[Publication], loop: asyncio.AbstractEventLoop) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.returned: set[str] = set()
+        self.refused: list[Publication] = []
+        self._keys = {one.routing_key for one in batch}
+        self._left = len(batch)
+
+    def note(self, one: Publication, *, taken: bool) -> None:
+        """Note that one was confirmed, or refused."""
+        self._left -= 1
+        if not taken:
+            self.refused.append(one)
+        if not self._left and not self.done.done():
+            self.done.set_result(None)
+
+    def note_returned(self, routing_key: str) -> None:
+        """Note that one came back, as its routing key leads nowhere."""
+        if routing_key in self._keys:
+            self.returned.add(routing_key)
+
+
+def pack(properties: commands.Basic.Properties) -> bytes:
+    """Return properties as a `Publication` has them."""
+    return properties.marshal()
+
+
+class Channel:
+    """A channel that is open. It dies of the first refusal, with all that waits on it.
+
+    Attributes:
+        error: Why it is dead; None while it lives.
+        on_cancelled: Called with a consumer's tag when the server ends it, as its queue is gone.
+        on_failed: Called when it dies.
+    """
+
+    def __init__(self, wire: Connection, number: int) -> None:
+        self._wire = wire
+        self._number = number
+        self._replies: deque[asyncio.Future[Any]] = deque()
+        # Those of `Basic.Consume`, apart: for a quorum queue RabbitMQ sends them later than the
+        # replies of what was asked after it.
+        self._consume_replies: deque[asyncio.Future[Any]] = deque()
+        self._consumers: dict[str, Callable[[Content], None]] = {}
+        self._unconfirmed: dict[int, tuple[Confirmation, Publication]] = {}
+        self._published = 0
+        self._carrier: Any = None  # the method whose content is coming
+        self._properties: Any = None
+        self._size = 0
+        self._bodies: list[bytes] = []
+        self.error: Exception | None = None
+        self.on_cancelled: Callable[[str], None] = lambda _: None
+        self.on_failed: Callable[[], None] = lambda: None
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    async def call(self, *methods: Frame) -> list[Any]:
+        """Send methods that each have a reply; return the replies.
+
+        Raises:
+            Refused: The server refuses one, and the channel is gone.
+            Disconnected: There was no answer.
+        """
+        return await self.send(
+            b"".join(frame.marshal(one, self._number) for one in methods), len(methods)
+        )
+
+    async def send(self, packed: bytes, count: int) -> list[Any]:
+        """Send methods that are packed already, and return their replies, which are as many."""
+        futures = self.start(packed, count)
+        wire = self._wire
+        try:
+            async with asyncio.timeout(wire.patience):
+                return [await future for future in futures]
+        except TimeoutError:
+            wire.fail(Silent("no answer in time"))
+            raise Silent("no answer in time") from None
+        finally:
+            for future in futures:  # what is not asked for any more
+                future.cancel()
+
+    def start(self, packed: bytes, count: int) -> list[asyncio.Future[Any]]:
+        """Send methods that are packed already; return the futures of their replies."""
+        if self.error is not None:
+            raise self._why()
+        futures = [self._wire.loop.create_future() for _ in range(count)]
+        for future, index in zip(futures, _indexes(packed), strict=True):
+            late = index == commands.Basic.Consume.index
+            (self._consume_replies if late else self._replies).append(future)
+        self._wire.write(packed)
+        return futures
+
+    def pack(self, *methods: Frame) -> bytes:
+        """Return methods as bytes for `send`, `start` or `tell`."""
+        return b"".join(frame.marshal(one, self._number) for one in methods)
+
+    def tell(self, packed: bytes) -> None:
+        """Send methods that have no reply."""
+        if self.error is not None:
+            raise self._why()
+        self._wire.write(packed)
+
+    def listen(self, consumer_tag: str, receive: Callable[[Content], None]) -> None:
+        """Have what comes for a consumer handed to a function, on this event loop."""
+        self._consumers[consumer_tag] = receive
+
+    def unlisten(self, consumer_tag: str) -> None:
+        """Hear no more of a consumer."""
+        self._consumers.pop(consumer_tag, None)
+
+    def ack(self, tags: Collection[int], among: Iterable[int] = ()) -> None:
+        """Acknowledge deliveries.
+
+        Args:
+            tags: Theirs.
+            among: Of all that are held over this channel. Then those from the first on go in one
+                word, which a quorum queue has done before the channel can be closed; many single
+                ones it may still have to do, and forgets.
+        """
+        number, index, end = self._number, commands.Basic.Ack.index, FRAME_END
+        pack_one = _ack.pack
+        wanted = set(tags)
+        first = list(itertools.takewhile(wanted.__contains__, sorted(among)))
+        wanted.difference_update(first)
+        parts = [pack_one(METHOD, number, 13, index, first[-1], 1, end)] if first else []
+        parts += [pack_one(METHOD, number, 13, index, tag, 0, end) for tag in wanted]
+        self.tell(b"".join(parts))
+
+    def publish(self, batch: Sequence[Publication]) -> Confirmation:
+        """Publish messages on a channel with confirms; each has to lead to a queue."""
+        if self.error is not None:
+            raise self._why()
+        confirmation = Confirmation(batch, self._wire.loop)
+        number, most = self._number, self._wire.frame_max - 8
+        parts: list[bytes] = []
+        for one in batch:
+            self._published += 1
+            self._unconfirmed[self._published] = confirmation, one
+            method = _PUBLISH + _short(one.exchange) + _short(one.routing_key) + _MANDATORY
+            size = len(one.body)
+            content = _content.pack(60, 0, size) + one.properties
+            parts += (
+                frame_head.pack(METHOD, number, len(method)),
+                method,
+                FRAME_END,
+                frame_head.pack(HEADER, number, len(content)),
+                content,
+                FRAME_END,
+            )
+            for start in range(0, size, most):
+                piece = one.body[start : start + most]
+                parts += (frame_head.pack(BODY, number, len(piece)), piece, FRAME_END)
+        self._wire.write(b"".join(parts))
+        return confirmation
+
+    async def close(self) -> None:
+        """Close it: what it holds goes back to its queues. Never raises."""
+        if self.error is None:
+            with contextlib.suppress(Disconnected, Refused):  # then it is closed
+                await self.call(commands.Channel.Close(200, "", 0, 0))
+            self.fail(Disconnected("the channel was closed"))
+        self._wire.forget(self._number)
+
+    # --- what comes -----------------------------------------------------------------------------
+
+    def fail(self, error: Exception) -> None:
+        """Give it up."""
+        if self.error is not None:
+            return
+        self.error = error
+        self.on_failed()
+        for replies in (self._replies, self._consume_replies):
+            for future in replies:
+                _refuse(future, error)
+            replies.clear()
+        for confirmation in {confirmation for confirmation, _ in self._unconfirmed.values()}:
+            _refuse(confirmation.done, error)
+        self._unconfirmed.clear()
+
+    def receive(self, kind: int, payload: bytes) -> None:
+        """Take in a frame."""
+        if kind == METHOD:
+            (index,) = _index.unpack_from(payload)
+            if index in (_ACK, _NACK):
+                tag, bits = _tag.unpack_from(payload, 4)
+                self._confirm(tag, multiple=bool(bits & 1), taken=index == _ACK)
+                return
+            method = read_method(payload)
+            if isinstance(method, _CARRIERS):
+                self._carrier = method
+            else:
+                self._answer(method)
+        elif kind == HEADER:
+            _, _, self._size = _content.unpack_from(payload)
+            self._properties = _read_properties(payload)
+            if not self._size:
+                self._deliver(b"")
+        else:
+            self._receive_body(payload)
+
+    def _receive_body(self, payload: bytes) -> None:
+        if len(payload) == self._size and not self._bodies:
+            self._deliver(payload)
+            return
+        self._bodies.append(payload)
+        if sum(map(len, self._bodies)) == self._size:
+            body, self._bodies = b"".join(self._bodies), []
+            self._deliver(body)
+
+    def _deliver(self, body: bytes) -> None:
+        method, self._carrier = self._carrier, None
+        content = Content(method, self._properties, body)
+        if isinstance(method, commands.Basic.Deliver):
+            receive = self._consumers.get(str(method.consumer_tag))
+            if receive is not None:
+                receive(content)
+        elif isinstance(method, commands.Basic.Return):
+            for confirmation in {confirmation for confirmation, _ in self._unconfirmed.values()}:
+                confirmation.note_returned(str(method.routing_key))
+        else:
+            self._reply(content)
+
+    def _answer(self, method: Any) -> None:
+        if isinstance(method, commands.Channel.Close):
+            self._wire.write(self.pack(commands.Channel.CloseOk()))
+            self.fail(Refused(int(method.reply_code or 0), str(method.reply_text)))
+        elif isinstance(method, commands.Basic.Cancel):
+            self.unlisten(str(method.consumer_tag))
+            self.on_cancelled(str(method.consumer_tag))
+        elif isinstance(method, commands.Channel.Flow):
+            self._wire.write(self.pack(commands.Channel.FlowOk(method.active)))
+        else:
+            self._reply(method)
+
+    def _reply(self, value: Any) -> None:
+        late = isinstance(value, commands.Basic.ConsumeOk)
+        replies = self._consume_replies if late else self._replies
+        if not replies:
+            self._wire.fail(Disconnected("an answer that nobody asked for"))
+            return
+        future = replies.popleft()
+        if not future.done():
+            future.set_result(value)
+
+    def _confirm(self, tag: int, *, multiple: bool, taken: bool) -> None:
+        confirmed = [tag]
+        if multiple:
+            # In the order of publishing, so that it ends at the first that comes later.
+            confirmed = list(itertools.takewhile(lambda one: one <= tag, self._unconfirmed))
+        for number in confirmed:
+            found = self._unconfirmed.pop(number, None)
+            if found is not None:
+                confirmation, one = found
+                confirmation.note(one, taken=taken)
+
+    def _why(self) -> Exception:
+        error = self.error
+        assert error is not None
+        # Of its own: one exception that is raised in many tasks would gather their tracebacks.
+        return (
+            Refused(error.code, str(error))
+            if isinstance(error, Refused)
+            else Disconnected(str(error))
+        )
+
+
+def _indexes(packed: bytes) -> Iterator[int]:
+    """Yield the indexes of packed methods."""
+    at = 0
+    while at < len(packed):
+        _, _, size = frame_head.unpack_from(packed, at)
+        yield _index.unpack_from(packed, at + frame_head.size)[0]
+        at += frame_head.size + size + len(FRAME_END)
+
+
+def _short(text: str) -> bytes:
+    encoded = text.encode()
+    return bytes((len(encoded),)) + encoded
+
+
+def read_method(payload: bytes) -> Any:
+    """Read a method, whose attributes are then what they should be."""
+    (index,) = _index.unpack_from(payload)
+    if index == _DELIVER:
+        return _read_deliver(payload)
+    method: Any = commands.INDEX_MAPPING[index]()
+    method.unmarshal(payload[4:])
+    return method
+
+
+def _read_deliver(payload: bytes) -> commands.Basic.Deliver:
+    end = 5 + payload[4]
+    tag, redelivered = _tag.unpack_from(payload, end)
+    method = commands.Basic.Deliver.__new__(commands.Basic.Deliver)
+    method.consumer_tag = payload[5:end].decode()
+    method.delivery_tag = tag
+    method.redelivered = bool(redelivered)
+    return method
+
+
+def _read_properties(payload: bytes) -> commands.Basic.Properties:
+    content = header.ContentHeader()
+    content.unmarshal(payload)
+    return content.properties
+
+
+def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # or it would be told of as never read, where nobody waits any more

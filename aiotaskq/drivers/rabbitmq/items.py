@@ -1,0 +1,215 @@
+"""Messages as they rest in RabbitMQ: the body as it was given, the rest in its properties."""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pamqp.commands import Basic
+
+from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
+from aiotaskq.drivers.rabbitmq.names import Names
+from aiotaskq.errors import Unsupported
+from aiotaskq.message import DeadLetter, Delivery, Envelope
+
+# AMQP has no number of 64 bits with a fraction in pamqp: times are whole microseconds.
+ID, CRASHES, EXPIRES = "aq-id", "aq-crashes", "aq-expires"
+KEY, REASON, DETAILS, DIGIT = "aq-key", "aq-reason", "aq-details", "aq-digit-"
+COUNT = "x-delivery-count"
+LOST = "the connection of its worker to RabbitMQ was lost, as it is when a worker dies"
+
+_PERSISTENT = 2
+_LONGEST_ID = 255  # bytes of AMQP's short string
+_PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and message id
+_DIGITS = 8  # of 16 each: a queue can hold messages back for 2 ** 32 milliseconds
+_LONG = 16**_DIGITS - 1  # milliseconds, for each of the steps beyond
+_STEPS = 8
+
+PLAIN_PROPERTIES = struct.pack(">HB", 0x1000, _PERSISTENT)
+"""Of a message that has no more than a body."""
+
+POSITIONS = _DIGITS + _STEPS
+"""Of a delay: how many queues a message may have to pass at most."""
+
+LONGEST_DELAY = (_STEPS + 1) * _LONG / 1000
+"""Seconds."""
+
+
+class Hop(NamedTuple):
+    """A queue in which a message waits on its way."""
+
+    position: int
+    digit: int
+    milliseconds: int
+
+
+def hops(seconds: float) -> list[Hop]:
+    """Return where a message that is delayed waits, in this order.
+
+    The time is cut into digits of 16, and each digit is a queue in which all messages wait for the
+    same time: so none waits behind one that is due later. One without a delay waits nowhere.
+
+    Raises:
+        Unsupported: It is too long.
+    """
+    if seconds <= 0.0:
+        return []
+    if seconds > LONGEST_DELAY:
+        raise Unsupported(
+            f"RabbitMQ cannot delay a task for {seconds / 86_400:.0f} days; the most is"
+            f" {LONGEST_DELAY / 86_400:.0f}"
+        )
+    # The server cuts fractions off: a message may leave each queue so much too early.
+    wanted = math.ceil(seconds * 1000)
+    wanted += sum(1 for _ in _cut(wanted))
+    # The last digit leads to the message's own queue, so it is never 0.
+    return list(_cut(wanted if wanted & 15 else wanted + 1))
+
+
+def _cut(milliseconds: int) -> Iterator[Hop]:
+    steps, rest = divmod(milliseconds, _LONG)
+    for step in reversed(range(min(steps, _STEPS))):
+        yield Hop(_DIGITS + step, 1, _LONG)
+    rest += max(0, steps - _STEPS) * _LONG
+    for position in reversed(range(_DIGITS)):
+        digit = rest >> 4 * position & 15
+        if digit:
+            yield Hop(position, digit, digit << 4 * position)
+
+
+def delay_of(envelope: Envelope, now: float) -> float:
+    """Return the seconds for which an envelope is to be kept from now on; 0: not at all."""
+    if envelope.delay is not None:
+        return max(envelope.delay, 0.0)
+    return 0.0 if envelope.not_before is None else max(envelope.not_before - now, 0.0)
+
+
+def write(envelope: Envelope, names: Names, path: list[Hop], now: float) -> Publication:
+    """Return an envelope as it is published."""
+    expires = envelope.expires_at
+    if envelope.expires_in is not None:
+        expires = now + envelope.expires_in
+    key = names.ready(envelope.queue)
+    encoded = envelope.id.encode()
+    if expires is None and not path and len(encoded) <= _LONGEST_ID:
+        return Publication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
+    headers: dict[str, Any] = {}
+    if expires is not None:
+        headers[EXPIRES] = round(expires * 1e6)
+    for hop in path:
+        headers[f"{DIGIT}{hop.position}"] = hop.digit
+    if path:
+        for position in range(path[0].position):
+            headers.setdefault(f"{DIGIT}{position}", 0)
+    exchange = names.level(path[0].position) if path else ""
+    return Publication(exchange, key, _properties(envelope.id, headers), envelope.body)
+
+
+def _properties(name: str, headers: Mapping[str, Any]) -> bytes:
+    if len(name.encode()) > _LONGEST_ID:
+        return pack(Basic.Properties(headers={**headers, ID: name}, delivery_mode=_PERSISTENT))
+    return pack(
+        Basic.Properties(headers=dict(headers) or None, delivery_mode=_PERSISTENT, message_id=name)
+    )
+
+
+class Item:
+    """A message that was handed out.
+
+    Attributes:
+        tag: Of this hand-out, on its channel.
+        id: The envelope's id.
+        queue: The envelope's queue.
+        crashes: Consumers that died while they held it.
+        redelivered: Whether it was handed out before, which may not be counted in `crashes`.
+        suspects: Whether it comes from where the suspects are.
+    """
+
+    __slots__ = ("body", "crashes", "expires", "id", "queue", "redelivered", "suspects", "tag")
+
+    def __init__(self, content: Content, queue: str, *, suspects: bool = False) -> None:
+        properties = content.properties
+        headers: Mapping[str, Any] = properties.headers or {}
+        self.tag: int = content.method.delivery_tag
+        self.queue = queue
+        self.suspects = suspects
+        self.body = content.body
+        self.id: str = headers.get(ID) or properties.message_id or ""
+        expires = headers.get(EXPIRES)
+        self.expires: float | None = None if expires is None else expires / 1e6
+        counted = headers.get(COUNT)
+        self.crashes: int = headers.get(CRASHES, 0) + (counted or 0)
+        self.redelivered: bool = content.method.redelivered and counted is None
+
+    def copy(self, names: Names, *, crashes: int, suspects: bool) -> Publication:
+        """Return it as it is published once more, with its crashes."""
+        key = names.suspects(self.queue) if suspects else names.ready(self.queue)
+        return Publication("", key, _properties(self.id, self._headers(crashes)), self.body)
+
+    def letter(self, names: Names, reason: str, details: bytes) -> Publication:
+        """Return it as a dead letter."""
+        headers = self._headers(self.crashes)
+        # bytearray: pamqp writes bytes as text, which they need not be.
+        headers |= {KEY: new_key(), REASON: reason, DETAILS: bytearray(details)}
+        return Publication(
+            names.graves, names.dead(self.queue), _properties(self.id, headers), self.body
+        )
+
+    def delivery(self, receipt: Any) -> Delivery:
+        """Return it as it is handed out."""
+        expires = self.expires
+        return Delivery(
+            self.id,
+            self.queue,
+            self.body,
+            receipt,
+            crashes=self.crashes,
+            expired=expires is not None and expires <= time.time(),
+            expires_at=expires,
+            crash_note=LOST if self.crashes else "",
+        )
+
+    def _headers(self, crashes: int) -> dict[str, Any]:
+        headers: dict[str, Any] = {}
+        if crashes:
+            headers[CRASHES] = crashes
+        if self.expires is not None:
+            headers[EXPIRES] = round(self.expires * 1e6)
+        return headers
+
+
+_last_key = 0
+
+
+def new_key() -> str:
+    """Return a key that sorts behind all that this process gave before."""
+    global _last_key
+    _last_key = max(_last_key + 1, time.time_ns())
+    return f"{_last_key:020d}"
+
+
+def read_letter(content: Content, queue: str) -> DeadLetter:
+    """Return a dead letter as it came from its queue."""
+    properties = content.properties
+    headers: Mapping[str, Any] = properties.headers or {}
+    name = headers.get(ID) or properties.message_id or ""
+    key, reason = headers.get(KEY), headers.get(REASON)
+    if key is None:  # the server itself took it out of its queue
+        deaths = headers.get("x-death") or [{}]
+        died = deaths[0].get("time")
+        nanoseconds = int(died.timestamp()) * 10**9 if died is not None else 0
+        key = f"{nanoseconds:020d}.{name}"
+        reason = f"RabbitMQ took it out of its queue: {deaths[0].get('reason', 'no reason given')}"
+    return DeadLetter(
+        key=key,
+        id=name,
+        queue=queue,
+        body=content.body,
+        reason=str(reason),
+        crashes=headers.get(CRASHES, 0),
+        died_at=int(key.partition(".")[0]) / 1e9,
+        details=bytes(headers.get(DETAILS, b"")),
+    )

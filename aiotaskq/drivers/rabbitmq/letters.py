@@ -1,0 +1,118 @@
+"""Dead letters: a queue that is looked through as a whole, by one at a time.
+
+AMQP has no way to look at a queue but to take what is in it. So whoever looks takes all there is,
+acknowledges what is to go, and gives the rest back by closing the channel, in its old order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+
+from pamqp.commands import Basic, Queue
+
+from aiotaskq.drivers.rabbitmq.channel import Channel, Content, Disconnected, Refused
+from aiotaskq.drivers.rabbitmq.items import read_letter
+from aiotaskq.drivers.rabbitmq.link import LOCKED, NOT_THERE, Link
+from aiotaskq.message import DeadLetter
+
+_MOST = 65_535  # that are looked through at once: what AMQP has room for
+_SETTLING = 0.02  # seconds until the channel may be closed: the queue acknowledges in portions
+_LOCK_PAUSE = 0.02  # seconds between attempts to be the one who looks
+
+
+class Letter:
+    """A dead letter that is held while its queue is looked through."""
+
+    __slots__ = ("letter", "tag")
+
+    def __init__(self, content: Content, queue: str) -> None:
+        self.letter: DeadLetter = read_letter(content, queue)
+        self.tag: int = content.method.delivery_tag
+
+
+class Graveyard:
+    """The dead letters of one queue, the oldest first, held until the channel is closed."""
+
+    def __init__(self, channel: Channel, letters: Sequence[Letter]) -> None:
+        self._channel = channel
+        self.letters = letters
+
+    async def drop(self, letters: Collection[Letter]) -> None:
+        """Drop some for good."""
+        if letters:
+            self._channel.ack([one.tag for one in letters], [one.tag for one in self.letters])
+            await self._channel.call(Basic.Qos(prefetch_count=0))  # it has read that
+            await asyncio.sleep(_SETTLING)
+
+
+@asynccontextmanager
+async def graveyard(link: Link, queue: str) -> AsyncIterator[Graveyard]:
+    """Hold all dead letters of a queue.
+
+    Raises:
+        Unavailable: The server cannot be reached, or somebody else looks for too long.
+    """
+    channel: Channel | None = None
+    try:
+        wire = await link.wire()
+        await _lock(link, queue)
+        try:
+            channel = await wire.channel()
+            yield Graveyard(channel, await _read_all(channel, link, queue))
+        finally:
+            if channel is not None:
+                await channel.close()
+            await _unlock(link, queue)
+    except (Disconnected, Refused) as error:
+        link.explain(error)
+
+
+async def _read_all(channel: Channel, link: Link, queue: str) -> list[Letter]:
+    name = link.names.dead(queue)
+    letters: list[Letter] = []
+    came = asyncio.Event()
+
+    def receive(content: Content) -> None:
+        letters.append(Letter(content, queue))
+        came.set()
+
+    try:
+        [found] = await channel.call(Queue.Declare(queue=name, passive=True))
+    except Refused as error:
+        if error.code == NOT_THERE:
+            return []
+        raise
+    count = min(found.message_count, _MOST)
+    if not count:
+        return []
+    tag = uuid.uuid4().hex
+    channel.listen(tag, receive)
+    await channel.call(Basic.Qos(prefetch_count=count), Basic.Consume(queue=name, consumer_tag=tag))
+    async with asyncio.timeout(link.address.timeout):
+        while len(letters) < count:
+            came.clear()
+            await came.wait()
+    await channel.call(Basic.Cancel(tag))
+    letters.sort(key=lambda one: one.letter.key)
+    return letters
+
+
+async def _lock(link: Link, queue: str) -> None:
+    lock = Queue.Declare(queue=link.names.lock(queue), exclusive=True, auto_delete=True)
+    async with asyncio.timeout(link.address.timeout):
+        while True:
+            try:
+                await link.call(lock)
+            except Refused as error:
+                if error.code != LOCKED:
+                    raise
+                await asyncio.sleep(_LOCK_PAUSE)
+            else:
+                return
+
+
+async def _unlock(link: Link, queue: str) -> None:
+    await link.call(Queue.Delete(queue=link.names.lock(queue)))

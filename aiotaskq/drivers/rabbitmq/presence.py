@@ -1,0 +1,140 @@
+"""What a consumer lets others know, and hears from them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from pamqp.commands import Basic, Queue
+
+from aiotaskq.drivers.rabbitmq import ledger
+from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
+from aiotaskq.drivers.rabbitmq.items import Item
+from aiotaskq.drivers.rabbitmq.ledger import Cancel, Join, Leave, Record, Restore, Stream
+from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.drivers.rabbitmq.roster import Answer, Question
+from aiotaskq.drivers.rabbitmq.wire import Wire
+from aiotaskq.errors import Unavailable
+
+_ANSWER_WAIT = 1.0  # seconds for a record that a question speaks of to come
+_JOIN_EVERY = 86_400.0  # seconds: the ledger forgets
+_read_question = msgspec.msgpack.Decoder(Question).decode
+
+
+class Presence:
+    """It is there while the consumer's connection is.
+
+    Args:
+        link: For what is published and declared.
+        consumer_id: Of the consumer.
+        queues: Of the consumer.
+        about: What others are told of it.
+        held: What it holds, by tag.
+        holds: Returns how many that are, by queue.
+
+    Attributes:
+        cancelled: Ids that are never to be handed out.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        consumer_id: str,
+        queues: Sequence[str],
+        about: bytes,
+        held: Mapping[int, Item],
+        holds: Callable[[], dict[str, int]],
+    ) -> None:
+        self._link = link
+        self._id = consumer_id
+        self._queues = tuple(queues)
+        self._about = about
+        self._held = held
+        self._holds = holds
+        self._stream = Stream(
+            link,
+            link.names.declare_stream(link.names.ledger, days=ledger.DAYS),
+            lambda body: self._note(ledger.decode(body)),
+            ledger.encode(ledger.Look()),
+        )
+        self._told: set[str] = set()  # cancelled while they run, since the last `news`
+        self._seen: set[str] = set()  # names of records
+        self._noted = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.cancelled: set[str] = set()
+
+    async def open(self, wire: Wire) -> None:
+        """Be there for others, and know what was said so far."""
+        channel = await wire.channel()
+        name = self._link.names.consumer(self._id)
+        channel.listen("questions", lambda content: self._start(self._answer(content)))
+        await channel.call(
+            Queue.Declare(queue=name, exclusive=True, auto_delete=True),
+            Basic.Consume(queue=name, consumer_tag="questions", no_ack=True),
+        )
+        await self._stream.declare()
+        await self._join()
+        # Who cancels something after this has read of us, and what was cancelled before is read.
+        await self._stream.read(wire)
+        self._start(self._stay())
+
+    async def leave(self) -> None:
+        """Tell that it is gone."""
+        await self._stream.write(ledger.encode(Leave(self._id)))
+
+    def close(self) -> None:
+        """End what it does beside."""
+        for task in self._tasks:
+            task.cancel()
+
+    def news(self) -> set[str]:
+        """Return the ids of what was cancelled while it runs, since the last call."""
+        told, self._told = self._told, set()
+        return told
+
+    async def _join(self) -> None:
+        join = Join(self._id, self._queues, self._about)
+        await self._stream.write(ledger.encode(join))
+
+    async def _stay(self) -> None:
+        while True:
+            await asyncio.sleep(_JOIN_EVERY)
+            with contextlib.suppress(Unavailable):  # the last one is remembered for some days more
+                await self._join()
+
+    def _note(self, record: Record) -> None:
+        if isinstance(record, Cancel):
+            self.cancelled.update(record.ids)
+            if record.running:
+                held = {item.id for item in self._held.values()}
+                self._told.update(held.intersection(record.ids))
+            self._seen.add(record.name)
+        elif isinstance(record, Restore):
+            self.cancelled.difference_update(record.ids)
+            self._told.difference_update(record.ids)
+            self._seen.add(record.name)
+        self._noted.set()
+
+    async def _answer(self, content: Content) -> None:
+        question = _read_question(content.body)
+        try:
+            async with asyncio.timeout(_ANSWER_WAIT):
+                while question.after and question.after not in self._seen:
+                    self._noted.clear()
+                    await self._noted.wait()
+        except TimeoutError:
+            return  # no answer is better than a wrong one
+        ids = {item.id for item in self._held.values()}.intersection(question.ids)
+        answer = ledger.encode(Answer(self._id, tuple(ids), self._holds()))
+        properties = pack(Basic.Properties(correlation_id=content.properties.correlation_id))
+        address = content.properties.reply_to or ""
+        with contextlib.suppress(Unavailable):  # who asks waits no longer than it takes
+            await self._link.start([Publication("", address, properties, answer)])
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

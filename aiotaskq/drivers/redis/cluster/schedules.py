@@ -1,0 +1,41 @@
+"""Schedules in one shard; what they send goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+from aiotaskq.drivers.redis.schedules import RedisSchedules
+from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
+
+
+class ClusterSchedules:
+    """See `aiotaskq.protocols.ScheduleStore`.
+
+    Args:
+        store: In their shard.
+        forward: Sends on what was stored beside them, of these queues.
+    """
+
+    def __init__(
+        self, store: RedisSchedules, forward: Callable[[Collection[str]], Awaitable[None]]
+    ) -> None:
+        self._store = store
+        self._forward = forward
+
+    async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
+        return await self._store.load(ids)
+
+    async def due(self, limit: int) -> DueSchedules:
+        return await self._store.due(limit)
+
+    async def swap(
+        self,
+        schedule_id: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: Sequence[Envelope] = (),
+    ) -> bool:
+        swapped = await self._store.swap(schedule_id, seen, new, batch)
+        # Also for who comes second: the first may have been cut off before its runs went on.
+        await self._forward({envelope.queue for envelope in batch})
+        return swapped

@@ -1,0 +1,18 @@
+-- Tell what there is to fetch; for a consumer that has to look into several slots.
+--
+-- KEYS  1  base of a queue
+-- ARGV  1  time shift
+--       2  consumer
+-- Return false if the consumer was given up, else 1 if suspects wait or 0, 1 if there is anything that is
+-- ready or 0, the time at which the first of what is delayed falls due or '', and the queue's time.
+
+local base = KEYS[1]
+
+if not redis.call('ZSCORE', base .. 'consumers', ARGV[2]) then
+  return false
+end
+local more = redis.call('EXISTS', base .. 'ready', base .. 'levels')
+local suspects = more > 0 and redis.call('EXISTS', base .. 'ready:suspects') or 0
+local first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2] or ''
+local time = redis.call('TIME')
+return { suspects, more, first, string.format('%.6f', time[1] + time[2] / 1000000 + ARGV[1]) }

@@ -1,0 +1,37 @@
+-- Change a schedule and store the envelopes of its runs, if it has the revision that was seen.
+--
+-- KEYS  1  schedules
+--       2  the same by due time
+--       3  bases of queues that items go to
+-- ARGV  1  time shift
+--       2  id of the schedule
+--       3  the revision that was seen, after a '='; '' if there is to be none of this id
+--       4  what takes its place: revision, newline, body; '' to remove it
+--       5  when it is due, or ''
+--       6  for each envelope: which of KEYS it goes to, due or '', item or serial and item
+-- Return 1; or 0 if the revision is another, and nothing has happened.
+
+local now, id = clock(ARGV[1]), ARGV[2]
+local there = redis.call('HGET', KEYS[1], id)
+
+if (there and '=' .. string.match(there, '^[^\n]*') or '') ~= ARGV[3] then
+  return 0
+end
+
+-- A script that fails midway is not undone. So the other key is looked at before anything is written,
+-- and what takes memory is written first: a server over its limit refuses that, and so the whole.
+redis.call('ZSCORE', KEYS[2], id)
+for i = 6, #ARGV, 3 do
+  place(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2], now)
+end
+if ARGV[4] == '' then
+  redis.call('HDEL', KEYS[1], id)
+else
+  redis.call('HSET', KEYS[1], id, ARGV[4])
+end
+if ARGV[5] == '' then
+  redis.call('ZREM', KEYS[2], id)
+else
+  redis.call('ZADD', KEYS[2], ARGV[5], id)
+end
+return 1

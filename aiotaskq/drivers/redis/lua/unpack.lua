@@ -1,0 +1,23 @@
+-- Store what is in a parcel, once.
+--
+-- KEYS  1  base of the queue
+-- ARGV  1  id of the parcel
+--       2  what is in it, as pack.lua returned it
+-- Return 1, or 0 if it has arrived before.
+
+local base = KEYS[1]
+
+if not redis.call('SET', base .. 'parcel:' .. ARGV[1], 1, 'NX', 'EX', DAY) then
+  touch(base .. 'none')
+  return 0
+end
+for i = 2, #ARGV, 2 do
+  local where, item = ARGV[i], ARGV[i + 1]
+  if string.sub(where, 1, 1) == 'd' then
+    redis.call('ZADD', base .. 'delayed', string.sub(where, 2), item)
+  else
+    redis.call('RPUSH', list_of(base, tonumber(where) or where), item)
+  end
+end
+ring(base)
+return 1

@@ -1,0 +1,90 @@
+"""Schedules: rows beside the messages, so that one transaction changes both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+from aiotaskq.drivers.sqlite import sql
+from aiotaskq.drivers.sqlite.database import Database
+from aiotaskq.drivers.sqlite.link import Link
+from aiotaskq.drivers.sqlite.messages import as_bytes, as_text
+from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
+
+
+class SQLiteSchedules:
+    """See `aiotaskq.protocols.ScheduleStore`.
+
+    Args:
+        link: Of the broker.
+        now: Its clock.
+        store: What stores envelopes, given the time, inside a transaction of the caller's.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        now: Callable[[], float],
+        store: Callable[[Database, list[Envelope], float], None],
+    ) -> None:
+        self._link = link
+        self._now = now
+        self._store = store
+
+    async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
+        if ids is None:
+            return await self._link.run(lambda db: _read(db, sql.ALL_SCHEDULES))
+        named = json.dumps(list(set(ids)))
+        return await self._link.run(lambda db: _read(db, sql.SCHEDULES_AMONG, (named,)))
+
+    async def due(self, limit: int) -> DueSchedules:
+        return await self._link.run(partial(self._due, limit=limit))
+
+    async def swap(
+        self,
+        schedule_id: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: Sequence[Envelope] = (),
+    ) -> bool:
+        return await self._link.run(
+            partial(self._swap, name=schedule_id, seen=seen, new=new, batch=list(batch))
+        )
+
+    # --- in the thread ---
+
+    def _due(self, db: Database, limit: int) -> DueSchedules:
+        now = self._now()
+        *due, (_, _, next_at, _) = db.rows(sql.DUE_SCHEDULES, {"now": now, "limit": limit})
+        return DueSchedules(schedules=[_schedule(*row) for row in due], now=now, next_at=next_at)
+
+    def _swap(
+        self,
+        db: Database,
+        name: str,
+        seen: str | None,
+        new: StoredSchedule | None,
+        batch: list[Envelope],
+    ) -> bool:
+        with db.write():
+            there = db.rows(sql.REVISION_OF, (name,))
+            if seen != (as_text(there[0][0]) if there else None):
+                return False
+            if new is None:
+                db.change(sql.DROP_SCHEDULE, (name,))
+            else:
+                db.change(sql.WRITE_SCHEDULE, (name, new.revision, new.due_at, new.body))
+            if batch:
+                self._store(db, batch, self._now())
+        return True
+
+
+def _read(db: Database, query: str, parameters: Sequence[str] = ()) -> list[StoredSchedule]:
+    return [_schedule(*row) for row in db.rows(query, parameters)]
+
+
+def _schedule(name: object, revision: object, due_at: float | None, body: object) -> StoredSchedule:
+    return StoredSchedule(
+        id=as_text(name), body=as_bytes(body), due_at=due_at, revision=as_text(revision)
+    )

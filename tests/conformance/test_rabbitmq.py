@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import ClassVar
+
+import pytest
+
+from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
+from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
+from aiotaskq.message import Depth
+from aiotaskq.protocols import Consumer
+from aiotaskq.testing.brokers import BrokerConformance
+from aiotaskq.testing.results import ResultConformance
+from tests.servers import RabbitServer, free_port
+
+_numbers = itertools.count()
+
+
+class RabbitHarness:
+    can_cut = True
+    can_stall = False
+
+    def __init__(self, server: RabbitServer, door: Door | None) -> None:
+        self._door = door
+        self._url = server.url() if door is None else door.url(server)
+        self._prefix = f"t{next(_numbers)}"
+        self._brokers: list[RabbitBroker] = []
+        self._backends: list[RabbitBackend] = []
+        self._control: RabbitBroker | None = None
+
+    async def broker(self) -> RabbitBroker:
+        broker = RabbitBroker(self._url, prefix=self._prefix)
+        self._brokers.append(broker)
+        await broker.open()
+        return broker
+
+    async def backend(self) -> RabbitBackend:
+        backend = RabbitBackend(self._url, prefix=self._prefix)
+        self._backends.append(backend)
+        await backend.open()
+        return backend
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + 0.05)
+
+    async def now(self) -> float:
+        return time.time()
+
+    async def cut(self) -> None:
+        assert self._door is not None
+        await self._door.shut()
+
+    async def mend(self) -> None:
+        assert self._door is not None
+        await self._door.open()
+
+    async def stall(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    async def leaks(self) -> list[str]:
+        return []
+
+    async def kill(self, *consumers: Consumer) -> int:
+        """Drop connections, and wait until the server has taken back what they held."""
+        living = [one for one in consumers if isinstance(one, RabbitConsumer) and one.lives]
+        # First those that wait: else they would be given what the others held.
+        return sum([await self._kill(one) for one in sorted(living, key=_held)])
+
+    async def _kill(self, consumer: RabbitConsumer) -> int:
+        held = _held(consumer)
+        if self._control is None:
+            self._control = await self.broker()
+        control = self._control
+        before = _there(await control.depth())
+        await consumer.abort()
+        while _there(await control.depth()) < before:
+            await asyncio.sleep(0.001)
+        while consumer.id in {one.id for one in await control.consumers()}:
+            await asyncio.sleep(0.001)
+        return held
+
+    async def close(self) -> None:
+        for broker in self._brokers:
+            await broker.close()
+        for backend in self._backends:
+            await backend.close()
+        if self._door is not None:
+            await self._door.shut()
+
+
+class Door:
+    """Where a server is reached, and can be cut off: it takes seconds to start anew."""
+
+    def __init__(self, server: RabbitServer) -> None:
+        self._server = server
+        self._port = free_port()
+        self._listening: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def url(self, server: RabbitServer) -> str:
+        return server.url().replace(f":{server.port}/", f":{self._port}/")
+
+    async def open(self) -> None:
+        self._listening = await asyncio.start_server(self._serve, self._server.host, self._port)
+
+    async def shut(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        there, back = await asyncio.open_connection(self._server.host, self._server.port)
+        self._writers |= {writer, back}
+        await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
+        self._writers -= {writer, back}
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+    writer.transport.abort()
+
+
+def _held(consumer: RabbitConsumer) -> int:
+    return sum(consumer.holds.values())
+
+
+def _there(depths: Mapping[str, Depth]) -> int:
+    return sum(one.ready + one.held for one in depths.values())
+
+
+@pytest.fixture
+async def harness(
+    rabbit_server: RabbitServer, request: pytest.FixtureRequest
+) -> AsyncIterator[RabbitHarness]:
+    rabbit_server.start()
+    door = None
+    if "cuttable" in request.fixturenames:
+        door = Door(rabbit_server)
+        await door.open()
+    harness = RabbitHarness(rabbit_server, door)
+    yield harness
+    await harness.close()
+
+
+class TestRabbitBroker(BrokerConformance):
+    lease: ClassVar[float] = 5.0
+    delay: ClassVar[float] = 0.4
+
+
+class TestRabbitBackend(ResultConformance):
+    """Of one process: outcomes for another one are sent there, as the tests of the driver see."""
+
+    ttl: ClassVar[float] = 0.5

@@ -1,0 +1,155 @@
+"""The PostgreSQL driver behind PgBouncer in transaction mode: no session, no prepared statement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+from msgspec import Raw
+
+from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, waking
+from aiotaskq.errors import ConfigError
+from aiotaskq.message import Again, Dead, Depth, Done, Envelope, Outcome, Release, TaskStatus
+from aiotaskq.testing.cancelling import CancelTests
+from aiotaskq.testing.leases import SettlementTests
+from aiotaskq.testing.publishing import UniqueTests
+from tests.conformance.test_postgres import PostgresHarness
+from tests.servers import PgBouncer, PostgresServer
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def pooled_url(pgbouncer: PgBouncer, postgres_server: PostgresServer, postgres_url: str) -> str:
+    """The database of the test through the pooler, with notices from the server itself."""
+    url = pgbouncer.url(postgres_url.rpartition("/")[2])
+    return f"{url}&listen={postgres_server.host}:{postgres_server.port}"
+
+
+class TestThroughPgBouncer(SettlementTests, CancelTests, UniqueTests):
+    """Parts of the suite, which all statements together take part in."""
+
+    @pytest.fixture
+    async def harness(
+        self, postgres_server: PostgresServer, pooled_url: str, postgres_url: str
+    ) -> AsyncIterator[PostgresHarness]:
+        harness = PostgresHarness(postgres_server, pooled_url, control=postgres_url)
+        yield harness
+        await harness.close()
+
+
+async def test_many_clients_share_few_connections(pooled_url: str) -> None:
+    brokers = [PostgresBroker(pooled_url) for _ in range(6)]
+    await asyncio.gather(*(one.open() for one in brokers))
+    consumers = [one.consumer(["q"], name="w", lease=60) for one in brokers]
+    await asyncio.gather(*(one.open() for one in consumers))
+    ids = [f"{number}" for number in range(120)]
+    done: list[str] = []
+
+    async def produce(broker: PostgresBroker, share: list[str]) -> None:
+        for name in share:
+            await broker.publish([Envelope(id=name, queue="q", body=b"x", unique=True)])
+
+    async def work(number: int) -> None:
+        while len(done) < len(ids):
+            got = await consumers[number].fetch(10, 0.2)
+            assert not await consumers[number].settle([Done(one) for one in got])
+            done.extend(one.id for one in got)
+            await brokers[number].tend()
+
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(
+            *(produce(one, ids[number::6]) for number, one in enumerate(brokers)),
+            *map(work, range(6)),
+        )
+    assert sorted(done) == sorted(ids)
+    for consumer in consumers:
+        await consumer.close()
+    assert await brokers[0].depth() == {}
+    for broker in brokers:
+        await broker.close()
+
+
+async def test_every_kind_of_settlement_in_one_transaction(pooled_url: str) -> None:
+    broker = PostgresBroker(pooled_url)
+    await broker.open()
+    consumer = broker.consumer(["q"], name="w", lease=60)
+    await consumer.open()
+    await broker.publish([Envelope(id=one, queue="q", body=b"") for one in "abcd"])
+    a, b, c, d = await consumer.fetch(4, 0)
+    again = Envelope(id="b", queue="q", body=b"", delay=3600.0)
+    assert not await consumer.settle([Done(a), Again(b, again), Dead(c, "bad"), Release(d)])
+    assert await broker.depth() == {"q": Depth(ready=1, delayed=1, dead=1)}
+    await consumer.close()
+    await broker.close()
+
+
+async def test_notices_come_from_the_server_itself(pooled_url: str) -> None:
+    broker, backend = PostgresBroker(pooled_url), PostgresBackend(pooled_url)
+    await broker.open()
+    await backend.open()
+    consumer = broker.consumer(["q"], name="w", lease=60)
+    await consumer.open()
+    arrivals = backend.arrivals()
+    assert list(await anext(arrivals)) == []
+    loop = asyncio.get_running_loop()
+    taken: list[float] = []
+    for number in range(5):
+        waiting = asyncio.create_task(consumer.fetch(1, PATIENCE))
+        await asyncio.sleep(0.1)
+        began = loop.time()
+        await broker.publish([Envelope(id=f"{number}", queue="q", body=b"")])
+        assert not await consumer.settle([Done(one) for one in await waiting])
+        taken.append(loop.time() - began)
+    assert min(taken) < 0.5, "each waited until it looked by itself"
+    await backend.store([Outcome(task_id="a", status=TaskStatus.SUCCESS, result=_NULL)], 60)
+    async with asyncio.timeout(PATIENCE):
+        assert list(await anext(arrivals)) == ["a"]
+    await arrivals.aclose()  # type: ignore[attr-defined]  # an async generator
+    await consumer.close()
+    await broker.close()
+    await backend.close()
+
+
+async def test_where_no_notices_come_it_is_said_and_work_is_found_all_the_same(
+    pgbouncer: PgBouncer,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(waking, "_PROOF_TIMEOUT", 0.3)
+    caplog.set_level(logging.WARNING, logger="aiotaskq")
+    broker = PostgresBroker(pgbouncer.url(postgres_url.rpartition("/")[2]))
+    await broker.open()
+    consumer = broker.consumer(["q"], name="w", lease=60)
+    await consumer.open()
+    waiting = asyncio.create_task(consumer.fetch(1, PATIENCE))
+    await asyncio.sleep(0.6)
+    await broker.publish([Envelope(id="a", queue="q", body=b"")])
+    assert [one.id for one in await waiting] == ["a"]
+    assert "listen=host:port" in caplog.text
+    await consumer.close()
+    await broker.close()
+
+
+async def test_a_url_without_the_word_for_poolers_is_refused_with_it(
+    pgbouncer: PgBouncer, postgres_url: str
+) -> None:
+    url = pgbouncer.url(postgres_url.rpartition("/")[2]).partition("?")[0]
+    with pytest.raises(ConfigError, match="statement_cache_size=0"):
+        await PostgresBroker(url).open()
+    backend = PostgresBackend(url)
+    with pytest.raises(ConfigError, match="statement_cache_size=0"):
+        await _use(backend)
+    await backend.close()
+
+
+async def _use(backend: PostgresBackend) -> None:
+    await backend.open()
+    for _ in range(50):  # which connection is whose is chance
+        await asyncio.gather(*(backend.load([f"{number}"]) for number in range(5)))
+
+
+_NULL = Raw(b"null")

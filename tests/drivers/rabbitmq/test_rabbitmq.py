@@ -1,0 +1,423 @@
+"""What the suites do not ask of the RabbitMQ driver."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aiotaskq import TaskQueue
+from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
+from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.items import hops
+from aiotaskq.errors import BrokerFull, BrokerUnavailable, ConfigError, LeaseLost, Unsupported
+from aiotaskq.message import Done, Envelope
+from aiotaskq.testing.ear import outcome, value
+from tests.servers import Certificates, RabbitServer
+
+PATIENCE = 30.0
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"d{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def aged(rabbit_server: RabbitServer) -> tuple[str, float]:
+    """A prefix whose queues are there, and the time from which on they survive a kill.
+
+    RabbitMQ 3.10 does not find a queue or stream again that was made three seconds before.
+    """
+
+    async def make() -> None:
+        broker = RabbitBroker(rabbit_server.url(), prefix="aged")
+        await broker.open()
+        await broker.cancel(["early"])
+        await broker.publish([envelope("early"), envelope("early", delay=1.0)])
+        await broker.close()
+
+    rabbit_server.start()
+    asyncio.run(make())
+    return "aged", time.monotonic() + 4.0
+
+
+@pytest.fixture
+def url(rabbit_server: RabbitServer, aged: tuple[str, float]) -> str:
+    rabbit_server.start()
+    return rabbit_server.url()
+
+
+@pytest.fixture
+async def broker(url: str, prefix: str) -> AsyncIterator[RabbitBroker]:
+    broker = RabbitBroker(url, prefix=prefix)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+def envelope(name: str, **fields: object) -> Envelope:
+    return Envelope(**{"id": name, "queue": "q", "body": b"x", **fields})  # type: ignore[arg-type]  # any field
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("amqp://h?colour=red", "no option 'colour'"),
+        ("amqp://h?heartbeat=0", "'0' is not a value"),
+        ("amqp://h?queue_type=mirrored", "'mirrored' is not a value"),
+        ("amqp://h?cafile=x", "no option 'cafile'"),
+        ("amqp://h:port", "not a RabbitMQ URL"),
+        ("http://h", "may begin with amqp:// or amqps://"),
+    ],
+)
+def test_a_url_that_is_wrong_is_refused(given: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        RabbitBroker(given)
+
+
+def test_no_password_is_shown() -> None:
+    address = parse("amqps://user:s3cret@h/v?certfile=x")
+    assert "s3cret" not in repr(address)
+    assert address.url == "amqps://user:***@h/v?certfile=x"
+    assert "s3cret" not in RabbitBroker("amqp://user:s3cret@h/v").url
+
+
+async def test_a_wrong_password_is_a_mistake_of_the_set_up(rabbit_server: RabbitServer) -> None:
+    rabbit_server.start()
+    broker = RabbitBroker(rabbit_server.url(password="wrong"))
+    with pytest.raises(ConfigError, match="refuses the connection"):
+        await broker.open()
+
+
+async def test_a_queue_that_is_made_otherwise_is_told_of(url: str, prefix: str) -> None:
+    first = RabbitBroker(url, prefix=prefix)
+    await first.open()
+    await first.publish([envelope("a")])
+    await first.close()
+    second = RabbitBroker(f"{url}?queue_type=classic", prefix=prefix)
+    await second.open()
+    with pytest.raises(ConfigError, match="made otherwise"):
+        await second.publish([envelope("b")])
+    await second.close()
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.015, 0.112, 1.0, 4095.999, 86_400.0, 38_000_000.0])
+def test_a_delay_is_as_long_as_its_hops(seconds: float) -> None:
+    path = hops(seconds)
+    late = sum(hop.milliseconds for hop in path) - seconds * 1000
+    assert 0 <= late <= len(path) + 2
+    assert [hop.position for hop in path] == sorted({hop.position for hop in path}, reverse=True)
+    assert path[-1].position == 0
+    assert all(0 < hop.milliseconds < 2**32 for hop in path)
+
+
+def test_without_a_delay_there_are_no_hops() -> None:
+    assert hops(0.0) == hops(-1.0) == []
+
+
+def test_a_delay_of_years_is_refused() -> None:
+    with pytest.raises(Unsupported, match="447"):
+        hops(500 * 86_400.0)
+
+
+async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> None:
+    broker = RabbitBroker(f"{url}?queue_type=classic", prefix=prefix)
+    await broker.open()
+    await broker.publish([envelope("a")])
+    for crashes in range(2):
+        consumer = broker.consumer(["q"], name="w", lease=60.0)
+        await consumer.open()
+        [got] = await consumer.fetch(1, PATIENCE)
+        assert got.crashes == crashes
+        await consumer.abort()
+        await consumer.close()
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    [got] = await consumer.fetch(1, PATIENCE)
+    assert got.crashes == 2
+    assert not await consumer.settle([Done(got)])
+    await consumer.close()
+    await broker.close()
+
+
+async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    setting = "application:{}_env(rabbit, consumer_timeout{})"
+    was = rabbit_server.evaluate(setting.format("get", ""))
+    rabbit_server.evaluate(setting.format("set", ", 500"))
+    try:
+        await consumer.open()
+    finally:
+        default = was.removeprefix("{ok,").removesuffix("}")
+        rabbit_server.evaluate(setting.format("set", f", {default}"))
+    [got] = await consumer.fetch(1, PATIENCE)
+    with pytest.raises(LeaseLost):
+        await consumer.fetch(1, PATIENCE)
+    assert await consumer.settle([Done(got)]) == [got]
+    await consumer.close()
+    second = broker.consumer(["q"], name="w", lease=60.0)
+    await second.open()
+    [got] = await second.fetch(1, PATIENCE)
+    assert (got.id, got.crashes) == ("a", 1)
+    await second.close()
+
+
+async def test_a_blocked_event_loop_does_not_cost_the_lease(url: str, prefix: str) -> None:
+    broker = RabbitBroker(f"{url}?heartbeat=1", prefix=prefix)
+    await broker.open()
+    await broker.publish([envelope("a")])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    [got] = await consumer.fetch(1, PATIENCE)
+    time.sleep(3.2)  # as a task does that blocks the loop, for longer than the server waits
+    assert not await consumer.settle([Done(got)])
+    await consumer.close()
+    await broker.close()
+
+
+async def test_a_server_without_memory_pushes_back(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    watermark = "vm_memory_monitor:set_vm_memory_high_watermark({})"
+    rabbit_server.evaluate(watermark.format("0.00001"))
+    try:
+        with pytest.raises(BrokerFull):
+            await _publish_for_ever(broker)
+        [got] = await consumer.fetch(1, PATIENCE)  # what is there is worked off
+        assert not await consumer.settle([Done(got)])
+    finally:
+        rabbit_server.evaluate(watermark.format("0.4"))
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await broker.publish([envelope("c")])
+            except BrokerFull:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    await consumer.close()
+
+
+async def _publish_for_ever(broker: RabbitBroker) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await broker.publish([envelope("b", queue="other")])
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+async def test_it_speaks_tls_with_who_has_the_right_certificate(
+    rabbit_server: RabbitServer, certificates: Certificates, prefix: str
+) -> None:
+    rabbit_server.start()
+    url = rabbit_server.tls_url(f"?cafile={certificates.authority}")
+    broker = RabbitBroker(url, prefix=prefix)
+    await broker.open()
+    await broker.publish([envelope("a")])
+    assert (await broker.depth())["q"].ready == 1
+    await broker.close()
+    stranger = RabbitBroker(rabbit_server.tls_url(), prefix=prefix)
+    with pytest.raises(ConfigError, match="certificate"):
+        await stranger.open()
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["rpc", "none", "redis and rpc", "redis", "postgresql"])
+async def test_each_combination_of_broker_and_results_returns_values(
+    which: str, url: str, prefix: str, redis_url: str, postgres_url: str
+) -> None:
+    brokers = {"redis and rpc": redis_url}
+    backends = {
+        "rpc": "rpc://",
+        "none": None,
+        "redis and rpc": url,
+        "redis": redis_url,
+        "postgresql": postgres_url,
+    }
+    app = TaskQueue("t", broker=brokers.get(which, url), backend=backends[which], prefix=prefix)
+
+    @app.task
+    async def double(number: int) -> int:
+        return 2 * number
+
+    @app.task
+    async def fail() -> None:
+        raise ZeroDivisionError("by zero")
+
+    await asyncio.to_thread(app.drivers)  # imports them, which reads files
+    async with app, app.worker(concurrency=10):
+        handles = await app.kiq_many([double.s(number) for number in range(50)])
+        values = [await handle.result(timeout=PATIENCE) for handle in handles]
+        assert values == [2 * number for number in range(50)]
+        with pytest.raises(ZeroDivisionError):
+            await (await fail.kiq()).result(timeout=PATIENCE)
+        later = await double.with_options(countdown=0.05).kiq(4)
+        assert await later.result(timeout=PATIENCE) == 8
+
+
+async def test_a_result_is_for_the_process_that_sent_and_outlives_its_connection(
+    rabbit_server: RabbitServer, url: str, prefix: str
+) -> None:
+
+    sender = RabbitBackend(url, prefix=prefix)
+    await sender.open()
+    address = await sender.reply_address()
+    rabbit_server.close_connections()
+
+    worker = RabbitBackend(url, prefix=prefix)
+    await worker.open()
+    sent = msgspec.structs.replace(outcome("a", value=1), reply_to=address)
+    assert not await worker.store([sent], 60.0)
+    async with asyncio.timeout(PATIENCE):
+        while "a" not in (found := await sender.load(["a"])):
+            await asyncio.sleep(0.01)
+    assert value(found["a"]) == 1
+    await worker.close()
+    await sender.close()
+
+
+def test_rpc_without_rabbitmq_is_refused() -> None:
+    app = TaskQueue("t", broker="memory://", backend="rpc://")
+    with pytest.raises(ConfigError, match="amqp://"):
+        app.drivers()
+
+
+@pytest.mark.may_leave("the thread of plain code, once started, stays for good")
+async def test_plain_code_gets_results_over_rabbitmq(url: str, prefix: str) -> None:
+    app = TaskQueue("t", broker=url, prefix=prefix)
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    async with app.worker():
+        result = await asyncio.to_thread(add.delay, 2, 8)
+        assert await asyncio.to_thread(result.get, timeout=PATIENCE) == 10
+
+
+async def test_what_it_lacks_is_refused_where_it_is_sent(url: str, prefix: str) -> None:
+    app = TaskQueue("t", broker=url, prefix=prefix)
+
+    @app.task
+    async def noop() -> None: ...
+
+    async with app:
+        with pytest.raises(Unsupported, match="task_id"):
+            await noop.with_options(task_id="mine").kiq()
+        with pytest.raises(Unsupported, match="priorities"):
+            await noop.with_options(priority=3).kiq()
+        with pytest.raises(Unsupported, match="schedules"):
+            (await app.broker()).schedules()
+
+
+# --- deaths -------------------------------------------------------------------------------------
+
+DEADLY = """
+import os, signal
+from aiotaskq import TaskQueue
+
+app = TaskQueue("deadly")
+
+@app.task
+async def die_once(path: str) -> str:
+    if not os.path.exists(path):
+        open(path, "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+"""
+
+
+async def test_a_task_that_killed_its_worker_runs_again(
+    url: str, prefix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    environment = {
+        **os.environ,
+        "AIOTASKQ_BROKER_URL": url,
+        "AIOTASKQ_PREFIX": prefix,
+        "PYTHONPATH": str(tmp_path),
+    }
+    app = TaskQueue("caller", broker=url, prefix=prefix)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "aiotaskq", "worker", "deadly:app", "-l", "critical"],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        async with app:
+            handle = await app.send("deadly.die_once", (str(tmp_path / "mark"),))
+            assert await handle.result(timeout=PATIENCE) == "alive"
+            assert (await app.workers())[0].tasks == ("deadly.die_once",)
+    finally:
+        worker.terminate()
+        worker.wait(PATIENCE)
+
+
+async def test_a_killed_server_loses_nothing_that_was_confirmed(
+    rabbit_server: RabbitServer, url: str, aged: tuple[str, float]
+) -> None:
+    prefix, durable_from = aged
+    broker = RabbitBroker(url, prefix=prefix)
+    await broker.open()
+    ids = {f"{number}" for number in range(300)}
+    await broker.publish([envelope(one) for one in ids])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    held = await consumer.fetch(100, PATIENCE)
+    assert not await consumer.settle([Done(one) for one in held[:50]])
+    done = {one.id for one in held[:50]}
+    await asyncio.sleep(durable_from - time.monotonic())  # hardly ever is there anything left
+    await asyncio.to_thread(rabbit_server.kill)
+    with pytest.raises(BrokerUnavailable):
+        await consumer.settle([Done(one) for one in held[50:]])
+    await asyncio.to_thread(rabbit_server.start)
+    await _until_it_is_back(broker)
+    assert await consumer.settle([Done(one) for one in held[50:]]) == held[50:]
+    with pytest.raises(LeaseLost):
+        await consumer.fetch(1, 0)
+    await consumer.close()
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    got: dict[str, int] = {}
+    end = time.monotonic() + PATIENCE
+    while len(got) < 250 and time.monotonic() < end:  # what is missing is told below
+        some = await consumer.fetch(300, 1.0)
+        got |= {one.id: one.crashes for one in some}
+        assert not await consumer.settle([Done(one) for one in some])
+    assert got.keys() == ids - done
+    # Those that were held count a crash; at the last ones it may have been the acknowledging.
+    assert {one for one, crashes in got.items() if crashes} == {one.id for one in held[50:]}
+    await consumer.close()
+    await broker.close()
+
+
+async def _until_it_is_back(broker: RabbitBroker) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await broker.depth()
+            except BrokerUnavailable:
+                await asyncio.sleep(0.1)
+            else:
+                return

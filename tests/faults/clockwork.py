@@ -1,0 +1,18 @@
+"""What the schedulers of `test_schedulers.py` run: each second a task that writes down its id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aiotaskq import TaskQueue, current_task, every
+
+RAN = Path(os.environ.get("AIOTASKQ_TESTS_FAULTS_LEDGER", ".")) / "ran"
+
+app = TaskQueue("clockwork")
+
+
+@app.task(name="tick", schedule=every(1))
+async def tick() -> None:
+    with RAN.open("a") as ran:
+        ran.write(f"{current_task().id}\n")

@@ -1,0 +1,114 @@
+"""RabbitMQ as the broker, results in Redis: what a connection that is lost means for its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aiotaskq import TaskQueue
+from aiotaskq.drivers.rabbitmq import RabbitBroker
+from tests.faults.ledger import Ended, Fault, Started
+from tests.faults.plays import kill_workers
+from tests.faults.producer import Some
+from tests.faults.scene import PATIENCE, Scene, scaled
+from tests.faults.servers import calls, healthy, kills, serves
+from tests.servers import RabbitServer, Watchdog
+
+pytestmark = pytest.mark.xdist_group("rabbitmq")  # so that one process runs all: a node is heavy
+
+LOAD = scaled(150, 4000)  # tasks
+RATE = scaled(100, 120)  # a second
+DURABLE_AFTER = 4.0  # seconds until RabbitMQ 3.10 finds a new queue again when it was killed
+
+
+@pytest.fixture(scope="module")
+def durable_from(rabbit_server: RabbitServer) -> float:
+    """When the queues of these tests survive a kill of the server; they are made here."""
+    rabbit_server.start()
+
+    async def make() -> None:
+        broker = RabbitBroker(rabbit_server.url())
+        await broker.open()
+        consumer = broker.consumer(["default"], name="first", lease=60.0)
+        await consumer.open()
+        await broker.depth()
+        await consumer.close()
+        await broker.close()
+
+    asyncio.run(make())
+    return time.monotonic() + DURABLE_AFTER
+
+
+@pytest.fixture
+def backend(redis_url: str) -> str:
+    TaskQueue(broker=redis_url).drivers()  # not in a test: the import of a driver reads files
+    return redis_url
+
+
+@pytest.fixture
+async def scene(
+    rabbit_server: RabbitServer,
+    durable_from: float,
+    backend: str,
+    seed: int,
+    tmp_path: Path,
+    watchdog: Watchdog,
+) -> AsyncIterator[Scene]:
+    rabbit_server.start()
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    scene = Scene(rabbit_server.url(), backend=backend, folder=folder, seed=seed, watchdog=watchdog)
+    await scene.open()
+    try:
+        yield scene
+    finally:
+        rabbit_server.start()
+        await scene.close()
+
+
+async def test_workers_are_killed_in_the_middle_of_tasks(scene: Scene) -> None:
+    await kill_workers(scene)
+    await scene.drain()
+    verdict = await scene.check()
+    assert verdict.counts["faults"] == scaled(4, 25)
+
+
+async def test_connections_are_closed_by_the_server(
+    scene: Scene, rabbit_server: RabbitServer
+) -> None:
+    scene.set(max_crashes=50)  # each loss counts as one for what was held
+    await scene.fleet.worker("-c", "20", processes=2)
+    scene.producer(*scene.mix(LOAD), rate=RATE)
+    close = calls(scene.nemesis, "close connections", rabbit_server.close_connections)
+    await scene.nemesis.run([close], times=scaled(3, 60), every=(0.3, 0.6))
+    await scene.drain()
+    await healthy(scene)
+    await scene.check()
+
+
+async def test_the_server_is_killed(
+    scene: Scene, rabbit_server: RabbitServer, durable_from: float
+) -> None:
+    scene.set(max_crashes=50)
+    await scene.fleet.worker("-c", "20", processes=2)
+    # None that is retried later: what holds it back would be made in the last seconds.
+    scene.producer(
+        Some("quick", LOAD, {"seconds": [0.0, 0.05]}),
+        Some("quick", 10, {"seconds": 1.0}),
+        Some("thread", 10, {"seconds": [0.0, 0.05]}),
+        rate=RATE,
+    )
+    await scene.ledger.count(Started, 30, within=PATIENCE)
+    await asyncio.sleep(durable_from - time.monotonic())
+    kill = kills(scene.nemesis, rabbit_server, away=0.0)
+    await scene.nemesis.run([kill], times=scaled(1, 10), every=(0.1, 0.5))
+    await serves(scene)
+    await scene.drain()
+    await healthy(scene)
+    await scene.check()
+    begun = min(fault.at for fault in scene.ledger.of(Fault))
+    assert any(line.at < begun for line in scene.ledger.of(Ended)), "it was killed before any task"

@@ -1,0 +1,147 @@
+"""Runs commands of ours to their end without loading Python and the package for each anew.
+
+One process has loaded them, and forks for each command: a process of its own, with its own
+folder, environment and streams, in a hundredth of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, NoReturn
+
+# --- here: who asks ---------------------------------------------------------------------------
+
+
+class Shell:
+    """The process that forks, and the way to ask it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        assert self._ask("") == "ready"
+
+    def run(
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str],
+        typed: str | None,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; what takes longer than `timeout` seconds is killed."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "in").write_text(typed or "")
+            request = {
+                "arguments": arguments,
+                "cwd": str(cwd),
+                "env": dict(env),
+                "folder": name,
+                "timeout": timeout,
+            }
+            with self._lock:
+                status = int(self._ask(json.dumps(request)))
+            out, err = ((folder / name).read_text() for name in ("out", "err"))
+        if status == _LATE:
+            raise subprocess.TimeoutExpired(arguments, timeout, out, err)
+        return subprocess.CompletedProcess(arguments, status, out, err)
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._streams_closed()
+
+    def _streams_closed(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+
+# --- there: what forks ------------------------------------------------------------------------
+
+_LATE = -1000  # no signal has this number
+
+
+def _serve() -> None:
+    import aiotaskq.cli
+    import aiotaskq.drivers.redis
+    import aiotaskq.drivers.sqlite
+    import aiotaskq.worker  # noqa: F401 - what commands load, as far as it starts nothing
+
+    for line in sys.stdin:
+        status = "ready" if line == "\n" else str(_run(json.loads(line)))
+        sys.stdout.write(f"{status}\n")
+        sys.stdout.flush()
+
+
+def _run(request: Mapping[str, object]) -> int:
+    child = os.fork()
+    if child == 0:
+        _become(request)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        os.kill(child, 9)
+
+    watch = threading.Timer(float(str(request["timeout"])), end)
+    watch.start()
+    _, status = os.waitpid(child, 0)
+    watch.cancel()
+    watch.join()
+    return _LATE if late.is_set() else os.waitstatus_to_exitcode(status)
+
+
+def _become(request: Mapping[str, object]) -> NoReturn:
+    """Be a process that was started with ``python -m aiotaskq``."""
+    status: object = 1
+    try:
+        os.setsid()
+        os.chdir(str(request["cwd"]))
+        os.environ.clear()
+        os.environ.update(request["env"])  # type: ignore[call-overload]  # read from JSON
+        time.tzset()
+        sys.argv = ["aiotaskq", *request["arguments"]]  # type: ignore[misc]  # read from JSON
+        sys.path[0] = str(request["cwd"])
+        folder = Path(str(request["folder"]))
+        for number, mode in enumerate(("in", "out", "err")):
+            file: IO[str] = (folder / mode).open("r" if mode == "in" else "w")
+            os.dup2(file.fileno(), number)
+        from aiotaskq.cli import main
+
+        main()
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException as error:  # what Python does with what nobody caught
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+if __name__ == "__main__":
+    _serve()

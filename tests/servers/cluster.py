@@ -1,0 +1,154 @@
+"""A Redis cluster: three masters, each with a replica."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from tests.servers.base import ServerFailed, Watchdog, free_port
+from tests.servers.redis import RedisServer
+from tests.servers.sentinel import wait_until
+
+# Milliseconds until the others take a silent node for dead. On a busy machine one may be silent
+# that lives, so that the time is short only while one is to be taken for dead.
+_BRISK, _CALM = 1000, 20_000
+_SLOTS = 16384
+
+
+class ClusterNode(RedisServer):
+    """One node, with a port of its own for the cluster's bus."""
+
+    name = "redis-cluster-node"
+
+    def __init__(self, watchdog: Watchdog, options: dict[str, str]) -> None:
+        self.bus = free_port()
+        super().__init__(watchdog, options=options | {"cluster-port": str(self.bus)})
+
+    @property
+    def node_id(self) -> str:
+        """What the cluster calls it."""
+        return self.bulk("CLUSTER MYID").strip()
+
+
+class RedisCluster:
+    """Six nodes on the loopback device.
+
+    Args:
+        watchdog: What ends them if the tests are killed.
+        masters: How many, each with a replica or with none.
+        replicas: Whether there are replicas.
+        options: Of all nodes, as in redis.conf.
+    """
+
+    def __init__(
+        self,
+        watchdog: Watchdog,
+        *,
+        masters: int = 3,
+        replicas: bool = True,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        given = {
+            "cluster-enabled": "yes",
+            "appendfsync": "no",  # it outlives the process, not the machine
+            "cluster-node-timeout": str(_BRISK),
+            "cluster-replica-validity-factor": "0",
+            "databases": "1",
+            "repl-diskless-sync-delay": "0",
+            **(options or {}),
+        }
+        self._masters = masters
+        count = 2 * masters if replicas else masters
+        self.nodes = [ClusterNode(watchdog, given) for _ in range(count)]
+        self._made = False
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis+cluster://{','.join(f'{one.host}:{one.port}' for one in self.nodes)}"
+
+    @property
+    def masters(self) -> Sequence[ClusterNode]:
+        """The nodes that have slots now."""
+        return [one for one in self.nodes if one.running and self._role(one) == "master"]
+
+    def start(self) -> None:
+        """Start what does not run, and wait until all slots are served and all replicas follow."""
+        for node in self.nodes:
+            node.start()
+        if not self._made:
+            self._make()
+            self._made = True
+        wait_until(self._is_whole, "become a cluster")
+        self._set_timeout(_CALM)
+
+    def fail_over(self, dead: ClusterNode | None = None) -> ClusterNode:
+        """Kill a master, and wait until its replica has taken its place; return what was killed."""
+        dead = dead or self.masters[0]
+        self._set_timeout(_BRISK)
+        dead.kill()
+        wait_until(lambda: len(self.masters) == self._masters, "fail over")
+        wait_until(lambda: all(map(self._serves, self.masters)), "serve again")
+        return dead
+
+    def flush(self) -> None:
+        """Empty all."""
+        for master in self.masters:
+            master.command("FLUSHALL")
+
+    def stop(self) -> None:
+        """Stop all nodes; what they hold stays."""
+        for node in self.nodes:
+            node.stop()
+
+    def close(self) -> None:
+        """End all."""
+        for node in self.nodes:
+            node.close()
+
+    def _set_timeout(self, milliseconds: int) -> None:
+        for node in self.nodes:
+            if node.running:
+                node.command(f"CONFIG SET cluster-node-timeout {milliseconds}")
+
+    def _make(self) -> None:
+        first, *others = self.nodes
+        for number, node in enumerate(self.nodes, 1):
+            node.command(f"CLUSTER SET-CONFIG-EPOCH {number}")
+        for node in others:
+            node.command(f"CLUSTER MEET {first.host} {first.port} {first.bus}")
+        for number, master in enumerate(self.nodes[: self._masters]):
+            begin = number * _SLOTS // self._masters
+            end = (number + 1) * _SLOTS // self._masters - 1
+            master.command(f"CLUSTER ADDSLOTSRANGE {begin} {end}")
+        wait_until(lambda: all(map(self._knows_all, self.nodes)), "meet")
+        for master, replica in zip(self.nodes, self.nodes[self._masters :], strict=False):
+            replica.command(f"CLUSTER REPLICATE {master.node_id}")
+
+    def _knows_all(self, node: ClusterNode) -> bool:
+        ids = {line.split()[0] for line in node.bulk("CLUSTER NODES").splitlines()}
+        return ids >= {one.node_id for one in self.nodes}
+
+    def _serves(self, node: ClusterNode) -> bool:
+        return "cluster_state:ok" in node.bulk("CLUSTER INFO")
+
+    def _is_whole(self) -> bool:
+        with contextlib.suppress(OSError, ServerFailed):
+            roles = [node.info("replication") for node in self.nodes]
+            masters = [one for one in roles if one["role"] == "master"]
+            return (
+                all(map(self._serves, self.nodes))
+                and len(masters) == self._masters
+                and all(
+                    one.get("master_link_status") == "up" if one["role"] == "slave" else True
+                    for one in roles
+                )
+                and sum(int(one["connected_slaves"]) for one in masters)
+                == len(self.nodes) - self._masters
+            )
+        return False
+
+    def _role(self, node: ClusterNode) -> str:
+        with contextlib.suppress(OSError, ServerFailed):
+            return node.info("replication")["role"]
+        return "away"
