@@ -331,6 +331,8 @@ class Transactional(Protocol):
 
         Raises:
             ConfigError: It is no connection to such a store, or there are no tables behind it.
+            Exception: What the caller's own client raises where his transaction cannot go on, as
+                after a conflict with another one.
         """
         ...
 

@@ -123,6 +123,35 @@ async def test_an_id_given_twice_is_stored_once(
     assert runs == [1, 3]
 
 
+async def test_a_conflict_with_another_transaction_is_told_as_what_it_is(
+    app: TaskQueue, connection: asyncpg.Connection, postgres_url: str
+) -> None:
+    @app.task
+    async def order(number: int) -> int:
+        return number
+
+    other = await asyncpg.connect(postgres_url)
+
+    async def behind_another() -> None:
+        async with connection.transaction(isolation="repeatable_read"):
+            await connection.fetch("SELECT 1")  # from here on it sees nothing that others do
+            async with other.transaction():
+                await order.with_options(connection=other, task_id="order-1").kiq(1)
+            await order.with_options(connection=connection, task_id="order-1").kiq(2)
+
+    async def after_a_failure() -> None:
+        async with connection.transaction():
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                await connection.fetch("SELECT 1 / 0")
+            await order.with_options(connection=connection).kiq(3)
+
+    with pytest.raises(asyncpg.SerializationError):
+        await behind_another()
+    with pytest.raises(asyncpg.InFailedSQLTransactionError):
+        await after_a_failure()
+    await other.close()
+
+
 async def test_options_hold_in_a_transaction_too(
     app: TaskQueue, connection: asyncpg.Connection
 ) -> None:

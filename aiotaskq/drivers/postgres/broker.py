@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
-from aiotaskq.drivers.postgres.enlisted import enlist
+from aiotaskq.drivers.postgres.enlisted import CALLERS_OWN, enlist
 from aiotaskq.drivers.postgres.housekeeping import Housekeeper
 from aiotaskq.drivers.postgres.lease import PostgresLease
 from aiotaskq.drivers.postgres.letters import discard, read, revive
@@ -138,7 +138,7 @@ class PostgresBroker:
 
     async def publish_in(self, connection: object, batch: Sequence[Envelope]) -> Collection[str]:
         """Store envelopes in the caller's transaction; see `aiotaskq.protocols.Transactional`."""
-        with self._link.errors():
+        with self._link.errors(but=CALLERS_OWN):
             own = await enlist(connection)
             refused = await insert(own.fetch, self._names, batch, shift=self._time_shift)
             await announce(own.fetch, self._names)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from inspect import iscoroutinefunction
 from typing import Any
 
+import asyncpg
+
 from aiotaskq.errors import ConfigError
 
 _OPEN_ONE = (
     "no transaction is open on what connection= was given, so there is nothing to be a part of;"
     " open one: async with connection.transaction(): ..."
 )
+
+CALLERS_OWN = (asyncpg.TransactionRollbackError, asyncpg.InFailedSQLTransactionError)
+"""What says something of the caller's transaction, who may wait for it to try again: a conflict
+with others, a deadlock, an earlier statement that failed."""
 
 
 async def enlist(given: Any) -> Any:

@@ -316,10 +316,16 @@ class Link:
         return arguments
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn the errors of the client library into those of aiotaskq."""
+    def errors(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turn the errors of the client library into those of aiotaskq.
+
+        Args:
+            but: Those that stay what they are.
+        """
         try:
             yield
+        except but:
+            raise
         except (
             asyncpg.PostgresError,
             asyncpg.InterfaceError,
