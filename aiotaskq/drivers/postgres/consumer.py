@@ -98,20 +98,27 @@ class PostgresConsumer:
     async def open(self) -> None:
         if self._number:
             return
-        [row] = await self._link.fetch(
-            sql.ADD_CONSUMER,
-            self._shift(),
-            self.id,
-            self._name,
-            self._queues,
-            self._about,
-            self._lease,
-        )
-        self._number = row["number"]
-        # The server was started after the last sign of life, so it was away, and the others,
-        # who come back in a moment, are not to be judged by that.
-        if row["last_beat"] is not None and row["started"] > row["last_beat"]:
-            await spare(self._link, self._shift())
+        names = self._link.names
+
+        async def join(connection: Connection) -> int:
+            # Nobody judges before this is committed, as in `PostgresLease.renew`.
+            await connection.fetch(names.render(sql.SILENCE))
+            [row] = await connection.fetch(
+                names.render(sql.ADD_CONSUMER),
+                self._shift(),
+                self.id,
+                self._name,
+                self._queues,
+                self._about,
+                self._lease,
+            )
+            # The server was started after the last sign of life, so it was away, and the others,
+            # who come back in a moment, are not to be judged by that.
+            if row["last_beat"] is not None and row["started"] > row["last_beat"]:
+                await spare(connection, names, self._shift())
+            return int(row["number"])
+
+        self._number = await self._link.transact(join, repeat=True)
 
     async def fetch(
         self, limit: int, wait: float, *, order: Sequence[str] | None = None

@@ -121,16 +121,6 @@ async def promote(link: Link, shift: float) -> dict[str, int]:
     return await link.transact(work, repeat=True)
 
 
-async def spare(link: Link, shift: float) -> None:
-    """Give every consumer another lease."""
-
-    async def work(connection: Connection) -> None:
-        await connection.fetch(link.names.render(sql.SILENCE))
-        await _spare(connection, link.names, shift)
-
-    await link.transact(work, repeat=True)
-
-
 async def take_back(
     connection: Connection, names: Names, number: int, limit: int
 ) -> tuple[int, dict[str, int]]:
@@ -157,13 +147,14 @@ async def _judge(
     [lease] = await connection.fetch(names.render(sql.LEASES_OF), lapsed)
     if lease[0] is not None:
         if silence["seconds"] > lease[0] / 2:
-            await _spare(connection, names, shift)
+            await spare(connection, names, shift)
         else:
             await connection.fetch(names.render(sql.FENCE), shift, lapsed)
     rows = await connection.fetch(names.render(sql.FENCED_AMONG), lapsed)
     return [row["number"] for row in rows]
 
 
-async def _spare(connection: Connection, names: Names, shift: float) -> None:
+async def spare(connection: Connection, names: Names, shift: float) -> None:
+    """Give every consumer another lease, in a transaction that holds the lock of `sql.SILENCE`."""
     await connection.fetch(names.render(sql.SPARE), shift)
     await connection.fetch(names.render(sql.NOTE_SPARED))

@@ -30,14 +30,22 @@ class PostgresLease:
 
     async def renew(self) -> bool:
         await self._link.open()
-        rows = await self._link.fetch(
-            sql.RENEW, self._shift(), self._grant.consumer, self._grant.seconds
-        )
-        # Nobody gave a sign of life for so long, and here is one who lives: it was the server
-        # that stood still. The others are about to say that they live, too.
-        if rows and rows[0]["silence"] > self._grant.seconds / 2:
-            await spare(self._link, self._shift())
-        return bool(rows)
+        arguments = self._shift(), self._grant.consumer, self._grant.seconds
+        if await self._link.fetch(sql.RENEW_IN_COMPANY, *arguments):
+            return True
+
+        async def renew(connection: Connection) -> bool:
+            # Nobody judges before this is committed: the sign of life alone would say that the
+            # others had time to give theirs.
+            await connection.fetch(self._link.names.render(sql.SILENCE))
+            rows = await connection.fetch(self._link.names.render(sql.RENEW), *arguments)
+            # Nobody gave a sign of life for so long, and here is one who lives: it was the server
+            # that stood still. The others are about to say that they live, too.
+            if rows and rows[0]["silence"] > self._grant.seconds / 2:
+                await spare(connection, self._link.names, self._shift())
+            return bool(rows)
+
+        return await self._link.transact(renew, repeat=True)
 
     async def end(self, note: str) -> int:
         await self._link.open()

@@ -251,10 +251,16 @@ ON CONFLICT (id, fenced) DO UPDATE SET lease_until = excluded.lease_until, beat 
 RETURNING number, (SELECT max(beat) FROM "{{prefix}}_consumers") AS last_beat,
     extract(epoch FROM pg_postmaster_start_time())::float8 AS started
 """
+_LAST_BEAT = 'SELECT max(beat) FROM "{prefix}_consumers"'
 RENEW = f"""
 UPDATE "{{prefix}}_consumers" SET lease_until = {_NOW} + $3::float8, beat = {_REAL}
 WHERE id = $2 AND NOT fenced
-RETURNING {_REAL} - (SELECT max(beat) FROM "{{prefix}}_consumers") AS silence
+RETURNING {_REAL} - ({_LAST_BEAT}) AS silence
+"""
+RENEW_IN_COMPANY = f"""
+UPDATE "{{prefix}}_consumers" SET lease_until = {_NOW} + $3::float8, beat = {_REAL}
+WHERE id = $2 AND NOT fenced AND {_REAL} - ({_LAST_BEAT}) <= $3::float8 / 2
+RETURNING number
 """
 FENCE_ONE = """
 UPDATE "{prefix}_consumers" SET fenced = true, crash_note = $2

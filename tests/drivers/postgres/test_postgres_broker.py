@@ -108,6 +108,19 @@ def losing(broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch, lost: str) -
     monkeypatch.setattr(link, "fetch", failing)
 
 
+def losing_commit(broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the answer to the end of the next transaction be lost."""
+    link = broker._link
+    transact = link.transact
+
+    async def failing(work: Any, *, repeat: bool) -> Any:
+        await transact(work, repeat=repeat)
+        monkeypatch.setattr(link, "transact", transact)
+        raise BrokerUnavailable("the answer was lost")
+
+    monkeypatch.setattr(link, "transact", failing)
+
+
 # --- waking -------------------------------------------------------------------------------------
 
 
@@ -334,7 +347,7 @@ async def test_a_lease_that_began_without_an_answer_is_begun_once(
     broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = broker.consumer(["q"], name="w", lease=60)
-    losing(broker, monkeypatch, sql.ADD_CONSUMER)
+    losing_commit(broker, monkeypatch)
     with pytest.raises(BrokerUnavailable):
         await consumer.open()
     await consumer.open()
@@ -593,3 +606,31 @@ def test_a_whole_url_to_listen_at_is_an_argument() -> None:
     assert "secret" not in repr(broker) + broker.url
     backend = broker.backend()
     assert backend._link.target.listen is not None
+
+
+async def test_a_sign_of_life_after_a_silence_is_seen_only_when_all_are_spared(
+    broker: PostgresBroker, join: Join, database: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    first, second = await join(), await join()
+    silent = 0.9 * first.grant.seconds
+    await database.execute(
+        "UPDATE aiotaskq_consumers SET beat = beat - $1, lease_until = lease_until - 2 * $1", silent
+    )
+    lapsed = "SELECT count(*) FROM aiotaskq_consumers WHERE lease_until <= extract(epoch FROM now())"
+    beats = "SELECT max(beat) FROM aiotaskq_consumers"
+    before = await database.fetchval(beats)
+    assert await database.fetchval(lapsed) == 2
+    lease = broker.lease(first.grant)
+    async with database.transaction():
+        await database.execute("SELECT FROM aiotaskq_silence FOR UPDATE")  # somebody judges
+        renewing = asyncio.create_task(lease.renew())
+
+        async def waits() -> bool:
+            return bool(await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await until(waits)
+        assert await database.fetchval(beats) == before
+    assert await renewing
+    assert await database.fetchval(beats) > before
+    assert await database.fetchval(lapsed) == 0
+    await lease.close()
