@@ -50,7 +50,9 @@ def script(code: str, *, folder: Path, arguments: tuple[str, ...] = ()) -> str:
         timeout=50,
         check=False,
     )
-    assert done.stderr == ""
+    # What asyncio says of a step that took long is true of a busy machine.
+    told = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert told == []
     assert done.returncode == 0
     return done.stdout
 
