@@ -294,7 +294,7 @@ class Session:
         self.publisher = Publisher(broker, publish_timeout)
         self._patience = publish_timeout
         self._waiters = Waiters(backend) if backend is not None else None
-        self._broker_open = self._backend_open = self._outbox_open = False
+        self._opened: set[str] = set()
         self._lock = asyncio.Lock()
         self._life: AsyncGenerator[None, None] | None = None
 
@@ -305,12 +305,8 @@ class Session:
 
     async def open(self) -> None:
         """Connect to the broker. Idempotent; after an error the next call tries again."""
-        if not self._broker_open:
-            async with self._lock:
-                if not self._broker_open:
-                    await _patiently(self.broker.open, self._patience)
-                    self._broker_open = True
-                    await self._live()
+        if "broker" not in self._opened:
+            await self._open_once("broker", partial(_patiently, self.broker.open, self._patience))
 
     async def enlist(
         self, connection: object
@@ -329,12 +325,7 @@ class Session:
                 " to the PostgreSQL database that connection= leads to, from where the workers"
                 " pass it on"
             )
-        if not self._outbox_open:
-            async with self._lock:
-                if not self._outbox_open:
-                    await _patiently(self._outbox.open, self._patience)
-                    self._outbox_open = True
-                    await self._live()
+        await self._open_once("outbox", partial(_patiently, self._outbox.open, self._patience))
         return partial(self._outbox.publish_in, connection)
 
     async def results(self) -> ResultBackend:
@@ -345,12 +336,8 @@ class Session:
         """
         if self._backend is None:
             raise ConfigError("this application keeps no results: its result_backend is disabled")
-        if not self._backend_open:
-            async with self._lock:
-                if not self._backend_open:
-                    await self._backend.open()
-                    self._backend_open = True
-                    await self._live()
+        if "backend" not in self._opened:
+            await self._open_once("backend", self._backend.open)
         return self._backend
 
     async def reply_address(self) -> str:
@@ -370,10 +357,14 @@ class Session:
         assert self._waiters is not None  # results() raised otherwise
         return await self._waiters.wait(task_id)
 
-    async def _live(self) -> None:
-        if self._life is None:
-            self._life = self._until_closed()
-            await anext(self._life)
+    async def _open_once(self, what: str, connect: Callable[[], Awaitable[None]]) -> None:
+        async with self._lock:
+            if what not in self._opened:
+                await connect()
+                self._opened.add(what)
+                if self._life is None:
+                    self._life = self._until_closed()
+                    await anext(self._life)
 
     async def _until_closed(self) -> AsyncGenerator[None, None]:
         """Close with the loop where nobody calls `close`.
@@ -393,7 +384,7 @@ class Session:
             await life.aclose()
 
     async def _close(self) -> None:
-        self._broker_open = self._backend_open = self._outbox_open = False
+        self._opened.clear()
         await self.publisher.close()
         if self._waiters is not None and self._backend is not None:
             await self._waiters.close()

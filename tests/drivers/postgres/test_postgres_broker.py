@@ -611,12 +611,15 @@ def test_a_whole_url_to_listen_at_is_an_argument() -> None:
 async def test_a_sign_of_life_after_a_silence_is_seen_only_when_all_are_spared(
     broker: PostgresBroker, join: Join, database: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    first, second = await join(), await join()
+    first = await join()
+    await join()
     silent = 0.9 * first.grant.seconds
     await database.execute(
         "UPDATE aiotaskq_consumers SET beat = beat - $1, lease_until = lease_until - 2 * $1", silent
     )
-    lapsed = "SELECT count(*) FROM aiotaskq_consumers WHERE lease_until <= extract(epoch FROM now())"
+    lapsed = (
+        "SELECT count(*) FROM aiotaskq_consumers WHERE lease_until <= extract(epoch FROM now())"
+    )
     beats = "SELECT max(beat) FROM aiotaskq_consumers"
     before = await database.fetchval(beats)
     assert await database.fetchval(lapsed) == 2
