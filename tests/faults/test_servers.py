@@ -323,7 +323,7 @@ class TestWithResultsInPostgres:
         with scene.nemesis.lasting("no postgres"):
             await asyncio.to_thread(postgres_server.kill)
             handles: list[TaskHandle[str]] = await app.kiq_many(
-                [Call(BULKY, (f"bulky-{n}", 900_000), {}, {}) for n in range(150)]
+                [Call(BULKY, (f"bulky-{n}", 900_000), {}, {}) for n in range(110)]
             )
             # 64 MB of results may wait, and what runs at that time is added to them.
             await scene.ledger.count(Ended, 60, within=PATIENCE)
