@@ -108,9 +108,10 @@ async def test_a_process_that_dies_while_idle_costs_no_task(worker: Worker) -> N
 
 
 async def test_a_timeout_ends_the_process_and_only_that_one(worker: Worker, tmp_path: Path) -> None:
-    bystander = await tasks.sleep.kiq(2, str(tmp_path / "one"))
+    bystander = await tasks.sleep.kiq(6, str(tmp_path / "one"))
     spared = await pid_of(tmp_path / "one")
-    handle = await tasks.sleep.with_options(timeout=1).kiq(LONG, str(tmp_path / "two"))
+    # Time enough for its process to start on a busy machine, which counts.
+    handle = await tasks.sleep.with_options(timeout=4).kiq(LONG, str(tmp_path / "two"))
     doomed = await pid_of(tmp_path / "two")
     with pytest.raises(TimeoutError, match="longer than its timeout"):
         await handle.result(LONG)
