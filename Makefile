@@ -117,6 +117,14 @@ bench: $(VENV)/.dev servers ## Measure, a few minutes; one thing only: make benc
 bench-compare: $(VENV)/.dev servers ## Measure other task queues beside it: installs them, an hour
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
+.PHONY: bench-brokers
+bench-brokers: $(VENV)/.dev servers ## The same on PostgreSQL and RabbitMQ, into docs/performance.md: half an hour
+	$(BIN)/python -m benchmarks.compare --only pgqueuer,procrastinate --workloads noop \
+		--json benchmarks/results/compare-postgres.json $(ARGS)
+	$(BIN)/python -m benchmarks.compare --only taskiq-aio-pika,celery-rabbitmq --workloads noop \
+		--json benchmarks/results/compare-rabbitmq.json $(ARGS)
+	$(BIN)/python -m tests.examples.documents
+
 .PHONY: bench-plots
 bench-plots: $(VENV)/.dev ## Draw the plots of docs/performance.md from benchmarks/results/
 	@$(PIP) matplotlib

@@ -3,8 +3,9 @@
 ``python -m benchmarks.compare [--only taskiq,saq] [--workloads noop,sync] [--rounds N] [--quick]
 [--json FILE]``
 
-Each library is installed in a virtual environment of its own, versions pinned; Redis and PostgreSQL
-are started here. What does not work is reported with its error, and the others go on.
+Each library is installed in a virtual environment of its own, versions pinned; Redis, PostgreSQL
+and RabbitMQ are started here, those that are needed. With ``--only``, ours take part on the servers
+of those that are named. What does not work is reported with its error, and the others go on.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, Report
 from benchmarks.rivals import drains, workloads
-from benchmarks.rivals.contestants import OURS, Contestant, Failed, find
+from benchmarks.rivals.contestants import Contestant, Failed, find
 from benchmarks.rivals.processes import GroupWatchdog, ask, worker_of
-from benchmarks.rivals.stores import PostgresStore, RedisStore, Store
+from benchmarks.rivals.stores import PostgresStore, RabbitStore, RedisStore, Store
 from tests.servers import ServerFailed, ServerMissing, Watchdog
 
 ASK_TIMEOUT = 300.0  # seconds
@@ -49,6 +50,12 @@ TITLES = {
     "enqueue": f"sent one by one from {CALLERS} callers",
     "bulk": "sent in batches of 1,000",
     "roundtrip": "sent and waited for, one at a time, idle worker",
+}
+
+_STORES: dict[str, Callable[[Watchdog], Store]] = {
+    "redis": RedisStore,
+    "postgres": PostgresStore,
+    "rabbitmq": RabbitStore,
 }
 
 # What is measured of a workload: name, unit. The first one is what is compared.
@@ -93,6 +100,7 @@ class Sitting:
         self.contestants = contestants
         self.quick = quick
         self.comparison = Comparison()
+        self.versions: dict[str, str] = {}  # of servers
         self._watchdog = GroupWatchdog()
         self._watchdog_of_servers = Watchdog()
         self._stores: dict[str, Store] = {}
@@ -133,8 +141,8 @@ class Sitting:
 
     def _store(self, one: Contestant) -> Store:
         if one.store not in self._stores:
-            kind = {"redis": RedisStore, "postgres": PostgresStore}[one.store]
-            self._stores[one.store] = kind(self._watchdog_of_servers)
+            store = self._stores[one.store] = _STORES[one.store](self._watchdog_of_servers)
+            self.versions |= store.versions()
         return self._stores[one.store]
 
     def _measure(self, one: Contestant, workload: str) -> Values | None:
@@ -197,27 +205,37 @@ def show(comparison: Comparison, chosen: list[Contestant], workload: str, consol
     names = parts(workload)
     table = Table(title=f"{workload}: {TITLES[workload]}")
     table.add_column("who", no_wrap=True)
-    for column in (f"{names[0][0]}, {names[0][1]}", "least", "greatest", f"{OURS}: times as fast"):
+    for column in (f"{names[0][0]}, {names[0][1]}", "least", "greatest", "ours: times as fast"):
         table.add_column(column, justify="right")
     for name, unit in names[1:]:
         table.add_column(f"{name}, {unit}", justify="right")
     less_is_better = workload == "roundtrip"
-    ours = statistics.median(run[0] for run in rows[OURS]) if OURS in rows else None
     medians = {who: statistics.median(run[0] for run in runs) for who, runs in rows.items()}
     without = {one.name for one in chosen if not one.results}
+    beside = {who: medians[one] for who, one in references(chosen).items() if one in medians}
     for who in sorted(rows, key=medians.__getitem__, reverse=not less_is_better):
-        label, *cells = _row(who, rows[who], ours, less_is_better=less_is_better)
+        label, *cells = _row(who, rows[who], beside.get(who), less_is_better=less_is_better)
         table.add_row(f"{label} (no results)" if who in without else label, *cells)
     for who in sorted(failed - set(rows)):
         table.add_row(who, "failed")
     console.print(table)
 
 
+def references(chosen: list[Contestant]) -> dict[str, str]:
+    """Return the one of ours that each stands beside: the first on the same server."""
+    ours = {one.store: one.name for one in reversed(chosen) if one.is_ours}
+    return {
+        one.name: ours[one.store]
+        for one in chosen
+        if one.store in ours and one.name != ours[one.store]
+    }
+
+
 def _row(who: str, runs: list[Values], ours: float | None, *, less_is_better: bool) -> list[str]:
     first, *others = zip(*runs, strict=True)
     median = statistics.median(first)
     times = ""
-    if ours is not None and who != OURS:
+    if ours is not None:
         times = f"{median / ours if less_is_better else ours / median:,.1f} x"
     digits = 2 if less_is_better else 0
     numbers = (f"{number:,.{digits}f}" for number in (median, min(first), max(first)))
@@ -254,12 +272,13 @@ def versions(contestants: list[Contestant]) -> dict[str, str]:
 def write(sitting: Sitting, chosen: list[Contestant], file: Path) -> None:
     """Keep every run as JSON, with settings, promises and failures."""
     comparison = sitting.comparison
-    Report(list(comparison.figures()), versions(chosen)).write(file)
+    Report(list(comparison.figures()), {**versions(chosen), **sitting.versions}).write(file)
     report = json.loads(file.read_text(encoding="utf-8"))
     report["contestants"] = {
         one.name: {
             "settings": one.settings,
             "durability": one.durability,
+            "server": one.store,
             "stores_results": bool(one.results),
             "tasks": {} if sitting.quick else one.counts,
             "failures": {w: e for (who, w), e in comparison.failures.items() if who == one.name},
@@ -292,7 +311,9 @@ def _parse(known: list[Contestant]) -> argparse.Namespace:
     everything = [*workloads.NAMES, *SENDING]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument(
-        "--only", type=_names([one.name for one in known]), help="these beside aiotaskq: taskiq,saq"
+        "--only",
+        type=_names([one.name for one in known]),
+        help="these, and ours on the same servers: taskiq,saq",
     )
     parser.add_argument(
         "--workloads", type=_names(everything), default=everything, help=",".join(everything)
@@ -301,6 +322,12 @@ def _parse(known: list[Contestant]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few tasks, one round: does it work?")
     parser.add_argument("--json", type=Path, help="write every run to this file")
     return parser.parse_args()
+
+
+def choose(known: list[Contestant], names: list[str]) -> list[Contestant]:
+    """Return those of these names, and ours on the servers that they use."""
+    servers = {one.store for one in known if one.name in names}
+    return [one for one in known if one.name in names or (one.is_ours and one.store in servers)]
 
 
 @contextmanager
@@ -321,9 +348,7 @@ def main() -> None:
     """Measure and print."""
     known = find()
     options = _parse(known)
-    chosen = [
-        one for one in known if options.only is None or one.name in options.only or one.is_ours
-    ]
+    chosen = known if options.only is None else choose(known, options.only)
     rounds = 1 if options.quick else options.rounds
     console = Console()
     sitting = Sitting(list(chosen), quick=options.quick)

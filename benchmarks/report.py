@@ -1,8 +1,8 @@
 """Turn what was measured into the tables and plots of the documents.
 
 ``python -m benchmarks.report`` draws the plots (needs matplotlib); the tables come with
-``python -m tests.examples.documents``. Both read `RESULTS`: what ``make bench`` and
-``make bench-compare`` wrote last.
+``python -m tests.examples.documents``. Both read `RESULTS`: what ``make bench``,
+``make bench-compare`` and ``make bench-brokers`` wrote last.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 OURS = "aiotaskq"
 DRAINS = ("noop", "sync", "sleep", "cpu", "payload")
 ALL = (*DRAINS, "enqueue", "bulk", "roundtrip")
+BROKERS = ("postgres", "rabbitmq")  # with results of their own, beside those on Redis
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -45,6 +46,7 @@ class Contestant(msgspec.Struct, frozen=True):
     settings: str
     durability: str
     stores_results: bool
+    server: str = "redis"  # files of earlier versions do not tell
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -73,7 +75,7 @@ def read(name: str) -> Written:
 def targets_table() -> str:
     """Return our own figures, with what they were to reach."""
     rows = []
-    soaked = (RESULTS / "soak.json").exists()  # it takes long, and is not part of every sitting
+    soaked = _is_measured("soak")  # it takes long, and is not part of every sitting
     for name in ("own", "soak") if soaked else ("own",):
         for one in read(name).figures:
             verdict = "" if one.target is None else f"{one.target} {one.unit}".strip()
@@ -91,19 +93,26 @@ def ratios_table() -> str:
         _ratio(told, "noop: rate", "drain", 20.0, _python_rivals(told)),
         _ratio(told, "noop: rate", "drain", 2.0, {"bullmq"}),
         _ratio(told, "enqueue: rate", "one by one from 100 callers", 5.0, {"taskiq"}),
-        _ratio(told, "bulk: rate", "in batches of 1,000", None, set(told.contestants) - {OURS}),
-        _ratio(
-            told, "roundtrip: p50", "round trip", 3.0, set(told.contestants) - {OURS}, less=True
-        ),
+        _ratio(told, "bulk: rate", "in batches of 1,000", None, _others(told)),
+        _ratio(told, "roundtrip: p50", "round trip", 3.0, _others(told), less=True),
     ]
     return _table(("measure", OURS, "beside", "times as good", "target", "met"), rows)
 
 
+def _others(told: Written) -> set[str]:
+    return {name for name in told.contestants if not _is_ours(name)}
+
+
+def _is_ours(name: str) -> bool:
+    return name == OURS or name.startswith(f"{OURS}-")
+
+
 def _python_rivals(told: Written) -> set[str]:
+    """Return those on Redis that keep results."""
     return {
         name
-        for name, one in told.contestants.items()
-        if name not in (OURS, "bullmq") and one.stores_results
+        for name in _others(told) - {"bullmq"}
+        if told.contestants[name].stores_results and told.contestants[name].server == "redis"
     }
 
 
@@ -167,6 +176,52 @@ def costs_table() -> str:
     return _table(("", "worker CPU, µs/task", "server CPU, µs/task", "peak memory, MB"), rows)
 
 
+def postgres_table() -> str:
+    """Return who drains how fast from PostgreSQL."""
+    return _broker_table("postgres", {})
+
+
+def rabbitmq_table() -> str:
+    """Return who drains how fast from RabbitMQ."""
+    return _broker_table("rabbitmq", {"taskiq-aio-pika": 3.0})
+
+
+def _broker_table(server: str, targets: Mapping[str, float]) -> str:
+    """Return the drains of one server, beside the first of ours on it, the fastest first."""
+    name = _of_broker(server)
+    if not _is_measured(name):
+        return "Not measured yet: `make bench-brokers` does it.\n"
+    told = read(name)
+    found = [
+        told.of(f"noop: {part}") for part in ("rate", "worker CPU", "server CPU", "peak memory")
+    ]
+    rates = found[0]
+    ours = next(who for who in told.contestants if _is_ours(who) and who in rates)
+    rows = []
+    for who in sorted(rates, key=lambda one: -rates[one].median):
+        times = rates[ours].median / rates[who].median
+        target = targets.get(who)
+        rows.append(
+            (
+                who if told.contestants[who].stores_results else f"{who} (no results)",
+                *(_short(one[who].median) for one in found),
+                "" if who == ours else f"{times:.1f}",
+                "" if target is None else f"≥ {target:g}",
+                "" if target is None else "yes" if times >= target else "**no**",
+            )
+        )
+    heads = ("", "tasks/s", "worker CPU, µs/task", "server CPU, µs/task", "peak memory, MB")
+    return _table((*heads, f"times as fast: {ours}", "target", "met"), rows)
+
+
+def _of_broker(server: str) -> str:
+    return f"compare-{server}"
+
+
+def _is_measured(name: str) -> bool:
+    return (RESULTS / f"{name}.json").exists()
+
+
 def promises_table() -> str:
     """Return how everybody was set up, and what becomes of a killed worker's tasks."""
     told = read("compare")
@@ -178,8 +233,13 @@ def machine_table() -> str:
     """Return what it was measured on and with."""
     own, told = read("own"), read("compare")
     rows = [(name, text) for name, text in own.machine.items()]
-    rows.append(("measured", f"{own.at}, rivals {told.at}"))
-    rows += [(name, text) for name, text in {**own.versions, **told.versions}.items() if text]
+    brokers = {one: read(_of_broker(one)) for one in BROKERS if _is_measured(_of_broker(one))}
+    times = [f"rivals {told.at}", *(f"{name} {one.at}" for name, one in brokers.items())]
+    rows.append(("measured", ", ".join([own.at, *times])))
+    versions = {**own.versions, **told.versions}
+    for one in brokers.values():
+        versions |= one.versions
+    rows += [(name, text) for name, text in versions.items() if text]
     return _table(("", ""), rows)
 
 
@@ -188,6 +248,8 @@ TABLES = {
     "performance_ratios": ratios_table,
     "performance_rivals": rivals_table,
     "performance_costs": costs_table,
+    "performance_postgres": postgres_table,
+    "performance_rabbitmq": rabbitmq_table,
     "performance_promises": promises_table,
     "performance_machine": machine_table,
 }

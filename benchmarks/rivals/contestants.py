@@ -35,9 +35,10 @@ class Contestant:
         library: The name of its folder.
         settings: How it is set up, for the reader.
         durability: What becomes of tasks whose worker is killed, for the reader.
-        store: `redis` or `postgres`.
+        store: `redis`, `postgres`, or `rabbitmq`, which has a Redis for results beside it.
         left: Commands that count what is still to be done. Redis: `DATABASE: COMMAND`; an answer
             that is a list counts by its first item if that is a number, else by its length.
+            RabbitMQ: `queue: REGULAR EXPRESSION`, which counts what waits and what is held.
         results: The command that counts stored results; empty where none are stored.
         counts: How many tasks a drain has, by workload; one that is missing is not run.
         prepare: Whether an empty database wants tables first.
@@ -82,7 +83,7 @@ class Contestant:
     def versions(self) -> str:
         """Everything that is installed for it."""
         if self.is_ours:
-            used = ("aiotaskq", "redis", "hiredis", "msgspec", "uvloop")
+            used = ("aiotaskq", "redis", "hiredis", "asyncpg", "pamqp", "msgspec", "uvloop")
             return " ".join(f"{name}=={metadata.version(name)}" for name in used)
         return " ".join(self.pins.read_text(encoding="utf-8").split())
 

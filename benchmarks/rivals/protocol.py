@@ -7,8 +7,9 @@
 - ``bulk COUNT``: send in batches of 1,000; prints the seconds, or that there are no batches.
 - ``roundtrip COUNT``: send and wait for the result, one at a time; prints each one's milliseconds.
 
-Answers are one line of JSON. The servers are in `BENCH_REDIS_URL` and `BENCH_POSTGRES_URL`. Runs
-inside a rival's own environment: it may import nothing but the standard library.
+Answers are one line of JSON. The servers are in `BENCH_REDIS_URL`, `BENCH_POSTGRES_URL` and
+`BENCH_RABBITMQ_URL`. Runs inside a rival's own environment: it may import nothing but the standard
+library.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def postgres_url() -> str:
     return os.environ["BENCH_POSTGRES_URL"]
 
 
+def rabbitmq_url() -> str:
+    return os.environ["BENCH_RABBITMQ_URL"]
+
+
 def workload_of_worker() -> str:
     """What this worker process is going to run, for settings that depend on it."""
     return os.environ.get("BENCH_WORKLOAD", "noop")
@@ -85,14 +90,19 @@ def main(
     *,
     prepare: Callable[[], None] = lambda: None,
     loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    abrupt: bool = False,
 ) -> None:
-    """Answer for a rival with coroutines."""
+    """Answer for a rival with coroutines; with `abrupt` a sender ends without closing anything."""
 
     def answer(options: argparse.Namespace) -> Answer:
         async def work() -> Answer:
             async with connect() as producer:
                 await producer.send("noop", 0)  # opens connections
-                return await _ask(producer, options)
+                answer = await _ask(producer, options)
+                if abrupt:
+                    print(json.dumps(answer), flush=True)
+                    os._exit(0)
+                return answer
 
         with asyncio.Runner(loop_factory=loop) as runner:
             return runner.run(work())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import psutil
 import redis
 
 from benchmarks.rivals.contestants import Contestant
-from tests.servers import PostgresServer, RedisServer, Watchdog
+from tests.servers import Certificates, PostgresServer, RabbitServer, RedisServer, Watchdog
 
 
 class Store(ABC):
@@ -30,6 +32,10 @@ class Store(ABC):
     @abstractmethod
     def processes(self) -> list[psutil.Process]:
         """Return the processes of the server."""
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of the server by its name, where `compare` cannot ask a program."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:
@@ -87,9 +93,78 @@ class PostgresStore(Store):
     def variables(self) -> dict[str, str]:
         return {"BENCH_POSTGRES_URL": self.server.url(self.database)}
 
+    def versions(self) -> dict[str, str]:
+        return {"PostgreSQL": self.server.sql("SHOW server_version")[0]}
+
     def processes(self) -> list[psutil.Process]:
         parent = psutil.Process(self.server.pid)
         return [parent, *parent.children()]
 
     def close(self) -> None:
         self.server.close()
+
+
+# Asked of the queues themselves: what RabbitMQ tells of a quorum queue is up to five seconds old.
+_COUNT = """
+lists:sum([
+    case amqqueue:get_type(Q) of
+        rabbit_quorum_queue ->
+            {ok, {_, N}, _} = ra:leader_query(
+                amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),
+            N;
+        _ -> [{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N
+    end
+    || Q <- rabbit_amqqueue:list(<<"%s">>),
+       re:run(element(4, amqqueue:get_name(Q)), <<"^(%s)$">>) =/= nomatch
+])
+"""
+
+
+class RabbitStore(Store):
+    """RabbitMQ, and a Redis for results; each contestant has a new virtual host."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.results = RedisStore(watchdog)
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            self.server = RabbitServer(watchdog, Certificates(Path(folder)))
+            self.server.start()
+        self._made = 0
+        self._make_host()
+
+    def empty(self) -> None:
+        self.results.empty()
+        self.server.evaluate(f'rabbit_vhost:delete(<<"{self._host}">>, <<"bench">>)')
+        self._make_host()
+
+    def count(self, query: str) -> int:
+        where, _, pattern = query.partition(": ")
+        if where != "queue":
+            return self.results.count(query)
+        return int(self.server.evaluate(_COUNT % (self._host, pattern)))
+
+    def variables(self) -> dict[str, str]:
+        url = self.server.url(query=self._host)
+        return {"BENCH_RABBITMQ_URL": url, **self.results.variables()}
+
+    def processes(self) -> list[psutil.Process]:
+        parent = psutil.Process(self.server.pid)
+        return [parent, *parent.children(recursive=True), *self.results.processes()]
+
+    def versions(self) -> dict[str, str]:
+        return {"RabbitMQ": self.server.evaluate("rabbit_misc:version()").strip('"')}
+
+    def close(self) -> None:
+        self.server.close()
+        self.results.close()
+
+    @property
+    def _host(self) -> str:
+        return f"bench{self._made}"
+
+    def _make_host(self) -> None:
+        self._made += 1
+        host, every = f'<<"{self._host}">>', '<<".*">>'
+        self.server.evaluate(
+            f'rabbit_vhost:add({host}, <<"bench">>), rabbit_auth_backend_internal:set_permissions('
+            f'<<"guest">>, {host}, {every}, {every}, {every}, <<"bench">>)'
+        )

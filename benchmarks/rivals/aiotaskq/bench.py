@@ -2,7 +2,7 @@
 
 Settings: `kiq_many` to fill, the worker's own command line with its defaults (100 tasks at once,
 one process). `BENCH_BROKER` chooses between Redis, tasks in one database and results in another,
-and PostgreSQL, both in the same one.
+PostgreSQL, both in the same one, and RabbitMQ with results in Redis or over RabbitMQ (`rpc`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,24 @@ from aiotaskq import TaskHandle, TaskQueue
 from benchmarks.rivals import protocol, workloads
 from benchmarks.rivals.workloads import Value
 
-if os.environ["BENCH_BROKER"] == "postgres":
-    app = TaskQueue("rivals", broker=protocol.postgres_url())
-else:
-    app = TaskQueue(
-        "rivals", broker=f"{protocol.redis_url()}/0", backend=f"{protocol.redis_url()}/1"
-    )
+_BROKER = os.environ["BENCH_BROKER"]
+
+
+def _servers() -> tuple[str, str | None]:
+    """Return the broker's URL and the backend's."""
+    match _BROKER:
+        case "postgres":
+            return protocol.postgres_url(), None
+        case "rabbitmq":
+            return protocol.rabbitmq_url(), f"{protocol.redis_url()}/1"
+        case "rpc":
+            return protocol.rabbitmq_url(), "rpc://"
+        case _:
+            return f"{protocol.redis_url()}/0", f"{protocol.redis_url()}/1"
+
+
+_broker, _backend = _servers()
+app = TaskQueue("rivals", broker=_broker, backend=_backend)
 TASKS = {name: app.task(name=name)(run) for name, run in workloads.FUNCTIONS.items()}
 
 
@@ -63,4 +75,6 @@ def worker() -> None:
 
 
 if __name__ == "__main__":
-    protocol.main(connect, worker, prepare=prepare, loop=uvloop.new_event_loop)
+    # The queue that results are sent to goes with a sender who closes in order.
+    abrupt = _BROKER == "rpc"
+    protocol.main(connect, worker, prepare=prepare, loop=uvloop.new_event_loop, abrupt=abrupt)

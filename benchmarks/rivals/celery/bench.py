@@ -1,4 +1,4 @@
-"""Celery with Redis as broker and result backend.
+"""Celery with Redis as broker and result backend, or with RabbitMQ as the broker.
 
 Settings: `BENCH_PROCESSES` prefork processes, tasks acknowledged after they ran (`acks_late`), so
 that it promises what the others do, 128 tasks prefetched by each process (its documentation: 64 or
@@ -22,8 +22,9 @@ from benchmarks.rivals import protocol, workloads
 from benchmarks.rivals.workloads import Value
 
 _SERVER = protocol.redis_url()
+_BROKER = f"{_SERVER}/0" if os.environ["BENCH_BROKER"] == "redis" else protocol.rabbitmq_url()
 
-app = Celery("rivals", broker=f"{_SERVER}/0", backend=f"{_SERVER}/1")
+app = Celery("rivals", broker=_BROKER, backend=f"{_SERVER}/1")
 app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=128,

@@ -1,11 +1,13 @@
-"""taskiq with taskiq-redis.
+"""taskiq with taskiq-redis, and with taskiq-aio-pika.
 
 Settings: one worker process with 100 tasks at once and 100 prefetched, a connection for each of
 them (50 by default), arguments not parsed with pydantic (`--no-parse`), uvloop (its worker takes it
 where it is installed), messages by orjson instead of json, results pickled, which is its default.
 The producer uses uvloop too and looks for a result each millisecond: there is no push, and this is
 the least latency that it can have. `BENCH_BROKER` chooses between streams, which acknowledge what
-was run, and lists, which forget a task as it is handed out. It has no call that sends many tasks.
+was run, lists, which forget a task as it is handed out, and RabbitMQ, whose queues are quorum
+queues, as is its default, and hand out 100 messages ahead (10 by default). It has no call that
+sends many tasks.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.
@@ -20,17 +22,29 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
+from taskiq import AsyncBroker
 from taskiq.serializers import ORJSONSerializer
+from taskiq_aio_pika import AioPikaBroker
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBroker
 
 from benchmarks.rivals import protocol, workloads
 from benchmarks.rivals.workloads import Value
 
-_BROKERS = {"stream": RedisStreamBroker, "list": ListQueueBroker}
 _SERVER = protocol.redis_url()
 
+
+def _broker() -> AsyncBroker:
+    match os.environ["BENCH_BROKER"]:
+        case "rabbitmq":
+            return AioPikaBroker(protocol.rabbitmq_url(), qos=100)
+        case "list":
+            return ListQueueBroker(f"{_SERVER}/0", max_connection_pool_size=200)
+        case _:
+            return RedisStreamBroker(f"{_SERVER}/0", max_connection_pool_size=200)
+
+
 broker = (
-    _BROKERS[os.environ["BENCH_BROKER"]](f"{_SERVER}/0", max_connection_pool_size=200)
+    _broker()
     .with_result_backend(RedisAsyncResultBackend(f"{_SERVER}/1", max_connection_pool_size=200))
     .with_serializer(ORJSONSerializer())
 )
