@@ -14,9 +14,15 @@ from typing import TypeAlias
 import msgspec
 from pamqp.commands import Basic
 
-from aiotaskq.drivers.rabbitmq.channel import Channel, Content, Disconnected, Publication
+from aiotaskq.drivers.rabbitmq.channel import (
+    Channel,
+    Content,
+    Disconnected,
+    Publication,
+    Refused,
+)
 from aiotaskq.drivers.rabbitmq.items import PLAIN_PROPERTIES
-from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.drivers.rabbitmq.link import DIFFERS, Link
 from aiotaskq.drivers.rabbitmq.names import Declaration
 from aiotaskq.drivers.rabbitmq.wire import Wire
 
@@ -139,11 +145,21 @@ class Stream:
         # The server ends it when the stream moves to another node; the next call begins anew.
         channel.on_cancelled = lambda _: channel.fail(Disconnected("the stream has moved"))
         offset: str | int = "first" if self._offset < 0 else self._offset + 1
-        await channel.call(
-            Basic.Qos(prefetch_count=_AHEAD),
-            Basic.Consume(queue=self._name, consumer_tag=tag, arguments={_OFFSET: offset}),
-        )
+        await self._consume(channel, tag, offset)
         return channel
+
+    async def _consume(self, channel: Channel, tag: str, offset: str | int) -> None:
+        try:
+            await channel.call(
+                Basic.Qos(prefetch_count=_AHEAD),
+                Basic.Consume(queue=self._name, consumer_tag=tag, arguments={_OFFSET: offset}),
+            )
+        except Refused as error:
+            if error.code != DIFFERS:
+                raise
+            # How it is made was settled when it was declared. A server that has just started
+            # refuses it like this while the stream has no replica there that runs.
+            raise Disconnected(str(error)) from None
 
     def _receive(self, content: Content) -> None:
         channel = self._channel
@@ -168,11 +184,8 @@ class Stream:
 
         channel.listen("end", receive)
         try:
-            await channel.call(
-                Basic.Qos(prefetch_count=_AHEAD),
-                # Brings the last of the chunks in which records are kept, and what follows.
-                Basic.Consume(queue=self._name, consumer_tag="end", arguments={_OFFSET: "last"}),
-            )
+            # Brings the last of the chunks in which records are kept, and what follows.
+            await self._consume(channel, "end", "last")
             async with asyncio.timeout(wire.patience):
                 await came
             await channel.call(Basic.Qos(prefetch_count=_AHEAD))  # behind the rest of the chunk

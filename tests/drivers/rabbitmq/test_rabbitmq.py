@@ -10,13 +10,17 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from pamqp.base import Frame
+from pamqp.commands import Basic
 
 from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.channel import Channel, Refused
 from aiotaskq.drivers.rabbitmq.items import hops
 from aiotaskq.errors import BrokerFull, BrokerUnavailable, ConfigError, LeaseLost, Unsupported
 from aiotaskq.message import Done, Envelope
@@ -153,12 +157,13 @@ async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> 
 async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
-    await broker.publish([envelope("a")])
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     setting = "application:{}_env(rabbit, consumer_timeout{})"
     was = rabbit_server.evaluate(setting.format("get", ""))
     rabbit_server.evaluate(setting.format("set", ", 500"))
     try:
+        # Up to RabbitMQ 4.2 the consumer's channel goes by it, from 4.3 on the queue.
+        await broker.publish([envelope("a")])
         await consumer.open()
     finally:
         default = was.removeprefix("{ok,").removesuffix("}")
@@ -410,6 +415,26 @@ async def test_a_killed_server_loses_nothing_that_was_confirmed(
     assert {one for one, crashes in got.items() if crashes} == {one.id for one in held[50:]}
     await consumer.close()
     await broker.close()
+
+
+async def test_a_stream_that_does_not_run_yet_is_an_outage_and_no_mistake(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.publish([envelope("a")])
+    answer = Channel.call
+    text = "PRECONDITION_FAILED - stream queue 's' does not have a running replica on the local node"
+    refusals = [Refused(406, text)]
+
+    async def call(channel: Channel, *methods: Frame) -> list[Any]:
+        # As a server that has just started does: the stream is there, and nobody can read it.
+        if refusals and any(isinstance(one, Basic.Consume) and one.arguments for one in methods):
+            channel.fail(refusals.pop())
+        return await answer(channel, *methods)
+
+    monkeypatch.setattr(Channel, "call", call)
+    with pytest.raises(BrokerUnavailable, match="running replica"):
+        await broker.depth()
+    assert (await broker.depth())["q"].ready == 1
 
 
 async def _until_it_is_back(broker: RabbitBroker) -> None:
