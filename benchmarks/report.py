@@ -190,7 +190,7 @@ def _broker_table(server: str, targets: Mapping[str, float]) -> str:
     """Return the drains of one server, beside the first of ours on it, the fastest first."""
     name = _of_broker(server)
     if not _is_measured(name):
-        return "Not measured yet: `make bench-brokers` does it.\n"
+        return _table(("not measured yet",), [("`make bench-brokers` does it",)])
     told = read(name)
     found = [
         told.of(f"noop: {part}") for part in ("rate", "worker CPU", "server CPU", "peak memory")

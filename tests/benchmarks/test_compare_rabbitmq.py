@@ -52,7 +52,7 @@ def test_the_table_of_a_broker_holds_the_rival_against_its_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert "Not measured yet" in report.rabbitmq_table()
+    assert "not measured yet" in report.rabbitmq_table()
     file = tmp_path / "compare-rabbitmq.json"
     rates = {"aiotaskq-rabbitmq": 2000.0, "taskiq-aio-pika": 1000.0}
     figures = [

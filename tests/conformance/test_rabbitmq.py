@@ -159,7 +159,7 @@ async def harness(
 
 class TestRabbitBroker(BrokerConformance):
     lease: ClassVar[float] = 5.0
-    delay: ClassVar[float] = 0.4
+    delay: ClassVar[float] = 1.0
 
 
 class TestRabbitBackend(ResultConformance):

@@ -157,18 +157,18 @@ async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> 
 async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
+    await broker.publish([envelope("a")])
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     setting = "application:{}_env(rabbit, consumer_timeout{})"
     was = rabbit_server.evaluate(setting.format("get", ""))
     rabbit_server.evaluate(setting.format("set", ", 500"))
     try:
-        # Up to RabbitMQ 4.2 the consumer's channel goes by it, from 4.3 on the queue.
-        await broker.publish([envelope("a")])
         await consumer.open()
+        # Read as the channel opens, and from RabbitMQ 4.3 on as a message is asked for.
+        [got] = await consumer.fetch(1, PATIENCE)
     finally:
         default = was.removeprefix("{ok,").removesuffix("}")
         rabbit_server.evaluate(setting.format("set", f", {default}"))
-    [got] = await consumer.fetch(1, PATIENCE)
     with pytest.raises(LeaseLost):
         await consumer.fetch(1, PATIENCE)
     assert await consumer.settle([Done(got)]) == [got]
@@ -422,7 +422,7 @@ async def test_a_stream_that_does_not_run_yet_is_an_outage_and_no_mistake(
 ) -> None:
     await broker.publish([envelope("a")])
     answer = Channel.call
-    text = "PRECONDITION_FAILED - stream queue 's' does not have a running replica on the local node"
+    text = "PRECONDITION_FAILED - stream queue 's' does not have a running replica on the node"
     refusals = [Refused(406, text)]
 
     async def call(channel: Channel, *methods: Frame) -> list[Any]:
