@@ -14,7 +14,7 @@ from aiotaskq.errors import ConfigError
 
 _TIMEOUT = 10.0  # seconds that an answer may take
 _HEARTBEAT = 60  # seconds
-_MOST_HEARTBEAT = 65535
+_MOST_HEARTBEAT = 65534  # more is none to aiormq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,10 @@ class Address:
     Attributes:
         url: As it may be shown: without the password.
         queue_type: Of queues that are made: ``quorum`` or ``classic``.
-        heartbeat: Seconds; a connection is given up after twice that without a sign of life.
+        heartbeat: Seconds; a connection is given up after three times that without a sign of life.
         timeout: Seconds that an answer may take.
         connect_timeout: Seconds that connecting may take.
-        response: User and password as the mechanism wants them.
+        mechanism: By which the server is told who we are: ``PLAIN`` or ``EXTERNAL``.
     """
 
     url: str
@@ -35,9 +35,10 @@ class Address:
     port: int
     virtual_host: str
     mechanism: str
-    response: str = field(repr=False)
+    user: str
+    password: str = field(repr=False)
     queue_type: str = "quorum"
-    heartbeat: float = _HEARTBEAT
+    heartbeat: int = _HEARTBEAT
     timeout: float = _TIMEOUT
     connect_timeout: float = _TIMEOUT
     connection_name: str = "aiotaskq"
@@ -123,7 +124,6 @@ def parse(url: str) -> Address:
     tls = None
     if parts.scheme == "amqps":
         tls = tuple((name, options.pop(name)) for name in _TLS if name in options)
-    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
     external = parts.scheme == "amqps" and parts.username is None and "certfile" in dict(tls or ())
     return Address(
         url=_masked(parts),
@@ -132,7 +132,8 @@ def parse(url: str) -> Address:
         virtual_host=unquote(parts.path.removeprefix("/")) or "/",
         # Without a user, a client's certificate may be all that it has to show.
         mechanism="EXTERNAL" if external else "PLAIN",
-        response="" if external else f"\0{user}\0{password}",
+        user=unquote(parts.username or "guest"),
+        password=unquote(parts.password or "guest"),
         tls=tls,
         **options,
     )

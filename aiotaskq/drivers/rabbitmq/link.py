@@ -29,6 +29,7 @@ from aiotaskq.errors import ConfigError, Unavailable
 
 logger = logging.getLogger("aiotaskq.rabbitmq")
 
+_LOOK_EVERY = 0.25  # seconds, whether the server still takes what is not confirmed yet
 _RECOVERY_PAUSE = 0.1  # seconds
 _REFUSAL_PAUSES = (0.05, 0.2, 0.5)  # seconds
 
@@ -132,8 +133,7 @@ class Link:
     async def start(self, batch: Sequence[Publication]) -> Confirmation:
         """Publish messages; `finish` waits for the server to have them safe."""
         wire = await self.wire()
-        if wire.blocked is not None:
-            raise self._full(self._tell_blocked(wire))
+        self._check_blocked(wire)
         try:
             if self._publisher is None or self._publisher.error is not None:
                 self._publisher = await wire.channel(confirms=True)
@@ -152,26 +152,18 @@ class Link:
         """
         wire = self._wire
         assert wire is not None  # `start` made it
-        blocked: asyncio.Future[None] = wire.loop.create_future()
-        wire.on_blocked.add(blocked)
-        if wire.blocked is not None:
-            blocked.set_result(None)
         try:
             async with asyncio.timeout(self.address.timeout):
-                await asyncio.wait(
-                    [confirmation.done, blocked], return_when=asyncio.FIRST_COMPLETED
-                )
-            if not confirmation.done.done():
-                # What was sent lies in the server's own buffers, and may be stored later.
-                raise self._full(self._tell_blocked(wire))
+                while not confirmation.done.done():
+                    # What was sent lies in the server's own buffers, and may be stored later.
+                    self._check_blocked(wire)
+                    await asyncio.wait([confirmation.done], timeout=_LOOK_EVERY)
             confirmation.done.result()
         except TimeoutError:
             wire.fail(Disconnected("no answer in time"))
             raise self._unavailable(f"{self.address.url}: no answer in time") from None
         except (Disconnected, Refused) as error:
             self.explain(error)
-        finally:
-            wire.on_blocked.discard(blocked)
         if confirmation.returned and strict:
             # Somebody deleted a queue: the next call makes it anew.
             self._declared.clear()
@@ -333,5 +325,8 @@ class Link:
         finally:
             self._connecting = None
 
-    def _tell_blocked(self, wire: Wire) -> str:
-        return f"{self.address.url} takes no messages at present: {wire.blocked}"
+    def _check_blocked(self, wire: Wire) -> None:
+        if wire.blocked:
+            raise self._full(
+                f"{self.address.url} takes no messages at present: it has no memory or disk left"
+            )

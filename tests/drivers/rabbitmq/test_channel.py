@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from pamqp import commands, frame
+from pamqp import commands
 from pamqp.base import Frame
 
-from aiotaskq.drivers.rabbitmq.channel import METHOD, Channel
+from aiotaskq.drivers.rabbitmq.channel import Channel
 
 
 class Wire:
@@ -25,13 +25,10 @@ class Wire:
     def fail(self, error: Exception) -> None:
         raise error
 
-    def forget(self, number: int) -> None:
-        """There is nothing to forget."""
 
-
-def tell(channel: Channel, method: Frame) -> None:
-    marshalled = frame.marshal(method, 1)
-    channel.receive(METHOD, marshalled[7:-1])
+async def tell(channel: Channel, method: Frame) -> None:
+    """Hand it in as aiormq's reader does."""
+    await channel.frames.put((0, method))
 
 
 async def test_an_answer_to_consuming_may_come_after_answers_to_what_was_asked_later() -> None:
@@ -43,9 +40,9 @@ async def test_an_answer_to_consuming_may_come_after_answers_to_what_was_asked_l
     await asyncio.sleep(0)
     counting = asyncio.create_task(channel.call(commands.Queue.Declare(queue="q", passive=True)))
     await asyncio.sleep(0)
-    tell(channel, commands.Basic.QosOk())
-    tell(channel, commands.Queue.DeclareOk("q", 7, 0))
-    tell(channel, commands.Basic.ConsumeOk("t"))
+    await tell(channel, commands.Basic.QosOk())
+    await tell(channel, commands.Queue.DeclareOk("q", 7, 0))
+    await tell(channel, commands.Basic.ConsumeOk("t"))
     [declared] = await counting
     assert declared.message_count == 7
     assert [type(one) for one in await consuming] == [

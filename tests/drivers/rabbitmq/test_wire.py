@@ -1,0 +1,267 @@
+"""Connections to RabbitMQ: how they begin, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import pytest
+import uvloop
+from pamqp.commands import Basic, Queue
+
+from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.channel import Content, Disconnected, Publication, Refused, Silent
+from aiotaskq.drivers.rabbitmq.wire import Wire, connect
+from aiotaskq.errors import BrokerUnavailable, ConfigError
+from tests.servers import Certificates, RabbitServer
+
+PATIENCE = 30.0
+ODD = "ü:@/%41 +&?#\\"
+
+
+@pytest.fixture
+def server(rabbit_server: RabbitServer) -> RabbitServer:
+    rabbit_server.start()
+    return rabbit_server
+
+
+@pytest.fixture
+async def wire(server: RabbitServer) -> AsyncIterator[Wire]:
+    wire = await connect(parse(server.url()))
+    yield wire
+    await wire.close()
+
+
+def erlang(text: str) -> str:
+    return f"<<{','.join(str(byte) for byte in text.encode())}>>"
+
+
+@pytest.fixture
+def odd(server: RabbitServer) -> Iterator[str]:
+    """Where all names are odd."""
+    name, by = erlang(ODD), erlang("a test")
+    every = erlang(".*")
+    server.evaluate(f"rabbit_vhost:add({name}, {by})")
+    server.evaluate(f"rabbit_auth_backend_internal:add_user({name}, {name}, {by})")
+    server.evaluate(
+        f"rabbit_auth_backend_internal:set_permissions({name}, {name}, {every}, {every}, {every},"
+        f" {by})"
+    )
+    text = quote(ODD, safe="")
+    yield server.url(user=text, password=text, query=text)
+    server.evaluate(f"rabbit_auth_backend_internal:delete_user({name}, {by})")
+    server.evaluate(f"rabbit_vhost:delete({name}, {by})")
+
+
+async def test_users_passwords_and_virtual_hosts_may_have_odd_names(odd: str) -> None:
+    wire = await connect(parse(odd))
+    await (await wire.channel()).call(Queue.Declare(exclusive=True))
+    await wire.close()
+
+
+async def test_a_virtual_host_that_is_not_there_is_a_mistake_of_the_set_up(
+    server: RabbitServer,
+) -> None:
+    broker = RabbitBroker(server.url(query="nowhere"))
+    with pytest.raises(ConfigError, match="vhost nowhere not found"):
+        await broker.open()
+
+
+async def test_a_certificate_is_shown_where_there_is_no_user(
+    server: RabbitServer, certificates: Certificates
+) -> None:
+    ours = f"cafile={certificates.authority}&certfile={certificates.certificate}"
+    url = server.tls_url(f"?{ours}&keyfile={certificates.key}").replace("guest:guest@", "")
+    # This server would have to be told to believe it.
+    with pytest.raises(ConfigError, match=r"does not know the mechanism EXTERNAL: .*PLAIN"):
+        await RabbitBroker(url).open()
+
+
+# --- servers that are none ----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def imposter(says: bytes) -> AsyncIterator[str]:
+    """A server that says one thing, whatever it is told."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(says)
+        await reader.read(-1)
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"amqp://user:s3cret@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (b"AMQP\x00\x01\x00\x00", "another version of AMQP"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no answer to the greeting in time"),
+        (b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x77\xce", "amqp://"),  # no method of AMQP
+        (b"", "no answer to the greeting in time"),
+    ],
+)
+async def test_a_server_that_speaks_otherwise_is_given_up(says: bytes, told: str) -> None:
+    async with imposter(says) as url:
+        with pytest.raises(BrokerUnavailable, match=told) as caught:
+            await RabbitBroker(f"{url}?connect_timeout=0.3").open()
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_connecting_can_be_cancelled() -> None:
+    async with imposter(b"") as url:
+        connecting = asyncio.create_task(connect(parse(url)))
+        await asyncio.sleep(0.05)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 1_000_000])
+async def test_a_message_is_cut_into_frames_and_put_together(wire: Wire, size: int) -> None:
+    channel = await wire.channel(confirms=True)
+    [queue] = await channel.call(Queue.Declare(exclusive=True))
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    properties = Basic.Properties(message_id="m", headers={"n": 1}).marshal()
+    confirmation = channel.publish([Publication("", queue.queue, properties, body)] * 2)
+    await confirmation.done
+    for found in await channel.call(Basic.Get(queue=queue.queue), Basic.Get(queue=queue.queue)):
+        assert isinstance(found, Content)
+        assert found.body == body
+        assert (found.properties.message_id, found.properties.headers) == ("m", {"n": 1})
+
+
+async def test_much_can_be_said_without_waiting(wire: Wire) -> None:
+    channel = await wire.channel(confirms=True)
+    [queue] = await channel.call(Queue.Declare(exclusive=True))
+    one = Publication("", queue.queue, Basic.Properties().marshal(), b"x")
+    for confirmation in [channel.publish([one]) for _ in range(500)]:
+        await confirmation.done
+    [found] = await channel.call(Queue.Declare(queue=queue.queue, passive=True))
+    assert found.message_count == 500
+
+
+async def test_a_refusal_costs_the_channel_and_not_the_connection(wire: Wire) -> None:
+    channel, other = await wire.channel(), await wire.channel()
+    with pytest.raises(Refused) as caught:
+        await channel.call(Queue.Declare(queue="nothing", passive=True))
+    assert caught.value.code == 404
+    await channel.close()
+    await other.call(Basic.Qos(prefetch_count=1))
+    assert wire.error is None
+
+
+async def test_channels_come_and_go(wire: Wire) -> None:
+    for _ in range(3000):  # the server allows 2047 at once
+        await (await wire.channel()).close()
+
+
+async def test_what_was_said_last_is_sent_before_good_bye(server: RabbitServer, wire: Wire) -> None:
+    last = await connect(parse(server.url()))
+    channel = await last.channel()
+    [queue] = await channel.call(Queue.Declare(queue="last words", durable=True))
+    there = await wire.channel()
+    channel.tell(channel.pack(Queue.Delete(queue=queue.queue, nowait=True)))
+    await last.close()
+    with pytest.raises(Refused) as caught:
+        await there.call(Queue.Declare(queue=queue.queue, passive=True))
+    assert caught.value.code == 404
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+async def test_who_waits_is_told_that_the_server_ended_the_connection(
+    server: RabbitServer, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = await wire.channel()
+    [queue] = await channel.call(Queue.Declare(exclusive=True))
+    listening = channel.start(channel.pack(Basic.Get(queue=queue.queue)) * 2000, 2000)
+    await asyncio.to_thread(server.close_connections)
+    async with asyncio.timeout(PATIENCE):
+        await wire.closed
+    assert isinstance(wire.error, Refused)
+    assert wire.error.code == 320
+    assert "by a test" in str(wire.error)
+    assert all(one.done() for one in listening)
+    with pytest.raises(Disconnected):
+        await wire.channel()
+    with pytest.raises(Refused):
+        await channel.call(Basic.Qos())
+    # What it means is for those to log who used it.
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+async def test_a_server_that_stands_still_holds_up_nobody(server: RabbitServer, wire: Wire) -> None:
+    channel = await wire.channel()
+    server.pause()
+    try:
+        asking = asyncio.create_task(channel.call(Basic.Qos()))
+        # More than fits into all buffers on the way.
+        wire.write(b"x" * 50_000_000)
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await wire.close()
+        assert time.monotonic() - began < 5.0
+        with pytest.raises(Disconnected):
+            await asking
+    finally:
+        server.resume()
+
+
+@pytest.mark.slow
+async def test_a_server_without_a_sign_of_life_is_given_up(server: RabbitServer) -> None:
+    wire = await connect(parse(server.url(query="?heartbeat=1")))
+    await asyncio.sleep(3.0)
+    assert wire.error is None  # they come while nothing else does
+    server.pause()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await wire.closed
+        assert isinstance(wire.error, Silent)
+    finally:
+        server.resume()
+    await wire.close()
+
+
+@pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_event_loop_may_end_without_good_bye(
+    server: RabbitServer,
+    loops: Callable[[], asyncio.AbstractEventLoop],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with asyncio.Runner(loop_factory=loops) as runner:
+        wire = runner.run(connect(parse(server.url())))
+    assert isinstance(wire.error, Disconnected)
+    del wire
+    gc.collect()  # tasks that were left behind are told of then
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+async def test_a_consumer_that_was_not_to_open_leaves_nothing_in_its_thread(
+    server: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = RabbitBroker(server.url(), prefix="unopened")
+    await broker.open()
+    for number in range(30):
+        consumer = broker.consumer(["q"], name="w", lease=60.0)
+        opening = asyncio.create_task(consumer.open())
+        await asyncio.sleep(number * 0.001)  # somewhere in the middle
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await consumer.close()
+    await broker.close()
+    gc.collect()
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
