@@ -159,7 +159,7 @@ async def harness(
 
 class TestRabbitBroker(BrokerConformance):
     lease: ClassVar[float] = 5.0
-    delay: ClassVar[float] = 1.0
+    delay: ClassVar[float] = 1.0  # within half of it a consumer has to open: it reads a stream
 
 
 class TestRabbitBackend(ResultConformance):

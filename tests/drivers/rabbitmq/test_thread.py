@@ -1,0 +1,32 @@
+"""The thread in which a consumer's connection lives."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiotaskq.drivers.rabbitmq.thread import LoopThread
+
+
+async def test_what_a_task_begins_as_it_is_cancelled_is_ended_as_well() -> None:
+    """As aiormq's tasks do."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def begin() -> None:
+        tasks.append(asyncio.get_running_loop().create_task(work()))
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if len(tasks) < 3:
+                begin()
+
+    async def start() -> None:
+        begin()
+
+    thread = LoopThread()
+    thread.start()
+    await thread.run(start())
+    await thread.stop()
+    assert len(tasks) == 3
+    assert all(task.done() for task in tasks)
