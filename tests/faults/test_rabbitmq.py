@@ -11,6 +11,7 @@ import pytest
 
 from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.items import Hop
 from tests.faults.ledger import Ended, Fault, Started
 from tests.faults.plays import kill_workers
 from tests.faults.producer import Some
@@ -36,6 +37,10 @@ def durable_from(rabbit_server: RabbitServer) -> float:
         consumer = broker.consumer(["default"], name="first", lease=60.0)
         await consumer.open()
         await broker.depth()
+        # For every delay of up to four seconds.
+        digits = [(position, digit) for position in range(3) for digit in range(1, 16)]
+        hops = [Hop(position, digit, digit << 4 * position) for position, digit in digits]
+        await broker._opened().need(paths=[hops])
         await consumer.close()
         await broker.close()
 
@@ -95,15 +100,10 @@ async def test_the_server_is_killed(
 ) -> None:
     scene.set(max_crashes=50)
     await scene.fleet.worker("-c", "20", processes=2)
-    # None that is retried later: what holds it back would be made in the last seconds.
-    scene.producer(
-        Some("quick", LOAD, {"seconds": [0.0, 0.05]}),
-        Some("quick", 10, {"seconds": 1.0}),
-        Some("thread", 10, {"seconds": [0.0, 0.05]}),
-        rate=RATE,
-    )
+    await asyncio.sleep(max(0.0, durable_from - time.monotonic()))
+    delayed = Some("quick", LOAD // 5, {}, {"countdown": 1.5})
+    scene.producer(*scene.mix(LOAD), delayed, rate=RATE)
     await scene.ledger.count(Started, 30, within=PATIENCE)
-    await asyncio.sleep(durable_from - time.monotonic())
     kill = kills(scene.nemesis, rabbit_server, away=0.0)
     await scene.nemesis.run([kill], times=scaled(1, 10), every=(0.1, 0.5))
     await serves(scene)

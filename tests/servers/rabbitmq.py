@@ -125,6 +125,9 @@ class RabbitServer(Server):
                 " -kernel inet_dist_use_interface {127,0,0,1}"
                 # It looks for what is held too long each second, and not each minute.
                 " -rabbit channel_tick_interval 1000"
+                # What its queues send on and another does not take yet, as after a restart, it
+                # tries again in two seconds, and not in three minutes.
+                " -rabbit dead_letter_worker_publisher_confirm_timeout 2000"
             ),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": LOOPBACK,
