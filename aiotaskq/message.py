@@ -133,7 +133,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     priority: int = 0
     expired: bool = False  # by the store's clock: not to be run, only to be told of
     expires_at: float | None = None  # Unix time by the store's clock, to go into an `Again`
-    crash_note: str = ""  # what is known of the last consumer that died
+    crash_note: str = ""  # how the last one that lost it did, even where that was no crash
 
 
 class Done(msgspec.Struct, frozen=True, eq=False, gc=False):

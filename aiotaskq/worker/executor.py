@@ -152,8 +152,10 @@ class Executor:
             if run.stop is not None:
                 self._end_stopped(run)
                 return
-            if run.delivery.crashes and (told := await self._completer.earlier(run.message.id)):
-                self._end.ended_before(run, told)  # its worker died before it could settle it
+            # Whose worker died, or lost its lease: its end may be stored, and not settled.
+            lost = run.delivery.crashes or run.delivery.crash_note
+            if lost and (told := await self._completer.earlier(run.message.id)):
+                self._end.ended_before(run, told)
                 return
             try:
                 args, kwargs = run.task.arguments.load(run.message, run.delivery.body)

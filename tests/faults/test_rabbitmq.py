@@ -85,7 +85,6 @@ async def test_workers_are_killed_in_the_middle_of_tasks(scene: Scene) -> None:
 async def test_connections_are_closed_by_the_server(
     scene: Scene, rabbit_server: RabbitServer
 ) -> None:
-    scene.set(max_crashes=50)  # each loss counts as one for what was held
     await scene.fleet.worker("-c", "20", processes=2)
     scene.producer(*scene.mix(LOAD), rate=RATE)
     close = calls(scene.nemesis, "close connections", rabbit_server.close_connections)
@@ -98,7 +97,6 @@ async def test_connections_are_closed_by_the_server(
 async def test_the_server_is_killed(
     scene: Scene, rabbit_server: RabbitServer, durable_from: float
 ) -> None:
-    scene.set(max_crashes=50)
     await scene.fleet.worker("-c", "20", processes=2)
     await asyncio.sleep(max(0.0, durable_from - time.monotonic()))
     delayed = Some("quick", LOAD // 5, {}, {"countdown": 1.5})

@@ -151,14 +151,14 @@ class RabbitBroker:
         known = None if call_id is None else self._calls.get(call_id)
         return list(batch) if known is None else known[1]
 
-    async def _publish(self, batch: Sequence[Envelope]) -> None:
+    async def _publish(self, batch: Sequence[Envelope], *, anew: bool = False) -> None:
         now = time.time()
         paths = [hops(delay_of(envelope, now)) for envelope in batch]
         link = self._opened()
         await link.need({one.queue for one in batch}, paths)
         await link.publish(
             [
-                write(envelope, self._names, path, now)
+                write(envelope, self._names, path, now, anew=anew)
                 for envelope, path in zip(batch, paths, strict=True)
             ]
         )
@@ -320,7 +320,7 @@ class RabbitBroker:
                 ids = {envelope.id for _, envelope in found} & self._cancelled
                 if ids:
                     await self._restore(ids)
-                await self._publish([envelope for _, envelope in found])
+                await self._publish([envelope for _, envelope in found], anew=True)
                 await yard.drop([letter for letter, _ in found])
         return missing
 

@@ -19,7 +19,6 @@ from collections import Counter, deque
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
-import msgspec
 from pamqp.commands import Basic
 
 from aiotaskq.drivers.rabbitmq.calls import FetchCall
@@ -33,7 +32,6 @@ from aiotaskq.drivers.rabbitmq.channel import (
 from aiotaskq.drivers.rabbitmq.items import Item, delay_of, hops, write
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.presence import Presence
-from aiotaskq.drivers.rabbitmq.roster import Question
 from aiotaskq.drivers.rabbitmq.wire import Wire, connect
 from aiotaskq.errors import LeaseLost, Unavailable
 from aiotaskq.message import (
@@ -52,10 +50,7 @@ _ARRIVAL = 0.01  # seconds in which what was counted comes, unless others were f
 _RECENTLY = 0.2  # seconds for which a count is good enough to take much less
 _GRACE = 0.03  # seconds in which what came between two calls may wait for the next
 _FAREWELL = 5.0  # seconds at the end for what is held to be handed back
-_ANSWER_WAIT = 1.0  # seconds for a record that a question speaks of to come
-_JOIN_EVERY = 86_400.0  # seconds: the ledger forgets
 _LONGEST_IDLE = 60.0  # seconds until an idle fetch looks by itself, as it never should have to
-_read_question = msgspec.msgpack.Decoder(Question).decode
 
 
 class Inside:
@@ -305,7 +300,7 @@ class Inside:
                 await self._sort()
                 while self.spare:
                     item = self._held[self.spare.popleft().receipt[1]]
-                    await self._replace([(item, self._copy(item, item.crashes))])
+                    await self._replace([item.copy(self._names)])
                     self._ack([item.tag])
             except (Unavailable, Disconnected, Refused):
                 return  # then it is spare for the next call, or goes back with the connection
@@ -326,31 +321,28 @@ class Inside:
         drop: list[int] = []
         keep: list[Item] = []
         for item in came:
+            item.spared = self._presence.spared.count(item.life)
             if item.id in self._presence.cancelled:
                 drop.append(item.tag)
             elif item.redelivered and not item.suspects:
                 # Its queue does not count: so it is counted here, before it does any harm.
-                crashes = item.crashes + 1
-                back.append((item, self._copy(item, crashes)))
+                back.append((item, item.copy(self._names, more=1)))
             elif item.crashes >= SUSPECT and not item.suspects:
-                back.append((item, self._copy(item, item.crashes)))
+                back.append((item, item.copy(self._names)))
             else:
                 keep.append(item)
         alone = len(keep) == 1 and len(self._held) == 1 + len(back) + len(drop)
         for item in keep:
             if item.suspects and not alone:
-                back.append((item, self._copy(item, item.crashes)))
+                back.append((item, item.copy(self._names)))
             else:
                 self.spare.append(item.delivery((self._id, item.tag)))
-        await self._replace(back)
+        await self._replace([copy for _, copy in back])
         self._ack([*drop, *(item.tag for item, _ in back)])
 
-    def _copy(self, item: Item, crashes: int) -> Publication:
-        return item.copy(self._names, crashes=crashes, suspects=crashes >= SUSPECT)
-
-    async def _replace(self, pairs: Sequence[tuple[Item, Publication]]) -> None:
-        if pairs:
-            await self._link.publish([copy for _, copy in pairs])
+    async def _replace(self, copies: Sequence[Publication]) -> None:
+        if copies:
+            await self._link.publish(copies)
 
     def _ack(self, tags: Sequence[int]) -> None:
         if tags:
@@ -408,13 +400,14 @@ class Inside:
                     path = hops(delay_of(envelope, now))
                     queues.add(envelope.queue)
                     paths.append(path)
-                    batch.append(write(envelope, self._names, path, now))
+                    anew = item.losses > 0
+                    batch.append(write(envelope, self._names, path, now, anew=anew))
                 case Dead(reason=reason, details=details):
                     queues.add(item.queue)
                     batch.append(item.letter(self._names, reason, details))
                 case Release():
                     queues.add(item.queue)
-                    batch.append(self._copy(item, item.crashes))
+                    batch.append(item.copy(self._names))
         if batch:
             await self._link.need(queues, paths)
             await self._link.publish(batch)
@@ -447,6 +440,7 @@ class Inside:
                     await self._presence.leave()
         except (Unavailable, Disconnected, Refused, TimeoutError):
             pass  # then the server does it, and counts a crash
+        await self._presence.losses.told()
         self._presence.close()
         for task in self._tasks:
             task.cancel()
@@ -458,7 +452,7 @@ class Inside:
         self.interrupt(self._call)
         async with self._turn:
             items = list(self._held.values())
-            await self._replace([(item, self._copy(item, item.crashes)) for item in items])
+            await self._replace([item.copy(self._names) for item in items])
             self._ack([item.tag for item in items])
             assert self._channel is not None  # open
             await self._channel.call(Basic.Qos(prefetch_count=1))
@@ -471,6 +465,7 @@ class Inside:
         if channel.error is not None:
             # Such as a delivery that was held for longer than the server's consumer_timeout.
             assert self._wire is not None  # the channel was its
+            self._presence.losses.close()  # it counts: else such a task would run for ever
             self._wire.fail(channel.error)
             await self._check_lost()
         return channel
@@ -484,6 +479,7 @@ class Inside:
 
     def abort(self) -> None:
         """Drop the connection, as the death of the process does. For test harnesses."""
+        self._presence.losses.close()
         if self._wire is not None:
             self._wire.fail(Disconnected("it was aborted"))
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import struct
 import time
+import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from pamqp.commands import Basic
 
 from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.errors import Unsupported
-from aiotaskq.message import DeadLetter, Delivery, Envelope
+from aiotaskq.message import SUSPECT, DeadLetter, Delivery, Envelope
 
 # AMQP has no number of 64 bits with a fraction in pamqp: times are whole microseconds.
-ID, CRASHES, EXPIRES = "aq-id", "aq-crashes", "aq-expires"
+ID, LOSSES, EXPIRES, LIFE = "aq-id", "aq-crashes", "aq-expires", "aq-life"
 KEY, REASON, DETAILS, DIGIT = "aq-key", "aq-reason", "aq-details", "aq-digit-"
 COUNT = "x-delivery-count"
 LOST = "the connection of its worker to RabbitMQ was lost, as it is when a worker dies"
@@ -36,6 +37,10 @@ POSITIONS = _DIGITS + _STEPS
 
 LONGEST_DELAY = (_STEPS + 1) * _LONG / 1000
 """Seconds."""
+
+
+Life: TypeAlias = tuple[str, str]
+"""A message and its copies: the id, and what tells it from others that were stored under the id."""
 
 
 class Hop(NamedTuple):
@@ -87,16 +92,29 @@ def delay_of(envelope: Envelope, now: float) -> float:
     return 0.0 if envelope.not_before is None else max(envelope.not_before - now, 0.0)
 
 
-def write(envelope: Envelope, names: Names, path: list[Hop], now: float) -> Publication:
-    """Return an envelope as it is published."""
+def write(
+    envelope: Envelope, names: Names, path: list[Hop], now: float, *, anew: bool = False
+) -> Publication:
+    """Return an envelope as it is published.
+
+    Args:
+        envelope: What is published.
+        names: What queues are called.
+        path: Where it waits before.
+        now: The time.
+        anew: Whether another message of its id was lost before: what is said of the losses of that
+            one is not said of this one.
+    """
     expires = envelope.expires_at
     if envelope.expires_in is not None:
         expires = now + envelope.expires_in
     key = names.ready(envelope.queue)
     encoded = envelope.id.encode()
-    if expires is None and not path and len(encoded) <= _LONGEST_ID:
+    if expires is None and not path and not anew and len(encoded) <= _LONGEST_ID:
         return Publication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
     headers: dict[str, Any] = {}
+    if anew:
+        headers[LIFE] = uuid.uuid4().hex
     if expires is not None:
         headers[EXPIRES] = round(expires * 1e6)
     for hop in path:
@@ -123,12 +141,25 @@ class Item:
         tag: Of this hand-out, on its channel.
         id: The envelope's id.
         queue: The envelope's queue.
-        crashes: Consumers that died while they held it.
-        redelivered: Whether it was handed out before, which may not be counted in `crashes`.
+        life: What its copies have in common.
+        losses: Hand-outs that ended with the connection of their consumer.
+        spared: How many of these were no crashes, as is known by now.
+        redelivered: Whether it was handed out before, which may not be counted in `losses`.
         suspects: Whether it comes from where the suspects are.
     """
 
-    __slots__ = ("body", "crashes", "expires", "id", "queue", "redelivered", "suspects", "tag")
+    __slots__ = (
+        "body",
+        "expires",
+        "id",
+        "life",
+        "losses",
+        "queue",
+        "redelivered",
+        "spared",
+        "suspects",
+        "tag",
+    )
 
     def __init__(self, content: Content, queue: str, *, suspects: bool = False) -> None:
         properties = content.properties
@@ -138,16 +169,25 @@ class Item:
         self.suspects = suspects
         self.body = content.body
         self.id: str = headers.get(ID) or properties.message_id or ""
+        self.life: Life = self.id, headers.get(LIFE, "")
         expires = headers.get(EXPIRES)
         self.expires: float | None = None if expires is None else expires / 1e6
         counted = headers.get(COUNT)
-        self.crashes: int = headers.get(CRASHES, 0) + (counted or 0)
+        self.losses: int = headers.get(LOSSES, 0) + (counted or 0)
+        self.spared = 0
         self.redelivered: bool = content.method.redelivered and counted is None
 
-    def copy(self, names: Names, *, crashes: int, suspects: bool) -> Publication:
-        """Return it as it is published once more, with its crashes."""
-        key = names.suspects(self.queue) if suspects else names.ready(self.queue)
-        return Publication("", key, _properties(self.id, self._headers(crashes)), self.body)
+    @property
+    def crashes(self) -> int:
+        """How many consumers died while they held it."""
+        return max(self.losses - self.spared, 0)
+
+    def copy(self, names: Names, *, more: int = 0) -> Publication:
+        """Return it as it is published once more, with its losses and so many more."""
+        suspect = self.crashes + more >= SUSPECT
+        key = names.suspects(self.queue) if suspect else names.ready(self.queue)
+        headers = self._headers(self.losses + more)
+        return Publication("", key, _properties(self.id, headers), self.body)
 
     def letter(self, names: Names, reason: str, details: bytes) -> Publication:
         """Return it as a dead letter."""
@@ -169,13 +209,15 @@ class Item:
             crashes=self.crashes,
             expired=expires is not None and expires <= time.time(),
             expires_at=expires,
-            crash_note=LOST if self.crashes else "",
+            crash_note=LOST if self.losses else "",
         )
 
-    def _headers(self, crashes: int) -> dict[str, Any]:
+    def _headers(self, losses: int) -> dict[str, Any]:
         headers: dict[str, Any] = {}
-        if crashes:
-            headers[CRASHES] = crashes
+        if losses:
+            headers[LOSSES] = losses
+        if self.life[1]:
+            headers[LIFE] = self.life[1]
         if self.expires is not None:
             headers[EXPIRES] = round(self.expires * 1e6)
         return headers
@@ -209,7 +251,7 @@ def read_letter(content: Content, queue: str) -> DeadLetter:
         queue=queue,
         body=content.body,
         reason=str(reason),
-        crashes=headers.get(CRASHES, 0),
+        crashes=headers.get(LOSSES, 0),
         died_at=int(key.partition(".")[0]) / 1e9,
         details=bytes(headers.get(DETAILS, b"")),
     )

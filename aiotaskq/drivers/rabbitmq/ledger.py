@@ -21,7 +21,7 @@ from aiotaskq.drivers.rabbitmq.channel import (
     Publication,
     Refused,
 )
-from aiotaskq.drivers.rabbitmq.items import PLAIN_PROPERTIES
+from aiotaskq.drivers.rabbitmq.items import PLAIN_PROPERTIES, Life
 from aiotaskq.drivers.rabbitmq.link import DIFFERS, Link
 from aiotaskq.drivers.rabbitmq.names import Declaration
 from aiotaskq.drivers.rabbitmq.wire import Wire
@@ -68,11 +68,23 @@ class Restore(msgspec.Struct, frozen=True, tag="restore"):
     ids: tuple[str, ...]
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The process of a consumer lives that has lost its connection: it did not crash.
+
+    Args:
+        consumer: Which. It has lost what it held once, however often this is written.
+        held: What it held.
+    """
+
+    consumer: str
+    held: tuple[Life, ...]
+
+
 class Look(msgspec.Struct, frozen=True, tag="look"):
     """Somebody looked into an empty ledger."""
 
 
-Record: TypeAlias = Join | Leave | Cancel | Restore | Look
+Record: TypeAlias = Join | Leave | Cancel | Restore | Alive | Look
 _decode = msgspec.msgpack.Decoder(Record).decode
 encode = msgspec.msgpack.Encoder().encode
 

@@ -13,8 +13,9 @@ from pamqp.commands import Basic, Queue
 from aiotaskq.drivers.rabbitmq import ledger
 from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
 from aiotaskq.drivers.rabbitmq.items import Item
-from aiotaskq.drivers.rabbitmq.ledger import Cancel, Join, Leave, Record, Restore, Stream
+from aiotaskq.drivers.rabbitmq.ledger import Alive, Cancel, Join, Leave, Record, Restore, Stream
 from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.drivers.rabbitmq.losses import Losses, Spared
 from aiotaskq.drivers.rabbitmq.roster import Answer, Question
 from aiotaskq.drivers.rabbitmq.wire import Wire
 from aiotaskq.errors import Unavailable
@@ -37,6 +38,8 @@ class Presence:
 
     Attributes:
         cancelled: Ids that are never to be handed out.
+        spared: Which losses were no crashes.
+        losses: What tells others so of its own.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Presence:
         self._noted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.cancelled: set[str] = set()
+        self.spared = Spared()
+        self.losses = Losses(consumer_id, held, self._stream.write, link.address.heartbeat)
 
     async def open(self, wire: Wire) -> None:
         """Be there for others, and know what was said so far."""
@@ -80,6 +85,7 @@ class Presence:
         # Who cancels something after this has read of us, and what was cancelled before is read.
         await self._stream.read(wire)
         self._start(self._stay())
+        self.losses.watch(wire)
 
     async def leave(self) -> None:
         """Tell that it is gone."""
@@ -87,6 +93,7 @@ class Presence:
 
     def close(self) -> None:
         """End what it does beside."""
+        self.losses.close()
         for task in self._tasks:
             task.cancel()
 
@@ -116,6 +123,8 @@ class Presence:
             self.cancelled.difference_update(record.ids)
             self._told.difference_update(record.ids)
             self._seen.add(record.name)
+        elif isinstance(record, Alive):
+            self.spared.note(record.consumer, record.held)
         self._noted.set()
 
     async def _answer(self, content: Content) -> None:

@@ -411,8 +411,7 @@ async def test_a_killed_server_loses_nothing_that_was_confirmed(
         got |= {one.id: one.crashes for one in some}
         assert not await consumer.settle([Done(one) for one in some])
     assert got.keys() == ids - done
-    # Those that were held count a crash; at the last ones it may have been the acknowledging.
-    assert {one for one, crashes in got.items() if crashes} == {one.id for one in held[50:]}
+    assert not any(got.values()), "crashes, though who held them lives"
     await consumer.close()
     await broker.close()
 
