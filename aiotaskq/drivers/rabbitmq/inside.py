@@ -152,6 +152,8 @@ class Inside:
                 self._link.explain(error)
             finally:
                 self._call = None
+                if self._came or len(self.spare) > (1 if self._isolates() else call.limit):
+                    self._start(self._bounce())  # what came beyond is for others, if nobody asks
 
     async def _take_what_waits(self, channel: Channel, limit: int, order: Sequence[str]) -> None:
         while len(self.spare) < limit and not self._isolates():

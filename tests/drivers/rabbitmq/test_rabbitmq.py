@@ -193,6 +193,29 @@ async def test_a_blocked_event_loop_does_not_cost_the_lease(url: str, prefix: st
     await broker.close()
 
 
+async def test_what_comes_beyond_what_was_asked_for_goes_to_others(broker: RabbitBroker) -> None:
+    busy = broker.consumer(["q", "p"], name="w", lease=60.0)
+    await busy.open()
+    assert not await busy.fetch(1, 0.05)  # from here on each queue sends its first message at once
+    fetching = asyncio.create_task(busy.fetch(1, PATIENCE))
+    await asyncio.sleep(0.05)  # it waits
+
+    def stand_still() -> None:
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            pass
+
+    busy._running()._loop.call_soon_threadsafe(stand_still)  # so that it sees both at once
+    await broker.publish([envelope("a"), envelope("b", queue="p")])
+    [held] = await fetching
+    other = broker.consumer(["q", "p"], name="w", lease=60.0)
+    await other.open()
+    [got] = await other.fetch(1, PATIENCE)
+    assert {held.id, got.id} == {"a", "b"}
+    await busy.close()
+    await other.close()
+
+
 async def test_a_server_without_memory_pushes_back(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
