@@ -27,7 +27,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from aiotaskq.testing.rig import BrokerHarness
@@ -39,19 +39,21 @@ def check_broker(
     *,
     examples: int = 30,
     steps: int = 30,
+    shrink: bool = True,
 ) -> None:
     """Play random histories on a broker, a fresh harness each, and compare with the model.
 
     Call it in a plain test: each history runs on an event loop of its own. The harness's
     `pass_time` must not sleep; hours pass here, unless the broker lacks the traits `clock` and
     `leases`: then nothing is delayed or expires, and consumers die by `LethalHarness.kill`. Without
-    the trait `order`, what is asked of order and of the size of a batch is left out, and counts
-    have to be right soon instead of at once.
+    the trait `order`, what is asked of order, of the size of a batch and of when suspects are known
+    of is left out, and counts have to be right soon instead of at once.
 
     Args:
         make_harness: Returns a harness on an empty store, as it is or to be awaited.
         examples: How many histories.
         steps: The length of the longest.
+        shrink: Whether to look for a shorter one when one fails, which plays hundreds more.
     """
 
     class Machine(BrokerMachine):
@@ -65,6 +67,7 @@ def check_broker(
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
+            phases=[phase for phase in Phase if shrink or phase is not Phase.shrink],
             suppress_health_check=[
                 HealthCheck.too_slow,
                 HealthCheck.filter_too_much,

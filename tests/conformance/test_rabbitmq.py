@@ -14,6 +14,7 @@ from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.message import Depth
 from aiotaskq.protocols import Consumer
 from aiotaskq.testing.brokers import BrokerConformance
+from aiotaskq.testing.model import check_broker
 from aiotaskq.testing.results import ResultConformance
 from tests.servers import RabbitServer, free_port
 
@@ -166,3 +167,9 @@ class TestRabbitBackend(ResultConformance):
     """Of one process: outcomes for another one are sent there, as the tests of the driver see."""
 
     ttl: ClassVar[float] = 0.5
+
+
+@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+def test_random_histories_agree_with_the_model(rabbit_server: RabbitServer) -> None:
+    rabbit_server.start()
+    check_broker(lambda: RabbitHarness(rabbit_server, None), examples=12, steps=30, shrink=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -75,7 +74,6 @@ class RabbitBroker:
         self._prefix = prefix
         self._names = Names(prefix, self._address.queue_type)
         self._link: Link | None = None
-        self._consumers: weakref.WeakSet[RabbitConsumer] = weakref.WeakSet()
         self._calls: dict[str, tuple[float, list[Envelope]]] = {}
 
     @property
@@ -168,11 +166,9 @@ class RabbitBroker:
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> RabbitConsumer:
-        consumer = RabbitConsumer(
+        return RabbitConsumer(
             self._address, self._names, queues, name=name, lease=lease, about=about
         )
-        self._consumers.add(consumer)
-        return consumer
 
     def schedules(self) -> ScheduleStore:
         raise Unsupported(
