@@ -326,7 +326,7 @@ class Inside:
             item.spared = self._presence.spared.count(item.life)
             if item.id in self._presence.cancelled:
                 drop.append(item.tag)
-            elif item.redelivered and not item.suspects:
+            elif item.redelivered:
                 # Its queue does not count: so it is counted here, before it does any harm.
                 back.append((item, item.copy(self._names, more=1)))
             elif item.crashes >= SUSPECT and not item.suspects:

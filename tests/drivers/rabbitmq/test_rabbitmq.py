@@ -138,7 +138,7 @@ async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> 
     broker = RabbitBroker(f"{url}?queue_type=classic", prefix=prefix)
     await broker.open()
     await broker.publish([envelope("a")])
-    for crashes in range(2):
+    for crashes in range(3):
         consumer = broker.consumer(["q"], name="w", lease=60.0)
         await consumer.open()
         [got] = await consumer.fetch(1, PATIENCE)
@@ -148,7 +148,7 @@ async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> 
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     await consumer.open()
     [got] = await consumer.fetch(1, PATIENCE)
-    assert got.crashes == 2
+    assert got.crashes == 3
     assert not await consumer.settle([Done(got)])
     await consumer.close()
     await broker.close()
