@@ -13,7 +13,8 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 from aiotaskq.errors import ConfigError
 
 _TIMEOUT = 10.0  # seconds that an answer may take
-_HEARTBEAT = 60  # seconds
+# Seconds. The connection of a worker is its lease, and half-open ones are to end about as soon.
+_HEARTBEAT = 15
 _MOST_HEARTBEAT = 65534  # more is none to aiormq
 
 

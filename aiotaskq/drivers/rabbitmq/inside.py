@@ -107,7 +107,7 @@ class Inside:
             await self._presence.open(wire)
             self._channel = await wire.channel()
             self._channel.on_cancelled = self._stop_consuming
-            self._channel.on_failed = self._wake.set
+            self._channel.on_failed = self._give_up
             self._look = self._channel.pack(
                 *(self._names.declare_suspects(queue) for queue in self._queues),
                 *(self._names.declare_ready(queue) for queue in self._queues),
@@ -382,7 +382,8 @@ class Inside:
             # An answer says that the server has read what was acknowledged.
             await self._channel.call(Basic.Qos(prefetch_count=1))
         except (Disconnected, Refused) as error:
-            self._link.explain(error)
+            # A channel that was refused something is closed, and the next call tells what is void.
+            self._link.explain(Disconnected(str(error)))
         if not self._held:
             self._wake.set()  # now a suspect may be fetched
         return gone
@@ -460,17 +461,19 @@ class Inside:
             await self._channel.call(Basic.Qos(prefetch_count=1))
 
     async def _living(self) -> Channel:
-        channel = self._channel
-        if self.lost or channel is None:
-            await self._check_lost()
+        await self._check_lost()
+        if self._channel is None:
             raise Disconnected("the consumer is not open")
-        if channel.error is not None:
-            # Such as a delivery that was held for longer than the server's consumer_timeout.
-            assert self._wire is not None  # the channel was its
-            self._presence.losses.close()  # it counts: else such a task would run for ever
-            self._wire.fail(channel.error)
-            await self._check_lost()
-        return channel
+        return self._channel
+
+    def _give_up(self) -> None:
+        """Be lost as a whole when the server closes the channel, and with it all that is held."""
+        channel, wire = self._channel, self._wire
+        if wire is not None and wire.error is None and channel is not None:
+            # As after the server's consumer_timeout: it counts, or such a task would run for ever.
+            self._presence.losses.close()
+            wire.fail(channel.error or Disconnected("its channel is gone"))
+        self._wake.set()
 
     async def _check_lost(self) -> None:
         """Raise what the loss of the connection means, if it is lost."""

@@ -20,6 +20,7 @@ from aiotaskq.message import SUSPECT, DeadLetter, Delivery, Envelope
 ID, LOSSES, EXPIRES, LIFE = "aq-id", "aq-crashes", "aq-expires", "aq-life"
 KEY, REASON, DETAILS, DIGIT = "aq-key", "aq-reason", "aq-details", "aq-digit-"
 COUNT = "x-delivery-count"
+ACQUIRED = "x-acquired-count"  # from RabbitMQ 4.3 on each hand-out, as `COUNT` has it before
 LOST = "the connection of its worker to RabbitMQ was lost, as it is when a worker dies"
 
 _PERSISTENT = 2
@@ -172,7 +173,7 @@ class Item:
         self.life: Life = self.id, headers.get(LIFE, "")
         expires = headers.get(EXPIRES)
         self.expires: float | None = None if expires is None else expires / 1e6
-        counted = headers.get(COUNT)
+        counted = headers.get(ACQUIRED, headers.get(COUNT))
         self.losses: int = headers.get(LOSSES, 0) + (counted or 0)
         self.spared = 0
         self.redelivered: bool = content.method.redelivered and counted is None

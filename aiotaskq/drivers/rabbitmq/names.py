@@ -11,6 +11,7 @@ from aiotaskq.errors import ConfigError
 
 _LONGEST = 255  # bytes: AMQP's short string
 _PLAIN = "-_.:@#,/ "  # and letters and digits; pamqp takes these and + in a name
+_LONGEST_HELD = 4_000_000_000  # milliseconds: 46 days; timers of Erlang end soon after that
 _NEVER = 1_000_000  # hand-outs after which the server itself takes a message out of its queue
 
 Declaration = Queue.Declare
@@ -104,6 +105,8 @@ class Names:
             arguments["x-queue-type"] = "quorum"
             # RabbitMQ 4 drops what was handed out twenty times, unless told otherwise.
             arguments["x-delivery-limit"] = _NEVER
+            # RabbitMQ 3.12 and later would take a message from whoever holds it for half an hour.
+            arguments["x-consumer-timeout"] = _LONGEST_HELD
             if exchange is not None:
                 # Without, what is sent on may be lost on its way.
                 arguments["x-dead-letter-strategy"] = "at-least-once"

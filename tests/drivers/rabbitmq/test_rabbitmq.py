@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import pytest
@@ -21,13 +22,15 @@ from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Channel, Refused
+from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.items import hops
 from aiotaskq.errors import BrokerFull, BrokerUnavailable, ConfigError, LeaseLost, Unsupported
-from aiotaskq.message import Done, Envelope
+from aiotaskq.message import Delivery, Done, Envelope
 from aiotaskq.testing.ear import outcome, value
 from tests.servers import Certificates, RabbitServer
 
 PATIENCE = 30.0
+Holder: TypeAlias = tuple[RabbitConsumer, Delivery]
 _numbers = itertools.count()
 
 
@@ -154,30 +157,46 @@ async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> 
     await broker.close()
 
 
-async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
-    rabbit_server: RabbitServer, broker: RabbitBroker
-) -> None:
+@asynccontextmanager
+async def held_too_long(server: RabbitServer, broker: RabbitBroker) -> AsyncIterator[Holder]:
+    """A consumer, and the one message that it has half a second for."""
     await broker.publish([envelope("a")])
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     setting = "application:{}_env(rabbit, consumer_timeout{})"
-    was = rabbit_server.evaluate(setting.format("get", ""))
-    rabbit_server.evaluate(setting.format("set", ", 500"))
+    was = server.evaluate(setting.format("get", ""))
+    server.evaluate(setting.format("set", ", 500"))
     try:
-        await consumer.open()
-        # Read as the channel opens, and from RabbitMQ 4.3 on as a message is asked for.
+        await consumer.open()  # it is read as a channel opens
         [got] = await consumer.fetch(1, PATIENCE)
     finally:
         default = was.removeprefix("{ok,").removesuffix("}")
-        rabbit_server.evaluate(setting.format("set", f", {default}"))
-    with pytest.raises(LeaseLost):
-        await consumer.fetch(1, PATIENCE)
-    assert await consumer.settle([Done(got)]) == [got]
+        server.evaluate(setting.format("set", f", {default}"))
+    yield consumer, got
     await consumer.close()
+
+
+async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    async with held_too_long(rabbit_server, broker) as (consumer, got):
+        with pytest.raises(LeaseLost):
+            await consumer.fetch(1, PATIENCE)
+        assert await consumer.settle([Done(got)]) == [got]
     second = broker.consumer(["q"], name="w", lease=60.0)
     await second.open()
     [got] = await second.fetch(1, PATIENCE)
     assert (got.id, got.crashes) == ("a", 1)
     await second.close()
+
+
+async def test_what_was_held_too_long_is_void_to_who_settles_it(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    async with held_too_long(rabbit_server, broker) as (consumer, got):
+        async with asyncio.timeout(PATIENCE):
+            while not (await broker.depth())["q"].ready:
+                await asyncio.sleep(0.05)
+        assert await consumer.settle([Done(got)]) == [got]
 
 
 async def test_a_blocked_event_loop_does_not_cost_the_lease(url: str, prefix: str) -> None:
