@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 from pamqp.commands import Basic
 
 from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
@@ -19,12 +20,17 @@ from aiotaskq.message import SUSPECT, DeadLetter, Delivery, Envelope
 # AMQP has no number of 64 bits with a fraction in pamqp: times are whole microseconds.
 ID, LOSSES, EXPIRES, LIFE = "aq-id", "aq-crashes", "aq-expires", "aq-life"
 KEY, REASON, DETAILS, DIGIT = "aq-key", "aq-reason", "aq-details", "aq-digit-"
+PAYLOAD = "aq-payload"  # bytes of a dead letter's body; what is said of it comes behind them
 COUNT = "x-delivery-count"
 ACQUIRED = "x-acquired-count"  # from RabbitMQ 4.3 on each hand-out, as `COUNT` has it before
 LOST = "the connection of its worker to RabbitMQ was lost, as it is when a worker dies"
 
 _PERSISTENT = 2
 _LONGEST_ID = 255  # bytes of AMQP's short string
+# All headers go in one frame, and the server closes the connection of whoever sends a longer one.
+_LONGEST_HEADERS = 2000  # bytes of reason and details; the least that frames can be set to is 4096
+_LONGEST_REASON = 100_000  # characters
+_LONGEST_DETAILS = 4 * 2**20  # bytes: with the payload they count for the server's max_message_size
 _PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and message id
 _DIGITS = 8  # of 16 each: a queue can hold messages back for 2 ** 32 milliseconds
 _LONG = 16**_DIGITS - 1  # milliseconds, for each of the steps beyond
@@ -193,10 +199,20 @@ class Item:
     def letter(self, names: Names, reason: str, details: bytes) -> Publication:
         """Return it as a dead letter."""
         headers = self._headers(self.crashes)
-        # bytearray: pamqp writes bytes as text, which they need not be.
-        headers |= {KEY: new_key(), REASON: reason, DETAILS: bytearray(details)}
+        headers[KEY] = new_key()
+        body = self.body
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}... and {len(reason) - _LONGEST_REASON} more"
+        if len(details) > _LONGEST_DETAILS:
+            details = b""  # cut they could not be read; the payload says the most of it
+        if len(reason.encode()) + len(details) <= _LONGEST_HEADERS:
+            # bytearray: pamqp writes bytes as text, which they need not be.
+            headers |= {REASON: reason, DETAILS: bytearray(details)}
+        else:
+            headers[PAYLOAD] = len(body)
+            body += _encode_said((reason, details))
         return Publication(
-            names.graves, names.dead(self.queue), _properties(self.id, headers), self.body
+            names.graves, names.dead(self.queue), _properties(self.id, headers), body
         )
 
     def delivery(self, receipt: Any) -> Delivery:
@@ -246,13 +262,30 @@ def read_letter(content: Content, queue: str) -> DeadLetter:
         nanoseconds = int(died.timestamp()) * 10**9 if died is not None else 0
         key = f"{nanoseconds:020d}.{name}"
         reason = f"RabbitMQ took it out of its queue: {deaths[0].get('reason', 'no reason given')}"
+    body, reason, details = _said(content.body, headers, reason)
     return DeadLetter(
         key=key,
         id=name,
         queue=queue,
-        body=content.body,
+        body=body,
         reason=str(reason),
         crashes=headers.get(LOSSES, 0),
         died_at=int(key.partition(".")[0]) / 1e9,
-        details=bytes(headers.get(DETAILS, b"")),
+        details=details,
     )
+
+
+_encode_said = msgspec.msgpack.Encoder().encode
+_decode_said = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+
+
+def _said(body: bytes, headers: Mapping[str, Any], reason: str) -> tuple[bytes, str, bytes]:
+    """Return a letter's payload, its reason and the details."""
+    size = headers.get(PAYLOAD)
+    if isinstance(size, int) and 0 <= size < len(body):
+        try:
+            return body[:size], *_decode_said(body[size:])
+        except msgspec.MsgspecError:
+            pass  # somebody else's header: then all of it is the payload
+    details = headers.get(DETAILS)
+    return body, reason, bytes(details) if isinstance(details, bytes | bytearray) else b""

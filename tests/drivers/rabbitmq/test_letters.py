@@ -1,0 +1,77 @@
+"""Dead letters and odd messages, as RabbitMQ keeps them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+
+from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.message import Again, Dead, Envelope, Settlement
+from tests.servers import RabbitServer
+
+PATIENCE = 30.0
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"g{next(_numbers)}"
+
+
+@pytest.fixture
+def url(rabbit_server: RabbitServer) -> str:
+    rabbit_server.start()
+    return rabbit_server.url()
+
+
+@pytest.fixture
+async def broker(url: str, prefix: str) -> AsyncIterator[RabbitBroker]:
+    broker = RabbitBroker(url, prefix=prefix)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+def envelope(name: str) -> Envelope:
+    return Envelope(id=name, queue="q", body=f"body of {name}".encode())
+
+
+async def bury(broker: RabbitBroker, *reasons: str, details: bytes = b"") -> None:
+    """Have messages named 0, 1, ... end as dead letters."""
+    await broker.publish([envelope(f"{number}") for number in range(len(reasons))])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    left = list(reasons)
+    while left:
+        batch = [Dead(one, left.pop(0), details) for one in await consumer.fetch(100, PATIENCE)]
+        assert not await consumer.settle(batch)
+    await consumer.close()
+
+
+async def test_a_long_reason_and_long_details_are_kept_and_harm_no_others(
+    broker: RabbitBroker,
+) -> None:
+    # Longer than the frame that all headers of a message have to fit in.
+    reason, details = "ü" * 90_000, bytes(range(256)) * 1000
+    await broker.publish([envelope("a"), envelope("b")])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    a, b = await consumer.fetch(2, PATIENCE)
+    batch: list[Settlement] = [Again(a, envelope("a")), Dead(b, reason, details)]
+    assert not await consumer.settle(batch)
+    [letter] = await broker.dead("q")
+    assert (letter.id, letter.body) == ("b", b"body of b")
+    assert (letter.reason, letter.details) == (reason, details)
+    assert (await broker.depth())["q"].ready == 1
+    await consumer.close()
+
+
+async def test_what_no_server_would_take_of_a_reason_is_cut(broker: RabbitBroker) -> None:
+    await bury(broker, "x" * 20_000_000, details=b"{" * 20_000_000)
+    [letter] = await broker.dead("q")
+    assert letter.body == b"body of 0"
+    assert letter.reason.startswith("xxx")
+    assert letter.reason.endswith("... and 19900000 more")
+    assert letter.details == b""
