@@ -91,27 +91,37 @@ async def _read_all(channel: Channel, link: Link, queue: str) -> list[Letter]:
     tag = uuid.uuid4().hex
     channel.listen(tag, receive)
     await channel.call(Basic.Qos(prefetch_count=count), Basic.Consume(queue=name, consumer_tag=tag))
-    async with asyncio.timeout(link.address.timeout):
-        while len(letters) < count:
-            came.clear()
-            await came.wait()
+    try:
+        async with asyncio.timeout(link.address.timeout):
+            while len(letters) < count:
+                came.clear()
+                await came.wait()
+    except TimeoutError:
+        raise Disconnected(f"the dead letters of {queue!r} did not come in time") from None
     await channel.call(Basic.Cancel(tag))
     letters.sort(key=lambda one: one.letter.key)
     return letters
 
 
 async def _lock(link: Link, queue: str) -> None:
+    """Be the one of all connections that looks."""
     lock = Queue.Declare(queue=link.names.lock(queue), exclusive=True, auto_delete=True)
-    async with asyncio.timeout(link.address.timeout):
-        while True:
-            try:
-                await link.call(lock)
-            except Refused as error:
-                if error.code != LOCKED:
-                    raise
+    try:
+        async with asyncio.timeout(link.address.timeout):
+            while not await _try_to_lock(link, lock):
                 await asyncio.sleep(_LOCK_PAUSE)
-            else:
-                return
+    except TimeoutError:
+        raise Disconnected(f"others look at the dead letters of {queue!r} for too long") from None
+
+
+async def _try_to_lock(link: Link, lock: Queue.Declare) -> bool:
+    try:
+        await link.call(lock)
+    except Refused as error:
+        if error.code != LOCKED:
+            raise
+        return False
+    return True
 
 
 async def _unlock(link: Link, queue: str) -> None:

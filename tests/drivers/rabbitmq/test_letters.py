@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 
 import pytest
+from pamqp.commands import Queue
 
 from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.names import Names
+from aiotaskq.drivers.rabbitmq.wire import connect
+from aiotaskq.errors import BrokerUnavailable
 from aiotaskq.message import Again, Dead, Envelope, Settlement
 from tests.servers import RabbitServer
 
@@ -75,3 +81,21 @@ async def test_what_no_server_would_take_of_a_reason_is_cut(broker: RabbitBroker
     assert letter.reason.startswith("xxx")
     assert letter.reason.endswith("... and 19900000 more")
     assert letter.details == b""
+
+
+async def test_who_looks_for_too_long_makes_them_unavailable_to_others(
+    url: str, prefix: str
+) -> None:
+    broker = RabbitBroker(f"{url}?timeout=0.5", prefix=prefix)
+    await broker.open()
+    await bury(broker, "why")
+    wire = await connect(parse(url))
+    lock = Names(prefix, "quorum").lock("q")
+    await (await wire.channel()).call(Queue.Declare(queue=lock, exclusive=True))
+    with pytest.raises(BrokerUnavailable, match="others look"):
+        await broker.dead("q")
+    with pytest.raises(BrokerUnavailable, match="others look"):
+        await broker.tend()
+    await wire.close()
+    assert len(await broker.dead("q")) == 1
+    await broker.close()
