@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
 
 from pamqp.commands import Basic, Queue
 
@@ -21,6 +23,9 @@ from aiotaskq.message import DeadLetter
 _MOST = 65_535  # that are looked through at once: what AMQP has room for
 _SETTLING = 0.02  # seconds until the channel may be closed: the queue acknowledges in portions
 _LOCK_PAUSE = 0.02  # seconds between attempts to be the one who looks
+
+# The server tells connections apart, and not the tasks that look over one.
+_turns: WeakKeyDictionary[Link, defaultdict[str, asyncio.Lock]] = WeakKeyDictionary()
 
 
 class Letter:
@@ -55,19 +60,20 @@ async def graveyard(link: Link, queue: str) -> AsyncIterator[Graveyard]:
     Raises:
         Unavailable: The server cannot be reached, or somebody else looks for too long.
     """
-    channel: Channel | None = None
-    try:
-        wire = await link.wire()
-        await _lock(link, queue)
+    async with _turns.setdefault(link, defaultdict(asyncio.Lock))[queue]:
+        channel: Channel | None = None
         try:
-            channel = await wire.channel()
-            yield Graveyard(channel, await _read_all(channel, link, queue))
-        finally:
-            if channel is not None:
-                await channel.close()
-            await _unlock(link, queue)
-    except (Disconnected, Refused) as error:
-        link.explain(error)
+            wire = await link.wire()
+            await _lock(link, queue)
+            try:
+                channel = await wire.channel()
+                yield Graveyard(channel, await _read_all(channel, link, queue))
+            finally:
+                if channel is not None:
+                    await channel.close()
+                await _unlock(link, queue)
+        except (Disconnected, Refused) as error:
+            link.explain(error)
 
 
 async def _read_all(channel: Channel, link: Link, queue: str) -> list[Letter]:

@@ -99,3 +99,17 @@ async def test_who_looks_for_too_long_makes_them_unavailable_to_others(
     await wire.close()
     assert len(await broker.dead("q")) == 1
     await broker.close()
+
+
+async def test_tasks_that_look_at_once_look_one_after_another(url: str, prefix: str) -> None:
+    broker = RabbitBroker(f"{url}?timeout=3", prefix=prefix)
+    await broker.open()
+    await bury(broker, *["why"] * 5)
+    oldest = (await broker.dead("q"))[-1]
+    discarded, seen = await asyncio.gather(
+        broker.discard("q", [oldest.key]),
+        asyncio.gather(*(broker.dead("q") for _ in range(4))),
+    )
+    assert discarded == 1
+    assert [len(letters) for letters in seen] == [4] * 4
+    await broker.close()
