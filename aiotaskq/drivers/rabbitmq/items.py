@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -35,6 +37,9 @@ _PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and m
 _DIGITS = 8  # of 16 each: a queue can hold messages back for 2 ** 32 milliseconds
 _LONG = 16**_DIGITS - 1  # milliseconds, for each of the steps beyond
 _STEPS = 8
+_LATEST = 2**53  # microseconds: the year 2255, up to which they survive as a float
+_MOST_LOSSES = 2**31 - 1  # more nobody has counted; copies count on from it
+_NUMBER = re.compile("[0-9]{20}")  # a key that `new_key` gave
 
 PLAIN_PROPERTIES = struct.pack(">HB", 0x1000, _PERSISTENT)
 """Of a message that has no more than a body."""
@@ -175,12 +180,15 @@ class Item:
         self.queue = queue
         self.suspects = suspects
         self.body = content.body
-        self.id: str = headers.get(ID) or properties.message_id or ""
-        self.life: Life = self.id, headers.get(LIFE, "")
+        self.id = _name(properties)
+        self.life: Life = self.id, _text(headers.get(LIFE))
         expires = headers.get(EXPIRES)
-        self.expires: float | None = None if expires is None else expires / 1e6
+        # Anybody can write to a queue: what is odd is taken as if it were not there.
+        self.expires: float | None = None
+        if isinstance(expires, int) and abs(expires) < _LATEST:
+            self.expires = expires / 1e6
         counted = headers.get(ACQUIRED, headers.get(COUNT))
-        self.losses: int = headers.get(LOSSES, 0) + (counted or 0)
+        self.losses: int = _count(headers.get(LOSSES)) + _count(counted)
         self.spared = 0
         self.redelivered: bool = content.method.redelivered and counted is None
 
@@ -252,27 +260,45 @@ def new_key() -> str:
 
 def read_letter(content: Content, queue: str) -> DeadLetter:
     """Return a dead letter as it came from its queue."""
-    properties = content.properties
-    headers: Mapping[str, Any] = properties.headers or {}
-    name = headers.get(ID) or properties.message_id or ""
-    key, reason = headers.get(KEY), headers.get(REASON)
-    if key is None:  # the server itself took it out of its queue
-        deaths = headers.get("x-death") or [{}]
-        died = deaths[0].get("time")
-        nanoseconds = int(died.timestamp()) * 10**9 if died is not None else 0
+    headers: Mapping[str, Any] = content.properties.headers or {}
+    name = _name(content.properties)
+    key, reason = _text(headers.get(KEY)), _text(headers.get(REASON))
+    if not _NUMBER.fullmatch(key):  # not from here: so the server itself took it out of its queue
+        nanoseconds, why = _taken_out(headers)
         key = f"{nanoseconds:020d}.{name}"
-        reason = f"RabbitMQ took it out of its queue: {deaths[0].get('reason', 'no reason given')}"
+        reason = reason or f"RabbitMQ took it out of its queue: {why}"
     body, reason, details = _said(content.body, headers, reason)
     return DeadLetter(
         key=key,
         id=name,
         queue=queue,
         body=body,
-        reason=str(reason),
-        crashes=headers.get(LOSSES, 0),
+        reason=reason,
+        crashes=_count(headers.get(LOSSES)),
         died_at=int(key.partition(".")[0]) / 1e9,
         details=details,
     )
+
+
+def _taken_out(headers: Mapping[str, Any]) -> tuple[int, str]:
+    """Return when the server took a message out of its queue, in nanoseconds, and why."""
+    match headers.get("x-death"):
+        case [{"time": datetime() as died, **death}, *_]:
+            return int(died.timestamp()) * 10**9, str(death.get("reason", "no reason given"))
+    return 0, "no reason given"
+
+
+def _name(properties: Any) -> str:
+    name = (properties.headers or {}).get(ID) or properties.message_id
+    return _text(name)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int:
+    return min(value, _MOST_LOSSES) if isinstance(value, int) and value > 0 else 0
 
 
 _encode_said = msgspec.msgpack.Encoder().encode

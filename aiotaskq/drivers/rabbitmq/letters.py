@@ -114,7 +114,9 @@ async def _lock(link: Link, queue: str) -> None:
     lock = Queue.Declare(queue=link.names.lock(queue), exclusive=True, auto_delete=True)
     try:
         async with asyncio.timeout(link.address.timeout):
-            while not await _try_to_lock(link, lock):
+            while True:
+                if await _try_to_lock(link, lock):
+                    return
                 await asyncio.sleep(_LOCK_PAUSE)
     except TimeoutError:
         raise Disconnected(f"others look at the dead letters of {queue!r} for too long") from None

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from pamqp.commands import Queue
+from pamqp.commands import Basic, Queue
 
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.channel import Publication, pack
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import Again, Dead, Envelope, Settlement
+from aiotaskq.message import Again, Dead, Delivery, Envelope, Settlement
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
@@ -106,10 +108,59 @@ async def test_tasks_that_look_at_once_look_one_after_another(url: str, prefix: 
     await broker.open()
     await bury(broker, *["why"] * 5)
     oldest = (await broker.dead("q"))[-1]
-    discarded, seen = await asyncio.gather(
-        broker.discard("q", [oldest.key]),
-        asyncio.gather(*(broker.dead("q") for _ in range(4))),
-    )
-    assert discarded == 1
+    discarding = asyncio.create_task(broker.discard("q", [oldest.key]))
+    seen = await asyncio.gather(*(broker.dead("q") for _ in range(4)))
+    assert await discarding == 1
     assert [len(letters) for letters in seen] == [4] * 4
     await broker.close()
+
+
+ODD: list[dict[str, Any]] = [
+    {"aq-expires": "soon"},
+    {"aq-expires": 1.5e30},
+    {"aq-crashes": "many"},
+    {"aq-crashes": 2**63 - 1},
+    {"aq-life": 7},
+    {"aq-id": {"a": 1}},
+    {"aq-key": "first", "aq-reason": 5, "aq-details": 5},
+    {"aq-key": "9" * 5000},
+    {"aq-payload": 2},
+]
+
+
+async def write_by_hand(url: str, queue: str, *odd: dict[str, Any]) -> None:
+    wire = await connect(parse(url))
+    channel = await wire.channel(confirms=True)
+    for headers in odd:
+        properties = pack(Basic.Properties(headers=headers, message_id="odd"))
+        await channel.publish([Publication("", queue, properties, b"body")]).done
+    await wire.close()
+
+
+async def test_messages_with_odd_headers_are_handed_out_and_buried(
+    broker: RabbitBroker, url: str, prefix: str
+) -> None:
+    await broker.publish([envelope("a")])  # makes the queues
+    await write_by_hand(url, Names(prefix, "quorum").ready("q"), *ODD)
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    got: dict[Any, Delivery] = {}
+    while len(got) <= len(ODD):
+        some = await consumer.fetch(20, PATIENCE)
+        assert some
+        got |= {one.receipt: one for one in some}
+        assert not await consumer.settle([Dead(one, "why") for one in some])
+    assert {one.body for one in got.values()} == {b"body", b"body of a"}
+    assert {one.reason for one in await broker.dead("q")} == {"why"}
+    await consumer.close()
+
+
+async def test_dead_letters_with_odd_headers_are_shown(
+    broker: RabbitBroker, url: str, prefix: str
+) -> None:
+    await bury(broker, "why")
+    await write_by_hand(url, Names(prefix, "quorum").dead("q"), *ODD)
+    letters = await broker.dead("q")
+    assert len(letters) == len(ODD) + 1
+    assert letters[0].reason == "why"
+    assert {one.body for one in letters[1:]} == {b"body"}
