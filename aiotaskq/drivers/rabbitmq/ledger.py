@@ -111,6 +111,9 @@ class Stream:
         declaration: How it is made.
         apply: Called with each record.
         empty: What is written where nothing was ever written, so that there is an end to read to.
+
+    Attributes:
+        ended: Set while nothing is read on: before `read`, and when the server ended it.
     """
 
     def __init__(
@@ -123,8 +126,13 @@ class Stream:
         self._empty = empty
         self._channel: Channel | None = None
         self._subscribing = asyncio.Lock()
-        self._offset = -1  # of the last record that was applied
+        self._offset = -1  # of the last record that came
+        self._until = -1  # records up to this one are applied in one go
+        self._late: list[bytes] = []  # that came of these
+        self._anew = False  # whether it may be another stream than it was
         self._moved = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.ended.set()
 
     async def declare(self) -> None:
         """Make it, if it is not there."""
@@ -142,23 +150,37 @@ class Stream:
             Refused: The server refuses it.
         """
         async with self._subscribing:
-            channel = self._channel
-            if channel is None or channel.error is not None:
-                channel = await self._subscribe(wire)
-            if self._offset < 0:
+            reads_on = not self.ended.is_set()
+            if not reads_on:
+                await self.declare()
                 await self.write(self._empty)
-            await self._reach(channel, await self._end(wire))
+            end = await self._end(wire)
+            if not reads_on:
+                await self._subscribe(wire, end)
+            await self._reach(end)
 
-    async def _subscribe(self, wire: Wire) -> Channel:
-        await self.declare()
+    async def _subscribe(self, wire: Wire, end: int) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+        if self._anew or end < self._offset:
+            # Somebody deleted it, or it moved. What was read before is read once more then, in one
+            # go: who looks in between would find cancelled what was restored later.
+            self._anew, self._offset = False, -1
+            self._late.clear()
+        self._until = end
         channel = self._channel = await wire.channel()
+        channel.on_failed = lambda: self._stop(channel)
+        channel.on_cancelled = lambda _: self._stop(channel, anew=True)
+        self.ended.clear()
         tag = uuid.uuid4().hex
-        channel.listen(tag, self._receive)
-        # The server ends it when the stream moves to another node; the next call begins anew.
-        channel.on_cancelled = lambda _: channel.fail(Disconnected("the stream has moved"))
-        offset: str | int = "first" if self._offset < 0 else self._offset + 1
-        await self._consume(channel, tag, offset)
-        return channel
+        channel.listen(tag, lambda content: self._receive(channel, content))
+        await self._consume(channel, tag, "first" if self._offset < 0 else self._offset + 1)
+
+    def _stop(self, channel: Channel, *, anew: bool = False) -> None:
+        if channel is self._channel:
+            self._anew = self._anew or anew
+            self.ended.set()
+            self._moved.set()
 
     async def _consume(self, channel: Channel, tag: str, offset: str | int) -> None:
         try:
@@ -173,14 +195,18 @@ class Stream:
             # refuses it like this while the stream has no replica there that runs.
             raise Disconnected(str(error)) from None
 
-    def _receive(self, content: Content) -> None:
-        channel = self._channel
+    def _receive(self, channel: Channel, content: Content) -> None:
         offset = content.properties.headers[_OFFSET]
-        if channel is not None and channel.error is None:
+        if channel.error is None:
             channel.ack([content.method.delivery_tag])
-        if offset > self._offset:
-            self._offset = offset
-            self._apply(content.body)
+        if channel is not self._channel or offset <= self._offset:
+            return
+        self._offset = offset
+        self._late.append(content.body)
+        if offset >= self._until:
+            late, self._late = self._late, []
+            for body in late:
+                self._apply(body)
             self._moved.set()
 
     async def _end(self, wire: Wire) -> int:
@@ -207,13 +233,16 @@ class Stream:
             await channel.close()
         return found[-1]
 
-    async def _reach(self, channel: Channel, offset: int) -> None:
+    async def _reach(self, offset: int) -> None:
+        channel = self._channel
+        assert channel is not None  # `_subscribe` made it
         try:
             async with asyncio.timeout(self._link.address.timeout):
                 while self._offset < offset:
-                    if channel.error is not None:
-                        raise Disconnected(str(channel.error))
+                    if self.ended.is_set():
+                        raise Disconnected(f"the stream {self._name} is read no more")
                     self._moved.clear()
                     await self._moved.wait()
         except TimeoutError:
+            self._stop(channel)  # the next call begins anew
             raise Disconnected(f"the stream {self._name} gave no answer in time") from None

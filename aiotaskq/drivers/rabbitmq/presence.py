@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -11,17 +12,20 @@ import msgspec
 from pamqp.commands import Basic, Queue
 
 from aiotaskq.drivers.rabbitmq import ledger
-from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
+from aiotaskq.drivers.rabbitmq.channel import Content, Disconnected, Publication, Refused, pack
 from aiotaskq.drivers.rabbitmq.items import Item
 from aiotaskq.drivers.rabbitmq.ledger import Alive, Cancel, Join, Leave, Record, Restore, Stream
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.losses import Losses, Spared
 from aiotaskq.drivers.rabbitmq.roster import Answer, Question
 from aiotaskq.drivers.rabbitmq.wire import Wire
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import ConfigError, Unavailable
+
+logger = logging.getLogger("aiotaskq.rabbitmq")
 
 _ANSWER_WAIT = 1.0  # seconds for a record that a question speaks of to come
 _JOIN_EVERY = 86_400.0  # seconds: the ledger forgets
+_READ_PAUSE = 0.2  # seconds between attempts to read the ledger again
 _read_question = msgspec.msgpack.Decoder(Question).decode
 
 
@@ -80,11 +84,9 @@ class Presence:
             Queue.Declare(queue=name, exclusive=True, auto_delete=True),
             Basic.Consume(queue=name, consumer_tag="questions", no_ack=True),
         )
-        await self._stream.declare()
-        await self._join()
-        # Who cancels something after this has read of us, and what was cancelled before is read.
-        await self._stream.read(wire)
+        await self._enter(wire)
         self._start(self._stay())
+        self._start(self._read_on(wire))
         self.losses.watch(wire)
 
     async def leave(self) -> None:
@@ -101,6 +103,28 @@ class Presence:
         """Return the ids of what was cancelled while it runs, since the last call."""
         told, self._told = self._told, set()
         return told
+
+    async def _enter(self, wire: Wire) -> None:
+        await self._stream.declare()
+        await self._join()
+        # Who cancels something after this has read of us, and what was cancelled before is read.
+        await self._stream.read(wire)
+
+    async def _read_on(self, wire: Wire) -> None:
+        """Enter again when the server ended the reading: the stream was deleted, or moved."""
+        failed = False
+        while True:
+            await self._stream.ended.wait()
+            if wire.error is not None:
+                return
+            try:
+                await self._enter(wire)
+                failed = False
+            except (Unavailable, ConfigError, Disconnected, Refused) as error:
+                if not failed:
+                    logger.info("what is cancelled cannot be read, and is tried again: %s", error)
+                failed = True
+                await asyncio.sleep(_READ_PAUSE)
 
     async def _join(self) -> None:
         join = Join(self._id, self._queues, self._about)

@@ -1,0 +1,71 @@
+"""The ledger, which everybody reads, when the server ends the reading."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from pamqp.commands import Queue
+
+from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.names import Names
+from aiotaskq.drivers.rabbitmq.wire import connect
+from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.message import Envelope
+from tests.servers import RabbitServer
+
+PATIENCE = 30.0
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"b{next(_numbers)}"
+
+
+@pytest.fixture
+def url(rabbit_server: RabbitServer) -> str:
+    rabbit_server.start()
+    return rabbit_server.url()
+
+
+async def delete(url: str, queue: str) -> None:
+    """As somebody does who has the right to."""
+    wire = await connect(parse(url))
+    await (await wire.channel()).call(Queue.Delete(queue=queue))
+    await wire.close()
+
+
+async def count(broker: RabbitBroker) -> int:
+    """Return how many consumers are known."""
+    try:
+        return len(await broker.consumers())
+    except BrokerUnavailable:  # a channel that wrote to the old stream cannot write to the new one
+        return 0
+
+
+async def test_consumers_read_on_in_a_ledger_that_was_made_anew(url: str, prefix: str) -> None:
+    broker = RabbitBroker(url, prefix=prefix)
+    await broker.open()
+    consumers = [broker.consumer(["q"], name="w", lease=60.0) for _ in range(3)]
+    for one in consumers:
+        await one.open()
+    assert not await broker.cancel(["early"])
+    await delete(url, Names(prefix, "quorum").ledger)
+    async with asyncio.timeout(PATIENCE):
+        while await count(broker) < 3:
+            await asyncio.sleep(0.05)
+    names = [f"{number}" for number in range(20)]
+    for name in ["early", *names]:
+        await broker.publish([Envelope(id=name, queue="q", body=b"x")])
+    held = [one for consumer in consumers for one in await consumer.fetch(2, 1.0)]
+    assert len(held) == 6, "and what was cancelled before is still known"
+    assert "early" not in {one.id for one in held}
+    await broker.cancel(names)
+    for consumer in consumers:
+        assert len((await consumer.news()).cancelled) == 2
+        assert not await consumer.fetch(1, 0.1)
+        await consumer.close()
+    await broker.close()
