@@ -20,7 +20,7 @@ from aiotaskq.drivers.rabbitmq.channel import Disconnected, Refused
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.items import delay_of, hops, write
 from aiotaskq.drivers.rabbitmq.lease import RabbitLease
-from aiotaskq.drivers.rabbitmq.ledger import Cancel, Record, Restore, Stream
+from aiotaskq.drivers.rabbitmq.ledger import Cancel, Recent, Record, Restore, Stream
 from aiotaskq.drivers.rabbitmq.letters import graveyard
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.names import Names
@@ -100,7 +100,7 @@ class RabbitBroker:
             return
         self._link = link
         self._roster = Roster(link)
-        self._cancelled: set[str] = set()
+        self._cancelled = Recent()
         self._queues: dict[str, None] = {}
         self._look_at: dict[str, float] = {}
         self._ledger = Stream(
@@ -209,9 +209,9 @@ class RabbitBroker:
         record: Record = ledger.decode(body)
         self._roster.apply(record)
         if isinstance(record, Cancel):
-            self._cancelled.update(record.ids)
+            self._cancelled.note(record.ids)
         elif isinstance(record, Restore):
-            self._cancelled.difference_update(record.ids)
+            self._cancelled.drop(record.ids)
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class RabbitBroker:
                     found.append((letter, envelope))
             if found:
                 await self._ledger.read(await link.wire())
-                ids = {envelope.id for _, envelope in found} & self._cancelled
+                ids = {one.id for _, one in found if one.id in self._cancelled}
                 if ids:
                     await self._restore(ids)
                 await self._publish([envelope for _, envelope in found], anew=True)

@@ -7,8 +7,9 @@ then reads up to it knows all that was written before, and those who write later
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -31,6 +32,8 @@ _OFFSET = "x-stream-offset"
 
 DAYS = 7
 """For which the ledger keeps what it is told."""
+
+_SECONDS = DAYS * 86_400.0
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
@@ -101,6 +104,36 @@ def decode(body: bytes) -> Record:
     except msgspec.MsgspecError:  # of a later version
         return Look()
     return record
+
+
+class Recent:
+    """Names for as long as the ledger tells of them, or somewhat longer.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._noted: dict[str, float] = {}  # and when, the oldest first
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._noted
+
+    def note(self, names: Iterable[str]) -> None:
+        """Take names in, and forget the old ones."""
+        now = self._clock()
+        for name in names:
+            self._noted.pop(name, None)
+            self._noted[name] = now
+        # What a process knew for longer than others would be news to those that start later.
+        while self._noted and now - self._noted[oldest := next(iter(self._noted))] > _SECONDS:
+            del self._noted[oldest]
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget names."""
+        for name in names:
+            self._noted.pop(name, None)
 
 
 class Stream:

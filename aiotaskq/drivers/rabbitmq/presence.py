@@ -14,7 +14,16 @@ from pamqp.commands import Basic, Queue
 from aiotaskq.drivers.rabbitmq import ledger
 from aiotaskq.drivers.rabbitmq.channel import Content, Disconnected, Publication, Refused, pack
 from aiotaskq.drivers.rabbitmq.items import Item
-from aiotaskq.drivers.rabbitmq.ledger import Alive, Cancel, Join, Leave, Record, Restore, Stream
+from aiotaskq.drivers.rabbitmq.ledger import (
+    Alive,
+    Cancel,
+    Join,
+    Leave,
+    Recent,
+    Record,
+    Restore,
+    Stream,
+)
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.losses import Losses, Spared
 from aiotaskq.drivers.rabbitmq.roster import Answer, Question
@@ -68,10 +77,10 @@ class Presence:
             ledger.encode(ledger.Look()),
         )
         self._told: set[str] = set()  # cancelled while they run, since the last `news`
-        self._seen: set[str] = set()  # names of records
+        self._seen = Recent()  # names of records
         self._noted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.cancelled: set[str] = set()
+        self.cancelled = Recent()
         self.spared = Spared()
         self.losses = Losses(consumer_id, held, self._stream.write, link.address.heartbeat)
 
@@ -138,15 +147,15 @@ class Presence:
 
     def _note(self, record: Record) -> None:
         if isinstance(record, Cancel):
-            self.cancelled.update(record.ids)
+            self.cancelled.note(record.ids)
             if record.running:
                 held = {item.id for item in self._held.values()}
                 self._told.update(held.intersection(record.ids))
-            self._seen.add(record.name)
+            self._seen.note([record.name])
         elif isinstance(record, Restore):
-            self.cancelled.difference_update(record.ids)
+            self.cancelled.drop(record.ids)
             self._told.difference_update(record.ids)
-            self._seen.add(record.name)
+            self._seen.note([record.name])
         elif isinstance(record, Alive):
             self.spared.note(record.consumer, record.held)
         self._noted.set()

@@ -10,6 +10,7 @@ from pamqp.commands import Queue
 
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
+from aiotaskq.drivers.rabbitmq.ledger import Recent
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable
@@ -69,3 +70,16 @@ async def test_consumers_read_on_in_a_ledger_that_was_made_anew(url: str, prefix
         assert not await consumer.fetch(1, 0.1)
         await consumer.close()
     await broker.close()
+
+
+def test_what_is_cancelled_is_known_for_a_week_and_not_for_ever() -> None:
+    now, day = 0.0, 86_400.0
+    recent = Recent(lambda: now)
+    recent.note(["a", "b", "c"])
+    recent.drop(["c", "never"])
+    now = 6.0 * day
+    recent.note(["b", "d"])
+    assert [name for name in "abcd" if name in recent] == ["a", "b", "d"]
+    now = 7.5 * day
+    recent.note(["e"])
+    assert [name for name in "abcde" if name in recent] == ["b", "d", "e"]
