@@ -41,6 +41,7 @@ from aiotaskq.protocols import ScheduleStore, Traits
 _MOST = 1000  # messages that wait for their confirms at once
 _MOST_BYTES = 4 * 2**20
 _TRIMMED = 1000  # dead letters, in one call
+_LOOKED_AT = 50  # of these at once: they are held in memory
 _REMEMBERED = 60.0  # seconds for which the id of a call is known
 _OLD_LOOK = 60.0  # seconds at most between looks for dead letters that are too old
 
@@ -274,19 +275,29 @@ class RabbitBroker:
         return limits.age is not None and time.time() >= self._look_at.get(queue, 0.0)
 
     async def _trim(self, queue: str, limits: DeadLimits) -> int:
-        async with graveyard(self._opened(), queue) as yard:
+        trimmed = count = 0
+        while trimmed < _TRIMMED:
+            count = await self._trim_some(queue, limits)
+            trimmed += count
+            if count < _LOOKED_AT:
+                break
+        return trimmed
+
+    async def _trim_some(self, queue: str, limits: DeadLimits) -> int:
+        # Each may be large: to find that the oldest is young the others are not read.
+        async with graveyard(self._opened(), queue, most=_LOOKED_AT) as yard:
             letters, now = yard.letters, time.time()
             oldest = -float("inf") if limits.age is None else now - limits.age
-            beyond = len(letters) - limits.most
+            beyond = yard.total - limits.most
             out = [
                 one
                 for number, one in enumerate(letters)
                 if number < beyond or one.letter.died_at <= oldest
-            ][:_TRIMMED]
+            ]
             await yard.drop(out)
             if limits.age is not None:
-                left = letters[len(out) :]
-                due = left[0].letter.died_at + limits.age if left else now
+                left = [one.letter for one in letters if one not in out]
+                due = left[0].died_at + limits.age if left else now
                 self._look_at[queue] = min(due, now + _OLD_LOOK)
         return len(out)
 

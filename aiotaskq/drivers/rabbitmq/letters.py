@@ -20,9 +20,11 @@ from aiotaskq.drivers.rabbitmq.items import read_letter
 from aiotaskq.drivers.rabbitmq.link import LOCKED, NOT_THERE, Link
 from aiotaskq.message import DeadLetter
 
-_MOST = 65_535  # that are looked through at once: what AMQP has room for
 _SETTLING = 0.02  # seconds until the channel may be closed: the queue acknowledges in portions
 _LOCK_PAUSE = 0.02  # seconds between attempts to be the one who looks
+
+MOST = 65_535
+"""Dead letters that can be looked through at once: what AMQP has room for."""
 
 # The server tells connections apart, and not the tasks that look over one.
 _turns: WeakKeyDictionary[Link, defaultdict[str, asyncio.Lock]] = WeakKeyDictionary()
@@ -39,11 +41,17 @@ class Letter:
 
 
 class Graveyard:
-    """The dead letters of one queue, the oldest first, held until the channel is closed."""
+    """The dead letters of one queue, held until the channel is closed.
 
-    def __init__(self, channel: Channel, letters: Sequence[Letter]) -> None:
+    Attributes:
+        letters: As many as were asked for, the oldest first.
+        total: How many there are.
+    """
+
+    def __init__(self, channel: Channel, letters: Sequence[Letter], total: int) -> None:
         self._channel = channel
         self.letters = letters
+        self.total = total
 
     async def drop(self, letters: Collection[Letter]) -> None:
         """Drop some for good."""
@@ -54,8 +62,13 @@ class Graveyard:
 
 
 @asynccontextmanager
-async def graveyard(link: Link, queue: str) -> AsyncIterator[Graveyard]:
-    """Hold all dead letters of a queue.
+async def graveyard(link: Link, queue: str, *, most: int = MOST) -> AsyncIterator[Graveyard]:
+    """Hold the dead letters of a queue.
+
+    Args:
+        link: What it is done through.
+        queue: The queue that they died in.
+        most: How many to hold; the oldest, as the server gives them in that order.
 
     Raises:
         Unavailable: The server cannot be reached, or somebody else looks for too long.
@@ -67,7 +80,7 @@ async def graveyard(link: Link, queue: str) -> AsyncIterator[Graveyard]:
             await _lock(link, queue)
             try:
                 channel = await wire.channel()
-                yield Graveyard(channel, await _read_all(channel, link, queue))
+                yield Graveyard(channel, *await _read(channel, link, queue, most))
             finally:
                 if channel is not None:
                     await channel.close()
@@ -76,7 +89,8 @@ async def graveyard(link: Link, queue: str) -> AsyncIterator[Graveyard]:
             link.explain(error)
 
 
-async def _read_all(channel: Channel, link: Link, queue: str) -> list[Letter]:
+async def _read(channel: Channel, link: Link, queue: str, most: int) -> tuple[list[Letter], int]:
+    """Return so many letters, and how many there are."""
     name = link.names.dead(queue)
     letters: list[Letter] = []
     came = asyncio.Event()
@@ -89,11 +103,12 @@ async def _read_all(channel: Channel, link: Link, queue: str) -> list[Letter]:
         [found] = await channel.call(Queue.Declare(queue=name, passive=True))
     except Refused as error:
         if error.code == NOT_THERE:
-            return []
+            return [], 0
         raise
-    count = min(found.message_count, _MOST)
+    total = found.message_count
+    count = min(total, most)
     if not count:
-        return []
+        return [], 0
     tag = uuid.uuid4().hex
     channel.listen(tag, receive)
     await channel.call(Basic.Qos(prefetch_count=count), Basic.Consume(queue=name, consumer_tag=tag))
@@ -106,7 +121,7 @@ async def _read_all(channel: Channel, link: Link, queue: str) -> list[Letter]:
         raise Disconnected(f"the dead letters of {queue!r} did not come in time") from None
     await channel.call(Basic.Cancel(tag))
     letters.sort(key=lambda one: one.letter.key)
-    return letters
+    return letters, total
 
 
 async def _lock(link: Link, queue: str) -> None:

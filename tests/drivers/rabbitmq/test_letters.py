@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic, Queue
 
-from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq import RabbitBroker, letters
 from aiotaskq.drivers.rabbitmq.address import parse
-from aiotaskq.drivers.rabbitmq.channel import Publication, pack
+from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
+from aiotaskq.drivers.rabbitmq.letters import Letter
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import Again, Dead, Delivery, Envelope, Settlement
+from aiotaskq.message import Again, Dead, DeadLimits, Delivery, Envelope, Settlement
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
@@ -111,7 +112,7 @@ async def test_tasks_that_look_at_once_look_one_after_another(url: str, prefix: 
     discarding = asyncio.create_task(broker.discard("q", [oldest.key]))
     seen = await asyncio.gather(*(broker.dead("q") for _ in range(4)))
     assert await discarding == 1
-    assert [len(letters) for letters in seen] == [4] * 4
+    assert [len(one) for one in seen] == [4] * 4
     await broker.close()
 
 
@@ -160,7 +161,34 @@ async def test_dead_letters_with_odd_headers_are_shown(
 ) -> None:
     await bury(broker, "why")
     await write_by_hand(url, Names(prefix, "quorum").dead("q"), *ODD)
-    letters = await broker.dead("q")
-    assert len(letters) == len(ODD) + 1
-    assert letters[0].reason == "why"
-    assert {one.body for one in letters[1:]} == {b"body"}
+    found = await broker.dead("q")
+    assert len(found) == len(ODD) + 1
+    assert found[0].reason == "why"
+    assert {one.body for one in found[1:]} == {b"body"}
+
+
+async def test_trimming_by_age_reads_no_further_than_it_has_to(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bury(broker, *["why"] * 120)
+    read: list[str] = []
+
+    class Counted(Letter):
+        def __init__(self, content: Content, queue: str) -> None:
+            super().__init__(content, queue)
+            read.append(self.letter.id)
+
+    monkeypatch.setattr(letters, "Letter", Counted)
+    assert (await broker.tend(DeadLimits(age=3600.0))).trimmed == 0
+    assert 0 < len(read) <= 50
+    assert (await broker.tend(DeadLimits(most=110))).trimmed == 10
+    kept = await broker.dead("q", 200)
+    assert [one.id for one in kept] == [f"{number}" for number in reversed(range(10, 120))]
+    assert (await broker.tend(DeadLimits(most=30))).trimmed == 80
+    assert {one.id for one in await broker.dead("q")} == {f"{one}" for one in range(90, 120)}
+
+
+async def test_all_that_is_too_old_is_trimmed_at_once(broker: RabbitBroker) -> None:
+    await bury(broker, *["why"] * 120)
+    assert (await broker.tend(DeadLimits(age=0.0))).trimmed == 120
+    assert not await broker.dead("q")
