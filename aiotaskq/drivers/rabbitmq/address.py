@@ -143,14 +143,25 @@ def parse(url: str) -> Address:
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises if it is no number
-    except ValueError as error:
-        raise ConfigError(f"not a RabbitMQ URL: {error}") from None
+    except ValueError:  # which may show all of it
+        raise ConfigError("not a RabbitMQ URL: it has odd characters, or brackets, in it") from None
     if parts.scheme not in _PORTS:
         raise ConfigError(
             f"not a RabbitMQ URL: it begins with {parts.scheme or 'nothing'}://, and may begin"
             " with amqp:// or amqps://"
         )
+    # A password with one of these in it ends the URL too early: no error may show the rest of it.
+    if any("@" in one for one in (parts.path, parts.query, parts.fragment)):
+        raise ConfigError(
+            "not a RabbitMQ URL: the user and the password, before the @, are quoted: / is %2F,"
+            " ? is %3F and # is %23 there; and behind the host an @ is %40"
+        )
+    try:
+        _ = parts.port
+    except ValueError:  # which would show what may be a part of a password
+        raise ConfigError(
+            "not a RabbitMQ URL: it names a host as host:port, with a port from 0 to 65535"
+        ) from None
     return parts
 
 

@@ -99,6 +99,24 @@ def test_no_password_is_shown() -> None:
     assert "s3cret" not in RabbitBroker("amqp://user:s3cret@h/v").url
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "amqp://user:12{}s3cret@h/v",
+        "amqp://user:s3cret{}12@h/v",
+        "amqp://user:s3cret{0}s3cret=s3cret@h/v",
+        "amqp://user:12{0}heartbeat=s3cret@h/v",
+        "amqp://user:[s3cret{}@h/v",
+        "amqp://user:s3cret@h:s3cret{}/v",
+    ],
+)
+@pytest.mark.parametrize("mark", ["/", "?", "#"])
+def test_a_password_that_is_not_quoted_is_not_shown(given: str, mark: str) -> None:
+    with pytest.raises(ConfigError, match="not a RabbitMQ URL") as caught:
+        RabbitBroker(given.format(mark))
+    assert "s3cret" not in str(caught.value)
+
+
 async def test_a_wrong_password_is_a_mistake_of_the_set_up(rabbit_server: RabbitServer) -> None:
     rabbit_server.start()
     broker = RabbitBroker(rabbit_server.url(password="wrong"))
