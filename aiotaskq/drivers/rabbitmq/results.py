@@ -33,7 +33,6 @@ from aiotaskq.drivers.rabbitmq.channel import (
 )
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.names import Names
-from aiotaskq.drivers.rabbitmq.wire import Wire
 from aiotaskq.errors import BackendUnavailable, ConfigError
 from aiotaskq.message import Outcome
 
@@ -163,7 +162,6 @@ class RabbitBackend:
         self._queue = self._names.replies(uuid.uuid4().hex)
         self._link: Link | None = None
         self._hearing: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -203,10 +201,11 @@ class RabbitBackend:
 
     async def reply_address(self) -> str:
         """Return where outcomes are to be sent; from then on they are heard."""
-        link = self._opened()
         if self._hearing is None:
-            await self._declare(link)
-            self._hearing = asyncio.create_task(self._hear(link), name="aiotaskq-replies")
+            await self._declare(self._opened())
+            link = self._opened()  # it may have been closed meanwhile
+            if self._hearing is None:  # another call may have begun, too
+                self._hearing = asyncio.create_task(self._hear(link), name="aiotaskq-replies")
         return self._queue
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
@@ -264,10 +263,11 @@ class RabbitBackend:
                 wire = await link.wire()
                 await self._declare(link)
                 channel = await wire.channel()
-                await self._consume(channel)
+                gone = await self._consume(channel)
                 failures = 0
                 self._inbox.tell([])
-                await self._until_gone(wire, channel)
+                await gone.wait()
+                await channel.close()
             except (Disconnected, Refused, BackendUnavailable, ConfigError) as error:
                 if not failures:
                     logger.warning(
@@ -282,7 +282,13 @@ class RabbitBackend:
             longest = min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(failures, 10))
             await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, longest))
 
-    async def _consume(self, channel: Channel) -> None:
+    async def _consume(self, channel: Channel) -> asyncio.Event:
+        """Begin to hear; return what is set when nothing is heard any more."""
+        # A channel fails with its connection, and may also fail by itself.
+        gone = asyncio.Event()
+        channel.on_failed = gone.set
+        channel.on_cancelled = lambda _: gone.set()
+
         def receive(content: Content) -> None:
             channel.ack([content.method.delivery_tag])
             try:
@@ -295,9 +301,4 @@ class RabbitBackend:
             Basic.Qos(prefetch_count=_AHEAD),
             Basic.Consume(queue=self._queue, consumer_tag="replies"),
         )
-
-    async def _until_gone(self, wire: Wire, channel: Channel) -> None:
-        gone = wire.loop.create_future()
-        channel.on_cancelled = lambda _: None if gone.done() else gone.set_result(None)
-        await asyncio.wait([wire.closed, gone], return_when=asyncio.FIRST_COMPLETED)
-        await channel.close()
+        return gone

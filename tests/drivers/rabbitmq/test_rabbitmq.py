@@ -24,8 +24,16 @@ from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Channel, Refused
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.items import hops
-from aiotaskq.errors import BrokerFull, BrokerUnavailable, ConfigError, LeaseLost, Unsupported
-from aiotaskq.message import Delivery, Depth, Done, Envelope
+from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.errors import (
+    BackendUnavailable,
+    BrokerFull,
+    BrokerUnavailable,
+    ConfigError,
+    LeaseLost,
+    Unsupported,
+)
+from aiotaskq.message import Delivery, Depth, Done, Envelope, Outcome
 from aiotaskq.testing.ear import outcome, value
 from tests.servers import Certificates, RabbitServer
 
@@ -357,6 +365,66 @@ async def test_a_result_is_for_the_process_that_sent_and_outlives_its_connection
         while "a" not in (found := await sender.load(["a"])):
             await asyncio.sleep(0.01)
     assert value(found["a"]) == 1
+    await worker.close()
+    await sender.close()
+
+
+def _listening() -> set[asyncio.Task[Any]]:
+    return {one for one in asyncio.all_tasks() if one.get_name() == "aiotaskq-replies"}
+
+
+async def test_results_are_heard_once_however_many_ask_where_to_send_them(
+    url: str, prefix: str
+) -> None:
+    backend = RabbitBackend(url, prefix=prefix)
+    await backend.open()
+    addresses = await asyncio.gather(*(backend.reply_address() for _ in range(4)))
+    assert len(set(addresses)) == len(_listening()) == 1
+    await backend.close()
+    assert not _listening()
+
+
+async def test_results_are_not_heard_by_who_closed_while_it_asked(
+    url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = RabbitBackend(url, prefix=prefix)
+    await backend.open()
+    declare = Link.declare
+
+    async def declare_and_close(link: Link, *declarations: Frame) -> list[Any]:
+        replies = await declare(link, *declarations)
+        await backend.close()
+        return replies
+
+    monkeypatch.setattr(Link, "declare", declare_and_close)
+    with pytest.raises(BackendUnavailable):
+        await backend.reply_address()
+    assert not _listening()
+
+
+async def test_results_are_heard_again_when_only_their_channel_was_lost(
+    url: str, prefix: str
+) -> None:
+    sender, worker = RabbitBackend(url, prefix=prefix), RabbitBackend(url, prefix=prefix)
+    await sender.open()
+    await worker.open()
+    ear = sender.arrivals()
+    assert await anext(ear) == []
+    address = await sender.reply_address()
+    assert await anext(ear) == []  # it listens
+    link = sender._link
+    assert link is not None
+    channels = (await link.wire())._connection.channels.values()
+    [channel] = [one for one in channels if "replies" in one._consumers]  # type: ignore[union-attr]  # our own
+    channel.ack([999])  # type: ignore[union-attr]  # which the server refuses: there is no such delivery
+    assert await anext(ear) == []  # it listens again
+    sent = msgspec.structs.replace(outcome("a", value=1), reply_to=address)
+    assert not await worker.store([sent], 60.0)
+    async with asyncio.timeout(PATIENCE):
+        [got] = await anext(ear)
+    assert isinstance(got, Outcome)
+    assert got.task_id == "a"
+    await ear.aclose()
     await worker.close()
     await sender.close()
 
