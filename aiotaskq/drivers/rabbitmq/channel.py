@@ -91,12 +91,14 @@ class Confirmation:
         done: Done when all of it was confirmed, refused or returned, or the channel is gone.
         returned: Routing keys that led nowhere.
         refused: What the server did not take.
+        largest: Bytes of the largest body.
     """
 
     def __init__(self, batch: Sequence[Publication], loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
         self.returned: set[str] = set()
         self.refused: list[Publication] = []
+        self.largest = max((len(one.body) for one in batch), default=0)
         self._keys = {one.routing_key for one in batch}
         self._left = len(batch)
 

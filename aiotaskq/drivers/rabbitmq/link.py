@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -34,6 +35,9 @@ _RECOVERY_PAUSE = 0.1  # seconds
 _REFUSAL_PAUSES = (0.05, 0.2, 0.5)  # seconds
 
 NOT_THERE, LOCKED, DIFFERS = 404, 405, 406
+# 406 says more than that; of this kind it is of a queue or exchange that was made otherwise.
+_MADE_OTHERWISE = "inequivalent arg"
+_TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
 _HOPELESS = frozenset({402, 403, 530})  # wrong password, no permission, no such virtual host
 
 
@@ -118,8 +122,8 @@ class Link:
         """Publish messages; on return the server has them safe.
 
         Raises:
-            Unrouted: Some lead to no queue.
-            Unavailable: There was no answer, or the server takes no more.
+            ConfigError: One is larger than the server takes.
+            Unavailable: There was no answer, the server takes no more, or some lead to no queue.
         """
         for pause in _REFUSAL_PAUSES:
             refused = await self.finish(await self.start(batch))
@@ -163,6 +167,7 @@ class Link:
             wire.fail(Disconnected("no answer in time"))
             raise self._unavailable(f"{self.address.url}: no answer in time") from None
         except (Disconnected, Refused) as error:
+            self._see_that_it_fits(confirmation, error)
             self.explain(error)
         if confirmation.returned and strict:
             # Somebody deleted a queue: the next call makes it anew.
@@ -292,7 +297,7 @@ class Link:
         if isinstance(error, Refused):
             if error.code in _HOPELESS:
                 raise ConfigError(f"{url} refuses the connection: {error}") from None
-            if error.code == DIFFERS:
+            if error.code == DIFFERS and _MADE_OTHERWISE in str(error):
                 raise ConfigError(
                     f"{url} has a queue that was made otherwise: {error}. Delete it when it is"
                     " empty, or choose another prefix or the queue_type that it has"
@@ -300,6 +305,19 @@ class Link:
             if error.code == LOCKED:
                 raise self._unavailable(f"{url}: somebody else has it for himself: {error}")
         raise self._unavailable(f"{url}: {str(error) or type(error).__name__}") from error
+
+    def _see_that_it_fits(self, confirmation: Confirmation, error: Exception) -> None:
+        """Raise if this batch is why a channel was closed: others publish on it at the same time.
+
+        Raises:
+            ConfigError: One message is larger than the server takes.
+        """
+        found = _TOO_LARGE.search(str(error))
+        if found is not None and confirmation.largest > int(found[1]):
+            raise ConfigError(
+                f"{self.address.url} takes no message of {confirmation.largest} bytes: its"
+                f" max_message_size is {found[1]}"
+            ) from None
 
     async def close(self) -> None:
         """Disconnect for good. Idempotent, never raises."""

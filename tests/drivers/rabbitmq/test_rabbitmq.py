@@ -144,6 +144,33 @@ async def test_a_queue_that_is_made_otherwise_is_told_of(url: str, prefix: str) 
     await second.close()
 
 
+async def test_who_sends_too_large_a_message_is_told_and_nobody_else(
+    rabbit_server: RabbitServer, url: str, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    setting = "application:{}_env(rabbit, max_message_size{})"
+    was = rabbit_server.evaluate(setting.format("get", ""))
+    rabbit_server.evaluate(setting.format("set", ", 1000"))
+    try:
+        second = RabbitBroker(url, prefix=broker._prefix)
+        await second.open()
+        await second.publish([envelope("b")])
+        large, small = await asyncio.gather(
+            second.publish([envelope("c", body=b"y" * 2000)]),
+            second.publish([envelope("d")]),
+            return_exceptions=True,
+        )
+        assert isinstance(large, ConfigError)
+        assert "max_message_size is 1000" in str(large)
+        assert isinstance(small, BrokerUnavailable)
+        await second.publish([envelope("d")])
+        await second.close()
+    finally:
+        default = was.removeprefix("{ok,").removesuffix("}")
+        rabbit_server.evaluate(setting.format("set", f", {default}"))
+    assert (await broker.depth())["q"].ready == 3
+
+
 @pytest.mark.parametrize("seconds", [0.001, 0.015, 0.112, 1.0, 4095.999, 86_400.0, 38_000_000.0])
 def test_a_delay_is_as_long_as_its_hops(seconds: float) -> None:
     path = hops(seconds)
