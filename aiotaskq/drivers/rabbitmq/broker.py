@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -75,7 +76,7 @@ class RabbitBroker:
         self._prefix = prefix
         self._names = Names(prefix, self._address.queue_type)
         self._link: Link | None = None
-        self._calls: dict[str, tuple[float, list[Envelope]]] = {}
+        self._calls: OrderedDict[str, tuple[float, list[Envelope]]] = OrderedDict()  # oldest first
 
     @property
     def url(self) -> str:
@@ -140,13 +141,17 @@ class RabbitBroker:
         finally:
             if call_id is not None:
                 self._calls[call_id] = (asyncio.get_running_loop().time(), left)
+                self._calls.move_to_end(call_id)
         return ()
 
     def _recall(self, batch: Sequence[Envelope], call_id: str | None) -> list[Envelope]:
         """Return what of a call is still to be stored, as far as this client knows."""
         now = asyncio.get_running_loop().time()
-        for name in [one for one, (at, _) in self._calls.items() if now - at > _REMEMBERED]:
-            del self._calls[name]
+        while self._calls:
+            at, _ = next(iter(self._calls.values()))
+            if now - at <= _REMEMBERED:
+                break
+            self._calls.popitem(last=False)
         known = None if call_id is None else self._calls.get(call_id)
         return list(batch) if known is None else known[1]
 

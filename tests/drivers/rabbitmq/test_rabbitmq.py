@@ -20,6 +20,7 @@ from pamqp.commands import Basic
 
 from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
+from aiotaskq.drivers.rabbitmq import broker as driver
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Channel, Refused
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
@@ -169,6 +170,17 @@ async def test_who_sends_too_large_a_message_is_told_and_nobody_else(
         default = was.removeprefix("{ok,").removesuffix("}")
         rabbit_server.evaluate(setting.format("set", f", {default}"))
     assert (await broker.depth())["q"].ready == 3
+
+
+async def test_calls_are_remembered_for_a_while_and_no_longer(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1", "2", "1"):
+        await broker.publish([envelope("a")], call_id=name)
+    assert (await broker.depth())["q"].ready == 2
+    monkeypatch.setattr(driver, "_REMEMBERED", 0.0)
+    await broker.publish([envelope("a")], call_id="3")
+    assert list(broker._calls) == ["3"]
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.015, 0.112, 1.0, 4095.999, 86_400.0, 38_000_000.0])
