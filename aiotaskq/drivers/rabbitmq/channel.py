@@ -29,6 +29,7 @@ _OVERHEAD = constants.FRAME_HEADER_SIZE + len(constants.FRAME_END_CHAR)  # bytes
 _INDEX_SIZE = 4  # bytes, with which a method begins
 # What brings content along: a header, and perhaps bodies.
 _CARRIERS = (commands.Basic.Deliver, commands.Basic.GetOk, commands.Basic.Return)
+_CLOSE = commands.Channel.Close(200, "", 0, 0)
 
 
 class Connection(Protocol):
@@ -267,8 +268,13 @@ class Channel:
         """Close it: what it holds goes back to its queues. Never raises."""
         if self.error is None:
             with contextlib.suppress(Disconnected, Refused):  # then it is closed
-                await self.call(commands.Channel.Close(200, "", 0, 0))
+                await self.call(_CLOSE)
             self.fail(Disconnected("the channel was closed"))
+
+    def abandon(self) -> None:
+        """Have it closed, and do not wait for that: nobody was given it."""
+        if self.error is None:
+            self.start(self.pack(_CLOSE), 1)
 
     # --- what comes -----------------------------------------------------------------------------
 

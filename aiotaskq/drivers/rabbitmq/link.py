@@ -71,6 +71,7 @@ class Link:
         self._control: Channel | None = None
         self._publisher: Channel | None = None
         self._turn = asyncio.Lock()  # for the control channel, which dies of a refusal
+        self._opening = asyncio.Lock()  # of the channel that is published on
         self._declaring = asyncio.Lock()
         self._declared: set[str] = set()  # on this connection
         self._introduced: set[str] = set()  # queues that are in the list of queues for good
@@ -139,11 +140,15 @@ class Link:
         wire = await self.wire()
         self._check_blocked(wire)
         try:
-            if self._publisher is None or self._publisher.error is not None:
-                self._publisher = await wire.channel(confirms=True)
-            return self._publisher.publish(batch)
+            return (await self._open_publisher(wire)).publish(batch)
         except (Disconnected, Refused) as error:
             self.explain(error)
+
+    async def _open_publisher(self, wire: Wire) -> Channel:
+        async with self._opening:
+            if self._publisher is None or self._publisher.error is not None:
+                self._publisher = await wire.channel(confirms=True)
+            return self._publisher
 
     async def finish(
         self, confirmation: Confirmation, *, strict: bool = True

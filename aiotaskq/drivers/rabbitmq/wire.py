@@ -139,9 +139,12 @@ class Wire:
         channel = Channel(self, number)
         # Of a channel aiormq's reader uses no more than `frames`. It frees the number, too.
         channels[number] = cast("Any", channel)
-        await channel.call(commands.Channel.Open())
-        if confirms:
-            await channel.call(commands.Confirm.Select())
+        opening = [commands.Channel.Open(), *([commands.Confirm.Select()] if confirms else [])]
+        try:
+            await channel.call(*opening)
+        except asyncio.CancelledError:
+            channel.abandon()  # or it and its number would be taken as long as the connection lives
+            raise
         return channel
 
     def write(self, data: bytes) -> None:

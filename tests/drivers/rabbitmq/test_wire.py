@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
@@ -19,6 +20,7 @@ from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Content, Disconnected, Publication, Refused, Silent
 from aiotaskq.drivers.rabbitmq.wire import Wire, connect
 from aiotaskq.errors import BrokerUnavailable, ConfigError
+from aiotaskq.message import Envelope
 from tests.servers import Certificates, RabbitServer
 
 PATIENCE = 30.0
@@ -166,6 +168,41 @@ async def test_a_refusal_costs_the_channel_and_not_the_connection(wire: Wire) ->
 async def test_channels_come_and_go(wire: Wire) -> None:
     for _ in range(3000):  # the server allows 2047 at once
         await (await wire.channel()).close()
+
+
+async def test_a_channel_that_nobody_waits_for_any_more_is_closed(wire: Wire) -> None:
+    taken = wire._connection.channels
+    before = len(taken)
+    for turns in range(40):
+        opening = asyncio.create_task(wire.channel(confirms=True))
+        for _ in range(turns % 20):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await opening).close()
+    await (await wire.channel()).close()  # which is answered last
+    async with asyncio.timeout(PATIENCE):
+        while len(taken) > before:
+            await asyncio.sleep(0.01)
+    assert wire.error is None
+
+
+async def test_who_publish_first_at_once_share_a_channel(server: RabbitServer) -> None:
+    broker = RabbitBroker(server.url(), prefix="at once")
+    await broker.open()
+    await broker.publish([Envelope(id="a", queue="q", body=b"x")])
+    link = broker._link
+    assert link is not None
+    publisher = link._publisher
+    assert publisher is not None
+    await publisher.close()
+    taken = (await link.wire())._connection.channels
+    before = len(taken)
+    await asyncio.gather(
+        *(broker.publish([Envelope(id=str(number), queue="q", body=b"x")]) for number in range(100))
+    )
+    assert len(taken) == before + 1
+    await broker.close()
 
 
 async def test_what_was_said_last_is_sent_before_good_bye(server: RabbitServer, wire: Wire) -> None:
