@@ -8,10 +8,11 @@ two streams that everybody reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar, Self
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from pamqp.commands import Queue
 
@@ -44,6 +45,7 @@ _MOST_BYTES = 4 * 2**20
 _TRIMMED = 1000  # dead letters, in one call
 _LOOKED_AT = 50  # of these at once: they are held in memory
 _REMEMBERED = 60.0  # seconds for which the id of a call is known
+_SPARE_EVERY = 0.5  # seconds between attempts to spare what is held
 _OLD_LOOK = 60.0  # seconds at most between looks for dead letters that are too old
 
 
@@ -76,6 +78,7 @@ class RabbitBroker:
         self._prefix = prefix
         self._names = Names(prefix, self._address.queue_type)
         self._link: Link | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._calls: OrderedDict[str, tuple[float, list[Envelope]]] = OrderedDict()  # oldest first
 
     @property
@@ -120,8 +123,12 @@ class RabbitBroker:
 
     async def close(self) -> None:
         link, self._link = self._link, None
-        if link is not None:
-            await link.close()
+        if link is None:
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await link.close()
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -196,15 +203,42 @@ class RabbitBroker:
             return ()
         await self._ledger.declare()
         name, wanted = ledger.new_name(), tuple(ids)
-        await self._ledger.write(ledger.encode(Cancel(name, wanted, running)))
-        # When all who consume have read it, it is done.
-        answers = await self._roster.ask(self._ledger, Question(name, wanted))
+        question = Question(name, wanted)
+        record = ledger.encode(Cancel(name, wanted, running))
         if running:
+            await self._ledger.write(record)
+            # When all who consume have read it, it is done.
+            await self._roster.ask(self._ledger, question)
             return ()
+        try:
+            await self._ledger.write(record)
+            return await self._spare(question)
+        except (BrokerUnavailable, asyncio.CancelledError):
+            # It may be written. What is held now would be dropped when its retry comes, and
+            # nobody would hear of it: so the rest is done as soon as the server is there again.
+            if self._link is not None:
+                self._start(self._spare_later(question))
+            raise
+
+    async def _spare(self, question: Question) -> set[str]:
+        """Restore what is held of what was cancelled; return what that is."""
+        answers = await self._roster.ask(self._ledger, question)
         held = {one for _, answer in answers.values() if answer for one in answer.held}
         if held:
             await self._restore(held)
         return held
+
+    async def _spare_later(self, question: Question) -> None:
+        while True:
+            await asyncio.sleep(_SPARE_EVERY)
+            with contextlib.suppress(BrokerUnavailable):  # whoever cancelled has been told of it
+                await self._spare(question)
+                return
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _restore(self, ids: Collection[str]) -> None:
         name = ledger.new_name()

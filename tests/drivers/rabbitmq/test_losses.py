@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,11 @@ from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq.channel import Disconnected
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
+from aiotaskq.drivers.rabbitmq.ledger import Restore, Stream, decode
 from aiotaskq.drivers.rabbitmq.losses import Spared
-from aiotaskq.errors import LeaseLost, TaskFailed
-from aiotaskq.message import Again, Dead, Delivery, Envelope, Release
+from aiotaskq.drivers.rabbitmq.roster import Answer, Question, Roster
+from aiotaskq.errors import BrokerUnavailable, LeaseLost, TaskFailed
+from aiotaskq.message import Again, ConsumerInfo, Dead, Delivery, Envelope, Release
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
@@ -172,6 +174,42 @@ async def test_who_overtakes_the_note_counts_one_too_many_until_the_next(
     [got] = await other.fetch(1, PATIENCE)
     assert got.crashes == 0
     await other.close()
+
+
+async def test_what_is_held_is_spared_by_a_cancel_whose_connection_is_lost(
+    url: str, prefix: str, broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.publish([envelope("a")])
+    consumer, got = await take(broker)
+    caller = RabbitBroker(url, prefix=prefix)
+    await caller.open()
+    ask, write = Roster.ask, Stream.write
+    spared = asyncio.Event()
+
+    async def ask_and_lose(
+        roster: Roster, ledger: Stream, question: Question
+    ) -> Mapping[str, tuple[ConsumerInfo, Answer | None]]:
+        # The cancel is written by now.
+        (await roster._link.wire()).fail(Disconnected("by a test"))
+        monkeypatch.setattr(Roster, "ask", ask)
+        raise BrokerUnavailable("by a test")
+
+    async def write_and_tell(stream: Stream, record: bytes) -> None:
+        await write(stream, record)
+        if isinstance(decode(record), Restore):
+            spared.set()
+
+    monkeypatch.setattr(Roster, "ask", ask_and_lose)
+    monkeypatch.setattr(Stream, "write", write_and_tell)
+    with pytest.raises(BrokerUnavailable):
+        await caller.cancel(["a"], running=False)
+    async with asyncio.timeout(PATIENCE):
+        await spared.wait()
+    assert not await consumer.settle([Again(got, envelope("a"))])
+    await consumer.close()
+    consumer, _ = await take(broker)
+    await consumer.close()
+    await caller.close()
 
 
 async def test_a_process_that_stood_still_is_taken_for_dead(url: str, prefix: str) -> None:
