@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import ClassVar
@@ -19,6 +20,9 @@ from aiotaskq.testing.results import ResultConformance
 from tests.servers import RabbitServer, free_port
 
 _numbers = itertools.count()
+_LINGERING = 5.0  # seconds in which the server is to notice that a connection has ended
+_QUEUES = "[binary_to_list(element(4, amqqueue:get_name(Q))) || Q <- rabbit_amqqueue:list()]"
+_CONNECTIONS = "length(rabbit_networking:connections())"
 
 
 class RabbitHarness:
@@ -26,6 +30,7 @@ class RabbitHarness:
     can_stall = False
 
     def __init__(self, server: RabbitServer, door: Door | None) -> None:
+        self._server = server
         self._door = door
         self._url = server.url() if door is None else door.url(server)
         self._prefix = f"t{next(_numbers)}"
@@ -63,7 +68,28 @@ class RabbitHarness:
         raise NotImplementedError
 
     async def leaks(self) -> list[str]:
-        return []
+        """Name messages, queues of who is gone, and connections that nobody has.
+
+        Queues of tasks, of delays and the two streams stay: there are few, whatever is sent.
+        """
+        if self._control is None:
+            self._control = await self.broker()
+        until = time.monotonic() + _LINGERING
+        while (found := await self._left()) and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        return found
+
+    async def _left(self) -> list[str]:
+        assert self._control is not None
+        left = [f"{queue}: {depth}" for queue, depth in (await self._control.depth()).items()]
+        passing = tuple(f"{self._prefix}.{kind}." for kind in ("consumer", "lock", "reply"))
+        names = await asyncio.to_thread(self._server.evaluate, _QUEUES)
+        left += [name for name in json.loads(names) if name.startswith(passing)]
+        connections = int(await asyncio.to_thread(self._server.evaluate, _CONNECTIONS))
+        ours = len(self._brokers) + len(self._backends)
+        if connections > ours:
+            left.append(f"{connections} connections of {ours} clients")
+        return left
 
     async def kill(self, *consumers: Consumer) -> int:
         """Drop connections, and wait until the server has taken back what they held."""
