@@ -100,16 +100,23 @@ class Confirmation:
         self.returned: set[str] = set()
         self.refused: list[Publication] = []
         self.largest = max((len(one.body) for one in batch), default=0)
+        self._taken: set[int] = set()  # ids of publications, which the sender keeps
         self._keys = {one.routing_key for one in batch}
         self._left = len(batch)
 
     def note(self, one: Publication, *, taken: bool) -> None:
         """Note that one was confirmed, or refused."""
         self._left -= 1
-        if not taken:
+        if taken:
+            self._taken.add(id(one))
+        else:
             self.refused.append(one)
         if not self._left and not self.done.done():
             self.done.set_result(None)
+
+    def has_safe(self, one: Publication) -> bool:
+        """Whether the server has one of the batch safe by now, whatever becomes of the others."""
+        return id(one) in self._taken and one.routing_key not in self.returned
 
     def note_returned(self, routing_key: str) -> None:
         """Note that one came back, as its routing key leads nowhere."""

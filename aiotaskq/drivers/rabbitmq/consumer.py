@@ -13,7 +13,7 @@ from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.thread import LoopThread
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import SUSPECT, Delivery, Grant, News, Settlement
+from aiotaskq.message import Delivery, Grant, News, Settlement
 
 _here: WeakValueDictionary[str, RabbitConsumer] = WeakValueDictionary()
 
@@ -74,13 +74,9 @@ class RabbitConsumer:
     async def fetch(
         self, limit: int, wait: float, *, order: Sequence[str] | None = None
     ) -> Sequence[Delivery]:
-        # What is taken is left in `spare`, where a cancelled call leaves it for the next one.
         call = FetchCall(limit, wait, order or self._queues)
-        await self._running().run(self._inside.fill(call), lambda: self._inside.interrupt(call))
-        spare = self._inside.spare
-        if spare and spare[0].crashes >= SUSPECT:
-            return [spare.popleft()]
-        return [spare.popleft() for _ in range(min(limit, len(spare)))]
+        inside = self._inside
+        return await self._running().run(inside.fill(call), lambda: inside.interrupt(call))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         if not batch:

@@ -13,42 +13,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Collection, Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 from pamqp.commands import Basic
 
 from aiotaskq.drivers.rabbitmq.calls import FetchCall
-from aiotaskq.drivers.rabbitmq.channel import (
-    Channel,
-    Content,
-    Disconnected,
-    Publication,
-    Refused,
-)
-from aiotaskq.drivers.rabbitmq.items import Item, delay_of, hops, write
+from aiotaskq.drivers.rabbitmq.channel import Channel, Content, Disconnected, Refused
+from aiotaskq.drivers.rabbitmq.items import Item
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.presence import Presence
+from aiotaskq.drivers.rabbitmq.stock import Stock
 from aiotaskq.drivers.rabbitmq.wire import Wire, connect
-from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq.message import (
-    SUSPECT,
-    Again,
-    Dead,
-    Delivery,
-    Done,
-    News,
-    Release,
-    Settlement,
-)
+from aiotaskq.errors import ConfigError, LeaseLost, Unavailable
+from aiotaskq.message import Delivery, News, Settlement
 
 _FEW = 8  # messages that are rather fetched one by one: no consuming has to begin and end then
 _ARRIVAL = 0.01  # seconds in which what was counted comes, unless others were faster
 _RECENTLY = 0.2  # seconds for which a count is good enough to take much less
 _GRACE = 0.03  # seconds in which what came between two calls may wait for the next
+_RETRY = 1.0  # seconds until what could not be put back is tried again
+_MOST_BACK = 100  # messages that wait for that while more is taken
 _FAREWELL = 5.0  # seconds at the end for what is held to be handed back
 _LONGEST_IDLE = 60.0  # seconds until an idle fetch looks by itself, as it never should have to
 
@@ -61,9 +46,6 @@ class Inside:
         consumer_id: Of the consumer.
         queues: In the order in which they are drained.
         about: What others are told of it.
-
-    Attributes:
-        spare: What was taken and not yet returned; the other thread takes it from here.
     """
 
     def __init__(self, link: Link, consumer_id: str, queues: Sequence[str], about: bytes) -> None:
@@ -76,16 +58,16 @@ class Inside:
         self._turn = asyncio.Lock()
         self._call: FetchCall | None = None  # that is under way
         self._look = b""  # declarations, packed, whose replies tell what waits
-        self._held: dict[int, Item] = {}  # by tag, handed out or spare
-        self._came: list[Item] = []  # and not yet looked at
+        self._stock = Stock(link, consumer_id)
         self._expected: dict[str, int] = {}  # to wait in each queue, as counted a moment ago
         self._counted_at = -_RECENTLY
         self._wanted = 0  # of what comes, until who waits is woken
         self._wake = asyncio.Event()
         self._standing: dict[tuple[str, bool], str] = {}  # tags of what waits for one message
-        self._presence = Presence(link, consumer_id, queues, about, self._held, self.holds)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.spare: deque[Delivery] = deque()
+        self._presence = Presence(
+            link, consumer_id, queues, about, self._stock.held, self._stock.counts
+        )
+        self._bouncing: asyncio.Task[None] | None = None
 
     @property
     def lost(self) -> bool:
@@ -94,7 +76,7 @@ class Inside:
 
     def holds(self) -> dict[str, int]:
         """Return how many messages it holds, by queue."""
-        return dict(Counter(item.queue for item in list(self._held.values())))
+        return self._stock.counts()
 
     async def open(self) -> None:
         """Connect, and be there."""
@@ -105,7 +87,7 @@ class Inside:
             wire.patience = max(wire.patience, 2 * self._link.address.heartbeat)
             wire.closed.add_done_callback(lambda _: self._wake.set())
             await self._presence.open(wire)
-            self._channel = await wire.channel()
+            self._channel = self._stock.channel = await wire.channel()
             self._channel.on_cancelled = self._stop_consuming
             self._channel.on_failed = self._give_up
             self._look = self._channel.pack(
@@ -120,55 +102,68 @@ class Inside:
     # --- fetching -------------------------------------------------------------------------------
 
     def interrupt(self, call: FetchCall | None) -> None:
-        """Have a call end soon."""
+        """Have a call end soon. What it has taken is for the next one, or for others."""
         if call is not None:
             call.is_over = True
             if call is self._call:
                 self._wake.set()
+            elif call.taken:
+                self._stock.keep(call.taken)
+                call.taken = []
+                self._bounce_soon()
 
-    async def fill(self, call: FetchCall) -> None:
-        """See that there is something spare: as much as is wanted, or a suspect, or all there is.
+    async def fill(self, call: FetchCall) -> Sequence[Delivery]:
+        """Return as much as is wanted, or a suspect, or all there is; nothing if it is told to end.
 
         Raises:
             LeaseLost: The connection is gone, and the server is there.
             Unavailable: The server cannot be reached.
         """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + call.wait
         async with self._turn:
             self._call = call
             try:
-                await self._sort()
-                while not call.is_over:
-                    channel = await self._living()
-                    await self._take_what_waits(channel, call.limit, call.order)
-                    left = until - loop.time()
-                    if self.spare or left <= 0:
-                        return
-                    await self._idle(channel, call, min(left, _LONGEST_IDLE))
-                    await self._sort()
+                await self._fetch(call)
+                if not call.is_over:
+                    call.taken = self._stock.hand_out(call.limit)
+                return call.taken
             except (Disconnected, Refused) as error:
                 await self._check_lost()
                 self._link.explain(error)
             finally:
                 self._call = None
-                if self._came or len(self.spare) > (1 if self._isolates() else call.limit):
-                    self._start(self._bounce())  # what came beyond is for others, if nobody asks
+                if self._stock.lingers:
+                    self._bounce_soon()  # what came beyond is for others, if nobody asks
+
+    async def _fetch(self, call: FetchCall) -> None:
+        """See that there is something spare."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + call.wait
+        stock = self._stock
+        await stock.sort(self._presence)
+        while not call.is_over:
+            channel = await self._living()
+            await self._take_what_waits(channel, call.limit, call.order)
+            left = until - loop.time()
+            if stock.spare or left <= 0:
+                return
+            await self._idle(channel, call, min(left, _RETRY if stock.back else _LONGEST_IDLE))
+            await stock.sort(self._presence)
 
     async def _take_what_waits(self, channel: Channel, limit: int, order: Sequence[str]) -> None:
-        while len(self.spare) < limit and not self._isolates():
-            room = limit - len(self.spare)
+        stock = self._stock
+        while len(stock.spare) < limit and not stock.isolates and len(stock.back) < _MOST_BACK:
+            room = limit - len(stock.spare)
             if self._expects(order[0], room):
                 self._expected[order[0]] -= room
                 await self._take(channel, {(order[0], False): room})
-                await self._sort()
+                await stock.sort(self._presence)
                 continue
             suspects, ready = await self._count(channel)
-            if not self._held:
+            if not stock.held:
                 queue = next((one for one in order if suspects[one]), None)
                 if queue is not None:
                     await self._take(channel, {(queue, True): 1})
-                    await self._sort()
+                    await stock.sort(self._presence)
                     continue
             plan: dict[tuple[str, bool], int] = {}
             for queue in order:
@@ -180,15 +175,12 @@ class Inside:
             if not plan:
                 return
             await self._take(channel, plan)
-            await self._sort()
+            await stock.sort(self._presence)
 
     def _expects(self, queue: str, count: int) -> bool:
         """Whether so many wait in a queue, by what was counted there a moment ago."""
         recently = asyncio.get_running_loop().time() - self._counted_at < _RECENTLY
         return recently and self._expected.get(queue, 0) >= max(2 * count, _FEW + 1)
-
-    def _isolates(self) -> bool:
-        return bool(self.spare) and self.spare[0].crashes >= SUSPECT
 
     async def _count(self, channel: Channel) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return how many suspects and others wait in each queue."""
@@ -213,7 +205,7 @@ class Inside:
             await self._take_many(channel, many)
 
     async def _take_many(self, channel: Channel, plan: Mapping[tuple[str, bool], int]) -> None:
-        self._wanted = len(self._came) + sum(plan.values())
+        self._wanted = len(self._stock.came) + sum(plan.values())
         self._wake.clear()
         tags, packed = [], []
         for (queue, suspects), count in plan.items():
@@ -248,9 +240,9 @@ class Inside:
 
     def _receive(self, content: Content, queue: str, *, suspects: bool) -> None:
         item = Item(content, queue, suspects=suspects)
-        self._held[item.tag] = item
-        self._came.append(item)
-        if len(self._came) >= self._wanted:
+        self._stock.held[item.tag] = item
+        self._stock.came.append(item)
+        if len(self._stock.came) >= self._wanted:
             self._wake.set()
 
     async def _idle(self, channel: Channel, call: FetchCall, seconds: float) -> None:
@@ -261,7 +253,7 @@ class Inside:
         """
         self._wanted = 1
         self._wake.clear()
-        kinds = (False,) if self._held else (False, True)
+        kinds = (False,) if self._stock.held else (False, True)
         packed, count = [], 0
         for key in [(queue, kind) for queue in self._queues for kind in kinds]:
             if key not in self._standing:
@@ -269,7 +261,7 @@ class Inside:
                 count += 2
         if packed:
             await channel.send(b"".join(packed), count)
-        if self._came or call.is_over:
+        if self._stock.came or call.is_over:
             return
         try:
             async with asyncio.timeout(seconds):
@@ -287,25 +279,31 @@ class Inside:
             self._end_consuming(channel, [tag])
             self._receive(content, queue, suspects=suspects)
             if self._call is None:
-                self._start(self._bounce())
+                self._bounce_soon()
 
         channel.listen(tag, receive)
         return packed
 
+    def _bounce_soon(self) -> None:
+        if self._bouncing is None or self._bouncing.done():
+            self._bouncing = asyncio.get_running_loop().create_task(self._bounce())
+
     async def _bounce(self) -> None:
         """Put back what came while nobody fetches, if nobody does so soon."""
-        await asyncio.sleep(_GRACE)
-        if self._call is not None:
-            return
-        async with self._turn:
+        pause = _GRACE
+        while self._stock.lingers and not self.lost:
+            await asyncio.sleep(pause)
+            pause = _RETRY
+            if self._call is not None:
+                return  # its end begins this anew
             try:
-                await self._sort()
-                while self.spare:
-                    item = self._held[self.spare.popleft().receipt[1]]
-                    await self._replace([item.copy(self._names)])
-                    self._ack([item.tag])
-            except (Unavailable, Disconnected, Refused):
-                return  # then it is spare for the next call, or goes back with the connection
+                async with self._turn:
+                    await self._stock.sort(self._presence)
+                    await self._stock.return_spare()
+            except Unavailable:
+                continue  # it is spare for the next call, if one comes before the next attempt
+            except (ConfigError, Disconnected, Refused):
+                return  # the next call tells of it, or all goes back with the connection
 
     def _stop_consuming(self, tag: str) -> None:
         # The queue was deleted: the next look declares it anew.
@@ -316,43 +314,6 @@ class Inside:
     def _name(self, queue: str, *, suspects: bool) -> str:
         return self._names.suspects(queue) if suspects else self._names.ready(queue)
 
-    async def _sort(self) -> None:
-        """Put what came where it belongs: to the spare ones, or back."""
-        came, self._came = self._came, []
-        back: list[tuple[Item, Publication]] = []
-        drop: list[int] = []
-        keep: list[Item] = []
-        for item in came:
-            item.spared = self._presence.spared.count(item.life)
-            if item.id in self._presence.cancelled:
-                drop.append(item.tag)
-            elif item.redelivered:
-                # Its queue does not count: so it is counted here, before it does any harm.
-                back.append((item, item.copy(self._names, more=1)))
-            elif item.crashes >= SUSPECT and not item.suspects:
-                back.append((item, item.copy(self._names)))
-            else:
-                keep.append(item)
-        alone = len(keep) == 1 and len(self._held) == 1 + len(back) + len(drop)
-        for item in keep:
-            if item.suspects and not alone:
-                back.append((item, item.copy(self._names)))
-            else:
-                self.spare.append(item.delivery((self._id, item.tag)))
-        await self._replace([copy for _, copy in back])
-        self._ack([*drop, *(item.tag for item, _ in back)])
-
-    async def _replace(self, copies: Sequence[Publication]) -> None:
-        if copies:
-            await self._link.publish(copies)
-
-    def _ack(self, tags: Sequence[int]) -> None:
-        if tags:
-            assert self._channel is not None  # they came over it
-            self._channel.ack(tags, among=list(self._held))
-            for tag in tags:
-                self._held.pop(tag, None)
-
     # --- settling -------------------------------------------------------------------------------
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
@@ -361,59 +322,10 @@ class Inside:
         Raises:
             Unavailable: The server cannot be reached.
         """
-        taken: dict[int, tuple[Item, Settlement]] = {}
-        gone: list[Delivery] = []
-        for settlement in batch:
-            consumer, tag = settlement.delivery.receipt
-            item = self._held.get(tag)
-            if consumer != self._id or item is None or tag in taken or self.lost:
-                gone.append(settlement.delivery)
-            else:
-                taken[tag] = item, settlement
-        if self.lost:
-            await self._link.ping()
-            return gone
-        try:
-            await self._publish(taken.values())
-            assert self._channel is not None  # open
-            if self.lost:
-                raise Disconnected("the connection was lost")
-            self._ack(list(taken))
-            # An answer says that the server has read what was acknowledged.
-            await self._channel.call(Basic.Qos(prefetch_count=1))
-        except (Disconnected, Refused) as error:
-            # A channel that was refused something is closed, and the next call tells what is void.
-            self._link.explain(Disconnected(str(error)))
-        if not self._held:
+        gone = await self._stock.settle(batch)
+        if not self._stock.held:
             self._wake.set()  # now a suspect may be fetched
         return gone
-
-    async def _publish(self, pairs: Collection[tuple[Item, Settlement]]) -> None:
-        """Publish what takes the place of what is settled, before it goes."""
-        now = time.time()
-        batch: list[Publication] = []
-        queues: set[str] = set()
-        paths = []
-        # What is released goes behind what waits, in its old order.
-        for item, settlement in pairs:
-            match settlement:
-                case Done():
-                    continue
-                case Again(envelope=envelope):
-                    path = hops(delay_of(envelope, now))
-                    queues.add(envelope.queue)
-                    paths.append(path)
-                    anew = item.losses > 0
-                    batch.append(write(envelope, self._names, path, now, anew=anew))
-                case Dead(reason=reason, details=details):
-                    queues.add(item.queue)
-                    batch.append(item.letter(self._names, reason, details))
-                case Release():
-                    queues.add(item.queue)
-                    batch.append(item.copy(self._names))
-        if batch:
-            await self._link.need(queues, paths)
-            await self._link.publish(batch)
 
     # --- news -----------------------------------------------------------------------------------
 
@@ -445,8 +357,8 @@ class Inside:
             pass  # then the server does it, and counts a crash
         await self._presence.losses.told()
         self._presence.close()
-        for task in self._tasks:
-            task.cancel()
+        if self._bouncing is not None:
+            self._bouncing.cancel()
         if self._wire is not None:
             await self._wire.close()
         await self._link.close()
@@ -454,11 +366,7 @@ class Inside:
     async def _hand_back(self) -> None:
         self.interrupt(self._call)
         async with self._turn:
-            items = list(self._held.values())
-            await self._replace([item.copy(self._names) for item in items])
-            self._ack([item.tag for item in items])
-            assert self._channel is not None  # open
-            await self._channel.call(Basic.Qos(prefetch_count=1))
+            await self._stock.return_all()
 
     async def _living(self) -> Channel:
         await self._check_lost()
@@ -487,8 +395,3 @@ class Inside:
         self._presence.losses.close()
         if self._wire is not None:
             self._wire.fail(Disconnected("it was aborted"))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -119,15 +119,24 @@ class Link:
             except Disconnected as error:
                 self.explain(error)
 
-    async def publish(self, batch: Sequence[Publication]) -> None:
+    async def publish(
+        self, batch: Sequence[Publication], sent: list[Confirmation] | None = None
+    ) -> None:
         """Publish messages; on return the server has them safe.
+
+        Args:
+            batch: What.
+            sent: Is filled with what becomes of it, as may be known when this has failed.
 
         Raises:
             ConfigError: One is larger than the server takes.
             Unavailable: There was no answer, the server takes no more, or some lead to no queue.
         """
         for pause in _REFUSAL_PAUSES:
-            refused = await self.finish(await self.start(batch))
+            confirmation = await self.start(batch)
+            if sent is not None:
+                sent.append(confirmation)
+            refused = await self.finish(confirmation)
             if not refused:
                 return
             # A quorum queue refuses while it has no leader yet, as when it was just made.

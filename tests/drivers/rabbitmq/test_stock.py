@@ -1,0 +1,246 @@
+"""What becomes of what a consumer holds, when it has to go back or to be settled and that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import cast
+
+import pytest
+
+from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.channel import Confirmation, Publication
+from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
+from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.errors import BrokerFull, BrokerUnavailable
+from aiotaskq.message import Again, Dead, Delivery, Done, Envelope, Release, Settlement
+from tests.servers import RabbitServer
+
+PATIENCE = 30.0
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"s{next(_numbers)}"
+
+
+@pytest.fixture
+async def broker(rabbit_server: RabbitServer, prefix: str) -> AsyncIterator[RabbitBroker]:
+    rabbit_server.start()
+    broker = RabbitBroker(rabbit_server.url(), prefix=prefix)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+def envelope(name: str, delay: float = 0.0, queue: str = "q") -> Envelope:
+    return Envelope(id=name, queue=queue, body=b"x", delay=delay)
+
+
+async def consume(broker: RabbitBroker, *queues: str) -> RabbitConsumer:
+    consumer = broker.consumer(queues or ("q",), name="w", lease=60.0)
+    await consumer.open()
+    return consumer
+
+
+async def until_it_holds(consumer: RabbitConsumer, count: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while sum(consumer.holds.values()) != count:
+            await asyncio.sleep(0.01)
+
+
+def link_of(consumer: RabbitConsumer) -> Link:
+    return consumer._inside._link
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Link, Exception]]:
+    """Links whose next batch is confirmed, but nobody hears of it."""
+    finish = Link.finish
+    given: list[tuple[Link, Exception]] = []
+
+    async def fail(
+        link: Link, confirmation: Confirmation, *, strict: bool = True
+    ) -> Sequence[Publication]:
+        refused = await finish(link, confirmation, strict=strict)
+        if given and given[0][0] is link:
+            raise given.pop(0)[1]
+        return refused
+
+    monkeypatch.setattr(Link, "finish", fail)
+    return given
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Link, Exception]]:
+    """Links that cannot send their next batch."""
+    start = Link.start
+    given: list[tuple[Link, Exception]] = []
+
+    async def fail(link: Link, batch: Sequence[Publication]) -> Confirmation:
+        if given and given[0][0] is link:
+            raise given.pop(0)[1]
+        return await start(link, batch)
+
+    monkeypatch.setattr(Link, "start", fail)
+    return given
+
+
+async def test_what_nobody_fetches_goes_to_others_though_that_failed_at_first(
+    broker: RabbitBroker, refusals: list[tuple[Link, Exception]]
+) -> None:
+    idle = await consume(broker)
+    assert not await idle.fetch(1, 0.05)  # from here on the queue sends its first message at once
+    refusals.append((link_of(idle), BrokerFull("by a test")))
+    await broker.publish([envelope("a")])
+    other = await consume(broker)
+    [got] = await other.fetch(1, PATIENCE)
+    assert (got.id, refusals, idle.holds) == ("a", [], {})
+    await idle.close()
+    await other.close()
+
+
+async def test_a_suspect_that_could_not_be_put_back_is_so_later(
+    broker: RabbitBroker, refusals: list[tuple[Link, Exception]]
+) -> None:
+    await broker.publish([envelope("a")])
+    for _ in range(2):
+        consumer = await consume(broker)
+        assert await consumer.fetch(1, PATIENCE)
+        await consumer.abort()
+        await consumer.close()
+    consumer = await consume(broker)
+    refusals.append((link_of(consumer), BrokerFull("by a test")))
+    [got] = await consumer.fetch(1, PATIENCE)
+    assert (got.crashes, refusals) == (2, [])
+    await consumer.close()
+
+
+async def test_what_comes_without_memory_for_a_copy_is_there_once_when_there_is_some(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    idle = await consume(broker)
+    assert not await idle.fetch(1, 0.05)
+    await broker.publish([envelope("a", delay=1.5)])
+    watermark = "vm_memory_monitor:set_vm_memory_high_watermark({})"
+    rabbit_server.evaluate(watermark.format("0.00001"))
+    try:
+        await until_it_holds(idle, 1)
+        await asyncio.sleep(0.5)  # it cannot be put back
+    finally:
+        rabbit_server.evaluate(watermark.format("0.4"))
+    await until_it_holds(idle, 0)
+    other = await consume(broker)
+    assert [one.id for one in await other.fetch(5, PATIENCE)] == ["a"]
+    assert not await other.fetch(5, 0.5)
+    await idle.close()
+    await other.close()
+
+
+async def test_what_a_cancelled_fetch_had_taken_goes_to_others(broker: RabbitBroker) -> None:
+    await broker.publish([envelope(str(number)) for number in range(3)])
+    consumer = await consume(broker)
+    fetching = asyncio.create_task(consumer.fetch(3, PATIENCE))
+    await asyncio.sleep(0)  # it begins
+    while sum(consumer.holds.values()) < 3:
+        time.sleep(0.01)  # it is done over there, and nothing of it is heard here
+    time.sleep(0.1)  # the same
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    other = await consume(broker)
+    got: list[Delivery] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(got) < 3:
+            got += await other.fetch(3, 1.0)
+    assert sorted(one.id for one in got) == ["0", "1", "2"]
+    await consumer.close()
+    await other.close()
+
+
+async def test_what_was_fetched_stays_so_while_the_worker_stands(broker: RabbitBroker) -> None:
+    await broker.publish([envelope("a")])
+    consumer = await consume(broker)
+    fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
+    await asyncio.sleep(0)  # it begins
+    time.sleep(0.5)  # as a task does that blocks the loop
+    assert [one.id for one in await fetching] == ["a"]
+    assert consumer.holds == {"q": 1}
+    await consumer.close()
+
+
+async def test_a_batch_that_is_settled_once_more_is_not_stored_twice(
+    broker: RabbitBroker, failures: list[tuple[Link, Exception]]
+) -> None:
+    await broker.publish([envelope(one) for one in "abc"])
+    consumer = await consume(broker)
+    a, b, c = await consumer.fetch(3, PATIENCE)
+    batch: list[Settlement] = [Again(a, envelope("a")), Release(b), Dead(c, "why")]
+    failures.append((link_of(consumer), BrokerUnavailable("by a test")))
+    with pytest.raises(BrokerUnavailable, match="by a test"):
+        await consumer.settle(batch)
+    assert not await consumer.settle(batch)
+    depth = (await broker.depth())["q"]
+    assert (depth.ready, depth.held, depth.dead) == (2, 0, 1)
+    await consumer.close()
+
+
+async def test_what_is_being_settled_as_it_closes_is_not_handed_back_too(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.publish([envelope(one) for one in "ab"])
+    consumer = await consume(broker)
+    a, b = await consumer.fetch(2, PATIENCE)
+    finish, link = Link.finish, link_of(consumer)
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+    async def linger(
+        one: Link, confirmation: Confirmation, *, strict: bool = True
+    ) -> Sequence[Publication]:
+        if one is link and not begun.is_set():
+            loop.call_soon_threadsafe(begun.set)
+            await asyncio.sleep(0.3)
+        return await finish(one, confirmation, strict=strict)
+
+    monkeypatch.setattr(Link, "finish", linger)
+    settling = asyncio.create_task(consumer.settle([Done(a), Again(b, envelope("b"))]))
+    await asyncio.wait_for(begun.wait(), PATIENCE)
+    settling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await settling
+    await consumer.close()
+    other = await consume(broker)
+    assert [one.id for one in await other.fetch(5, PATIENCE)] == ["b"]
+    assert not await other.fetch(5, 0.3)
+    await other.close()
+
+
+async def test_a_late_word_over_a_dead_connection_stores_nothing(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    late = await consume(broker)
+    [held] = await late.fetch(1, PATIENCE)
+    wire = late._inside._wire
+    assert wire is not None  # it is open
+    wire.patience = 1.0
+    # As when the network drops all that belongs to a connection: it does not hear of its end.
+    reading = cast("asyncio.Transport", wire._transport)
+    late._running()._loop.call_soon_threadsafe(reading.pause_reading)
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(rabbit_server.close_connections)
+    other = await consume(broker)
+    [got] = await other.fetch(1, PATIENCE)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(BrokerUnavailable):
+                assert await late.settle([Dead(held, "late")]) == [held]
+                break
+    assert (await broker.depth())["q"].dead == 0
+    assert not await other.settle([Done(got)])
+    await late.close()
+    await other.close()
