@@ -60,11 +60,16 @@ class LoopThread:
                 for task in left:
                     task.cancel()
                 self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            # Not after what follows: it waits for name look-ups, which may hang.
+            self._tell_end()
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         finally:
             self._loop.close()
-            with contextlib.suppress(RuntimeError):  # that one is closed, without waiting for us
-                self._owner.call_soon_threadsafe(self._ended.set)
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        with contextlib.suppress(RuntimeError):  # that loop is closed, without waiting for us
+            self._owner.call_soon_threadsafe(self._ended.set)
 
 
 def _hear_out(running: asyncio.Future[Any]) -> None:
