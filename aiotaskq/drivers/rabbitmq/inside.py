@@ -21,7 +21,7 @@ from pamqp.commands import Basic
 from aiotaskq.drivers.rabbitmq.calls import FetchCall
 from aiotaskq.drivers.rabbitmq.channel import Channel, Content, Disconnected, Refused
 from aiotaskq.drivers.rabbitmq.items import Item
-from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.drivers.rabbitmq.link import DIFFERS, Link
 from aiotaskq.drivers.rabbitmq.presence import Presence
 from aiotaskq.drivers.rabbitmq.stock import Stock
 from aiotaskq.drivers.rabbitmq.wire import Wire, connect
@@ -31,6 +31,7 @@ from aiotaskq.message import Delivery, News, Settlement
 _FEW = 8  # messages that are rather fetched one by one: no consuming has to begin and end then
 _ARRIVAL = 0.01  # seconds in which what was counted comes, unless others were faster
 _RECENTLY = 0.2  # seconds for which a count is good enough to take much less
+_TOO_LONG = "timed out"  # says the server when its consumer_timeout is over
 _GRACE = 0.03  # seconds in which what came between two calls may wait for the next
 _RETRY = 1.0  # seconds until what could not be put back is tried again
 _MOST_BACK = 100  # messages that wait for that while more is taken
@@ -63,6 +64,8 @@ class Inside:
         self._counted_at = -_RECENTLY
         self._wanted = 0  # of what comes, until who waits is woken
         self._wake = asyncio.Event()
+        self._ended: set[str] = set()  # tags of consuming that ended since the last count
+        self._ended_before: set[str] = set()  # before it, but after the one before
         self._standing: dict[tuple[str, bool], str] = {}  # tags of what waits for one message
         self._presence = Presence(
             link, consumer_id, queues, about, self._stock.held, self._stock.counts
@@ -185,7 +188,12 @@ class Inside:
     async def _count(self, channel: Channel) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return how many suspects and others wait in each queue."""
         count = len(self._queues)
+        ended, before = set(self._ended), set(self._ended_before)
         replies = await channel.send(self._look, 2 * count)
+        self._ended -= ended
+        self._ended_before = self._ended_before - before | ended
+        for tag in before:
+            channel.unlisten(tag)  # this was asked behind an answer that came behind their end
         counts = [reply.message_count for reply in replies]
         ready = dict(zip(self._queues, counts[count:], strict=True))
         self._expected = dict(ready)
@@ -237,6 +245,7 @@ class Inside:
         """End consuming, where that was answered before: else the server trips over it."""
         if channel.error is None:
             channel.tell(channel.pack(*(Basic.Cancel(tag, nowait=True) for tag in tags)))
+            self._ended.update(tags)
 
     def _receive(self, content: Content, queue: str, *, suspects: bool) -> None:
         item = Item(content, queue, suspects=suspects)
@@ -378,9 +387,10 @@ class Inside:
         """Be lost as a whole when the server closes the channel, and with it all that is held."""
         channel, wire = self._channel, self._wire
         if wire is not None and wire.error is None and channel is not None:
-            # As after the server's consumer_timeout: it counts, or such a task would run for ever.
-            self._presence.losses.close()
-            wire.fail(channel.error or Disconnected("its channel is gone"))
+            error = channel.error
+            if isinstance(error, Refused) and error.code == DIFFERS and _TOO_LONG in str(error):
+                self._presence.losses.close()  # it counts, or such a task would run for ever
+            wire.fail(error or Disconnected("its channel is gone"))
         self._wake.set()
 
     async def _check_lost(self) -> None:

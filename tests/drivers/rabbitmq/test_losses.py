@@ -13,14 +13,17 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+from pamqp.commands import Queue
 
 from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Disconnected
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.ledger import Alive, Restore, Stream, decode
 from aiotaskq.drivers.rabbitmq.losses import Spared
 from aiotaskq.drivers.rabbitmq.roster import Answer, Question, Roster
+from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable, LeaseLost, TaskFailed
 from aiotaskq.message import Again, ConsumerInfo, Dead, Delivery, Envelope, Release
 from tests.servers import RabbitServer
@@ -155,6 +158,42 @@ async def test_a_retry_and_a_revived_one_begin_anew(
     consumer, got = await take(broker)
     assert got.crashes == 1
     await consumer.close()
+
+
+async def test_a_retry_of_a_retry_begins_anew(
+    rabbit_server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    consumer, _ = await take(broker)
+    await lose(consumer, rabbit_server)
+    for _ in range(2):
+        consumer, got = await take(broker)
+        assert not await consumer.settle([Again(got, envelope("a"))])
+        await consumer.close()
+    consumer, _ = await take(broker)
+    await die(consumer)
+    consumer, got = await take(broker)
+    assert got.crashes == 1, "the loss of the first attempt was taken off the third"
+    await consumer.close()
+
+
+async def test_what_is_lost_with_a_refusal_counts_no_crash(url: str, broker: RabbitBroker) -> None:
+    await broker.publish([envelope("a")])
+    consumer = broker.consumer(["q", "p"], name="w", lease=60.0)
+    await consumer.open()
+    assert await consumer.fetch(1, PATIENCE)
+    wire = await connect(parse(url))
+    name = broker._names.ready("p")
+    await (await wire.channel()).call(
+        Queue.Delete(queue=name), Queue.Declare(queue=name, durable=True)
+    )
+    with pytest.raises(LeaseLost):
+        await consumer.news()  # the queue is not as it asks for it
+    await consumer.close()
+    consumer, got = await take(broker)
+    assert got.crashes == 0
+    await consumer.close()
+    await wire.close()
 
 
 async def test_who_overtakes_the_note_counts_one_too_many_until_the_next(

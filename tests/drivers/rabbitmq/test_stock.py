@@ -163,13 +163,17 @@ async def test_what_a_cancelled_fetch_had_taken_goes_to_others(broker: RabbitBro
 
 
 async def test_what_was_fetched_stays_so_while_the_worker_stands(broker: RabbitBroker) -> None:
-    await broker.publish([envelope("a")])
-    consumer = await consume(broker)
+    consumer = await consume(broker, "q", "p")
+    assert not await consumer.fetch(1, 0.05)
     fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
-    await asyncio.sleep(0)  # it begins
-    time.sleep(0.5)  # as a task does that blocks the loop
-    assert [one.id for one in await fetching] == ["a"]
-    assert consumer.holds == {"q": 1}
+    await asyncio.sleep(0.05)  # it waits
+    # So that it sees both at once, of which one is not asked for.
+    consumer._running()._loop.call_soon_threadsafe(time.sleep, 0.3)
+    await broker.publish([envelope("a"), envelope("b", queue="p")])
+    time.sleep(1.0)  # as a task does that blocks the loop
+    [got] = await fetching
+    await until_it_holds(consumer, 1)
+    assert not await consumer.settle([Done(got)])
     await consumer.close()
 
 
@@ -244,3 +248,17 @@ async def test_a_late_word_over_a_dead_connection_stores_nothing(
     assert not await other.settle([Done(got)])
     await late.close()
     await other.close()
+
+
+async def test_waking_up_leaves_nothing_behind(broker: RabbitBroker) -> None:
+    consumer = await consume(broker)
+    for number in range(20):
+        fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
+        await asyncio.sleep(0.005)  # it waits
+        await broker.publish([envelope(str(number))])
+        [got] = await fetching
+        assert not await consumer.settle([Done(got)])
+    channel = consumer._inside._channel
+    assert channel is not None  # it is open
+    assert len(channel._consumers) < 10
+    await consumer.close()
