@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import cast
@@ -168,9 +169,16 @@ async def test_what_was_fetched_stays_so_while_the_worker_stands(broker: RabbitB
     fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
     await asyncio.sleep(0.05)  # it waits
     # So that it sees both at once, of which one is not asked for.
-    consumer._running()._loop.call_soon_threadsafe(time.sleep, 0.3)
+    published = threading.Event()
+
+    def stand_still() -> None:
+        while not published.is_set():
+            pass
+
+    consumer._running()._loop.call_soon_threadsafe(stand_still)
     await broker.publish([envelope("a"), envelope("b", queue="p")])
-    time.sleep(1.0)  # as a task does that blocks the loop
+    published.set()
+    time.sleep(0.5)  # as a task does that blocks the loop
     [got] = await fetching
     await until_it_holds(consumer, 1)
     assert not await consumer.settle([Done(got)])
