@@ -67,8 +67,9 @@ class Inside:
         self._ended: set[str] = set()  # tags of consuming that ended since the last count
         self._ended_before: set[str] = set()  # before it, but after the one before
         self._standing: dict[tuple[str, bool], str] = {}  # tags of what waits for one message
+        stock = self._stock
         self._presence = Presence(
-            link, consumer_id, queues, about, self._stock.held, self._stock.counts
+            link, consumer_id, queues, about, stock.held, stock.counts, stock.handed_out
         )
         self._bouncing: asyncio.Task[None] | None = None
 
@@ -127,7 +128,7 @@ class Inside:
             try:
                 await self._fetch(call)
                 if not call.is_over:
-                    call.taken = self._stock.hand_out(call.limit)
+                    call.taken = self._stock.hand_out(call.limit, self._presence.cancelled)
                 return call.taken
             except (Disconnected, Refused) as error:
                 await self._check_lost()

@@ -16,7 +16,7 @@ from aiotaskq.errors import ConfigError, Unavailable
 
 _MOST = 100_000  # messages of which losses are remembered
 _PAUSE = 0.1  # seconds between attempts to say that the process lives
-_LAST_WORD = 2.0  # seconds that a consumer which is closed has for that
+_LAST_WORD = 5.0  # seconds that a consumer which is closed has for that
 
 
 class Spared:

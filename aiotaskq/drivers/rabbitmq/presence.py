@@ -48,6 +48,7 @@ class Presence:
         about: What others are told of it.
         held: What it holds, by tag.
         holds: Returns how many that are, by queue.
+        handed_out: Returns the ids of what of it a worker was given; the rest waits, to all others.
 
     Attributes:
         cancelled: Ids that are never to be handed out.
@@ -63,13 +64,14 @@ class Presence:
         about: bytes,
         held: Mapping[int, Item],
         holds: Callable[[], dict[str, int]],
+        handed_out: Callable[[], set[str]],
     ) -> None:
         self._link = link
         self._id = consumer_id
         self._queues = tuple(queues)
         self._about = about
-        self._held = held
         self._holds = holds
+        self._handed_out = handed_out
         self._stream = Stream(
             link,
             link.names.declare_stream(link.names.ledger, days=ledger.DAYS),
@@ -149,8 +151,7 @@ class Presence:
         if isinstance(record, Cancel):
             self.cancelled.note(record.ids)
             if record.running:
-                held = {item.id for item in self._held.values()}
-                self._told.update(held.intersection(record.ids))
+                self._told.update(self._handed_out().intersection(record.ids))
             self._seen.note([record.name])
         elif isinstance(record, Restore):
             self.cancelled.drop(record.ids)
@@ -169,7 +170,7 @@ class Presence:
                     await self._noted.wait()
         except TimeoutError:
             return  # no answer is better than a wrong one
-        ids = {item.id for item in self._held.values()}.intersection(question.ids)
+        ids = self._handed_out().intersection(question.ids)
         answer = ledger.encode(Answer(self._id, tuple(ids), self._holds()))
         properties = pack(Basic.Properties(correlation_id=content.properties.correlation_id))
         address = content.properties.reply_to or ""

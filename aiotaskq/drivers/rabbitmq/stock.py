@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from pamqp.commands import Basic
 
@@ -70,8 +70,20 @@ class Stock:
         """Return how many messages it holds, by queue."""
         return dict(Counter(item.queue for item in list(self.held.values())))
 
-    def hand_out(self, limit: int) -> list[Delivery]:
-        """Take what is spare, up to so many; of suspects one."""
+    def handed_out(self) -> set[str]:
+        """Return the ids of what somebody was given and has not settled."""
+        waits = {
+            *self.back,
+            *(one.tag for one in self.came),
+            *(one.receipt[1] for one in self.spare),
+        }
+        return {item.id for tag, item in self.held.items() if tag not in waits}
+
+    def hand_out(self, limit: int, cancelled: Container[str]) -> list[Delivery]:
+        """Take what is spare, up to so many; of suspects one. What was cancelled since goes."""
+        if any(one.id in cancelled for one in self.spare):
+            self._ack([one.receipt[1] for one in self.spare if one.id in cancelled])
+            self.spare = deque(one for one in self.spare if one.id not in cancelled)
         count = 1 if self.isolates else min(limit, len(self.spare))
         return [self.spare.popleft() for _ in range(count)]
 

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq import RabbitBroker, inside
 from aiotaskq.drivers.rabbitmq.channel import Confirmation, Publication
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.link import Link
@@ -161,6 +161,25 @@ async def test_what_a_cancelled_fetch_had_taken_goes_to_others(broker: RabbitBro
     assert sorted(one.id for one in got) == ["0", "1", "2"]
     await consumer.close()
     await other.close()
+
+
+async def test_what_nobody_was_given_is_cancelled_like_what_waits(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "_GRACE", PATIENCE)
+    consumer = await consume(broker)
+    assert not await consumer.fetch(1, 0.05)  # from here on one may come by itself
+    await broker.publish([envelope("a")])
+    async with asyncio.timeout(PATIENCE):
+        while not consumer.holds:
+            await asyncio.sleep(0.01)
+    assert not await broker.cancel(["a"], running=False)
+    await broker.publish([envelope("b")])
+    [got] = await consumer.fetch(2, PATIENCE)
+    assert got.id == "b"
+    assert not await consumer.settle([Done(got)])
+    await consumer.close()
+    assert not await broker.depth()
 
 
 async def test_what_was_fetched_stays_so_while_the_worker_stands(broker: RabbitBroker) -> None:
