@@ -94,6 +94,14 @@ class CancelTests(BrokerSuite):
         await nothing(consumer)
         assert (await rig.depth()).held == 0
 
+    async def test_what_was_cancelled_before_is_not_spared(self, rig: Rig, broker: Broker) -> None:
+        consumer, [got] = await rig.hold("a")
+        await broker.cancel(["a"])
+        await broker.cancel(["a"], running=False)
+        assert "a" in await _told(consumer)
+        assert not await consumer.settle([Again(got, envelope("a"))])
+        await nothing(consumer)
+
     async def test_a_delayed_retry_is_called_off(self, rig: Rig, broker: Broker) -> None:
         consumer, [got] = await rig.hold("a")
         await consumer.settle([Again(got, envelope("a", delay=self.delay))])

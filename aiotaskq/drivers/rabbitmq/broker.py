@@ -203,6 +203,11 @@ class RabbitBroker:
             return ()
         await self._ledger.declare()
         name, wanted = ledger.new_name(), tuple(ids)
+        if not running:
+            # Who was cancelled before is not spared, though it is held still.
+            wanted = tuple(set(wanted) - await self._cancelled_among(wanted))
+            if not wanted:
+                return ()
         question = Question(name, wanted)
         record = ledger.encode(Cancel(name, wanted, running))
         if running:
@@ -219,6 +224,14 @@ class RabbitBroker:
             if self._link is not None:
                 self._start(self._spare_later(question))
             raise
+
+    async def _cancelled_among(self, ids: Collection[str]) -> set[str]:
+        link = self._opened()
+        try:
+            await self._ledger.read(await link.wire())
+        except (Disconnected, Refused) as error:
+            link.explain(error)
+        return {one for one in ids if one in self._cancelled}
 
     async def _spare(self, question: Question) -> set[str]:
         """Restore what is held of what was cancelled; return what that is."""

@@ -272,6 +272,12 @@ class RedisBroker:
             count += await self._client.link.script(scripts.DISCARD, [base], part)
         return count
 
+    async def cancelled_among(self, ids: Sequence[str]) -> set[str]:
+        """Return those that were cancelled, of a thousand at most."""
+        packed = [items.pack_id(name) for name in ids]
+        scores = await self._client.link.command("ZMSCORE", self._client.keys.cancelled, *packed)
+        return {name for name, at in zip(ids, scores, strict=True) if at is not None}
+
     async def uncancel(self, ids: Collection[str]) -> None:
         """Forget that ids were cancelled."""
         packed = [items.pack_id(name) for name in ids]

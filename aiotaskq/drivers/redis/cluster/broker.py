@@ -35,6 +35,7 @@ from aiotaskq.protocols import Traits
 
 _STRETCH = 100  # envelopes of one queue in a batch that go to the same shard
 _TICK = 1e-6  # seconds: the times of dead letters are told as exactly
+_ASKED = 1000  # ids that are looked up at once
 
 
 class ClusterBroker:
@@ -151,12 +152,19 @@ class ClusterBroker:
         return list({one.id: one for part in told for one in part}.values())
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        # What was cancelled before stays so, though it is held still. Every shard knows of it.
+        before = set() if running or not ids else await self._cancelled_among(list(ids))
         # An id may be in any shard, or come to any.
         told = await together(store.cancel(ids, running=running) for store in self._stores)
-        held = {name for part in told for name in part}
+        held = {name for part in told for name in part} - before
         if held:  # noted where they are not
             await together(store.uncancel(held) for store in self._stores)
         return held
+
+    async def _cancelled_among(self, ids: Sequence[str]) -> set[str]:
+        parts = [ids[start : start + _ASKED] for start in range(0, len(ids), _ASKED)]
+        told = await together(self._stores[0].cancelled_among(part) for part in parts)
+        return {name for part in told for name in part}
 
     async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
         rounds = await together(self._tend(shard, limits) for shard in range(SHARDS))
