@@ -279,7 +279,7 @@ class Channel:
             self.fail(Disconnected("the channel was closed"))
 
     def abandon(self) -> None:
-        """Have it closed, and do not wait for that: nobody was given it."""
+        """Have it closed, and do not wait for that: nobody uses it any more."""
         if self.error is None:
             self.start(self.pack(_CLOSE), 1)
 

@@ -116,6 +116,12 @@ class Link:
                         await self._control.close()
                     self._control = await wire.channel()
                 return await self._control.call(*methods)
+            except asyncio.CancelledError:
+                # Else a refusal of what was asked would close the channel under the next call.
+                if self._control is not None:
+                    self._control.abandon()
+                    self._control = None
+                raise
             except Disconnected as error:
                 self.explain(error)
 

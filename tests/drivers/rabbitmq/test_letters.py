@@ -21,8 +21,6 @@ from aiotaskq.message import Again, Dead, DeadLimits, Delivery, Envelope, Settle
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
-# On a busy machine the time is over while the server still answers; the answer says it then.
-LOCKED_OUT = "others look|somebody else has it"
 _numbers = itertools.count()
 
 
@@ -97,9 +95,9 @@ async def test_who_looks_for_too_long_makes_them_unavailable_to_others(
     wire = await connect(parse(url))
     lock = Names(prefix, "quorum").lock("q")
     await (await wire.channel()).call(Queue.Declare(queue=lock, exclusive=True))
-    with pytest.raises(BrokerUnavailable, match=LOCKED_OUT):
+    with pytest.raises(BrokerUnavailable, match="others look"):
         await broker.dead("q")
-    with pytest.raises(BrokerUnavailable, match=LOCKED_OUT):
+    with pytest.raises(BrokerUnavailable, match="others look"):
         await broker.tend()
     await wire.close()
     assert len(await broker.dead("q")) == 1

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 from pamqp.base import Frame
-from pamqp.commands import Basic
+from pamqp.commands import Basic, Queue
 
 from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
@@ -613,3 +613,18 @@ async def _until_it_is_back(broker: RabbitBroker) -> None:
                 await asyncio.sleep(0.1)
             else:
                 return
+
+
+async def test_a_refusal_that_nobody_waits_for_is_no_answer_to_the_next_call(
+    broker: RabbitBroker,
+) -> None:
+    link = broker._link
+    assert link is not None  # it is open
+    for _ in range(5):
+        await link.ping()
+        asking = asyncio.create_task(link.call(Queue.Declare(queue="not there", passive=True)))
+        await asyncio.sleep(0)  # it is sent
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await link.ping()
