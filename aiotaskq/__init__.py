@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiotaskq import events
 from aiotaskq.app import TaskQueue
+from aiotaskq.client.dead_letters import DeadTask
 from aiotaskq.context import State, TaskContext, current_task
-from aiotaskq.deadletters import DeadTask
+from aiotaskq.contract.message import Attempt, Message
+from aiotaskq.contract.outcome import TaskStatus
+from aiotaskq.contract.records import WorkerInfo
 from aiotaskq.errors import (
     AioTaskQError,
     BackendUnavailable,
@@ -33,16 +36,17 @@ from aiotaskq.errors import (
     Unsupported,
     Verdict,
 )
-from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
-from aiotaskq.message import Attempt, Message, TaskStatus, WorkerInfo
 from aiotaskq.middleware import Middleware
+from aiotaskq.recurrence import Schedule, at, crontab, every
 from aiotaskq.retry import Retry
-from aiotaskq.schedule import Schedule, at, crontab, every
-from aiotaskq.schedules import ScheduleInfo
-from aiotaskq.task import Call, Task
+from aiotaskq.scheduling.schedules import ScheduleInfo
+from aiotaskq.tasks.call import Call
+from aiotaskq.tasks.handle import AsyncResult, TaskHandle
+from aiotaskq.tasks.result import TaskResult
+from aiotaskq.tasks.task import Task
 
 if TYPE_CHECKING:
-    from aiotaskq.scheduler import Scheduler
+    from aiotaskq.scheduling.scheduler import Scheduler
     from aiotaskq.worker import Worker
 
 __version__ = "0.1.0"
@@ -106,7 +110,7 @@ def __getattr__(name: str) -> Any:
 
         return Worker
     if name == "Scheduler":
-        from aiotaskq.scheduler import Scheduler
+        from aiotaskq.scheduling.scheduler import Scheduler
 
         return Scheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -15,33 +14,36 @@ from weakref import WeakSet
 import msgspec
 
 from aiotaskq import bridge
-from aiotaskq.codec import Codec
+from aiotaskq.client.cancel import cancel_task
+from aiotaskq.client.dead_letters import DeadLetters
+from aiotaskq.client.outbox import QUEUE as OUTBOX
+from aiotaskq.client.outbox import Outbox
+from aiotaskq.client.send import send_calls
+from aiotaskq.client.session import Session
 from aiotaskq.config import Config
-from aiotaskq.deadletters import DeadLetters
-from aiotaskq.definitions import Definitions
+from aiotaskq.contract.broker import Broker, Transactional
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.records import WorkerInfo
+from aiotaskq.contract.results import ResultBackend
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
+from aiotaskq.encoding.codec import Codec
 from aiotaskq.errors import ConfigError
-from aiotaskq.failures import encode_error, to_exception
-from aiotaskq.handle import AsyncResult, TaskHandle, TaskResult
-from aiotaskq.message import Outcome, TaskStatus, WorkerInfo
 from aiotaskq.middleware import Middleware
-from aiotaskq.options import CallOptions, check_args, check_name, check_options
-from aiotaskq.outbox import QUEUE as OUTBOX
-from aiotaskq.outbox import Outbox
-from aiotaskq.protocols import Broker, ResultBackend, Transactional
-from aiotaskq.schedules import Schedules
-from aiotaskq.sending import send_calls
-from aiotaskq.session import Session
-from aiotaskq.task import Call
+from aiotaskq.registry import TaskRegistry
+from aiotaskq.scheduling.schedules import Schedules
+from aiotaskq.tasks.call import Call
+from aiotaskq.tasks.handle import AsyncResult, TaskHandle
+from aiotaskq.tasks.options import CallOptions, check_args, check_name, check_options
+from aiotaskq.tasks.result import TaskResult, read_outcome
 
 if TYPE_CHECKING:
-    from aiotaskq.scheduler import Scheduler
+    from aiotaskq.scheduling.scheduler import Scheduler
     from aiotaskq.worker import Worker
 
 R = TypeVar("R")
 
 
-class TaskQueue(Definitions):
+class TaskQueue(TaskRegistry):
     """An application: its tasks, where they wait, where their results rest.
 
     It may be used from any number of event loops and threads; each loop gets connections of its
@@ -89,6 +91,10 @@ class TaskQueue(Definitions):
         self._codec: Codec | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         _apps.add(self)
+
+    @property
+    def _application(self) -> Self:
+        return self
 
     # Configure
 
@@ -157,15 +163,15 @@ class TaskQueue(Definitions):
         broker, backend = self._templates
         return broker.clone(), backend and backend.clone()
 
-    def outbox(self) -> Outbox | None:
-        """Return the closed outbox, for an event loop of the caller's; None if there is none."""
+    def outbox_broker(self) -> Broker | None:
+        """Return the closed broker that stores the outbox, for one event loop; None without one."""
         url = self.conf.outbox_url
         if url is None:
             return None
         broker = create_broker(url, prefix=f"{self.conf.prefix}_{OUTBOX}")
         if not isinstance(broker, Transactional):
             raise ConfigError(f"outbox_url is {broker.url}; it must be a PostgreSQL database")
-        return Outbox(broker)
+        return broker
 
     @property
     def broker_url(self) -> str | None:
@@ -228,8 +234,11 @@ class TaskQueue(Definitions):
             Unsupported: The broker cannot do what a call asks; none is sent.
             BrokerUnavailable: The broker could not be reached; some may be stored.
         """
-        session = await self._open_session()
-        return [TaskHandle(sent, self) for sent in await send_calls(self, session, calls)]
+        return [TaskHandle(task_id, self) for task_id in await self.publish_calls(calls)]
+
+    async def publish_calls(self, calls: Iterable[Call[Any]]) -> list[str]:
+        """Send many calls as `kiq_many` does, and return the ids of their tasks."""
+        return await send_calls(self, await self._open_session(), calls)
 
     async def send(
         self,
@@ -300,27 +309,9 @@ class TaskQueue(Definitions):
             task_id: An id that is not known yet is revoked as well.
             running: Whether a task that runs is cancelled. If not, it is left alone.
         """
-        session = await self._open_session()
-        if running:
-            # The outcome first: if the second step fails, who waits has been told, and the task's
-            # own outcome will be refused. The other way round there would be neither.
-            await self._store_revoked(session, task_id)
-            await session.broker.cancel([task_id])
-        # Here only the broker knows whether it runs, and so whether that is its outcome: stored
-        # first, it would stand against what a running task returns. If the second step fails, the
-        # caller hears of it, and may do it all again.
-        elif task_id not in await session.broker.cancel([task_id], running=False):
-            await self._store_revoked(session, task_id)
-
-    async def _store_revoked(self, session: Session, task_id: str) -> None:
-        if session.keeps_results:
-            revoked = Outcome(
-                task_id=task_id,
-                status=TaskStatus.REVOKED,
-                result=encode_error("TaskRevoked", "cancelled"),
-                date_done=datetime.now(UTC),
-            )
-            await (await session.results()).store([revoked], self.conf.result_expires)
+        await cancel_task(
+            await self._open_session(), task_id, running=running, ttl=self.conf.result_expires
+        )
 
     async def forget(self, task_id: str) -> bool:
         """Delete a result before its time; False if there was none."""
@@ -329,27 +320,7 @@ class TaskQueue(Definitions):
 
     def read(self, outcome: Outcome) -> TaskResult[Any]:
         """Decode an outcome; its value has the annotated type if the task is registered here."""
-        error = value = None
-        if outcome.status is TaskStatus.SUCCESS:
-            task = self.tasks.get(outcome.name or "")
-            read = None if task is None else task.arguments.read_result
-            value = self.codec.decode_result(outcome.result, read)
-        else:
-            error = to_exception(outcome)
-        return TaskResult(
-            task_id=outcome.task_id,
-            status=outcome.status,
-            return_value=value,
-            error=error,
-            traceback=outcome.traceback,
-            execution_time=outcome.execution_time,
-            attempts=outcome.retries + 1,
-            worker=outcome.worker,
-            name=outcome.name,
-            queue=outcome.queue,
-            date_done=outcome.date_done,
-            history=outcome.history,
-        )
+        return read_outcome(outcome, self.tasks.get(outcome.name or ""), self.codec)
 
     # Life
 
@@ -362,10 +333,11 @@ class TaskQueue(Definitions):
             for other in [other for other in list(self._sessions) if other.is_closed()]:
                 self._sessions.pop(other, None)  # another thread may have been faster
             broker, backend = self.drivers()
+            store = self.outbox_broker()
             session = Session(
                 broker,
                 backend,
-                self.outbox(),
+                None if store is None else Outbox(store),
                 publish_timeout=self.conf.broker_publish_timeout,
             )
             self._sessions[loop] = session
@@ -468,7 +440,7 @@ class TaskQueue(Definitions):
 
         Any number may run, beside workers or alone: each run is sent once.
         """
-        from aiotaskq.scheduler import Scheduler  # as for the worker
+        from aiotaskq.scheduling.scheduler import Scheduler  # as for the worker
 
         return Scheduler(self)
 

@@ -6,12 +6,13 @@ the same time never see each other's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
-from aiotaskq.message import Attempt, Message, RetryPolicy
+from aiotaskq.contract.message import Attempt, Message, RetryPolicy
 
 
 class State(SimpleNamespace):
@@ -21,6 +22,10 @@ class State(SimpleNamespace):
         raise AttributeError(
             f"the worker's state has no {name!r}: set it in a function under @app.lifespan"
         )
+
+
+Lifespan: TypeAlias = Callable[[State], AbstractAsyncContextManager[None]]
+"""What a worker does around its life, as a context manager over its state."""
 
 
 class TaskContext:

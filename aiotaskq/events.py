@@ -13,8 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from aiotaskq.contract.message import Message
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import Message
 
 logger = logging.getLogger("aiotaskq.events")
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from aiotaskq.context import TaskContext
-from aiotaskq.message import Message
+from aiotaskq.contract.message import Message
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Run: TypeAlias = Callable[[TaskContext], Awaitable[Any]]

@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from aiotaskq.backoff import doubled, jittered
+from aiotaskq.contract.message import RetryPolicy
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import RetryPolicy
 
 Jitter: TypeAlias = Literal[True, False, "full"]
-Backoff: TypeAlias = Literal["exponential", "linear", "constant"] | Callable[[int], float]
+Growth: TypeAlias = Literal["exponential", "linear", "constant"] | Callable[[int], float]
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +36,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     max_attempts: float = 3
     delay: float = 1.0
-    backoff: Backoff = "exponential"
+    backoff: Growth = "exponential"
     max_delay: float = 600.0
     jitter: Jitter = True
     on: tuple[type[BaseException], ...] = (Exception,)
@@ -91,8 +92,7 @@ _UNLIMITED = 2**53  # attempts: every framing has such a number, and no task get
 
 
 _GROWTH: dict[str, Callable[[float, int], float]] = {
-    # Clamped: 2.0 ** 2000 raises OverflowError, and nothing limits max_attempts.
-    "exponential": lambda delay, attempt: delay * 2.0 ** min(attempt - 1, 60),
+    "exponential": lambda delay, attempt: doubled(delay, attempt - 1),
     "linear": lambda delay, attempt: delay * attempt,
     "constant": lambda delay, attempt: delay,
 }
@@ -156,4 +156,4 @@ def backoff_delay(
     delay = min(max(0.0, delay), retry.max_delay)  # in this order, NaN becomes 0
     if retry.jitter == "full":
         return delay * chance()
-    return delay * (0.5 + chance() / 2) if retry.jitter else delay
+    return jittered(delay, chance=chance) if retry.jitter else delay

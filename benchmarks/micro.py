@@ -16,11 +16,14 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aiotaskq import TaskQueue
-from aiotaskq.identity import new_id
-from aiotaskq.message import Done, Envelope, Outcome, TaskStatus
-from aiotaskq.outgoing import seal, write
-from aiotaskq.protocols import Broker, Consumer, ResultBackend
-from aiotaskq.task import Call
+from aiotaskq.client.prepare import seal, write
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.settlement import Done
+from aiotaskq.ids import new_id
+from aiotaskq.tasks.call import Call
 from benchmarks.figures import Figure
 from benchmarks.measures.bench import Bench, Store, run
 

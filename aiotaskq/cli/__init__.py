@@ -12,8 +12,8 @@ import typer
 from aiotaskq.cli import dead, migrate, queues, scheduler, schedules, tasks, worker
 from aiotaskq.cli.common import ROOT_HELP, Settings, complain
 from aiotaskq.errors import AioTaskQError
-from aiotaskq.identity import version
-from aiotaskq.supervisor import SETUP_ERROR
+from aiotaskq.ids import version
+from aiotaskq.processes.supervisor import SETUP_ERROR
 
 cli = typer.Typer(
     name="aiotaskq",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.identity import host_name, version
-from aiotaskq.outgoing import queue_of
-from aiotaskq.worker.options import WorkerOptions
+from aiotaskq.client.prepare import queue_of
+from aiotaskq.ids import host_name, version
+from aiotaskq.worker.worker_options import WorkerOptions
 
 
 def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) -> str:

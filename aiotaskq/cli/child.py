@@ -19,11 +19,11 @@ from aiotaskq.cli.banner import banner
 from aiotaskq.cli.common import check_shared, complain, set_up_logging
 from aiotaskq.cli.scheduler import SchedulerThread, check_schedules
 from aiotaskq.cli.target import find_app, import_tasks
+from aiotaskq.contract.records import Grant
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
-from aiotaskq.keeper import resident
-from aiotaskq.message import Grant
-from aiotaskq.supervisor import RECYCLE, SETUP_ERROR, Line, watch_parent
+from aiotaskq.processes.lease_keeper import resident
+from aiotaskq.processes.supervisor import RECYCLE, SETUP_ERROR, Line, watch_parent
 from aiotaskq.worker import Worker
 
 logger = logging.getLogger("aiotaskq.worker")

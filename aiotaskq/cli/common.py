@@ -107,7 +107,7 @@ def complain(message: str) -> None:
 
 def show(value: Any) -> str:
     """Return a value as people read it: JSON where it can be."""
-    from aiotaskq.codec import encode_json
+    from aiotaskq.encoding.codec import encode_json
     from aiotaskq.errors import EncodeError
 
     try:

@@ -17,7 +17,7 @@ from rich.text import Text
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import DefaultToList, choose_app, in_app
 from aiotaskq.cli.texts import between, indented, moment, plain
-from aiotaskq.deadletters import DeadTask, Which
+from aiotaskq.client.dead_letters import DeadTask, Which
 from aiotaskq.errors import ConfigError
 
 NOT_DONE = 1

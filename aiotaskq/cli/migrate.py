@@ -49,11 +49,10 @@ def migrate(
 
 async def _migrate(app: TaskQueue, *, dry_run: bool, sql: bool) -> None:
     broker, backend = app.drivers()
-    outbox = app.outbox()
     for role, driver in (
         ("broker", broker),
         ("results", backend),
-        ("outbox", None if outbox is None else outbox.store),
+        ("outbox", app.outbox_broker()),
     ):
         if driver is None:
             continue

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import DefaultToList, choose_app, in_app
+from aiotaskq.contract.records import Depth
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import Depth
 
 cli = typer.Typer(
     cls=DefaultToList,

@@ -15,8 +15,8 @@ from aiotaskq.cli.banner import scheduler_banner
 from aiotaskq.cli.common import LEVELS, check_shared, level_of, only_app, set_up_logging
 from aiotaskq.cli.target import find_app, import_tasks
 from aiotaskq.errors import ConfigError, Unavailable
-from aiotaskq.scheduler import Scheduler
-from aiotaskq.schedules import define_all
+from aiotaskq.scheduling.scheduler import Scheduler
+from aiotaskq.scheduling.schedules import define_all
 
 logger = logging.getLogger("aiotaskq.scheduler")
 

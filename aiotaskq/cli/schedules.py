@@ -27,9 +27,9 @@ from aiotaskq.cli.tasks import (
 from aiotaskq.cli.texts import moment
 from aiotaskq.cli.timetable import Found, described, next_run, notes, table
 from aiotaskq.errors import ConfigError
-from aiotaskq.handle import TaskResult
-from aiotaskq.schedule import At, Schedule, as_when
-from aiotaskq.schedules import ScheduleInfo
+from aiotaskq.recurrence import At, Schedule, as_when
+from aiotaskq.scheduling.schedules import ScheduleInfo
+from aiotaskq.tasks.result import TaskResult
 
 NOT_DONE = 1
 

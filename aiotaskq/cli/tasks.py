@@ -10,8 +10,9 @@ import typer
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, in_app, show
 from aiotaskq.errors import ConfigError, ResultError, ResultTimeout, TaskFailed
-from aiotaskq.handle import TaskHandle, TaskResult
-from aiotaskq.options import CallOptions
+from aiotaskq.tasks.handle import TaskHandle
+from aiotaskq.tasks.options import CallOptions
+from aiotaskq.tasks.result import TaskResult
 
 FAILED = 1
 TIMED_OUT = 3

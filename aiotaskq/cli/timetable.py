@@ -12,7 +12,7 @@ from rich.text import Text
 
 from aiotaskq.cli.common import show
 from aiotaskq.cli.texts import between, indented, moment, plain
-from aiotaskq.schedules import ScheduleInfo
+from aiotaskq.scheduling.schedules import ScheduleInfo
 
 _NAMED = 5  # schedules that a note names
 _FAR = timedelta(days=300)  # from so far on a date without its year could be misread

@@ -13,7 +13,7 @@ from aiotaskq.cli.child import ChildOptions, serve
 from aiotaskq.cli.common import LEVELS, level_of, only_app
 from aiotaskq.config import Config
 from aiotaskq.errors import ConfigError
-from aiotaskq.supervisor import Supervisor
+from aiotaskq.processes.supervisor import Supervisor
 
 _WEIGHT = re.compile(r"(.+):([+-]?[0-9]+(?:\.[0-9]+)?)")  # behind the name of a queue
 

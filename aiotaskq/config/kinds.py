@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from aiotaskq.errors import ConfigError
+from aiotaskq.recurrence import Entry
+from aiotaskq.recurrence.definition import read_entries
 from aiotaskq.retry import Retry
-from aiotaskq.schedule import Entry
-from aiotaskq.schedule.definition import read_entries
 
 Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 

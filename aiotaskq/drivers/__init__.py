@@ -7,8 +7,9 @@ import threading
 from importlib import import_module
 from typing import Any, cast
 
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import ConfigError
-from aiotaskq.protocols import Broker, ResultBackend
 
 EMBEDDED = "sqlite:///aiotaskq.db"
 """The default: a file in the working folder, durable, shared by the processes of a machine."""

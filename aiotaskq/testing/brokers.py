@@ -1,4 +1,4 @@
-"""The conformance suite of `aiotaskq.protocols.Broker`: a test or more for each sentence there.
+"""The conformance suite of a broker: one test or more for each sentence of `contract.broker`.
 
 A test is skipped only by a trait, and only here.
 """
@@ -11,8 +11,10 @@ import random
 
 import pytest
 
-from aiotaskq.message import Again, Dead, Delivery, Depth, Done, Envelope, Release
-from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.testing.cancelling import CancelTests
 from aiotaskq.testing.clocks import ClockTests
 from aiotaskq.testing.deaths import EndTests, RosterTests
@@ -207,7 +209,7 @@ class FetchTests(BrokerSuite):
 
     async def test_what_is_held_is_not_handed_out_again(self, rig: Rig, broker: Broker) -> None:
         await rig.hold("a", "b")
-        await broker.tend()
+        await broker.maintain()
         await nothing(await rig.consumer())
         assert await rig.depth() == Depth(held=2)
 
@@ -309,7 +311,7 @@ class QueueTests(BrokerSuite):
         assert await broker.purge("no such queue") == 0
         assert await broker.depth() == {"q": Depth(held=1, dead=1), "p": Depth(ready=1)}
         await rig.harness.pass_time(self.delay)
-        await broker.tend()
+        await broker.maintain()
         assert not await consumer.settle([Release(held)])
         assert await rig.finish(consumer, 1) == ["held"]
         assert names(await broker.dead("q")) == ["bad"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from aiotaskq.message import Again, Depth, Done, Release
-from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Done, Release
 from aiotaskq.testing.rig import PATIENCE, BrokerSuite, Rig, envelope, names, nothing
 
 
@@ -107,7 +108,7 @@ class CancelTests(BrokerSuite):
         await consumer.settle([Again(got, envelope("a", delay=self.delay))])
         assert not await broker.cancel(["a"], running=False)
         await rig.harness.pass_time(self.delay)
-        await broker.tend()
+        await broker.maintain()
         await nothing(consumer)
         assert await rig.depth() == Depth()
 

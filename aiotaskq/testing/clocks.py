@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from aiotaskq.message import Again, Depth, Done, Release
-from aiotaskq.protocols import Broker
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Done, Release
 from aiotaskq.testing.rig import (
     MOMENT,
     PATIENCE,
@@ -116,7 +117,7 @@ class ClockTests(BrokerSuite):
         await broker.publish([envelope("soon", not_before=soon)])
         await broker.publish([envelope("past", not_before=now - 60.0)])
         consumer = await rig.consumer()
-        await broker.tend()
+        await broker.maintain()
         assert await rig.finish(consumer, 2) == ["now", "past"]
         assert await rig.depth() == rig.told(Depth(delayed=2))
         await rig.harness.pass_time(self.delay)
@@ -133,7 +134,7 @@ class ClockTests(BrokerSuite):
         await broker.publish([envelope("plain")])
         await broker.publish([envelope("both", not_before=soon, expires_at=soon, priority=0)])
         await rig.harness.pass_time(self.delay + 0.1)
-        await broker.tend()
+        await broker.maintain()
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 5)
         assert {one.id for one in got if one.expired} == {"over", "soon", "both"}

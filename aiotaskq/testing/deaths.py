@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.records import Depth, Maintained
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.errors import LeaseLost
-from aiotaskq.message import Again, Dead, Depth, Done, Release, Settlement, Tended
-from aiotaskq.protocols import Broker
-from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerSuite, Rig, envelope, names, tend
+from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerSuite, Rig, envelope, maintain, names
 
 NOTE = "killed by signal 9 (SIGKILL)\nwith 512 MiB: grüße 'x' {y} %s \\"
 
@@ -35,7 +36,7 @@ class EndTests(BrokerSuite):
             ("d", 0, ""),
             ("e", 0, ""),
         ]
-        assert await tend(broker) == Tended()
+        assert await maintain(broker) == Maintained()
 
     @pytest.mark.usefixtures("leasing")
     async def test_a_consumer_that_was_ended_never_lives_again(self, rig: Rig) -> None:
@@ -126,7 +127,7 @@ class EndTests(BrokerSuite):
         at_once = await rig.end(dead)
         assert 0 < at_once <= 3000
         assert (await rig.depth()).ready >= at_once
-        assert at_once + (await tend(broker)).reclaimed == 3000
+        assert at_once + (await maintain(broker)).reclaimed == 3000
         got = await rig.receive(await rig.consumer(), 3000)
         assert names(got) == ids
         assert {(one.crashes, one.crash_note) for one in got} == {(1, "killed")}
@@ -138,7 +139,7 @@ class EndTests(BrokerSuite):
         await rig.harness.pass_time(self.lease + 1.0)
         brokers = [await rig.harness.broker() for _ in range(2)]
         ended, rounds = await asyncio.gather(
-            asyncio.gather(rig.end(dead), rig.end(dead)), asyncio.gather(*map(tend, brokers))
+            asyncio.gather(rig.end(dead), rig.end(dead)), asyncio.gather(*map(maintain, brokers))
         )
         assert sum(ended) + sum(one.reclaimed for one in rounds) == 50
         got = await rig.receive(await rig.consumer(), 50)
@@ -168,7 +169,7 @@ class EndTests(BrokerSuite):
             assert await rig.renew(one)
         for _ in range(times):  # again before anybody could renew
             await rig.harness.stall(self.lease + 1.0)
-            assert (await tend(client)).reclaimed == 0
+            assert (await maintain(client)).reclaimed == 0
         for consumer, [got] in zip(consumers, held, strict=True):
             assert await rig.renew(consumer)
             assert not await consumer.settle([Done(got)])

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from aiotaskq.message import Outcome, TaskStatus
-from aiotaskq.protocols import ResultBackend
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.results import ResultBackend
 from aiotaskq.testing.rig import PATIENCE
 
 
@@ -53,7 +53,7 @@ class Ear:
         self._found: set[str] = set()
 
     async def listen(self) -> None:
-        iterator = self._backend.arrivals()
+        iterator = self._backend.subscribe()
         try:
             async for item in iterator:
                 self.items.append([one if isinstance(one, str) else one.task_id for one in item])

@@ -19,23 +19,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, Unavailable
-from aiotaskq.message import (
+from aiotaskq.contract.broker import Broker, Consumer, Lease, Traits
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.records import (
     ConsumerInfo,
     DeadLetter,
     DeadLimits,
-    Delivery,
     Depth,
     DueSchedules,
-    Envelope,
     Grant,
+    Maintained,
     News,
-    Outcome,
-    Settlement,
     StoredSchedule,
-    Tended,
 )
-from aiotaskq.protocols import Broker, Consumer, Lease, ResultBackend, ScheduleStore, Traits
+from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
+from aiotaskq.contract.settlement import Settlement
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, Unavailable
 
 Value = TypeVar("Value")
 
@@ -203,8 +204,8 @@ class FlakyBroker:
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         return await self._wire.call("cancel", lambda: self._inner.cancel(ids, running=running))
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
-        return await self._wire.call("tend", lambda: self._inner.tend(limits))
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
+        return await self._wire.call("maintain", lambda: self._inner.maintain(limits))
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self._wire.call("depth", self._inner.depth)
@@ -288,7 +289,7 @@ class FlakySchedules:
     async def due(self, limit: int) -> DueSchedules:
         return await self._wire.call("due", lambda: self._inner.due(limit))
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,
@@ -296,7 +297,7 @@ class FlakySchedules:
         batch: Sequence[Envelope] = (),
     ) -> bool:
         return await self._wire.call(
-            "swap", lambda: self._inner.swap(schedule_id, seen, new, batch)
+            "compare_and_swap", lambda: self._inner.compare_and_swap(schedule_id, seen, new, batch)
         )
 
 
@@ -349,8 +350,8 @@ class FlakyBackend:
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         return await self._wire.call("load", lambda: self._inner.load(ids))
 
-    def arrivals(self) -> AsyncIterator[Sequence[str | Outcome]]:
-        return self._inner.arrivals()  # it waits an unreachable server out by itself
+    def subscribe(self) -> AsyncIterator[Sequence[str | Outcome]]:
+        return self._inner.subscribe()  # it waits an unreachable server out by itself
 
     async def forget(self, ids: Collection[str]) -> int:
         return await self._wire.call("forget", lambda: self._inner.forget(ids))

@@ -6,18 +6,20 @@ import asyncio
 
 import pytest
 
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import Depth, Maintained
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.errors import LeaseLost
-from aiotaskq.message import Again, Dead, Delivery, Depth, Done, Release, Settlement, Tended
-from aiotaskq.protocols import Broker
 from aiotaskq.testing.rig import (
     PATIENCE,
     BrokerSuite,
     Rig,
     done,
     envelope,
+    maintain,
     names,
     nothing,
-    tend,
 )
 
 
@@ -194,7 +196,7 @@ class LeaseTests(BrokerSuite):
     ) -> None:
         consumer, [got] = await rig.hold("a")
         await rig.harness.pass_time(self.lease / 2)
-        assert await tend(broker) == Tended()
+        assert await maintain(broker) == Maintained()
         await nothing(await rig.consumer())
         assert not await consumer.settle([Done(got)])
 
@@ -207,7 +209,7 @@ class LeaseTests(BrokerSuite):
         consumer = await rig.consumer()
         waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
         await asyncio.sleep(0)
-        await tend(broker)
+        await maintain(broker)
         async with asyncio.timeout(PATIENCE):
             [got] = await waiting
         assert (got.id, got.crashes) == ("a", 1)
@@ -227,7 +229,7 @@ class LeaseTests(BrokerSuite):
         for crashes in range(12):  # to where the count needs a digit more
             [got] = await rig.receive(await rig.consumer(), 1)
             assert (got.id, got.body, got.crashes) == ("killer", b"\x00bang", crashes)
-            assert await rig.lapse() == Tended(reclaimed=1)
+            assert await rig.lapse() == Maintained(reclaimed=1)
         consumer = await rig.consumer()
         [got] = await rig.receive(consumer, 1)
         assert not await consumer.settle([Dead(got, "it kills")])
@@ -238,7 +240,7 @@ class LeaseTests(BrokerSuite):
 
     async def test_each_of_what_a_dead_consumer_held_is_counted(self, rig: Rig) -> None:
         await rig.hold("a", "b")
-        assert await rig.lapse() == Tended(reclaimed=2)
+        assert await rig.lapse() == Maintained(reclaimed=2)
         assert await rig.depth() == Depth(ready=2)
 
     async def test_release_keeps_the_count_of_crashes(self, rig: Rig) -> None:
@@ -255,7 +257,7 @@ class LeaseTests(BrokerSuite):
         for _ in range(3):
             await rig.harness.pass_time(self.lease * 0.7)
             assert await rig.renew(consumer)
-            assert (await tend(broker)).reclaimed == 0
+            assert (await maintain(broker)).reclaimed == 0
         assert not await consumer.settle([Done(got)])
         assert await rig.depth() == Depth()
 
@@ -320,7 +322,7 @@ class LeaseTests(BrokerSuite):
         consumer, [got] = await rig.hold("a")
         await rig.harness.pass_time(self.lease + 1.0)
         alive = await rig.renew(consumer)
-        await tend(broker)
+        await maintain(broker)
         assert bool(await consumer.settle([Done(got)])) is not alive
         assert await rig.depth() == (Depth() if alive else Depth(ready=1))
 
@@ -330,7 +332,7 @@ class LeaseTests(BrokerSuite):
         await rig.hold(*ids)
         await rig.harness.pass_time(self.lease + 1.0)
         brokers = [await rig.harness.broker() for _ in range(4)]
-        rounds = await asyncio.gather(*map(tend, brokers))
+        rounds = await asyncio.gather(*map(maintain, brokers))
         assert sum(one.reclaimed for one in rounds) == 100
         got = await rig.receive(await rig.consumer(), 100)
         assert names(got) == ids

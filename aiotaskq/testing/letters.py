@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from aiotaskq.message import SUSPECT, Dead, DeadLimits, Depth, Done
-from aiotaskq.protocols import Broker
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import SUSPECT
+from aiotaskq.contract.records import DeadLimits, Depth
+from aiotaskq.contract.settlement import Dead, Done
 from aiotaskq.testing.rig import (
     MOMENT,
     PATIENCE,
     BrokerSuite,
     Rig,
     envelope,
+    maintain,
     names,
     needs,
     nothing,
-    tend,
 )
 
 
@@ -152,26 +154,26 @@ class LetterTests(BrokerSuite):
     ) -> None:
         await self._kill(rig, *"abcde")
         await self._kill(rig, "other", queue="p")
-        assert await tend(broker, DeadLimits(most=5)) == await tend(broker)
-        assert (await tend(broker, DeadLimits(most=2))).trimmed == 3
+        assert await maintain(broker, DeadLimits(most=5)) == await maintain(broker)
+        assert (await maintain(broker, DeadLimits(most=2))).trimmed == 3
         assert names(await broker.dead("q")) == ["e", "d"]
         assert names(await broker.dead("p")) == ["other"]
-        assert (await tend(broker, DeadLimits(most=0))).trimmed == 3
+        assert (await maintain(broker, DeadLimits(most=0))).trimmed == 3
         assert await broker.depth() == {}
 
     async def test_the_older_are_trimmed_after_their_time(self, rig: Rig, broker: Broker) -> None:
         await self._kill(rig, "old", "older")
-        assert (await tend(broker, DeadLimits(age=self.delay))).trimmed == 0
+        assert (await maintain(broker, DeadLimits(age=self.delay))).trimmed == 0
         await rig.harness.pass_time(self.delay + MOMENT)
         await self._kill(rig, "new")
-        assert (await tend(broker, DeadLimits(age=None))).trimmed == 0
-        assert (await tend(broker, DeadLimits(age=self.delay))).trimmed == 2
+        assert (await maintain(broker, DeadLimits(age=None))).trimmed == 0
+        assert (await maintain(broker, DeadLimits(age=self.delay))).trimmed == 2
         assert names(await broker.dead("q")) == ["new"]
 
     async def test_many_are_trimmed_in_the_end(self, rig: Rig, broker: Broker) -> None:
         await self._kill(rig, *(f"{n}" for n in range(2500)))
-        # A single round does a bounded amount: `tend` of the rig looks.
-        assert (await tend(broker, DeadLimits(most=10))).trimmed == 2490
+        # A single round does a bounded amount: `maintain` of the rig looks.
+        assert (await maintain(broker, DeadLimits(most=10))).trimmed == 2490
         assert names(await broker.dead("q")) == [f"{n}" for n in range(2499, 2489, -1)]
 
     async def _kill(self, rig: Rig, *ids: str, queue: str = "q") -> None:

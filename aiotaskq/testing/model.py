@@ -14,7 +14,7 @@ no return       a unique id is refused, a cancelled one is not handed out (`publ
 liveness        in the end one worker alone that tends and fetches gets all there is (`_work_off`)
 crashes         counted at each death and nowhere else, with a note (`Shadow.handed`)
 lease           only who was not given up fetches and renews, and nobody comes back (`renew`)
-bounded work    one round of `tend` moves a bounded number (`rig.tend`)
+bounded work    one round of `maintain` moves a bounded number (`rig.maintain`)
 no leak         when all is done nothing stays in the store for ever (`teardown`)
 stall           when the server stood still, nobody is given up who lives (`stall`)
 order           queues as asked for, else in the consumer's order, then priority, then age; heads

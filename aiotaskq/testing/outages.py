@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import pytest
 
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.settlement import Done
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
-from aiotaskq.message import Delivery, Done
-from aiotaskq.protocols import Broker
 from aiotaskq.testing.rig import (
     MOMENT,
     PATIENCE,
@@ -45,7 +46,7 @@ class OutageTests(BrokerSuite):
             "publish under an id": lambda: broker.publish([envelope("b")], call_id="c"),
             "cancel": lambda: broker.cancel(["x"]),
             "cancel what waits": lambda: broker.cancel(["x"], running=False),
-            "tend": broker.tend,
+            "maintain": broker.maintain,
             "depth": broker.depth,
             "purge": lambda: broker.purge("q"),
             "dead": lambda: broker.dead("q"),

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from aiotaskq.message import Again, Dead, Depth, Release
-from aiotaskq.protocols import Broker, Traits
+from aiotaskq.contract.broker import Broker, Traits
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Dead, Release
 from aiotaskq.testing.rig import (
     PATIENCE,
     BrokerHarness,

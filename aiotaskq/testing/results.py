@@ -1,4 +1,4 @@
-"""The conformance suite of `aiotaskq.protocols.ResultBackend`."""
+"""The conformance suite of `aiotaskq.contract.results.ResultBackend`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.results import ReplyBackend, ResultBackend
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.message import Outcome, TaskStatus
-from aiotaskq.protocols import ReplyBackend, ResultBackend
 from aiotaskq.testing.ear import Ear, ResultHarness, close, listening, outcome, value
 from aiotaskq.testing.rig import MOMENT, PATIENCE, elsewhere
 
@@ -307,7 +307,7 @@ class ArrivalTests:
                 assert value((await backend.load([f"{n}"]))[f"{n}"]) == n
 
     async def test_a_subscription_is_closed_between_two_items(self, backend: ResultBackend) -> None:
-        iterator = backend.arrivals()
+        iterator = backend.subscribe()
         assert list(await anext(iterator)) == []
         await backend.store([outcome("a")], None)
         await close(iterator)

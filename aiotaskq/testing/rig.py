@@ -10,17 +10,10 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import pytest
 
-from aiotaskq.message import (
-    SUSPECT,
-    DeadLimits,
-    Delivery,
-    Depth,
-    Done,
-    Envelope,
-    Settlement,
-    Tended,
-)
-from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.records import DeadLimits, Depth, Maintained
+from aiotaskq.contract.settlement import Done, Settlement
 
 Value = TypeVar("Value")
 
@@ -31,7 +24,7 @@ MOMENT = 0.1
 """Seconds in which something that must not happen is given a chance to."""
 
 BOUND = 2000
-"""The most of each kind that one call of `tend` may move: it must not keep others waiting."""
+"""The most of each kind that one call of `maintain` may move: it must not keep others waiting."""
 
 
 class BrokerHarness(Protocol):
@@ -134,7 +127,7 @@ class Rig:
                 while len(got) < count:
                     got += await consumer.fetch(min(limit, count - len(got)), 2 * MOMENT)
                     if len(got) < count:
-                        await broker.tend()
+                        await broker.maintain()
         except TimeoutError:
             pytest.fail(f"received {len(got)} of {count} deliveries: {names(got)}")
         return got
@@ -146,12 +139,12 @@ class Rig:
         await nothing(consumer)
         return names(got)
 
-    async def lapse(self) -> Tended:
+    async def lapse(self) -> Maintained:
         """Let the lease of every consumer made so far run out, and take back what they held."""
         if isinstance(self.harness, LethalHarness):
-            return Tended(reclaimed=await self.harness.kill(*self._consumers))
+            return Maintained(reclaimed=await self.harness.kill(*self._consumers))
         await self.harness.pass_time(self.lease + 1.0)
-        return await tend(await self.broker())
+        return await maintain(await self.broker())
 
     async def depth(self, queue: str = "q") -> Depth:
         """Return what the broker counts in one queue."""
@@ -283,15 +276,15 @@ async def nothing(consumer: Consumer) -> None:
     assert names(await consumer.fetch(10, MOMENT)) == []
 
 
-async def tend(broker: Broker, limits: DeadLimits | None = None) -> Tended:
+async def maintain(broker: Broker, limits: DeadLimits | None = None) -> Maintained:
     """Tend until nothing is left to do; return the sums. One call does a bounded amount."""
     limits = DeadLimits() if limits is None else limits
-    rounds = [await broker.tend(limits)]
-    while rounds[-1] != Tended():
-        assert len(rounds) < 1000, "tend never comes to an end"
+    rounds = [await broker.maintain(limits)]
+    while rounds[-1] != Maintained():
+        assert len(rounds) < 1000, "maintain never comes to an end"
         assert max(rounds[-1].promoted, rounds[-1].reclaimed, rounds[-1].trimmed) <= BOUND
-        rounds.append(await broker.tend(limits))
-    return Tended(
+        rounds.append(await broker.maintain(limits))
+    return Maintained(
         promoted=sum(one.promoted for one in rounds),
         reclaimed=sum(one.reclaimed for one in rounds),
         trimmed=sum(one.trimmed for one in rounds),
@@ -304,7 +297,7 @@ async def tending(broker: Broker) -> AsyncIterator[None]:
 
     async def loop() -> None:
         while True:
-            await broker.tend()
+            await broker.maintain()
             await asyncio.sleep(MOMENT)
 
     task = asyncio.create_task(loop())

@@ -12,11 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from aiotaskq.contract.records import DeadLimits
 from aiotaskq.errors import LeaseLost
-from aiotaskq.message import (
-    DeadLimits,
-)
-from aiotaskq.testing.rig import elsewhere, tend
+from aiotaskq.testing.rig import elsewhere, maintain
 from aiotaskq.testing.shadow import QUEUES, UNIT, Copy, Shadow
 from aiotaskq.testing.steps import Kind, Steps
 
@@ -235,7 +233,7 @@ class BrokerMachine(Steps):
             for queue in QUEUES
             for copy in [one for one in self.shadow.letters if one.queue == queue][: -most or None]
         ]
-        assert self.run(tend(self.broker, DeadLimits(most=most))).trimmed == len(beyond)
+        assert self.run(maintain(self.broker, DeadLimits(most=most))).trimmed == len(beyond)
         for copy in beyond:
             self.shadow.unbury(copy)
         for queue in QUEUES:
@@ -293,7 +291,7 @@ class BrokerMachine(Steps):
     @precondition(lambda self: self.leases and self.shadow.units < MOST_UNITS)
     @rule(units=st.sampled_from([1, 3]), spared=st.sets(players, max_size=3))
     def pass_time(self, units: int, spared: set[int]) -> None:
-        """Let time pass, with signs of life of some, and tend."""
+        """Let time pass, with signs of life of some, and maintain."""
         for _ in range(units):
             for number in spared:
                 self.renew(number)
@@ -301,7 +299,7 @@ class BrokerMachine(Steps):
             self.run(self.harness.pass_time(UNIT))
         self.shadow.promote()
         self.those_who_live_are_told()
-        self.tend()
+        self.maintain()
 
     @precondition(
         lambda self: self.leases and self.shadow.units < MOST_UNITS and self.harness.can_stall
@@ -322,18 +320,18 @@ class BrokerMachine(Steps):
             self.run(self.harness.stall(3 * UNIT))
             self.shadow.promote()
             for number in witnesses:
-                assert self.run(tend(self.players[number].broker)).reclaimed == 0
+                assert self.run(maintain(self.players[number].broker)).reclaimed == 0
         for number in alive:
             self.renew(number)
 
     @rule()
-    def tend(self) -> None:
+    def maintain(self) -> None:
         lapsed = [one for one in self.players if one.alive and not self.shadow.trusts(one)]
         lost = [copy for player in lapsed for copy in self.shadow.die(player, None)]
-        tended = self.run(tend(self.broker))
+        maintained = self.run(maintain(self.broker))
         if not any(one.cancelled for one in lost):
-            assert tended.reclaimed == len(lost)
-        assert tended.trimmed == 0
+            assert maintained.reclaimed == len(lost)
+        assert maintained.trimmed == 0
 
     @rule(number=players, queues=st.permutations(QUEUES), width=st.integers(1, len(QUEUES)))
     def replace(self, number: int, queues: list[str], width: int) -> None:

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import pytest
 
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.records import Depth, StoredSchedule
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.errors import BrokerUnavailable, Unsupported
-from aiotaskq.message import Depth, StoredSchedule
-from aiotaskq.protocols import Broker, ScheduleStore
 from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
 from aiotaskq.testing.publishing import ODD_NAMES
 from aiotaskq.testing.rig import (
@@ -22,10 +23,10 @@ from aiotaskq.testing.rig import (
     Rig,
     done,
     envelope,
+    maintain,
     names,
     needs,
     nothing,
-    tend,
 )
 
 Value = TypeVar("Value")
@@ -59,11 +60,11 @@ class ScheduleTests(BrokerSuite):
         other = (await rig.harness.broker()).schedules()
         first = schedule("s", "1", due_at=1000.0, body=b"first")
         second = schedule("s", "2", body=b"second")
-        assert await schedules.swap("s", None, first)
+        assert await schedules.compare_and_swap("s", None, first)
         assert await loaded(other) == [first]
-        assert await schedules.swap("s", "1", second)
+        assert await schedules.compare_and_swap("s", "1", second)
         assert await loaded(other) == [second]
-        assert await schedules.swap("s", "2", None)
+        assert await schedules.compare_and_swap("s", "2", None)
         assert await loaded(other) == []
 
     async def test_a_change_brings_a_due_time_moves_it_and_takes_it_away(
@@ -76,10 +77,10 @@ class ScheduleTests(BrokerSuite):
             ("3", schedule("s", "4")),
             ("4", schedule("s", "5", due_at=3000.0)),
         ):
-            assert await schedules.swap("s", seen, new)
+            assert await schedules.compare_and_swap("s", seen, new)
             assert await due(schedules, 10) == ([] if new.due_at is None else [new])
             assert await loaded(schedules) == [new]
-        assert await schedules.swap("s", "5", None)
+        assert await schedules.compare_and_swap("s", "5", None)
         assert await due(schedules, 10) == []
 
     @pytest.mark.parametrize("seen", [None, "", "0", "11", "1\n", "="])
@@ -87,9 +88,11 @@ class ScheduleTests(BrokerSuite):
         self, rig: Rig, schedules: ScheduleStore, seen: str | None
     ) -> None:
         kept = schedule("s", "1", due_at=1000.0, body=b"1\nkept")
-        assert await schedules.swap("s", None, kept)
+        assert await schedules.compare_and_swap("s", None, kept)
         for new in (schedule("s", "2", due_at=2000.0, body=b"new"), schedule("s", "1"), None):
-            assert not await schedules.swap("s", seen, new, [envelope("a"), envelope("b")])
+            assert not await schedules.compare_and_swap(
+                "s", seen, new, [envelope("a"), envelope("b")]
+            )
         assert await loaded(schedules) == [kept]
         assert await due(schedules, 10) == [kept]
         assert await rig.depth() == Depth()
@@ -97,30 +100,32 @@ class ScheduleTests(BrokerSuite):
     async def test_what_is_not_there_has_no_revision(
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
-        assert await schedules.swap("t", None, schedule("t", "1"))
+        assert await schedules.compare_and_swap("t", None, schedule("t", "1"))
         for seen in ("", "1"):
-            assert not await schedules.swap("s", seen, schedule("s", "1"), [envelope("a")])
-            assert not await schedules.swap("s", seen, None, [envelope("a")])
+            assert not await schedules.compare_and_swap(
+                "s", seen, schedule("s", "1"), [envelope("a")]
+            )
+            assert not await schedules.compare_and_swap("s", seen, None, [envelope("a")])
         assert names(await schedules.load()) == ["t"]
         assert await rig.depth() == Depth()
 
     async def test_where_there_is_none_removing_it_stores_the_envelopes(
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
-        assert await schedules.swap("s", None, None, [envelope("a")])
+        assert await schedules.compare_and_swap("s", None, None, [envelope("a")])
         assert await loaded(schedules) == []
         assert await rig.depth() == Depth(ready=1)
 
     async def test_one_that_was_removed_and_put_again_is_another(
         self, schedules: ScheduleStore
     ) -> None:
-        assert await schedules.swap("s", None, schedule("s", "1"))
-        assert await schedules.swap("s", "1", None)
-        assert not await schedules.swap("s", "1", None)
+        assert await schedules.compare_and_swap("s", None, schedule("s", "1"))
+        assert await schedules.compare_and_swap("s", "1", None)
+        assert not await schedules.compare_and_swap("s", "1", None)
         again = schedule("s", "2")
-        assert await schedules.swap("s", None, again)
-        assert not await schedules.swap("s", "1", schedule("s", "3"))
-        assert not await schedules.swap("s", "1", None)
+        assert await schedules.compare_and_swap("s", None, again)
+        assert not await schedules.compare_and_swap("s", "1", schedule("s", "3"))
+        assert not await schedules.compare_and_swap("s", "1", None)
         assert await loaded(schedules) == [again]
 
     @pytest.mark.parametrize("change", ["put", "replace", "remove"])
@@ -129,16 +134,18 @@ class ScheduleTests(BrokerSuite):
     ) -> None:
         seen = None if change == "put" else "0"
         if seen is not None:
-            assert await schedules.swap("s", None, schedule("s", seen, due_at=1000.0))
+            assert await schedules.compare_and_swap("s", None, schedule("s", seen, due_at=1000.0))
         clients = [(await rig.harness.broker()).schedules() for _ in range(4)]
 
-        async def swap(number: int) -> bool:
+        async def compare_and_swap(number: int) -> bool:
             new = schedule("s", f"by {number}", due_at=2000.0 + number)
             batch = [envelope(f"{number}:{run}") for run in range(3)]
             client = clients[number % len(clients)]
-            return await client.swap("s", seen, None if change == "remove" else new, batch)
+            return await client.compare_and_swap(
+                "s", seen, None if change == "remove" else new, batch
+            )
 
-        won = await asyncio.gather(*map(swap, range(20)))
+        won = await asyncio.gather(*map(compare_and_swap, range(20)))
         assert sum(won) == 1
         winner = won.index(True)
         left = [(one.revision, one.due_at) for one in await schedules.load()]
@@ -151,17 +158,17 @@ class ScheduleTests(BrokerSuite):
     ) -> None:
         chance = random.Random(seed)
         count = 40
-        assert await schedules.swap("s", None, schedule("s", "0"))
+        assert await schedules.compare_and_swap("s", None, schedule("s", "0"))
         for number in range(1, count + 1):
             seen, new = f"{number - 1}", schedule("s", f"{number}", due_at=float(number))
             batch = [envelope(f"{number} in {queue}", queue=queue) for queue in "pq"]
-            call = asyncio.create_task(schedules.swap("s", seen, new, batch))
+            call = asyncio.create_task(schedules.compare_and_swap("s", seen, new, batch))
             for _ in range(chance.randrange(20)):
                 await asyncio.sleep(0)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             # Whoever does not know makes the same change again, and it was made once.
-            await schedules.swap("s", seen, new, batch)
+            await schedules.compare_and_swap("s", seen, new, batch)
             assert await loaded(schedules) == [new]
         ids = [f"{number} in {queue}" for number in range(1, count + 1) for queue in "pq"]
         assert sorted(await rig.finish(await rig.consumer("p", "q"), len(ids))) == sorted(ids)
@@ -170,13 +177,13 @@ class ScheduleTests(BrokerSuite):
     async def test_a_swap_that_is_repeated_after_a_lost_reply_happens_once(
         self, rig: Rig, schedules: ScheduleStore, way: Way
     ) -> None:
-        assert await schedules.swap("s", None, schedule("s", "1"))
-        plan = Plan(Step("schedules.swap", 1), way)
+        assert await schedules.compare_and_swap("s", None, schedule("s", "1"))
+        plan = Plan(Step("schedules.compare_and_swap", 1), way)
         flaky = FlakyBroker(await rig.harness.broker(), plan)
         new, batch = schedule("s", "2", due_at=1000.0), [envelope("a"), envelope("b")]
         with pytest.raises(BrokerUnavailable):
-            await flaky.schedules().swap("s", "1", new, batch)
-        again = await flaky.schedules().swap("s", "1", new, batch)
+            await flaky.schedules().compare_and_swap("s", "1", new, batch)
+        again = await flaky.schedules().compare_and_swap("s", "1", new, batch)
         await flaky.close()  # which waits for what was sent unheard
         assert again is {Way.UNSENT: True, Way.UNHEARD: False}.get(way, again)
         assert await loaded(schedules) == [new]
@@ -200,7 +207,7 @@ class ScheduleTests(BrokerSuite):
             envelope("late", not_before=before + self.delay + 3600.0),
             envelope("other", queue="p"),
         ]
-        assert await schedules.swap("s", None, schedule("s", "1"), batch)
+        assert await schedules.compare_and_swap("s", None, schedule("s", "1"), batch)
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 4)
         await nothing(consumer)
@@ -225,7 +232,7 @@ class ScheduleTests(BrokerSuite):
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         batch = [envelope(f"{n}", queue="odd" if n % 2 else "even") for n in range(1000)]
-        assert await schedules.swap("s", None, schedule("s", "1"), batch)
+        assert await schedules.compare_and_swap("s", None, schedule("s", "1"), batch)
         for queue in ("odd", "even"):
             ids = [one.id for one in batch if one.queue == queue]
             assert await rig.finish(await rig.consumer(queue), len(ids)) == ids
@@ -240,7 +247,7 @@ class ScheduleTests(BrokerSuite):
             assert not waiting.done()
             seen = f"{number - 1}" if number else None
             batch = [envelope(f"to {queue}", queue=queue)]
-            assert await schedules.swap("s", seen, schedule("s", f"{number}"), batch)
+            assert await schedules.compare_and_swap("s", seen, schedule("s", f"{number}"), batch)
             async with asyncio.timeout(PATIENCE):
                 assert names(await waiting) == [f"to {queue}"]
 
@@ -251,7 +258,7 @@ class ScheduleTests(BrokerSuite):
     ) -> None:
         kept = {name: schedule(name, f"of {name}") for name in ("b", "ä", "a", "B", "10", "9", "")}
         for name, one in kept.items():
-            assert await schedules.swap(name, None, one)
+            assert await schedules.compare_and_swap(name, None, one)
         assert await loaded(schedules) == [kept[name] for name in sorted(kept)]
         assert await loaded(schedules, None) == await loaded(schedules)
         some = ["b", "unknown", "9", "b", "a"]
@@ -262,7 +269,7 @@ class ScheduleTests(BrokerSuite):
     async def test_many_are_loaded_at_once(self, schedules: ScheduleStore) -> None:
         kept = [schedule(f"{number:04}", "1", due_at=float(number)) for number in range(250)]
         for one in kept[::-1]:
-            assert await schedules.swap(one.id, None, one)
+            assert await schedules.compare_and_swap(one.id, None, one)
         assert await loaded(schedules) == kept
         assert await loaded(schedules, [one.id for one in kept[1::2]]) == kept[1::2]
         assert await due(schedules, 1000) == kept
@@ -273,16 +280,16 @@ class ScheduleTests(BrokerSuite):
     ) -> None:
         kept: list[StoredSchedule] = []
         for number, text in enumerate(ODD_TEXTS):
-            assert await schedules.swap(text, None, schedule(text, "before"))
+            assert await schedules.compare_and_swap(text, None, schedule(text, "before"))
             kept.append(schedule(text, text, due_at=1000.0 + number))
-            assert await schedules.swap(text, "before", kept[-1], [envelope(text)])
+            assert await schedules.compare_and_swap(text, "before", kept[-1], [envelope(text)])
         assert await loaded(schedules) == sorted(kept, key=lambda one: one.id)
         assert await loaded(schedules, ODD_TEXTS[:3]) == sorted(kept[:3], key=lambda one: one.id)
         assert await due(schedules, 100) == kept
         for text in ODD_TEXTS:
             for near in {text.strip(), text.replace("\n", "%0A"), f"{text}\n"} - {text}:
-                assert not await schedules.swap(text, near, None)
-            assert await schedules.swap(text, text, None)
+                assert not await schedules.compare_and_swap(text, near, None)
+            assert await schedules.compare_and_swap(text, text, None)
         assert await loaded(schedules) == []
         ids = await rig.finish(await rig.consumer(), len(ODD_TEXTS))
         assert ids == ODD_TEXTS
@@ -294,10 +301,10 @@ class ScheduleTests(BrokerSuite):
     )
     async def test_any_bytes_are_its_body(self, schedules: ScheduleStore, body: bytes) -> None:
         one = schedule("s", "1", due_at=1000.0, body=body)
-        assert await schedules.swap("s", None, one)
+        assert await schedules.compare_and_swap("s", None, one)
         assert await loaded(schedules, ["s"]) == [one]
         assert await due(schedules, 1) == [one]
-        assert await schedules.swap("s", "1", schedule("s", "2", body=body + b"\n"))
+        assert await schedules.compare_and_swap("s", "1", schedule("s", "2", body=body + b"\n"))
         assert [kept.body for kept in await schedules.load()] == [body + b"\n"]
 
     # --- what is due ---
@@ -308,7 +315,7 @@ class ScheduleTests(BrokerSuite):
         now = await rig.harness.now()
         times = {"soon": now + self.delay, "past": now - 60.0, "late": now + self.delay + 3600.0}
         for name, due_at in (*times.items(), ("never", None)):
-            assert await schedules.swap(name, None, schedule(name, "1", due_at=due_at))
+            assert await schedules.compare_and_swap(name, None, schedule(name, "1", due_at=due_at))
         found = await schedules.due(10)
         assert names(found.schedules) == ["past"]
         assert _is(found.next_at, times["soon"])
@@ -331,14 +338,14 @@ class ScheduleTests(BrokerSuite):
         for number in range(5):
             name = f"{number}"
             one = schedule(name, "1", due_at=now - 60.0 + number)
-            assert await schedules.swap(name, None, one)
+            assert await schedules.compare_and_swap(name, None, one)
         for limit in (1, 3, 5, 6):
             found = await schedules.due(limit)
             assert names(found.schedules) == list("01234")[:limit]
             assert found.next_at is None
         coming = now + 3600.0
         for name, due_at in (("coming", coming), ("after", coming + 1.0)):
-            assert await schedules.swap(name, None, schedule(name, "1", due_at=due_at))
+            assert await schedules.compare_and_swap(name, None, schedule(name, "1", due_at=due_at))
         for limit in (1, 3, 5, 6):
             found = await schedules.due(limit)
             assert names(found.schedules) == list("01234")[:limit]
@@ -348,12 +355,12 @@ class ScheduleTests(BrokerSuite):
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         one = schedule("s", "1", due_at=1000.0)
-        assert await schedules.swap("s", None, one)
+        assert await schedules.compare_and_swap("s", None, one)
         other = (await rig.harness.broker()).schedules()
         for store in (schedules, other, schedules):
             assert await due(store, 1) == [one]
         later = schedule("s", "2", due_at=await rig.harness.now() + 3600.0)
-        assert await other.swap("s", "1", later)
+        assert await other.compare_and_swap("s", "1", later)
         assert await due(schedules, 1) == []
 
     async def test_times_are_kept_to_the_millisecond(
@@ -364,9 +371,11 @@ class ScheduleTests(BrokerSuite):
         times = {f"{9 - number}": now - 60.0 + number / 1000.0 for number in range(10)}
         for name in sorted(times):
             one = schedule(name, "1", due_at=times[name])
-            assert await schedules.swap(name, None, one)
+            assert await schedules.compare_and_swap(name, None, one)
         coming = now + 3600.123
-        assert await schedules.swap("coming", None, schedule("coming", "1", due_at=coming))
+        assert await schedules.compare_and_swap(
+            "coming", None, schedule("coming", "1", due_at=coming)
+        )
         found = await schedules.due(100)
         assert names(found.schedules) == list(times)
         assert all(_is(one.due_at, times[one.id]) for one in found.schedules)
@@ -376,7 +385,7 @@ class ScheduleTests(BrokerSuite):
 
     async def test_one_is_due_at_its_very_time(self, schedules: ScheduleStore) -> None:
         now = (await schedules.due(1)).now
-        assert await schedules.swap("s", None, schedule("s", "1", due_at=now))
+        assert await schedules.compare_and_swap("s", None, schedule("s", "1", due_at=now))
         assert names((await schedules.due(1)).schedules) == ["s"]
 
     # --- what becomes of them ---
@@ -386,14 +395,14 @@ class ScheduleTests(BrokerSuite):
     ) -> None:
         if not harness.can_cut:
             pytest.skip(f"{type(harness).__name__}.can_cut is False")
-        assert await schedules.swap("s", None, schedule("s", "1"))
+        assert await schedules.compare_and_swap("s", None, schedule("s", "1"))
         new = schedule("s", "2", due_at=1000.0)
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "load": schedules.load,
             "load some": lambda: schedules.load(["s"]),
             "due": lambda: schedules.due(1),
-            "swap": lambda: schedules.swap("s", "1", new, [envelope("a")]),
-            "remove": lambda: schedules.swap("t", "1", None),
+            "compare_and_swap": lambda: schedules.compare_and_swap("s", "1", new, [envelope("a")]),
+            "remove": lambda: schedules.compare_and_swap("t", "1", None),
         }
         await harness.cut()
         silent: list[str] = []
@@ -406,7 +415,7 @@ class ScheduleTests(BrokerSuite):
             silent.append(name)
         assert not silent
         await harness.mend()
-        await _until_it_works(calls["swap"])
+        await _until_it_works(calls["compare_and_swap"])
         assert await _until_it_works(lambda: loaded(schedules)) == [new]
         assert await due(schedules, 1) == [new]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
@@ -417,13 +426,13 @@ class ScheduleTests(BrokerSuite):
         texts = [*ODD_TEXTS, "plain"]
         for text in texts:
             new = schedule(text, "1", due_at=1000.0)
-            assert await schedules.swap(text, None, new, [envelope(text)])
+            assert await schedules.compare_and_swap(text, None, new, [envelope(text)])
         consumer = await rig.consumer()
         await rig.finish(consumer, len(texts))
         await consumer.close()
         for text in texts:
-            assert await schedules.swap(text, "1", None)
-        await tend(broker)
+            assert await schedules.compare_and_swap(text, "1", None)
+        await maintain(broker)
         assert await loaded(schedules) == []
         found = await schedules.due(10)
         assert (list(found.schedules), found.next_at) == ([], None)

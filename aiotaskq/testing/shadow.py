@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from aiotaskq.message import SUSPECT, Delivery, Depth, Envelope
-from aiotaskq.protocols import Broker, Consumer
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.records import Depth
 
 UNIT = 1000.0  # seconds
 LEASE = 2.5 * UNIT

@@ -11,20 +11,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from hypothesis.stateful import RuleBasedStateMachine
 
-from aiotaskq.message import (
-    Again,
-    Dead,
-    DeadLetter,
-    DeadLimits,
-    Delivery,
-    Depth,
-    Done,
-    Release,
-    Settlement,
-    Tended,
-)
-from aiotaskq.protocols import Broker
-from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerHarness, LethalHarness, tend
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import DeadLetter, DeadLimits, Depth, Maintained
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
+from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerHarness, LethalHarness, maintain
 from aiotaskq.testing.shadow import LEASE, QUEUES, UNIT, Copy, Player, Shadow
 
 _SOON = 5.0  # seconds
@@ -194,7 +185,7 @@ class Steps(RuleBasedStateMachine):
         last = await self._join(QUEUES)
         self.players.append(last)
         for _ in range(len(self.shadow.copies) + 2):  # each brings one at least
-            await tend(self.broker, DeadLimits(most=0))
+            await maintain(self.broker, DeadLimits(most=0))
             patient = not self.shadow.ordered and any(one.waits for one in self.shadow.copies)
             got = await last.consumer.fetch(100, MOMENT if patient else 0)
             self.shadow.handed(last, got)
@@ -205,7 +196,7 @@ class Steps(RuleBasedStateMachine):
         assert not waiting, f"never handed out: {waiting}"
         for player in self.players:
             await player.consumer.close()
-        assert await tend(self.broker) == Tended()
+        assert await maintain(self.broker) == Maintained()
 
         async def empty() -> None:
             assert await self.broker.depth() == {}

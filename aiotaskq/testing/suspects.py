@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from aiotaskq.message import SUSPECT, Again, Depth, Done, Release
-from aiotaskq.protocols import Broker
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import SUSPECT
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Done, Release
 from aiotaskq.testing.rig import (
     MOMENT,
     PATIENCE,

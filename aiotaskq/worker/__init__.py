@@ -12,7 +12,6 @@
            └─ completer     stores outcomes, then settles, in batches
 """
 
-from aiotaskq.worker.application import Application, Lifespan
 from aiotaskq.worker.worker import Worker
 
-__all__ = ["Application", "Lifespan", "Worker"]
+__all__ = ["Worker"]

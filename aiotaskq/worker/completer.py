@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 import msgspec
 
+from aiotaskq.backoff import jittered
+from aiotaskq.contract.broker import Consumer
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.results import ResultBackend, Transaction, TransactionalResults
+from aiotaskq.contract.settlement import Settlement
+from aiotaskq.encoding.exceptions import describe, encode_error
 from aiotaskq.errors import ConfigError, Unavailable, Unsupported
-from aiotaskq.failures import describe, encode_error
-from aiotaskq.message import Outcome, Settlement, TaskStatus
-from aiotaskq.protocols import Consumer, ResultBackend, Transaction, TransactionalResults
+from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.heartbeat import Heartbeat
-from aiotaskq.worker.vitals import Outage, Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -48,19 +50,19 @@ class Completer:
         consumer: Consumer,
         backend: ResultBackend | None,
         heartbeat: Heartbeat,
-        vitals: Vitals,
+        health: Health,
         *,
         ttl: float | None,
     ) -> None:
         self._consumer = consumer
         self._backend = backend
         self._heartbeat = heartbeat
-        self._vitals = vitals
+        self._health = health
         self._ttl = ttl
         self._storing = Outage(
-            vitals, "finished tasks wait for their results to be stored", _PAUSES
+            health, "finished tasks wait for their results to be stored", _PAUSES
         )
-        self._settling = Outage(vitals, "finished tasks wait to be settled", _PAUSES)
+        self._settling = Outage(health, "finished tasks wait to be settled", _PAUSES)
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
         self._under_way = 0
@@ -156,7 +158,7 @@ class Completer:
             self._under_way = 0
             self._size -= size
         if refused:
-            self._vitals.refused(refused)
+            self._health.refused(refused)
 
     async def _store(self, outcomes: Sequence[Outcome]) -> Collection[str]:
         backend = self._backend
@@ -229,8 +231,8 @@ class Completer:
                 # It worked at start: somebody has changed a password or dropped a table, and may
                 # mend it. To stop would only run everything again.
                 outage.pause(error)
-                pause = _PAUSES[1]
+                pause = jittered(_PAUSES[1])
             else:
                 outage.over()
                 return answer
-            await asyncio.sleep(pause * (0.5 + random.random() / 2))
+            await asyncio.sleep(pause)

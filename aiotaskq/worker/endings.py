@@ -29,28 +29,18 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from aiotaskq import events
+from aiotaskq.contract.message import Attempt, Delivery, Envelope, Message, on_one_line
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.records import DeathDetails
+from aiotaskq.contract.settlement import Again, Dead, Done, Release
+from aiotaskq.encoding.exceptions import describe, encode_error, is_error, rebuild, summarize
 from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
-from aiotaskq.failures import describe, encode_error, is_error, rebuild, summarize
-from aiotaskq.message import (
-    Again,
-    Attempt,
-    Dead,
-    DeathDetails,
-    Delivery,
-    Done,
-    Envelope,
-    Message,
-    Outcome,
-    Release,
-    TaskStatus,
-    on_one_line,
-)
 from aiotaskq.retry import Retry, backoff_delay, for_call, retry_delay, retry_of
-from aiotaskq.worker.application import Application
+from aiotaskq.tasks.application import Application
 from aiotaskq.worker.completer import Completer
-from aiotaskq.worker.processes import RemoteFailure
-from aiotaskq.worker.run import Profile, Run
-from aiotaskq.worker.vitals import Vitals
+from aiotaskq.worker.execution import Execution, Profile
+from aiotaskq.worker.health import Health
+from aiotaskq.worker.process_pool import RemoteFailure
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -79,7 +69,7 @@ class Endings:
         self,
         app: Application,
         completer: Completer,
-        vitals: Vitals,
+        health: Health,
         *,
         worker: str,
         profile: Callable[[str], Profile],
@@ -90,7 +80,7 @@ class Endings:
         self._conf = app.conf
         self._observers = app.observers
         self._completer = completer
-        self._vitals = vitals
+        self._health = health
         self._worker = worker
         self._profile = profile
         self._known_elsewhere = known_elsewhere
@@ -119,7 +109,7 @@ class Endings:
 
     def unknown(self, delivery: Delivery, message: Message) -> None:
         """Leave a task for a worker that knows it: one may be on its way, in a rolling deploy."""
-        self._vitals.counts["unknown"] += 1
+        self._health.counts["unknown"] += 1
         waited, most = message.unknown_for, self._conf.unknown_task_ttl
         elsewhere = (delivery.queue, message.task) in self._known_elsewhere
         if waited >= most and not elsewhere:
@@ -153,7 +143,7 @@ class Endings:
 
     # While it runs
 
-    def started(self, run: Run) -> None:
+    def started(self, run: Execution) -> None:
         """Tell that a task runs now."""
         if self._observers.heard(events.Started):
             self._observers.emit(events.Started(message=run.message))
@@ -162,7 +152,7 @@ class Endings:
 
     # After it ran
 
-    def succeeded(self, run: Run, value: Any, encoded: Raw) -> None:
+    def succeeded(self, run: Execution, value: Any, encoded: Raw) -> None:
         """End what returned."""
         took = run.took
         outcome = None
@@ -176,16 +166,16 @@ class Endings:
                 events.Succeeded(message=run.message, value=value, execution_time=took)
             )
 
-    def success(self, run: Run, encoded: Raw) -> Outcome:
+    def success(self, run: Execution, encoded: Raw) -> Outcome:
         """Return the outcome of what returned, for the transaction it is stored in."""
         return self._make_outcome(run.message, TaskStatus.SUCCESS, encoded, None, run.took)
 
-    def outdone(self, run: Run) -> None:
+    def outdone(self, run: Execution) -> None:
         """Settle what has an outcome of another run, and so has undone what it wrote itself."""
-        self._vitals.refused([run.message.id])
+        self._health.refused([run.message.id])
         self._completer.add(Done(run.delivery))
 
-    def raised(self, run: Run, error: BaseException) -> None:
+    def raised(self, run: Execution, error: BaseException) -> None:
         """End what raised: a failure, or a verdict of its own."""
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
@@ -205,12 +195,12 @@ class Endings:
         else:
             self._fail(run, error, result, traceback, buried=str(verdict))
 
-    def misfit(self, run: Run, error: Exception) -> None:
+    def misfit(self, run: Execution, error: Exception) -> None:
         """Fail what cannot be called: another attempt would read the same bytes."""
         result, traceback = describe(error)
         self._fail(run, error, result, traceback)
 
-    def ended_before(self, run: Run, told: Outcome) -> None:
+    def ended_before(self, run: Execution, told: Outcome) -> None:
         """Settle what has its outcome already, as it would have been then."""
         logger.warning("Task %s has ended before, with a worker that died then", run)
         if told.status is TaskStatus.FAILURE:
@@ -225,7 +215,7 @@ class Endings:
                 return
         self._completer.add(Done(run.delivery))
 
-    def released(self, run: Run) -> None:
+    def released(self, run: Execution) -> None:
         """Hand back what did not end, for another worker to run."""
         self._completer.add(Release(run.delivery))
         if self._observers.heard(events.Released):
@@ -238,9 +228,9 @@ class Endings:
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
 
-    def stuck(self, run: Run) -> None:
+    def stuck(self, run: Execution) -> None:
         """Tell of a run that goes on though its end was told already."""
-        self._vitals.counts["stuck"] += 1
+        self._health.counts["stuck"] += 1
         logger.error(
             "task %s does not end though it was cancelled; its slot is freed, and what it"
             " still does is ignored",
@@ -249,7 +239,7 @@ class Endings:
         if self._observers.heard(events.Stuck):
             self._observers.emit(events.Stuck(message=run.message))
 
-    def fault(self, run: Run, error: Exception) -> None:
+    def fault(self, run: Execution, error: Exception) -> None:
         """Keep what the worker itself failed at; it would fail another worker as well."""
         logger.error("the worker failed at %s", run, exc_info=error)
         result, traceback = describe(error)
@@ -258,7 +248,9 @@ class Endings:
 
     # Another attempt
 
-    def _retry_or_fail(self, run: Run, error: BaseException, result: Raw, traceback: str) -> None:
+    def _retry_or_fail(
+        self, run: Execution, error: BaseException, result: Raw, traceback: str
+    ) -> None:
         retry = self._policy(run)
         delay = self._delay(run, retry, retry_delay, error)
         if delay is None:
@@ -267,7 +259,7 @@ class Endings:
             self._again(run, error, delay, result, traceback)
 
     def _retry_later(
-        self, run: Run, verdict: RetryLater, error: BaseException, result: Raw, traceback: str
+        self, run: Execution, verdict: RetryLater, error: BaseException, result: Raw, traceback: str
     ) -> None:
         retry = self._policy(run)
         if retry.max_attempts == 1 and run.message.retry is None:
@@ -281,14 +273,14 @@ class Endings:
         else:
             self._give_up(run, error, result, traceback)
 
-    def _give_up(self, run: Run, error: BaseException, result: Raw, traceback: str) -> None:
+    def _give_up(self, run: Execution, error: BaseException, result: Raw, traceback: str) -> None:
         """Fail a task, and keep it if it was tried several times: it was meant to succeed."""
         attempt, buried = run.message.attempt, None
         if attempt > 1:
             buried = _gave_up(attempt, result)
         self._fail(run, error, result, traceback, buried=buried)
 
-    def _snooze(self, run: Run, verdict: Snooze, result: Raw) -> None:
+    def _snooze(self, run: Execution, verdict: Snooze, result: Raw) -> None:
         self._completer.add(
             Again(run.delivery, self._envelope(run.delivery, run.message, verdict.delay)),
             self._outcome(run.message, TaskStatus.RETRY, result),
@@ -296,12 +288,12 @@ class Endings:
         if self._observers.heard(events.Snoozed):
             self._observers.emit(events.Snoozed(message=run.message, delay=verdict.delay))
 
-    def _policy(self, run: Run) -> Retry:
+    def _policy(self, run: Execution) -> Retry:
         retry = retry_of(run.task.options.retry, self._conf.task_default_retry)
         return retry if run.message.retry is None else for_call(run.message.retry, retry)
 
     def _delay(
-        self, run: Run, retry: Retry, compute: Callable[..., Delay], *of: BaseException
+        self, run: Execution, retry: Retry, compute: Callable[..., Delay], *of: BaseException
     ) -> Delay | float:
         try:
             return compute(retry, run.message.attempt, *of)
@@ -310,7 +302,7 @@ class Endings:
             return retry.max_delay
 
     def _again(
-        self, run: Run, error: BaseException, delay: float, result: Raw, traceback: str
+        self, run: Execution, error: BaseException, delay: float, result: Raw, traceback: str
     ) -> None:
         message = replace(
             run.message,
@@ -349,7 +341,7 @@ class Endings:
 
     def _fail(
         self,
-        run: Run,
+        run: Execution,
         error: BaseException,
         result: Raw,
         traceback: str,
@@ -376,7 +368,7 @@ class Endings:
     def _bury(
         self, delivery: Delivery, message: Message | None, reason: str, outcome: Outcome | None
     ) -> None:
-        self._vitals.counts["buried"] += 1
+        self._health.counts["buried"] += 1
         name = on_one_line(delivery.id) or "without an id"
         logger.error("message %s goes to the dead letters: %s", name, reason)
         details = DeathDetails(

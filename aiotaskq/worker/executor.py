@@ -22,17 +22,17 @@ from msgspec import Raw
 
 from aiotaskq import events
 from aiotaskq.context import State, TaskContext, enter
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.results import Transaction
 from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
-from aiotaskq.message import Delivery
 from aiotaskq.middleware import wrap_run
-from aiotaskq.protocols import Transaction
-from aiotaskq.worker.application import Application
+from aiotaskq.tasks.application import Application
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
-from aiotaskq.worker.limits import interruptible
+from aiotaskq.worker.execution import Execution, ExecutionContext, Outdone, Profile, Stop
+from aiotaskq.worker.health import Health
+from aiotaskq.worker.interrupt import interruptible
 from aiotaskq.worker.pools import Pools
-from aiotaskq.worker.run import Outdone, Profile, Run, RunContext, Stop
-from aiotaskq.worker.vitals import Vitals
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -54,7 +54,7 @@ class Executor:
         app: Application,
         completer: Completer,
         pools: Pools,
-        vitals: Vitals,
+        health: Health,
         *,
         state: State,
         worker: str,
@@ -67,14 +67,16 @@ class Executor:
         self._observers = app.observers
         self._completer = completer
         self._pools = pools
-        self._vitals = vitals
+        self._health = health
         self._state = state
         self._worker = worker
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._start = _starter(self._loop)
-        self._running: set[Run] = set()  # not by id: one may be sent twice and run twice at once
-        self._stuck: set[Run] = set()
+        self._running: set[Execution] = (
+            set()
+        )  # not by id: one may be sent twice and run twice at once
+        self._stuck: set[Execution] = set()
         self._profiles: dict[str, Profile] = {}
         self._overtaken: dict[str, float] = {}  # cancelled ids, and until when they count
         self._call = wrap_run(app.middlewares, self._call_function)
@@ -85,7 +87,7 @@ class Executor:
         self._end = Endings(
             app,
             completer,
-            vitals,
+            health,
             worker=worker,
             profile=self._profile,
             known_elsewhere=known_elsewhere,
@@ -139,13 +141,13 @@ class Executor:
             self._end.unknown(delivery, message)
             return
         profile = self._profiles.get(message.task) or self._profile(message.task)
-        run = Run(delivery, message, task, profile)
+        run = Execution(delivery, message, task, profile)
         self._running.add(run)
         run.work = self._start(self._run(run))
 
     # Run
 
-    async def _run(self, run: Run) -> None:
+    async def _run(self, run: Execution) -> None:
         try:
             run.begun = True
             run.work = run.work or asyncio.current_task()  # if it was started at once
@@ -162,7 +164,9 @@ class Executor:
             except Exception as error:
                 self._end.misfit(run, error)
                 return
-            context = RunContext(run.message, args, kwargs, state=self._state, worker=self._worker)
+            context = ExecutionContext(
+                run.message, args, kwargs, state=self._state, worker=self._worker
+            )
             context.run = run
             context.begin = self._begin
             enter(context)
@@ -182,12 +186,12 @@ class Executor:
                 self._stop_timers(run)
             if self._stuck and run in self._stuck:
                 self._stuck.discard(run)
-                self._vitals.refused([run.message.id])
+                self._health.refused([run.message.id])
             else:
                 self._running.discard(run)
                 self._ended()
 
-    async def _run_in(self, context: RunContext, run: Run) -> None:
+    async def _run_in(self, context: ExecutionContext, run: Execution) -> None:
         if run.profile.tracks_start or self._observers.heard(events.Started):
             self._end.started(run)
         run.started = time.perf_counter()
@@ -211,7 +215,7 @@ class Executor:
             else:
                 self._end_stopped(run)
 
-    async def _commit(self, run: Run, transaction: Transaction, encoded: Raw) -> None:
+    async def _commit(self, run: Execution, transaction: Transaction, encoded: Raw) -> None:
         """Commit what a task wrote together with its success, or neither."""
         if not run.may_succeed:  # it has hidden that it was cancelled
             await transaction.roll_back()
@@ -219,7 +223,7 @@ class Executor:
         if not await transaction.commit(self._end.success(run, encoded), self._conf.result_expires):
             raise Outdone
 
-    def _end_raised(self, run: Run, error: BaseException) -> None:
+    def _end_raised(self, run: Execution, error: BaseException) -> None:
         if run.stop is not None:  # whatever it made of its cancellation
             self._end_stopped(run, error)
         elif run.softened and isinstance(error, asyncio.CancelledError):
@@ -230,7 +234,7 @@ class Executor:
             self._end.raised(run, error)
 
     async def _call_function(self, context: TaskContext) -> Any:
-        assert isinstance(context, RunContext)  # middleware passes on the one it got
+        assert isinstance(context, ExecutionContext)  # middleware passes on the one it got
         run = context.run
         executor = run.task.options.executor
         if executor == "process":
@@ -244,7 +248,7 @@ class Executor:
 
     # Limits
 
-    def _start_timers(self, run: Run) -> None:
+    def _start_timers(self, run: Execution) -> None:
         timeout, soft = run.timeout, run.soft_timeout
         run.timers = []
         if timeout is not None:
@@ -252,19 +256,19 @@ class Executor:
         if soft is not None and run.task.options.executor == "loop":
             run.timers.append(self._loop.call_later(soft, self._soften, run))
 
-    def _stop_timers(self, run: Run) -> None:
+    def _stop_timers(self, run: Execution) -> None:
         for timer in run.timers or ():
             timer.cancel()
 
-    def _time_out(self, run: Run) -> None:
+    def _time_out(self, run: Execution) -> None:
         self._cancel(run, Stop.TIMEOUT)
 
-    def _soften(self, run: Run) -> None:
+    def _soften(self, run: Execution) -> None:
         if run.stop is None and run.work is not None:
             run.softened = True
             run.work.cancel()
 
-    def _take_soft_error(self, run: Run) -> BaseException | None:
+    def _take_soft_error(self, run: Execution) -> BaseException | None:
         """Return what to raise in a function that is cancelled, if it is for its soft limit."""
         if not run.softened or run.stop is not None:
             return None
@@ -273,14 +277,14 @@ class Executor:
         run.work.uncancel()
         return self._soft_error(run)
 
-    def _soft_error(self, run: Run) -> SoftTimeLimitExceeded:
+    def _soft_error(self, run: Execution) -> SoftTimeLimitExceeded:
         return SoftTimeLimitExceeded(
             f"it ran longer than its soft_timeout of {run.soft_timeout:g} s"
         )
 
     # Stop
 
-    def _end_stopped(self, run: Run, error: BaseException | None = None) -> None:
+    def _end_stopped(self, run: Execution, error: BaseException | None = None) -> None:
         """End a run that this worker cancelled; one that was taken away needs nothing more."""
         if run.stop is Stop.RELEASE:
             self._end.released(run)
@@ -328,7 +332,7 @@ class Executor:
         if works:
             await asyncio.wait(works, timeout=self._grace)
 
-    def _cancel(self, run: Run, stop: Stop) -> None:
+    def _cancel(self, run: Execution, stop: Stop) -> None:
         first = run.stop is None
         run.stop = stop if run.stop is None else max(run.stop, stop)
         # One that has not begun is not cancelled: its coroutine would never be entered and
@@ -339,7 +343,7 @@ class Executor:
             timer = self._loop.call_later(self._grace, self._give_up, run)
             run.timers = [*(run.timers or ()), timer]
 
-    def _give_up(self, run: Run) -> None:
+    def _give_up(self, run: Execution) -> None:
         """Tell the end of a run that does not end, and free its slot."""
         if run not in self._running:
             return

@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from aiotaskq.contract.broker import Lease
 from aiotaskq.errors import Unavailable
-from aiotaskq.protocols import Lease
 
 logger = logging.getLogger("aiotaskq.worker")
 

@@ -14,18 +14,20 @@ from typing import Any
 import msgspec
 
 from aiotaskq.context import State
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.records import DeadLimits, Grant, WorkerInfo
+from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq.message import SUSPECT, DeadLimits, Delivery, Grant, WorkerInfo
-from aiotaskq.protocols import Broker, ResultBackend
-from aiotaskq.worker.application import Application
+from aiotaskq.tasks.application import Application
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.executor import Executor
+from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.heartbeat import Heartbeat
-from aiotaskq.worker.options import WorkerOptions
-from aiotaskq.worker.order import Rotation
 from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.quarantine import Quarantine
-from aiotaskq.worker.vitals import Outage, Vitals
+from aiotaskq.worker.queue_rotation import QueueRotation
+from aiotaskq.worker.worker_options import WorkerOptions
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -76,7 +78,7 @@ class Incarnation:
         backend: ResultBackend | None,
         pools: Pools,
         options: WorkerOptions,
-        vitals: Vitals,
+        health: Health,
         *,
         info: WorkerInfo,
         state: State,
@@ -86,10 +88,10 @@ class Incarnation:
         conf = app.conf
         self._broker = broker
         self._options = options
-        self._vitals = vitals
+        self._health = health
         self._quota = quota
         self._count_stuck = count_stuck
-        self._rotation = Rotation(options.weights) if options.weights else None
+        self._rotation = QueueRotation(options.weights) if options.weights else None
         self._quarantine = Quarantine()
         self._limits = DeadLimits(conf.dead_letter_max, conf.dead_letter_expires)
         self._known_elsewhere: set[tuple[str, str]] = set()  # queue and task
@@ -110,13 +112,13 @@ class Incarnation:
             lost=self._lost.set,
         )
         self._completer = Completer(
-            self._consumer, backend, self._heartbeat, vitals, ttl=conf.result_expires
+            self._consumer, backend, self._heartbeat, health, ttl=conf.result_expires
         )
         self._executor = Executor(
             app,
             self._completer,
             pools,
-            vitals,
+            health,
             state=state,
             worker=options.name,
             ended=self._slot_free.set,
@@ -130,7 +132,7 @@ class Incarnation:
         self._heartbeat.start()
         self._helpers = [
             asyncio.create_task(self._completer.run(), name="aiotaskq-completer"),
-            asyncio.create_task(self._tend(), name="aiotaskq-tend"),
+            asyncio.create_task(self._maintain(), name="aiotaskq-maintain"),
             asyncio.create_task(self._hear_news(), name="aiotaskq-news"),
         ]
 
@@ -172,7 +174,7 @@ class Incarnation:
             await asyncio.wait([fetching, losing])
 
     async def _fetch(self) -> None:
-        outage = Outage(self._vitals, "cannot fetch tasks", _PAUSES)
+        outage = Outage(self._health, "cannot fetch tasks", _PAUSES)
         suspect = False
         while not self._quota.spent:
             room = self._quota.cap(self._options.concurrency - self._executor.running)
@@ -187,7 +189,7 @@ class Incarnation:
             try:
                 deliveries = await self._ask(room, busy=busy, outage=outage.on)
             except Unavailable as error:
-                await asyncio.sleep(outage.pause(error) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()
             if not deliveries and self._options.burst and not busy:
@@ -221,34 +223,34 @@ class Incarnation:
             self._slot_free.clear()
             await self._slot_free.wait()
 
-    async def _tend(self) -> None:
-        outage = Outage(self._vitals, "cannot tend the queues", _PAUSES)
+    async def _maintain(self) -> None:
+        outage = Outage(self._health, "cannot maintain the queues", _PAUSES)
         while True:
             await asyncio.sleep(_TEND_EVERY * random.uniform(0.75, 1.25))
             self._count_stuck(self._executor.stuck)
             try:
-                tended = await self._broker.tend(self._limits)
+                maintained = await self._broker.maintain(self._limits)
                 await self._take_census()
             except Unavailable as error:
                 await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()
-            self._vitals.counts["reclaimed"] += tended.reclaimed
-            self._vitals.counts["trimmed"] += tended.trimmed
-            if tended.reclaimed:
-                logger.warning("took %s back from workers that died", _tasks(tended.reclaimed))
-            if tended.trimmed:
+            self._health.counts["reclaimed"] += maintained.reclaimed
+            self._health.counts["trimmed"] += maintained.trimmed
+            if maintained.reclaimed:
+                logger.warning("took %s back from workers that died", _tasks(maintained.reclaimed))
+            if maintained.trimmed:
                 logger.warning(
                     "dropped the oldest dead letters (%d): dead_letter_max is %d, and"
                     " dead_letter_expires %s s",
-                    tended.trimmed,
+                    maintained.trimmed,
                     self._limits.most,
                     self._limits.age,
                 )
 
     async def _hear_news(self) -> None:
         """Ask for what was cancelled, while anything runs that it could concern."""
-        outage = Outage(self._vitals, "cannot hear of cancelled tasks", _PAUSES)
+        outage = Outage(self._health, "cannot hear of cancelled tasks", _PAUSES)
         while True:
             await asyncio.sleep(_NEWS_EVERY)
             if not self._executor.running:
@@ -264,7 +266,7 @@ class Incarnation:
 
     async def _take_census(self) -> None:
         """Learn what other workers know, while there are tasks that this one does not know."""
-        unknown = self._vitals.counts["unknown"]
+        unknown = self._health.counts["unknown"]
         if unknown > self._unknown:
             self._unknown = unknown
             self._census_until = time.monotonic() + _CENSUS_FOR

@@ -6,9 +6,9 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from aiotaskq.options import Executor
-from aiotaskq.worker.processes import ProcessPool
-from aiotaskq.worker.threads import ThreadPool
+from aiotaskq.tasks.options import Executor
+from aiotaskq.worker.process_pool import ProcessPool
+from aiotaskq.worker.thread_pool import ThreadPool
 
 
 class Pools:

@@ -6,26 +6,27 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from aiotaskq import events
+from aiotaskq.client.outbox import Outbox
 from aiotaskq.context import State
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.records import Grant, WorkerInfo
+from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq.identity import host_name
-from aiotaskq.message import Grant, WorkerInfo
-from aiotaskq.protocols import Broker, ResultBackend
-from aiotaskq.worker.application import Application
-from aiotaskq.worker.guard import LoopGuard
+from aiotaskq.ids import host_name
+from aiotaskq.tasks.application import Application
+from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.incarnation import Incarnation, Quota
-from aiotaskq.worker.logs import logged
-from aiotaskq.worker.options import WorkerOptions
+from aiotaskq.worker.loop_monitor import LoopMonitor
+from aiotaskq.worker.outbox_relay import OutboxRelay
 from aiotaskq.worker.pools import Pools
-from aiotaskq.worker.relay import Relay
-from aiotaskq.worker.vitals import Outage, Vitals
+from aiotaskq.worker.task_log import logged
+from aiotaskq.worker.worker_options import WorkerOptions
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -51,7 +52,7 @@ class Worker:
 
     Attributes:
         recycle: Why the process wants to be replaced; None if it does not.
-        vitals: Whether it is healthy, and counts of what should not happen.
+        health: Whether it is healthy, and counts of what should not happen.
         guard: How late the event loop is.
     """
 
@@ -87,8 +88,8 @@ class Worker:
         self._replaceable = replaceable
         self._on_lease = on_lease
         self.recycle: str | None = None
-        self.vitals = Vitals(app.observers, self.options.name)
-        self.guard = LoopGuard(
+        self.health = Health(app.observers, self.options.name)
+        self.guard = LoopMonitor(
             app.conf.worker_loop_block_warning,
             observers=app.observers,
             worker=self.options.name,
@@ -188,13 +189,13 @@ class Worker:
             self._app.observers.emit(events.WorkerStopped(worker=self.options.name))
 
     def _start_relay(self, broker: Broker, stack: contextlib.AsyncExitStack) -> None:
-        outbox = self._app.outbox()
-        if outbox is None:
+        store = self._app.outbox_broker()
+        if store is None:
             return
-        relay = Relay(
-            outbox,
+        relay = OutboxRelay(
+            Outbox(store),
             broker,
-            self.vitals,
+            self.health,
             name=self.options.name,
             lease=self._app.conf.worker_lease,
         )
@@ -216,7 +217,7 @@ class Worker:
         connected: asyncio.Future[None] | None,
     ) -> bool:
         """Open both drivers; False if told to stop first."""
-        outage = Outage(self.vitals, "cannot begin", _RECONNECT)
+        outage = Outage(self.health, "cannot begin", _RECONNECT)
         while not self._stopping.is_set():
             try:
                 await broker.open()
@@ -226,7 +227,7 @@ class Worker:
                 if not patient:
                     raise
                 _settle(connected)  # an application that embeds the worker starts all the same
-                await self._rest(outage.pause(error) * random.uniform(0.5, 1.0))
+                await self._rest(outage.pause(error))
             else:
                 outage.over()
                 return True
@@ -241,7 +242,7 @@ class Worker:
     async def _work(self, broker: Broker, backend: ResultBackend | None, pools: Pools) -> None:
         """Live one incarnation after another, until told to stop or nothing is left to do."""
         info = self._describe()
-        outage = Outage(self.vitals, "cannot begin to take tasks", _RECONNECT)
+        outage = Outage(self.health, "cannot begin to take tasks", _RECONNECT)
         told = False
         while not self._stopping.is_set():
             incarnation = Incarnation(
@@ -250,7 +251,7 @@ class Worker:
                 backend,
                 pools,
                 self.options,
-                self.vitals,
+                self.health,
                 info=info,
                 state=self._state,
                 quota=self._quota,
@@ -268,9 +269,9 @@ class Worker:
                 self._stopping.set()
                 await incarnation.finish(self.options.grace_period, self._hurry)
             except Unavailable as error:
-                await self._rest(outage.pause(error) * random.uniform(0.5, 1.0))
+                await self._rest(outage.pause(error))
             except LeaseLost as lost:
-                self.vitals.counts["lost"] += 1
+                self.health.counts["lost"] += 1
                 logger.error("%s. What runs here is given up; going on under a new lease", lost)
                 await incarnation.abandon()
             except BaseException:  # a fault of the worker's own, or the loop ends
@@ -298,10 +299,10 @@ class Worker:
         """Have the process replaced when too many tasks do not end."""
         most = self._app.conf.worker_max_stuck_tasks
         if most is None or count < most:
-            self.vitals.recover("stuck")
+            self.health.recover("stuck")
             return
         problem = f"{count} tasks do not end though they were told to"
-        self.vitals.complain("stuck", problem)
+        self.health.complain("stuck", problem)
         if self._replaceable and not self._stopping.is_set():
             self.recycle = problem
             self.stop()
@@ -311,7 +312,7 @@ class Worker:
         return "" if incarnation is None else incarnation.describe(work)
 
     def _count_block(self) -> None:
-        self.vitals.counts["blocked"] += 1
+        self.health.counts["blocked"] += 1
 
     async def _serve(self, incarnation: Incarnation) -> None:
         serving = asyncio.create_task(incarnation.serve())

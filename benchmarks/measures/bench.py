@@ -26,7 +26,7 @@ import redis
 import uvloop
 
 from aiotaskq import TaskQueue
-from aiotaskq.task import Call
+from aiotaskq.tasks.call import Call
 from tests.faults.fleet import Program
 from tests.servers import PostgresServer, RedisServer, Watchdog
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiotaskq.task import Call
+from aiotaskq.tasks.call import Call
 from benchmarks import tasks
 from benchmarks.figures import Figure, Target
 from benchmarks.measures.bench import Bench, Store, cpu_seconds

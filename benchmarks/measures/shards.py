@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers import create_broker
-from aiotaskq.message import Done, Envelope
 from benchmarks.figures import Figure
 from benchmarks.measures.bench import Bench, run
 from tests.servers import RedisCluster, Watchdog

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.rabbitmq import RabbitBroker
-from aiotaskq.message import Envelope
 from benchmarks import report
 from benchmarks.compare import choose, references
 from benchmarks.figures import Figure, Report

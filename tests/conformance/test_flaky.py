@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
-from aiotaskq.message import Depth, Done
 from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
 from aiotaskq.testing.rig import PATIENCE, envelope, names
 

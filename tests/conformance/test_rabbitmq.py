@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import pytest
 
+from aiotaskq.contract.broker import Consumer
+from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.message import Depth
-from aiotaskq.protocols import Consumer
 from aiotaskq.testing.brokers import BrokerConformance
 from aiotaskq.testing.model import check_broker
 from aiotaskq.testing.results import ResultConformance

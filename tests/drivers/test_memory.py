@@ -8,10 +8,13 @@ import threading
 import pytest
 from msgspec import Raw
 
+from aiotaskq.contract.message import SUSPECT, Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.records import DeadLimits
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore, outcomes
 from aiotaskq.drivers.memory.broker import MemoryConsumer
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import SUSPECT, DeadLimits, Done, Envelope, Outcome, TaskStatus
 
 
 def envelope(name: str) -> Envelope:
@@ -77,7 +80,7 @@ async def test_a_subscriber_that_does_not_listen_costs_bounded_memory(
 ) -> None:
     monkeypatch.setattr(outcomes, "UNHEARD_AT_MOST", 10)
     backend = MemoryBackend()
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert await anext(arrivals) == []
     for number in range(11):
         await backend.store([outcome(f"{number}")], None)
@@ -94,7 +97,7 @@ def test_what_is_out_of_date_is_dropped() -> None:
     memory.cancel(["c"], running=True)
     memory._time_shift += 8 * 86_400.0
     memory.store([outcome("new")], None)
-    memory.tend(DeadLimits())
+    memory.maintain(DeadLimits())
     assert list(memory._outcomes) == ["new"]
     assert not memory._ends
     assert not memory._unique

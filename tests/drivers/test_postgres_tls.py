@@ -80,7 +80,7 @@ async def test_results_are_stored_and_pushed_over_verified_tls(
     trust = f"?sslmode=verify-full&sslrootcert={quote(str(certificates.authority))}"
     backend = PostgresBackend(secure.guarded_url() + trust)
     await backend.open()
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert isinstance(arrivals, AsyncGenerator)
     assert await anext(arrivals) == []
     assert not await backend.store([outcome("a")], 60.0)

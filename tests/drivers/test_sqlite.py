@@ -16,22 +16,15 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from aiotaskq.contract.broker import Consumer
+from aiotaskq.contract.message import SUSPECT, Attempt, Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Dead, Done, Release
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker, sql, wakeups
 from aiotaskq.drivers.sqlite.database import Database
 from aiotaskq.drivers.sqlite.process import is_alive, is_gone, this_process
 from aiotaskq.errors import BrokerFull, BrokerUnavailable, ConfigError
-from aiotaskq.message import (
-    SUSPECT,
-    Attempt,
-    Dead,
-    Depth,
-    Done,
-    Envelope,
-    Outcome,
-    Release,
-    TaskStatus,
-)
-from aiotaskq.protocols import Consumer
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds until a test gives up; never part of one that passes
@@ -391,7 +384,7 @@ async def test_what_is_over_leaves_the_file(
     await broker.cancel([f"other {n}" for n in range(2500)])
     broker._time_shift = 8 * 86_400.0
     for _ in range(4):
-        await broker.tend()
+        await broker.maintain()
     for table in ("recent", "calls", "results", "cancelled"):
         assert rows(path, f"SELECT count(*) FROM aiotaskq_{table}") == [(0,)], table
     assert rows(path, "SELECT count(*) FROM aiotaskq_messages") == [(2500,)]
@@ -506,7 +499,7 @@ async def test_processes_that_work_at_once_lose_and_double_nothing(
                 assert not await consumer.settle(batch)
                 taken.extend(kept)
                 if chance.random() < 0.1:
-                    await broker.tend()
+                    await broker.maintain()
 
         working = asyncio.create_task(work())
         await publish()
@@ -550,7 +543,7 @@ async def test_what_a_killed_process_held_comes_back_before_its_lease_ends(
         """
     )
     assert await line(holder) == "100"
-    assert (await broker.tend()).reclaimed == 0
+    assert (await broker.maintain()).reclaimed == 0
     consumer = await opened(broker)
     waiting = asyncio.create_task(consumer.fetch(100, NEVER))
     holder.kill()
@@ -559,7 +552,7 @@ async def test_what_a_killed_process_held_comes_back_before_its_lease_ends(
     reclaimed = 0
     async with asyncio.timeout(PATIENCE):
         while not reclaimed:  # a killed process needs a moment to be dead
-            reclaimed = (await broker.tend()).reclaimed
+            reclaimed = (await broker.maintain()).reclaimed
             await asyncio.sleep(0.01)
         got = await waiting
     assert reclaimed == 100
@@ -696,7 +689,7 @@ async def test_a_subscriber_is_woken_by_another_process(
     backend: SQLiteBackend, start: Start
 ) -> None:
     backend._bell.poll = NEVER
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert await anext(arrivals) == []
     storer = start(
         """
@@ -769,7 +762,7 @@ async def test_where_no_port_can_be_had_it_looks_more_often(
     for driver in (broker, backend):
         driver._bell.poll = NEVER
     consumer = await opened(broker)
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert await anext(arrivals) == []
     waiting = asyncio.create_task(consumer.fetch(1, NEVER))
     arriving = asyncio.ensure_future(anext(arrivals))
@@ -809,7 +802,7 @@ async def test_ports_are_given_up_on_closing_and_dropped_when_stale(
     listener.wait()
     await broker.publish([envelope("a")])  # nobody hears it, which harms nobody
     broker._sweep_at = 0.0
-    await broker.tend()
+    await broker.maintain()
     assert rows(path, count) == [(0,)]
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import Depth, StoredSchedule
 from aiotaskq.drivers.sqlite import SQLiteBroker, sql
 from aiotaskq.drivers.sqlite.database import Database
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import Depth, Envelope, StoredSchedule
 
 PATIENCE = 60.0  # seconds until a test gives up; never part of one that passes
 NEVER = 1e6
@@ -33,7 +34,7 @@ async def main():
     batch = [Envelope(id="a", queue="q", body=b"")]
     print("ready", flush=True)
     sys.stdin.readline()
-    assert await broker.schedules().swap("s", None, new, batch)
+    assert await broker.schedules().compare_and_swap("s", None, new, batch)
     await broker.close()
 
 asyncio.run(main())
@@ -93,8 +94,8 @@ async def test_a_file_of_the_release_before_gets_the_table(path: Path) -> None:
         await broker.open()
         assert await broker.depth() == {"q": Depth(ready=1)}
         store = broker.schedules()
-        assert await store.swap("s", None, schedule("1"))
-        assert await store.swap("s", "1", None)
+        assert await store.compare_and_swap("s", None, schedule("1"))
+        assert await store.compare_and_swap("s", "1", None)
         await broker.close()
 
 
@@ -132,7 +133,7 @@ async def test_a_waiting_fetch_is_woken_by_a_swap_of_another_process(
 
 async def test_a_full_disk_changes_nothing_and_stores_nothing(broker: SQLiteBroker) -> None:
     store = broker.schedules()
-    assert await store.swap("s", None, schedule("1"))
+    assert await store.compare_and_swap("s", None, schedule("1"))
 
     def limit(db: Database, pages: int) -> None:
         db._live.execute(f"PRAGMA max_page_count = {pages}")
@@ -140,16 +141,16 @@ async def test_a_full_disk_changes_nothing_and_stores_nothing(broker: SQLiteBrok
     await broker._link.run(lambda db: limit(db, 1))
     batch = [Envelope(id="a", queue="q", body=b"x" * 100_000)]
     with pytest.raises(BrokerFull):
-        await store.swap("s", "1", schedule("2"), batch)
+        await store.compare_and_swap("s", "1", schedule("2"), batch)
     assert await store.load() == [schedule("1")]
     assert await broker.depth() == {}
     await broker._link.run(lambda db: limit(db, 10_000))
-    assert await store.swap("s", "1", schedule("2"), batch)
+    assert await store.compare_and_swap("s", "1", schedule("2"), batch)
     assert await broker.depth() == {"q": Depth(ready=1)}
 
 
 async def test_who_is_not_open_says_so(path: Path) -> None:
     store = SQLiteBroker(f"sqlite:///{path}").schedules()
-    for call in (store.load(), store.due(1), store.swap("s", None, schedule("1"))):
+    for call in (store.load(), store.due(1), store.compare_and_swap("s", None, schedule("1"))):
         with pytest.raises(BrokerUnavailable, match="not open"):
             await call

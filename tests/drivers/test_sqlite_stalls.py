@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from aiotaskq.contract.broker import Consumer
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import Depth, Maintained
 from aiotaskq.drivers.sqlite import SQLiteBroker
 from aiotaskq.drivers.sqlite.process import this_process
-from aiotaskq.message import Depth, Envelope, Tended
-from aiotaskq.protocols import Consumer
 
 pytestmark = pytest.mark.skipif(
     this_process() is None, reason="this system does not tell processes apart"
@@ -105,7 +106,7 @@ async def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_nobody_who_lives_is_fenced_when_the_clock_is_set_forward(fleet: Fleet) -> None:
     for _ in range(3):
         fleet.step()
-        assert await fleet.broker.tend() == Tended()
+        assert await fleet.broker.maintain() == Maintained()
         assert await fleet.renew(0)
         assert await fleet.renew(1)
     assert (await fleet.broker.depth())["q"] == Depth(held=2)
@@ -114,9 +115,9 @@ async def test_nobody_who_lives_is_fenced_when_the_clock_is_set_forward(fleet: F
 async def test_a_silence_that_goes_on_though_somebody_looks_is_forgiven_once(fleet: Fleet) -> None:
     fleet.step()
     for _ in range(4):
-        assert await fleet.broker.tend() == Tended()
+        assert await fleet.broker.maintain() == Maintained()
         fleet.step(LEASE * 0.3)  # nobody gives a sign of life, and time passes as it should
-    assert await fleet.broker.tend() == Tended(reclaimed=2)
+    assert await fleet.broker.maintain() == Maintained(reclaimed=2)
     assert not await fleet.renew(0)
     assert not await fleet.renew(1)
 
@@ -124,7 +125,7 @@ async def test_a_silence_that_goes_on_though_somebody_looks_is_forgiven_once(fle
 async def test_another_silence_is_forgiven_before_anybody_gave_a_sign_of_life(fleet: Fleet) -> None:
     for _ in range(3):
         fleet.step()
-        assert await fleet.broker.tend() == Tended()
+        assert await fleet.broker.maintain() == Maintained()
     assert await fleet.renew(0)
     assert await fleet.renew(1)
 
@@ -132,7 +133,7 @@ async def test_another_silence_is_forgiven_before_anybody_gave_a_sign_of_life(fl
 async def test_the_first_sign_of_life_after_a_silence_speaks_for_all(fleet: Fleet) -> None:
     fleet.step()
     assert await fleet.renew(0)
-    assert await fleet.broker.tend() == Tended()
+    assert await fleet.broker.maintain() == Maintained()
     assert await fleet.renew(1)
 
 
@@ -140,7 +141,7 @@ async def test_who_begins_after_a_silence_speaks_for_all(fleet: Fleet) -> None:
     fleet.step()
     fleet.consumers.append(fleet.broker.consumer(["q"], name="new", lease=LEASE))
     await fleet.consumers[-1].open()
-    assert await fleet.broker.tend() == Tended()
+    assert await fleet.broker.maintain() == Maintained()
     assert await fleet.renew(0)
     assert await fleet.renew(1)
 
@@ -151,14 +152,14 @@ async def test_who_is_silent_while_others_are_not_is_fenced_though_its_process_l
     for _ in range(3):
         fleet.step(LEASE * 0.4)
         assert await fleet.renew(0)
-    assert await fleet.broker.tend() == Tended(reclaimed=1)
+    assert await fleet.broker.maintain() == Maintained(reclaimed=1)
     assert not await fleet.renew(1)
 
 
 async def test_of_whom_nothing_can_be_known_is_not_spared(fleet: Fleet) -> None:
     fleet.change("UPDATE aiotaskq_consumers SET process = 'elsewhere/1/1/1' WHERE number = 2")
     fleet.step()
-    assert await fleet.broker.tend() == Tended(reclaimed=1)
+    assert await fleet.broker.maintain() == Maintained(reclaimed=1)
     assert await fleet.renew(0)
     assert not await fleet.renew(1)
 
@@ -179,7 +180,7 @@ async def test_a_killed_process_is_taken_back_from_at_once_while_the_living_are_
         holder.kill()
         holder.communicate()
     fleet.step(step)
-    assert await fleet.broker.tend() == Tended(reclaimed=1)
+    assert await fleet.broker.maintain() == Maintained(reclaimed=1)
     assert (await fleet.broker.depth())["q"] == Depth(ready=1, held=2)
     assert await fleet.renew(0)
     assert await fleet.renew(1)
@@ -195,7 +196,7 @@ async def test_what_waited_long_to_write_goes_by_the_time_at_which_it_writes(
         fleet.step()
         connection.execute("ROLLBACK")
     assert await beat
-    assert await fleet.broker.tend() == Tended()
+    assert await fleet.broker.maintain() == Maintained()
     assert await fleet.renew(1)
 
 
@@ -203,7 +204,7 @@ async def test_a_consumer_leaves_nothing_behind(fleet: Fleet) -> None:
     await fleet.consumers[0].close()
     fleet.step()
     for _ in range(5):
-        await fleet.broker.tend()
+        await fleet.broker.maintain()
         fleet.step(LEASE * 0.3)
     assert not await fleet.renew(1)
     with closing(sqlite3.connect(fleet.path)) as connection:

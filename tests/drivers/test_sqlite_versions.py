@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Dead, Done
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker, sql
-from aiotaskq.message import Dead, Delivery, Depth, Done, Envelope
 
 PATIENCE = 60.0  # seconds until a test gives up; never part of one that passes
 
@@ -116,7 +118,7 @@ async def test_what_an_earlier_release_left_is_worked_off(path: Path) -> None:
     [letter] = await broker.dead("q")
     assert (letter.key, letter.id, letter.crashes, letter.details) == ("7", "bad", 3, b"")
     assert (await backend.load(["ended"]))["ended"].history == ()
-    assert (await broker.tend()).reclaimed == 1
+    assert (await broker.maintain()).reclaimed == 1
     consumer = broker.consumer(["q"], name="new", lease=60.0)
     await consumer.open()
     told: list[Delivery] = []

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiotaskq.config import Config, Setting
+from aiotaskq.contract.broker import Traits
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.redis.cluster import ClusterBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
-from aiotaskq.protocols import Traits
 from benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[2]

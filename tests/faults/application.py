@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from aiotaskq import Retry, TaskQueue, current_task, events
-from aiotaskq.message import Again, Delivery, Done, Settlement
-from aiotaskq.protocols import Broker, Consumer, ResultBackend
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.settlement import Again, Done, Settlement
 from tests.faults.ledger import Down, Ended, Fault, Said, Started, Up, Writer
 
 FOLDER = Path(os.environ.get("AIOTASKQ_TESTS_FAULTS_LEDGER", "."))

@@ -17,8 +17,8 @@ import msgspec
 import redis
 
 from aiotaskq import TaskQueue
+from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
-from aiotaskq.message import Outcome, TaskStatus
 from tests.faults.checker import Final, Letter
 from tests.faults.ledger import Acknowledged, Attempted, Ledger, Sampled, Started, Writer
 

@@ -260,10 +260,10 @@ class Scene:
         ]
 
     async def _leftovers(self) -> list[str]:
-        """Return what should not be there once the last lease is over and the house is tended."""
+        """Return what should not be there once the last lease is over and housekeeping is done."""
         end = time.monotonic() + 2 * self.lease + 5.0
         while (found := await self._look_for_leftovers()) and time.monotonic() < end:
-            await self.observer.broker.tend()
+            await self.observer.broker.maintain()
             await asyncio.sleep(0.1)
         return found
 

@@ -18,22 +18,15 @@ from urllib.parse import urlsplit
 import pytest
 from msgspec import Raw
 
+from aiotaskq.contract.broker import Consumer
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker
 from aiotaskq.errors import Unavailable
-from aiotaskq.message import (
-    Again,
-    Dead,
-    Delivery,
-    Depth,
-    Done,
-    Envelope,
-    Outcome,
-    Release,
-    Settlement,
-    TaskStatus,
-)
-from aiotaskq.protocols import Consumer, ResultBackend
 from tests.faults.proxy import End, Proxy, Way
 from tests.faults.scene import LONG_PROFILE
 
@@ -254,11 +247,11 @@ async def tend_promotes(rig: Rig) -> Case:
     await rig.direct.publish([*batch, *late])
     await asyncio.sleep(0.002)
 
-    async def tend() -> None:
+    async def maintain() -> None:
         while (await rig.broker.depth())["q"].delayed:
-            await rig.broker.tend()
+            await rig.broker.maintain()
 
-    yield tend
+    yield maintain
     await rig.is_stored_once([*batch, *late])
 
 

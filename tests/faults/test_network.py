@@ -12,11 +12,11 @@ import pytest
 from msgspec import Raw
 
 from aiotaskq import Call, TaskQueue
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.results import ResultBackend
 from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.drivers.redis import RedisBackend, scripts
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import Outcome, TaskStatus
-from aiotaskq.protocols import ResultBackend
 from tests.faults.checker import Allowed
 from tests.faults.fleet import Program, pids_of
 from tests.faults.ledger import Acknowledged, Attempted, Started

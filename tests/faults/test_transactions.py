@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from aiotaskq import Call, TaskQueue
+from aiotaskq.client.outbox import QUEUE
 from aiotaskq.drivers.postgres import PostgresBroker
-from aiotaskq.outbox import QUEUE
 from tests.faults.ledger import Acknowledged, Attempted, Fault, Started
 from tests.faults.scene import PATIENCE, Scene, scaled
 from tests.servers import Watchdog

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from aiotaskq.cli import main
-from aiotaskq.keeper import NAME
+from aiotaskq.processes.lease_keeper import NAME
 from tests.integrations.shell import Shell
 
 LONG = 40.0  # seconds: what takes longer has failed; nothing waits for it otherwise

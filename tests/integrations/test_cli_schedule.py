@@ -11,7 +11,7 @@ import pytest
 
 from aiotaskq.cli import main
 from aiotaskq.cli.timetable import Found, notes
-from aiotaskq.schedules import ScheduleInfo
+from aiotaskq.scheduling.schedules import ScheduleInfo
 from tests.integrations.programs import LONG, Programs, assert_help
 
 pytestmark = pytest.mark.timeout(150)

@@ -14,8 +14,8 @@ import msgspec
 import psutil
 import pytest
 
+from aiotaskq.contract.records import DeadLetter, DeathDetails
 from aiotaskq.drivers import create_broker
-from aiotaskq.message import DeadLetter, DeathDetails
 from tests.integrations.programs import LONG, TASKS, Program, Programs, gone, wait_for
 from tests.servers import RedisServer
 

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from pydantic import BaseModel
 
-from aiotaskq.arguments import Arguments
-from aiotaskq.codec import Codec, Serializer
+from aiotaskq.contract.message import Message, RetryPolicy
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.encoding.codec import Codec, Serializer
+from aiotaskq.encoding.exceptions import describe, rebuild, to_exception
 from aiotaskq.errors import CodecError, DecodeError
-from aiotaskq.failures import describe, rebuild, to_exception
-from aiotaskq.message import Message, Outcome, RetryPolicy, TaskStatus
+from aiotaskq.tasks.arguments import Arguments
 
 Framing = Literal["json", "msgpack"]
 framings = pytest.mark.parametrize("framing", ["json", "msgpack"])

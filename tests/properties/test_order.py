@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotaskq.worker.order import Rotation
+from aiotaskq.worker.queue_rotation import QueueRotation
 
 WEIGHTS = st.dictionaries(st.text(max_size=3), st.integers(1, 12), min_size=1, max_size=6)
 
@@ -16,7 +16,7 @@ WEIGHTS = st.dictionaries(st.text(max_size=3), st.integers(1, 12), min_size=1, m
 def test_in_any_round_each_queue_comes_first_as_often_as_its_weight_says(
     weights: dict[str, int], start: int
 ) -> None:
-    rotation = Rotation(weights)
+    rotation = QueueRotation(weights)
     firsts = [rotation.next()[0] for _ in range(start + sum(weights.values()))]
     assert Counter(firsts[start:]) == weights
 
@@ -25,7 +25,7 @@ def test_in_any_round_each_queue_comes_first_as_often_as_its_weight_says(
 def test_each_order_names_every_queue_once_and_the_heavier_of_the_others_first(
     weights: dict[str, int],
 ) -> None:
-    rotation = Rotation(weights)
+    rotation = QueueRotation(weights)
     for _ in range(sum(weights.values())):
         order = rotation.next()
         assert sorted(order) == sorted(weights)
@@ -37,7 +37,7 @@ def test_each_order_names_every_queue_once_and_the_heavier_of_the_others_first(
 def test_no_queue_is_ever_a_whole_turn_ahead_of_its_share(
     weights: dict[str, int], count: int
 ) -> None:
-    rotation = Rotation(weights)
+    rotation = QueueRotation(weights)
     firsts = Counter(rotation.next()[0] for _ in range(count))
     total = sum(weights.values())
     for queue, weight in weights.items():
@@ -45,5 +45,5 @@ def test_no_queue_is_ever_a_whole_turn_ahead_of_its_share(
 
 
 def test_the_turns_of_a_queue_are_spread() -> None:
-    rotation = Rotation({"a": 6, "b": 3, "c": 1})
+    rotation = QueueRotation({"a": 6, "b": 3, "c": 1})
     assert "".join(rotation.next()[0] for _ in range(20)) == "abaabacaba" * 2

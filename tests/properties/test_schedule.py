@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aiotaskq.errors import ConfigError
-from aiotaskq.schedule import Crontab, Timing, at, crontab, every
+from aiotaskq.recurrence import Crontab, Timing, at, crontab, every
 
 HOUR, DAY = 3_600, 86_400
 

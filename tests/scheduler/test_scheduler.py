@@ -23,10 +23,10 @@ from aiotaskq import (
     crontab,
     every,
 )
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.memory.schedules import MemorySchedules
 from aiotaskq.events import Sent
-from aiotaskq.message import DueSchedules, StoredSchedule
 from aiotaskq.middleware import Send
 from tests.scheduler.warp import BEGIN, WarpStore, run
 
@@ -455,7 +455,7 @@ def test_one_that_cannot_be_read_hides_no_other() -> None:
         app = world.app()
         await app.schedules.add("good", "t", 10)
         odd = StoredSchedule(id="odd", body=b"{}", due_at=BEGIN, revision="r")
-        assert await (await app.broker()).schedules().swap("odd", None, odd)
+        assert await (await app.broker()).schedules().compare_and_swap("odd", None, odd)
         async with app.scheduler():
             await asyncio.sleep(15)
         good, odd_info = await app.schedules.list()

@@ -13,12 +13,13 @@ from typing import Any, Self
 import pytest
 
 from aiotaskq import Schedule, TaskQueue, at, crontab, every
-from aiotaskq import scheduler as module
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.drivers.memory import MemoryBroker
-from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
-from aiotaskq.protocols import ScheduleStore
-from aiotaskq.schedule.definition import Entry
-from aiotaskq.scheduler import Scheduler, run_id
+from aiotaskq.recurrence.definition import Entry
+from aiotaskq.scheduling import scheduler as module
+from aiotaskq.scheduling.scheduler import Scheduler, run_id
 from tests.scheduler.warp import BEGIN, WarpStore, run
 
 YEAR = 365 * 86_400.0
@@ -54,7 +55,7 @@ class Deadly:
     async def due(self, limit: int) -> DueSchedules:
         return await self._store.due(limit)
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,
@@ -64,7 +65,7 @@ class Deadly:
         chance = self._life.chance.random()
         if chance < DEATHS / 2:
             await self._life.die()
-        swapped = await self._store.swap(schedule_id, seen, new, batch)
+        swapped = await self._store.compare_and_swap(schedule_id, seen, new, batch)
         if chance > 1 - DEATHS / 2:
             await self._life.die()
         return swapped

@@ -21,7 +21,7 @@ from aiotaskq import (
     WorkerInfo,
     events,
 )
-from aiotaskq.task import CoroutineTask, FunctionTask
+from aiotaskq.tasks.task import CoroutineTask, FunctionTask
 
 app = TaskQueue("typed", broker="memory://")
 

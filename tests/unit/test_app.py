@@ -26,11 +26,14 @@ from aiotaskq import (
     Unsupported,
     events,
 )
-from aiotaskq.codec import Codec
+from aiotaskq.client.prepare import seal, write
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Delivery, Message
+from aiotaskq.contract.outcome import TaskStatus
+from aiotaskq.contract.records import WorkerInfo
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.memory import MemoryBroker
-from aiotaskq.message import Delivery, Done, Message, TaskStatus, WorkerInfo
-from aiotaskq.outgoing import seal, write
-from aiotaskq.protocols import Traits
+from aiotaskq.encoding.codec import Codec
 
 ROOT = Path(__file__).parents[2]
 

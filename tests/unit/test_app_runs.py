@@ -29,9 +29,10 @@ from aiotaskq import (
     TaskStatus,
     current_task,
 )
-from aiotaskq.codec import Codec
+from aiotaskq.contract.message import Delivery, Message
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.memory import MemoryBroker
-from aiotaskq.message import Delivery, Done, Message
+from aiotaskq.encoding.codec import Codec
 
 ROOT = Path(__file__).parents[2]
 

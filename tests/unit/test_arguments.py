@@ -17,10 +17,10 @@ import msgspec
 import pytest
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from aiotaskq.arguments import Arguments
-from aiotaskq.codec import Codec, Serializer
+from aiotaskq.contract.message import Message
+from aiotaskq.encoding.codec import Codec, Serializer
 from aiotaskq.errors import ConfigError, DecodeError
-from aiotaskq.message import Message
+from aiotaskq.tasks.arguments import Arguments
 
 FRAMINGS: tuple[Serializer, ...] = ("json", "msgpack")
 framings = pytest.mark.parametrize("framing", FRAMINGS)

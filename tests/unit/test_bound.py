@@ -22,9 +22,9 @@ from aiotaskq import (
     TaskContext,
     TaskQueue,
 )
-from aiotaskq.codec import Codec
 from aiotaskq.context import enter
-from aiotaskq.message import Attempt, Message
+from aiotaskq.contract.message import Attempt, Message
+from aiotaskq.encoding.codec import Codec
 
 if TYPE_CHECKING:
     from aiotaskq import Task as OnlyCheckersKnowIt

@@ -18,7 +18,8 @@ import pytest
 from msgspec import Raw
 from pydantic import BaseModel
 
-from aiotaskq.codec import (
+from aiotaskq.contract.message import Message, RetryPolicy
+from aiotaskq.encoding.codec import (
     Codec,
     Serializer,
     encode_json,
@@ -28,7 +29,6 @@ from aiotaskq.codec import (
     unpickle,
 )
 from aiotaskq.errors import CodecError, DecodeError, EncodeError, PayloadTooLarge
-from aiotaskq.message import Message, RetryPolicy
 
 Framing = Literal["json", "msgpack"]
 FRAMINGS: tuple[Framing, ...] = ("json", "msgpack")

@@ -14,22 +14,15 @@ import msgspec
 import pytest
 
 from aiotaskq import ConfigError, TaskQueue, TaskStatus
-from aiotaskq.codec import Codec
-from aiotaskq.deadletters import DeadTask
+from aiotaskq.client.dead_letters import DeadTask
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import Attempt, Delivery, Envelope, Message
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.records import DeathDetails, Depth
+from aiotaskq.contract.settlement import Dead, Done
+from aiotaskq.encoding.codec import Codec
+from aiotaskq.encoding.exceptions import encode_error
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.failures import encode_error
-from aiotaskq.message import (
-    Attempt,
-    Dead,
-    DeathDetails,
-    Delivery,
-    Depth,
-    Done,
-    Envelope,
-    Message,
-    Outcome,
-)
-from aiotaskq.protocols import Broker
 
 CODEC = Codec(accept=("json", "msgpack", "pickle"))
 
@@ -192,7 +185,7 @@ async def test_the_name_of_a_task_may_look_like_a_pattern(app: TaskQueue) -> Non
 async def test_any_number_is_read_page_by_page(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotaskq.deadletters._PAGE", 3)
+    monkeypatch.setattr("aiotaskq.client.dead_letters._PAGE", 3)
     names = [f"{number:02}" for number in range(10)]
     for name in names:
         await bury(app, name, task="odd" if int(name) % 2 else "even")
@@ -369,7 +362,7 @@ async def test_when_the_broker_fails_in_between_the_letter_is_still_there(
 async def test_several_at_once_retry_each_letter_once(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotaskq.deadletters._PAGE", 4)
+    monkeypatch.setattr("aiotaskq.client.dead_letters._PAGE", 4)
     names = {f"{number:02}" for number in range(30)}
     for name in sorted(names):
         await bury(app, name)

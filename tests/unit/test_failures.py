@@ -16,9 +16,9 @@ from typing import Any, NoReturn, Self
 import pytest
 from msgspec import Raw
 
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.encoding.exceptions import describe, encode_error, rebuild, to_exception
 from aiotaskq.errors import ConfigError, DecodeError, ResultTimeout, TaskFailed, TaskRevoked
-from aiotaskq.failures import describe, encode_error, rebuild, to_exception
-from aiotaskq.message import Outcome, TaskStatus
 
 
 class UserError(Exception):

@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from aiotaskq import keeper
+from aiotaskq.contract.records import Grant
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.keeper import Died, Held, Holding, Keeping, Leave, LetGo, Word
-from aiotaskq.message import Grant
+from aiotaskq.processes import lease_keeper as keeper
+from aiotaskq.processes.lease_keeper import Died, Held, Holding, Keeping, Leave, LetGo, Word
 
 pytestmark = pytest.mark.may_block(reason="a keeper reads /proc, and serves nobody meanwhile")
 

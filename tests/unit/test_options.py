@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aiotaskq import ConfigError, Retry, TaskQueue
-from aiotaskq.options import TaskOptions, task_options
 from aiotaskq.retry import retry_delay
+from aiotaskq.tasks.options import TaskOptions, task_options
 
 
 async def coroutine(x: int) -> int:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from aiotaskq.schedule import Misfire, Plan, Schedule, Timing, crontab, every, plan
+from aiotaskq.recurrence import Misfire, Plan, Schedule, Timing, crontab, every, plan
 
 SECONDLY = Schedule(every(1)).timing("UTC")
 DAILY = Schedule(crontab(0, 3)).timing("UTC")

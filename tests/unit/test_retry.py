@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from aiotaskq import retry as module
+from aiotaskq.contract.message import RetryPolicy
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import RetryPolicy
 from aiotaskq.retry import (
     NEVER,
     Jitter,

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from aiotaskq.errors import ConfigError
-from aiotaskq.schedule import At, Crontab, Every, Timing, When, as_when, at, cron, crontab, every
-from aiotaskq.schedule import timing as timing_module
+from aiotaskq.recurrence import At, Crontab, Every, Timing, When, as_when, at, cron, crontab, every
+from aiotaskq.recurrence import timing as timing_module
 
 
 class Odd:
@@ -51,7 +51,7 @@ def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
 
 def test_only_who_has_a_crontab_loads_what_reads_it() -> None:
     program = (
-        "import sys; from aiotaskq.schedule import Timing, every\n"
+        "import sys; from aiotaskq.recurrence import Timing, every\n"
         "assert Timing(when=every(5)).after(0) == 5.0\n"
         "assert 'cronsim' not in sys.modules"
     )

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from aiotaskq import session as module
+from aiotaskq.client.publisher import Publisher
+from aiotaskq.client.session import Session
+from aiotaskq.client.waiters import Waiters
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError, DecodeError
-from aiotaskq.message import Envelope, Outcome, TaskStatus
-from aiotaskq.session import Publisher, Session, Waiters
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +81,7 @@ class Backend(MemoryBackend):
             raise self.load_errors.pop(0)
         return await super().load(ids)
 
-    async def arrivals(self) -> AsyncIterator[Sequence[str]]:
+    async def subscribe(self) -> AsyncIterator[Sequence[str]]:
         self.subscriptions += 1
         try:
             await asyncio.sleep(0)
@@ -88,7 +90,7 @@ class Backend(MemoryBackend):
             if self.deaf:
                 yield []
                 await asyncio.Event().wait()
-            arrivals = super().arrivals()
+            arrivals = super().subscribe()
             try:
                 async for ids in arrivals:
                     yield ids
@@ -138,8 +140,8 @@ async def test_a_lone_caller_is_sent_at_once() -> None:
 
 
 async def test_one_call_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ROUND", 10)
-    monkeypatch.setattr(module, "_ROUND_BYTES", 100)
+    monkeypatch.setattr("aiotaskq.client.publisher._ROUND", 10)
+    monkeypatch.setattr("aiotaskq.client.publisher._ROUND_BYTES", 100)
     broker = Broker()
     publisher = Publisher(broker, 5)
     batches = [
@@ -247,7 +249,7 @@ async def test_many_wait_over_one_subscription(backend: Backend, waiters: Waiter
 async def test_an_outcome_that_is_there_is_found_at_once(
     backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SAFETY_LOOK", 1000)
+    monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 1000)
     backend.deaf = True
     await backend.store([outcome("1"), outcome("2")], None)
     async with asyncio.timeout(30):
@@ -258,7 +260,7 @@ async def test_an_outcome_that_is_there_is_found_at_once(
 async def test_no_outcome_is_lost_between_the_look_and_the_push(
     backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SAFETY_LOOK", 1000)
+    monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 1000)
 
     async def one(task_id: str, turns: int) -> None:
         waiting = asyncio.create_task(waiters.wait(task_id))
@@ -288,7 +290,7 @@ async def test_an_outcome_that_is_not_final_does_not_end_the_wait(
 async def test_a_lost_push_is_made_up_for_however_busy_it_is(
     backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SAFETY_LOOK", 0.05)
+    monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 0.05)
     backend.deaf = True
     lost = asyncio.create_task(waiters.wait("lost"))
     await until(lambda: backend.loads)
@@ -320,7 +322,7 @@ async def test_a_backend_that_is_away_for_a_while_is_waited_out(
     assert "cannot look for results" in caplog.text
 
 
-@pytest.mark.parametrize("where", ["load", "arrivals"])
+@pytest.mark.parametrize("where", ["load", "subscribe"])
 async def test_a_wrong_set_up_is_told_to_all_who_wait_and_the_next_tries_anew(
     backend: Backend, waiters: Waiters, where: str
 ) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from aiotaskq import Call, ConfigError, Retry, Task, TaskQueue
-from aiotaskq.options import check_options, choose_executor
+from aiotaskq.tasks.options import check_options, choose_executor
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from aiotaskq import (
     current_task,
     events,
 )
+from aiotaskq.contract.message import Message
 from aiotaskq.events import Observers
-from aiotaskq.message import Message
 from tests.worker.tools import LONG, Heard
 
 # --- lifespans ----------------------------------------------------------------------------------

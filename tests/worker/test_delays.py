@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from aiotaskq import Retry, TaskQueue, TaskRevoked, TaskStatus
-from aiotaskq.handle import TaskHandle
+from aiotaskq.tasks.handle import TaskHandle
 from tests.worker.tools import LONG
 
 HOUR = 3600.0
@@ -264,7 +264,7 @@ def skewed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
             in_worker = name.startswith("aiotaskq.worker.")
             monkeypatch.setattr(module, "time", worker if in_worker else sender)
             patched.add(name)
-    assert {"aiotaskq.outgoing", "aiotaskq.worker.endings"} <= patched
+    assert {"aiotaskq.client.prepare", "aiotaskq.worker.endings"} <= patched
 
 
 async def not_before(

@@ -17,8 +17,8 @@ from aiotaskq import (
     TaskStatus,
     current_task,
 )
+from aiotaskq.contract.message import Envelope
 from aiotaskq.events import Failed, Retried, Revoked, Succeeded
-from aiotaskq.message import Envelope
 from tests.worker.tools import LONG, Heard, until
 
 

@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from aiotaskq import ConfigError, TaskQueue, Unsupported
+from aiotaskq.client.outbox import QUEUE
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBroker
-from aiotaskq.message import Depth, Envelope
-from aiotaskq.options import CallOptions
-from aiotaskq.outbox import QUEUE, Outbox
+from aiotaskq.tasks.options import CallOptions
 from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
 
 LONG = 30.0  # seconds: what takes longer has failed
@@ -226,14 +228,14 @@ async def test_without_an_outbox_other_brokers_say_what_is_missing(
 def test_an_outbox_elsewhere_than_in_postgres_is_refused() -> None:
     app = TaskQueue("shop", broker="memory://", outbox_url="redis://localhost:1/0")
     with pytest.raises(ConfigError, match=r"outbox_url is redis://.* must be a PostgreSQL"):
-        app.outbox()
+        app.outbox_broker()
 
 
 async def test_large_tasks_are_passed_on_a_few_at_a_time(
     postgres_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand of the largest would be more than a server takes in one call."""
-    monkeypatch.setattr("aiotaskq.worker.relay._BATCH_BYTES", 10_000)
+    monkeypatch.setattr("aiotaskq.worker.outbox_relay._BATCH_BYTES", 10_000)
     sizes: list[int] = []
     publish = MemoryBroker.publish
 
@@ -313,13 +315,12 @@ class FlakyOutbox(TaskQueue):
 
     plan: Plan
 
-    def outbox(self) -> Outbox | None:
-        outbox = super().outbox()
-        assert outbox is not None
+    def outbox_broker(self) -> Broker | None:
+        store = super().outbox_broker()
         if not hasattr(self, "plan"):
-            return outbox
-        assert isinstance(outbox.store, PostgresBroker)
-        return Outbox(FlakyBroker(outbox.store, self.plan))
+            return store
+        assert isinstance(store, PostgresBroker)
+        return FlakyBroker(store, self.plan)
 
 
 @pytest.mark.parametrize("deadly", [True, False], ids=["dies", "fails"])

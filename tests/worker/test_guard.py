@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aiotaskq.events import LoopBlocked, Observers
-from aiotaskq.worker.guard import LoopGuard
+from aiotaskq.worker.loop_monitor import LoopMonitor
 
 pytestmark = pytest.mark.may_block(reason="blocks are what is tested")
 
@@ -31,7 +31,7 @@ class Watched:
         self.blocks = 0
         observers = Observers()
         observers.add(LoopBlocked, self._note)
-        self.guard = LoopGuard(
+        self.guard = LoopMonitor(
             warn_after,
             observers=observers,
             worker="w1",
@@ -150,7 +150,7 @@ async def test_it_stops_while_an_observer_hangs() -> None:
 
     observers = Observers()
     observers.add(LoopBlocked, hang)
-    guard = LoopGuard(WARN_AFTER, observers=observers, worker="w", describe=lambda task: "")
+    guard = LoopMonitor(WARN_AFTER, observers=observers, worker="w", describe=lambda task: "")
     guard.start()
     assert inside.wait(PATIENCE)
     await guard.stop()
@@ -172,7 +172,7 @@ async def test_a_description_that_fails_does_not_end_it(caplog: pytest.LogCaptur
     told = threading.Event()
     observers = Observers()
     observers.add(LoopBlocked, lambda event: told.set())
-    guard = LoopGuard(WARN_AFTER, observers=observers, worker="w", describe=fail)
+    guard = LoopMonitor(WARN_AFTER, observers=observers, worker="w", describe=fail)
     guard.start()
     assert told.wait(PATIENCE)
     await guard.stop()
@@ -182,11 +182,11 @@ async def test_a_description_that_fails_does_not_end_it(caplog: pytest.LogCaptur
 PROGRAM = """\
 import asyncio, logging, sys
 from aiotaskq.events import Observers
-from aiotaskq.worker.guard import LoopGuard
+from aiotaskq.worker.loop_monitor import LoopMonitor
 
 async def main():
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    guard = LoopGuard(0.3, observers=Observers(), worker="w", describe=repr)
+    guard = LoopMonitor(0.3, observers=Observers(), worker="w", describe=repr)
     guard.start()
     await asyncio.sleep(0.1)
     {block}

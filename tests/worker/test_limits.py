@@ -13,7 +13,7 @@ from aiotaskq import SoftTimeLimitExceeded, TaskQueue, TaskStatus
 from aiotaskq.events import HealthChanged, Refused, Stuck
 from aiotaskq.middleware import Middleware, Run
 from aiotaskq.worker import Worker
-from aiotaskq.worker.limits import interruptible
+from aiotaskq.worker.interrupt import interruptible
 from tests.worker.tools import LONG, Heard, until
 
 
@@ -255,11 +255,11 @@ async def test_an_embedded_worker_goes_on_and_says_that_it_is_not_healthy(app: T
             await (await stubborn.kiq()).wait(LONG)
             [sick] = await heard.count(1)
             assert sick.problems == ("1 tasks do not end though they were told to",)
-            assert worker.vitals.problems == sick.problems
+            assert worker.health.problems == sick.problems
             assert await (await other.kiq()).result(LONG) == 1
             gate.set()
             await heard.count(2)
-            assert worker.vitals.problems == ()
+            assert worker.health.problems == ()
     finally:
         gate.set()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aiotaskq import Retry, TaskFailed, TaskQueue, TaskRevoked, TaskStatus, current_task
-from aiotaskq.message import Depth
+from aiotaskq.contract.records import Depth
 from aiotaskq.worker import Worker
 from tests.worker.tools import LONG, until
 

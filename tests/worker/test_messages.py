@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from aiotaskq import TaskFailed, TaskQueue, TaskStatus, UnknownTask
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DeadLetter
 from aiotaskq.events import Buried, Received, Started
-from aiotaskq.message import DeadLetter, Envelope
 from tests.worker.tools import LONG, Heard
 
 
@@ -32,7 +33,7 @@ async def let_workers_die(app: TaskQueue, count: int) -> bytes:
         (taken,) = await consumer.fetch(1, 0)
         assert taken.crashes == crashes
         broker.store._time_shift += 11.0  # type: ignore[attr-defined]  # it is in memory
-        assert (await broker.tend()).reclaimed == 1
+        assert (await broker.maintain()).reclaimed == 1
         body = taken.body
     return body
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 
 from aiotaskq import ConfigError, TaskQueue
+from aiotaskq.contract.message import Delivery
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.memory.broker import MemoryConsumer
-from aiotaskq.message import Delivery
 from tests.worker.tools import LONG
 
 WEIGHTS = {"critical": 6, "default": 3, "low": 1}

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from aiotaskq import BrokerUnavailable, ConfigError, TaskQueue, TaskStatus, current_task
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.records import DeadLimits
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 from aiotaskq.events import Failed, Refused, Started, Succeeded, WorkerReady
-from aiotaskq.message import DeadLimits, Outcome
 from aiotaskq.worker import Worker
 from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
 
@@ -42,11 +43,11 @@ async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -
         return runs
 
     # Another worker, on a loop of its own, tends the queue all the while and would take the task.
-    tended, leave = threading.Event(), threading.Event()
+    maintained, leave = threading.Event(), threading.Event()
 
     async def elsewhere() -> None:
         async with app.worker():
-            tended.set()
+            maintained.set()
             await asyncio.to_thread(leave.wait, LONG)
 
     async with app.worker() as worker:
@@ -54,7 +55,7 @@ async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -
         await until(lambda: worker.running == 1)
         thread = threading.Thread(target=asyncio.run, args=(elsewhere(),))
         thread.start()
-        await until(tended.is_set)
+        await until(maintained.is_set)
         gate.set()
         try:
             assert await handle.result(LONG) == 1
@@ -89,7 +90,7 @@ async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_d
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
         broker.store._time_shift += 7200  # as if the process had been frozen
-        broker.store.tend(DeadLimits())
+        broker.store.maintain(DeadLimits())
         assert await handle.result(LONG) == 2
         assert await (await job.kiq()).result(LONG) == 3
     assert runs == [1, 2, 3]
@@ -111,7 +112,7 @@ async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() ->
             heartbeat = worker._incarnation._heartbeat  # type: ignore[union-attr]  # it runs
             heartbeat._trusted_until = time.monotonic() - 1
             broker.store._time_shift += 20
-            broker.store.tend(DeadLimits())
+            broker.store.maintain(DeadLimits())
             return "too late"
         return "in time"
 
@@ -249,7 +250,7 @@ async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one
         handle = await job.kiq()
         await until(lambda: runs == 1)
         await asyncio.sleep(1.5)
-        app.drivers()[0].inner.store.tend(DeadLimits())  # type: ignore[attr-defined]  # as others would
+        app.drivers()[0].inner.store.maintain(DeadLimits())  # type: ignore[attr-defined]  # as others would
         weather.broker_down = weather.backend_down = False
         assert await handle.result(LONG) == 2
     assert heard.names == ["Started", "Refused", "Started"]
@@ -298,14 +299,14 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
 
     from aiotaskq.drivers.memory import MemoryStore
 
-    def tend(self: MemoryStore, limits: DeadLimits) -> None:
+    def maintain(self: MemoryStore, limits: DeadLimits) -> None:
         raise RuntimeError("a driver's own mistake")
 
     worker = await app.worker().__aenter__()
     await ready.count(1)
     await job.kiq()
     await until(lambda: worker.running == 1)
-    monkeypatch.setattr(MemoryStore, "tend", tend)
+    monkeypatch.setattr(MemoryStore, "maintain", maintain)
     await until(lambda: "the worker failed" in caplog.text)
     assert worker.running == 0  # it was cancelled and handed back
     assert (await (await app.broker()).depth())["default"].ready == 1

@@ -26,11 +26,11 @@ from aiotaskq import (
     Unavailable,
     current_task,
 )
+from aiotaskq.contract.broker import Broker
+from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
-from aiotaskq.message import Depth
-from aiotaskq.protocols import Broker
 from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
 from tests.worker.tools import LONG
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 SETTINGS: dict[str, Any] = {"worker_lease": 60, "worker_heartbeat": 0.05}
 AT_ONCE = 40  # runs side by side: most of each is waiting
 # What is called from time to time, and the first calls of it that are to fail.
-PERIODIC = {"lease.renew": 2, "broker.tend": 1, "consumer.news": 1}
+PERIODIC = {"lease.renew": 2, "broker.maintain": 1, "consumer.news": 1}
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ class Case(NamedTuple):
     @property
     def comes_by_itself(self) -> bool:
         """Whether a worker that has nothing to do makes that call, too."""
-        return self.step is not None and self.step.call in ("lease.renew", "broker.tend")
+        return self.step is not None and self.step.call in ("lease.renew", "broker.maintain")
 
     def __str__(self) -> str:
         where = "nowhere" if self.step is None else f"{self.step.call} {self.step.number}"

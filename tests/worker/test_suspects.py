@@ -9,9 +9,11 @@ import pytest
 from msgspec import Raw
 
 from aiotaskq import ConfigError, TaskQueue, TaskStatus, current_task
+from aiotaskq.contract.message import SUSPECT
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.settlement import Release
 from aiotaskq.drivers.memory import MemoryBackend
 from aiotaskq.events import Started, Succeeded
-from aiotaskq.message import SUSPECT, Outcome, Release
 from aiotaskq.worker.quarantine import Quarantine
 from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
 

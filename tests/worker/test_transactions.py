@@ -13,10 +13,10 @@ import pytest
 from msgspec import Raw
 
 from aiotaskq import Retry, TaskFailed, TaskQueue, TaskRevoked, current_task
+from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.message import Outcome, TaskStatus
 from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
 
 LONG = 30.0  # seconds: what takes longer has failed
@@ -127,7 +127,7 @@ async def test_of_two_runs_the_second_is_undone(app: TaskQueue, paid: asyncpg.Po
         handle = await pay.kiq(1)
         assert await handle.result(LONG) == "first"
         await until_settled(app)
-        assert worker.vitals.counts["refused"] == 1
+        assert worker.health.counts["refused"] == 1
     assert await count(paid) == 0
 
 
@@ -146,7 +146,7 @@ async def test_runs_at_the_same_time_write_once(app: TaskQueue, paid: asyncpg.Po
         again = await pay.with_options(task_id=first.id).kiq(1)
         assert await again.result(LONG) == 1
         await until_settled(app)
-        assert worker.vitals.counts["refused"] == 1
+        assert worker.health.counts["refused"] == 1
     assert await count(paid) == 1
 
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aiotaskq import TaskQueue
+from aiotaskq.contract.records import Grant
 from aiotaskq.events import HealthChanged
-from aiotaskq.message import Grant
-from aiotaskq.worker import vitals
+from aiotaskq.worker import health as health
 from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
 
 
@@ -21,7 +21,7 @@ def weather() -> Weather:
 
 @pytest.fixture
 async def flaky(weather: Weather, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TaskQueue]:
-    monkeypatch.setattr(vitals, "SICK_AFTER", 0.2)
+    monkeypatch.setattr(health, "SICK_AFTER", 0.2)
     app = TaskQueue("flaky", broker=FlakyBroker(weather))
     app.conf.update(worker_lease=LONG, worker_heartbeat=0.05)
     yield app
@@ -38,14 +38,14 @@ async def test_a_broker_that_is_away_makes_a_worker_sick_and_its_return_heals_it
         assert "cannot fetch tasks: the broker is away" in sick.problems[0]
         assert sick.worker == worker.options.name
         weather.broker_down = False
-        await until(lambda: not worker.vitals.problems)
+        await until(lambda: not worker.health.problems)
         assert heard.events[-1].problems == ()
 
 
 async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
     weather: Weather, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vitals, "SICK_AFTER", 0.2)
+    monkeypatch.setattr(health, "SICK_AFTER", 0.2)
     broker = FlakyBroker(weather)
     app = TaskQueue("flaky", broker=broker)
     app.conf.update(worker_lease=LONG, worker_heartbeat=LONG / 4)  # it hears of it by its fetch
@@ -57,8 +57,8 @@ async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
             grant = Grant(consumer.id, tuple(consumer.queues), LONG)
             await broker.inner.lease(grant).end("it gave no sign of life")
         weather.broker_down = False
-        await until(lambda: worker.vitals.counts["lost"] == 1)
-        await until(lambda: not worker.vitals.problems)
+        await until(lambda: worker.health.counts["lost"] == 1)
+        await until(lambda: not worker.health.problems)
         assert heard.events[-1].problems == ()
     await app.close()
 
@@ -81,7 +81,7 @@ async def test_a_result_store_that_is_away_makes_a_worker_sick(
         )
         weather.backend_down = False
         assert await handle.result(LONG) == 1
-        await until(lambda: not worker.vitals.problems)
+        await until(lambda: not worker.health.problems)
 
 
 async def test_a_short_outage_is_no_problem(flaky: TaskQueue, weather: Weather) -> None:
@@ -91,7 +91,7 @@ async def test_a_short_outage_is_no_problem(flaky: TaskQueue, weather: Weather) 
     async def job() -> int:
         return 1
 
-    vitals.SICK_AFTER = LONG  # restored by the fixture
+    health.SICK_AFTER = LONG  # restored by the fixture
     async with flaky.worker():
         weather.backend_down = True
         handle = await job.kiq()
@@ -114,7 +114,7 @@ async def test_an_unknown_task_goes_soon_to_a_worker_that_has_said_that_it_knows
 
     async with old.worker() as puzzled:
         handle = await job.kiq()
-        await until(lambda: puzzled.vitals.counts["unknown"] == 1)
+        await until(lambda: puzzled.health.counts["unknown"] == 1)
         async with new.worker(name="knows"):
             infos = await _infos(new, 2)
             assert {"job"} in infos

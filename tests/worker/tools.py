@@ -8,23 +8,24 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from typing import Any, ClassVar, Self
 
 from aiotaskq import TaskQueue
-from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
-from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
-from aiotaskq.events import Event
-from aiotaskq.message import (
+from aiotaskq.contract.broker import Consumer, Lease, Traits
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.records import (
     ConsumerInfo,
     DeadLetter,
     DeadLimits,
-    Delivery,
     Depth,
-    Envelope,
     Grant,
+    Maintained,
     News,
-    Outcome,
-    Settlement,
-    Tended,
 )
-from aiotaskq.protocols import Consumer, Lease, ResultBackend, ScheduleStore, Traits
+from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
+from aiotaskq.contract.settlement import Settlement
+from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
+from aiotaskq.events import Event
 
 LONG = 30.0  # seconds: what takes longer has failed; nothing waits for it otherwise
 
@@ -130,9 +131,9 @@ class FlakyBroker:
         self.weather.check_broker()
         return await self.inner.cancel(ids, running=running)
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         self.weather.check_broker()
-        return await self.inner.tend(limits)
+        return await self.inner.maintain(limits)
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self.inner.depth()
@@ -233,8 +234,8 @@ class FlakyBackend:
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         return await self.inner.load(ids)
 
-    def arrivals(self) -> AsyncIterator[Sequence[str]]:
-        return self.inner.arrivals()
+    def subscribe(self) -> AsyncIterator[Sequence[str]]:
+        return self.inner.subscribe()
 
     async def forget(self, ids: Collection[str]) -> int:
         return await self.inner.forget(ids)

@@ -7,25 +7,24 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import (
+    ConsumerInfo,
+    DeadLetter,
+    DeadLimits,
+    Depth,
+    Grant,
+    Maintained,
+    News,
+)
+from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.memory.address import find
 from aiotaskq.drivers.memory.outcomes import Bell
 from aiotaskq.drivers.memory.queues import Holder
 from aiotaskq.drivers.memory.results import MemoryBackend
 from aiotaskq.drivers.memory.schedules import MemorySchedules
 from aiotaskq.drivers.memory.store import MemoryStore
-from aiotaskq.message import (
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Delivery,
-    Depth,
-    Envelope,
-    Grant,
-    News,
-    Settlement,
-    Tended,
-)
-from aiotaskq.protocols import Traits
 
 
 class MemoryBroker:
@@ -90,8 +89,8 @@ class MemoryBroker:
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         return self.store.cancel(ids, running=running)
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
-        return self.store.tend(limits)
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
+        return self.store.maintain(limits)
 
     async def depth(self) -> Mapping[str, Depth]:
         return self.store.depth()

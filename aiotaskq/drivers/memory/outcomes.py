@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from aiotaskq.message import Outcome
+from aiotaskq.contract.outcome import Outcome
 
 UNHEARD_AT_MOST = 100_000  # arrivals kept for one subscriber that does not listen
 

@@ -7,17 +7,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain, islice
 
+from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Grant
 from aiotaskq.drivers.memory.outcomes import Bell
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import (
-    SUSPECT,
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Delivery,
-    Envelope,
-    Grant,
-)
 
 PRIORITIES = range(9, -1, -1)
 

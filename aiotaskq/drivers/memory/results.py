@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
+from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.memory.address import find
 from aiotaskq.drivers.memory.outcomes import Bell, Ear
 from aiotaskq.drivers.memory.store import MemoryStore
-from aiotaskq.message import Outcome
 
 
 class MemoryBackend:
@@ -51,7 +51,7 @@ class MemoryBackend:
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         return self.memory.load(ids)
 
-    async def arrivals(self) -> AsyncIterator[Sequence[str]]:
+    async def subscribe(self) -> AsyncIterator[Sequence[str]]:
         ear = Ear()
         self.memory.listen(ear, on=True)
         try:

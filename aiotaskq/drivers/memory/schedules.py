@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.memory.store import MemoryStore
-from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
 
 
 class MemorySchedules:
-    """See `aiotaskq.protocols.ScheduleStore`; made by `MemoryBroker.schedules`."""
+    """See `aiotaskq.contract.schedules.ScheduleStore`; made by `MemoryBroker.schedules`."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
@@ -21,7 +22,7 @@ class MemorySchedules:
     async def due(self, limit: int) -> DueSchedules:
         return self._store.due_schedules(limit)
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,

@@ -25,30 +25,26 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import (
+    ConsumerInfo,
+    DeadLetter,
+    DeadLimits,
+    Depth,
+    DueSchedules,
+    Maintained,
+    News,
+    StoredSchedule,
+)
+from aiotaskq.contract.settlement import Again, Dead, Release, Settlement
 from aiotaskq.drivers.memory.outcomes import Bell, OutcomeStore
 from aiotaskq.drivers.memory.queues import PRIORITIES, Holder, Item, Queue
 from aiotaskq.errors import LeaseLost
-from aiotaskq.message import (
-    Again,
-    ConsumerInfo,
-    Dead,
-    DeadLetter,
-    DeadLimits,
-    Delivery,
-    Depth,
-    DueSchedules,
-    Envelope,
-    News,
-    Release,
-    Settlement,
-    StoredSchedule,
-    Tended,
-)
 
 UNIQUE_FOR = 86_400.0  # seconds
 CALL_FOR = 120.0  # seconds; a minute is promised, from an error that may come late
 CANCELLED_FOR = 7 * 86_400.0  # seconds
-TEND_AT_MOST = 1000  # moves of each kind in one call of `tend`
+TEND_AT_MOST = 1000  # moves of each kind in one call of `maintain`
 
 
 class MemoryStore(OutcomeStore):
@@ -310,7 +306,7 @@ class MemoryStore(OutcomeStore):
             self._give_back(taken)
             return len(taken)
 
-    def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+    def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         with self._lock:
             now, tick, promoted, trimmed = self.now(), self._tick(), 0, 0
             for name, queue in list(self._queues.items()):
@@ -323,7 +319,7 @@ class MemoryStore(OutcomeStore):
             lapsed = self._lapsed(tick)
             self._forget_old(tick)
             self._give_back(lapsed)
-            return Tended(promoted=promoted, reclaimed=len(lapsed), trimmed=trimmed)
+            return Maintained(promoted=promoted, reclaimed=len(lapsed), trimmed=trimmed)
 
     def _lapsed(self, tick: float) -> list[tuple[int, Item]]:
         """Give consumers up for dead, and take from them what one round may take."""

@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
 from aiotaskq.drivers.postgres.enlisted import CALLERS_OWN, enlist
@@ -23,22 +26,12 @@ from aiotaskq.drivers.postgres.schedules import PostgresSchedules
 from aiotaskq.drivers.postgres.target import parse
 from aiotaskq.drivers.postgres.waking import ALL, Bell
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import (
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Depth,
-    Envelope,
-    Grant,
-    Tended,
-)
-from aiotaskq.protocols import Traits
 
 _PURGE_STEP = 10_000
 
 
 class PostgresBroker:
-    """Messages in PostgreSQL. See `aiotaskq.protocols.Broker`.
+    """Messages in PostgreSQL. See `aiotaskq.contract.broker.Broker`.
 
     It makes its tables itself, where the user may; else see `aiotaskq migrate`.
 
@@ -137,7 +130,7 @@ class PostgresBroker:
         return refused
 
     async def publish_in(self, connection: object, batch: Sequence[Envelope]) -> Collection[str]:
-        """Store envelopes in the caller's transaction; see `aiotaskq.protocols.Transactional`."""
+        """Store envelopes in the transaction of the caller; see `Transactional`."""
         with self._link.errors(but=CALLERS_OWN):
             own = await enlist(connection)
             refused = await insert(own.fetch, self._names, batch, shift=self._time_shift)
@@ -186,9 +179,9 @@ class PostgresBroker:
 
         return await self._link.transact(work, repeat=True)
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         now = asyncio.get_running_loop().time() + self._time_shift
-        tended, due, back = await self._housekeeper.tend(limits, self._time_shift, now)
+        tended, due, back = await self._housekeeper.maintain(limits, self._time_shift, now)
         await self._bell.wake(due)
         # All, since not everybody may be given a suspect.
         await self._bell.wake(dict.fromkeys(back, ALL))

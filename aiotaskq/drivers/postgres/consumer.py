@@ -18,6 +18,9 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
+from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.records import Grant, News
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.housekeeping import promote, spare
 from aiotaskq.drivers.postgres.link import Connection, Link
@@ -25,18 +28,6 @@ from aiotaskq.drivers.postgres.messages import insert
 from aiotaskq.drivers.postgres.repair import cleaned
 from aiotaskq.drivers.postgres.waking import Bell, Ear
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
-from aiotaskq.message import (
-    SUSPECT,
-    Again,
-    Dead,
-    Delivery,
-    Done,
-    Envelope,
-    Grant,
-    News,
-    Release,
-    Settlement,
-)
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
@@ -46,7 +37,7 @@ _LONGEST_NAP = 2.0  # seconds: what it takes to find work whose notice was lost
 
 
 class PostgresConsumer:
-    """See `aiotaskq.protocols.Consumer`.
+    """See `aiotaskq.contract.broker.Consumer`.
 
     Args:
         link: Of the broker.

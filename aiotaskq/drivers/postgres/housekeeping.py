@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import asyncpg
 
+from aiotaskq.contract.records import DeadLimits, Maintained
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.link import Connection, Link
 from aiotaskq.drivers.postgres.messages import BUDGET
 from aiotaskq.drivers.postgres.names import Names
-from aiotaskq.message import DeadLimits, Tended
 
 _SWEEP_EVERY = 10.0  # seconds
 _SWEPT = 10_000  # rows, small ones
@@ -34,10 +34,10 @@ class Housekeeper:
         self._counted: tuple[int | None, int] = (None, -1)  # the newest letter then, and `most`
         self._sweep_at = 0.0
 
-    async def tend(
+    async def maintain(
         self, limits: DeadLimits, shift: float, now: float
-    ) -> tuple[Tended, dict[str, int], set[str]]:
-        """Do what `Broker.tend` says.
+    ) -> tuple[Maintained, dict[str, int], set[str]]:
+        """Do what `Broker.maintain` says.
 
         Args:
             limits: Of dead letters.
@@ -59,7 +59,7 @@ class Housekeeper:
         if now >= self._sweep_at:
             full = [await self._sweep(statement, shift) for statement in sql.SWEEPS]
             self._sweep_at = now if any(full) else now + _SWEEP_EVERY
-        tended = Tended(promoted=sum(promoted.values()), reclaimed=reclaimed, trimmed=trimmed)
+        tended = Maintained(promoted=sum(promoted.values()), reclaimed=reclaimed, trimmed=trimmed)
         return tended, promoted, back
 
     async def _sweep(self, statement: str, shift: float) -> bool:

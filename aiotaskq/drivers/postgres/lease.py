@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from aiotaskq.contract.records import Grant
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.housekeeping import spare, take_back
 from aiotaskq.drivers.postgres.link import Connection, Link
 from aiotaskq.drivers.postgres.messages import BUDGET
 from aiotaskq.drivers.postgres.repair import cleaned
 from aiotaskq.drivers.postgres.waking import ALL, Bell
-from aiotaskq.message import Grant
 
 
 class PostgresLease:
-    """See `aiotaskq.protocols.Lease`. It has a connection of its own.
+    """See `aiotaskq.contract.broker.Lease`. It has a connection of its own.
 
     Args:
         link: For it alone.

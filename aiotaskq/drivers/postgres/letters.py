@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DeadLetter
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.link import Connection, Link
 from aiotaskq.drivers.postgres.messages import BUDGET, counted, insert
 from aiotaskq.drivers.postgres.names import Names
 from aiotaskq.drivers.postgres.waking import Bell
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import DeadLetter, Envelope
 
 _LAST = 2**63 - 1  # the largest number that there is
 

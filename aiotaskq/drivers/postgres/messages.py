@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.names import Names
-from aiotaskq.message import Envelope
 
 _CHUNK_ROWS = 1000
 _CHUNK_BYTES = 4 * 1024 * 1024

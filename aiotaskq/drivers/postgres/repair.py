@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from aiotaskq.message import Attempt, Outcome, RemoteError, TaskStatus
+from aiotaskq.contract.message import Attempt
+from aiotaskq.contract.outcome import Outcome, RemoteError, TaskStatus
 
 
 def storable(text: str) -> bool:

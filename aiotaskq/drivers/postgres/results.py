@@ -15,6 +15,8 @@ import asyncpg
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from aiotaskq.contract.message import Attempt
+from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.postgres import results_sql as sql
 from aiotaskq.drivers.postgres.link import REJECTED, Connection, Link, Rejected
 from aiotaskq.drivers.postgres.migrating import Migrations
@@ -23,7 +25,6 @@ from aiotaskq.drivers.postgres.repair import replaced, storable, tidied
 from aiotaskq.drivers.postgres.target import parse
 from aiotaskq.drivers.postgres.transactions import PostgresTransaction
 from aiotaskq.errors import BackendUnavailable, DecodeError
-from aiotaskq.message import Attempt, Outcome, TaskStatus
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
@@ -160,8 +161,8 @@ class PostgresBackend:
             count += row["count"]
         return count
 
-    async def arrivals(self) -> AsyncIterator[Sequence[str]]:
-        """Yield the ids of final outcomes as they are stored; see `ResultBackend.arrivals`.
+    async def subscribe(self) -> AsyncIterator[Sequence[str]]:
+        """Yield the ids of final outcomes as they are stored; see `ResultBackend.subscribe`.
 
         Raises:
             ConfigError: The server refuses the user, the password or the database.
@@ -180,7 +181,7 @@ class PostgresBackend:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def begin(self) -> PostgresTransaction:
-        """Begin a transaction for a task; see `aiotaskq.protocols.TransactionalResults`."""
+        """Begin a transaction for a task; see `aiotaskq.contract.results.TransactionalResults`."""
         return await PostgresTransaction.begin(
             self._transactions, self._store_on, timeout=self._settings["timeout"]
         )

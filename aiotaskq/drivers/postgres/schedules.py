@@ -7,15 +7,16 @@ from typing import Any
 
 import asyncpg
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.postgres import sql
 from aiotaskq.drivers.postgres.link import Connection, Link
 from aiotaskq.drivers.postgres.messages import counted, insert
 from aiotaskq.drivers.postgres.waking import Bell
-from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
 
 
 class PostgresSchedules:
-    """See `aiotaskq.protocols.ScheduleStore`.
+    """See `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
         link: Of the broker.
@@ -42,20 +43,20 @@ class PostgresSchedules:
             schedules=list(map(_schedule, rows)), now=head["now"], next_at=head["due_at"]
         )
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,
         new: StoredSchedule | None,
         batch: Sequence[Envelope] = (),
     ) -> bool:
-        async def swap(connection: Connection) -> bool:
+        async def compare_and_swap(connection: Connection) -> bool:
             if not await self._change(connection, schedule_id, seen, new):
                 return False
             await insert(connection.fetch, self._link.names, batch, shift=self._shift())
             return True
 
-        swapped = await self._link.transact(swap, repeat=False)
+        swapped = await self._link.transact(compare_and_swap, repeat=False)
         if swapped:
             await self._bell.wake(counted(batch))
         return swapped

@@ -312,7 +312,7 @@ WHERE number = $1 AND fenced
     AND NOT EXISTS (SELECT FROM "{prefix}_messages" WHERE consumer = $1)
 """
 
-# --- tend ---
+# --- maintain ---
 
 OUTLOOK = f"""
 SELECT EXISTS (SELECT FROM "{{prefix}}_messages" WHERE due_at <= {_NOW}) AS is_due,

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeAlias
 
 import asyncpg
 
+from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.postgres.link import Connection, Link, Rejected
-from aiotaskq.message import Outcome
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
@@ -18,7 +18,7 @@ Store: TypeAlias = Callable[[Connection, Outcome, "float | None"], Awaitable[boo
 
 
 class PostgresTransaction:
-    """A transaction on a connection that nobody else uses. See `aiotaskq.protocols.Transaction`.
+    """A transaction on a connection of its own; see `aiotaskq.contract.results.Transaction`.
 
     Args:
         link: Where the connection came from.

@@ -16,6 +16,10 @@ from typing import Any, ClassVar, Self
 
 from pamqp.commands import Queue
 
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.drivers.rabbitmq import ledger
 from aiotaskq.drivers.rabbitmq.address import Address, parse
 from aiotaskq.drivers.rabbitmq.channel import Disconnected, Refused
@@ -29,16 +33,6 @@ from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.results import RabbitBackend
 from aiotaskq.drivers.rabbitmq.roster import Question, Roster
 from aiotaskq.errors import BrokerFull, BrokerUnavailable, Unsupported
-from aiotaskq.message import (
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Depth,
-    Envelope,
-    Grant,
-    Tended,
-)
-from aiotaskq.protocols import ScheduleStore, Traits
 
 _MOST = 1000  # messages that wait for their confirms at once
 _MOST_BYTES = 4 * 2**20
@@ -316,12 +310,12 @@ class RabbitBroker:
 
     # --- dead letters ---------------------------------------------------------------------------
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         trimmed = 0
         for queue, (_, dead) in (await self._count()).items():
             if dead > limits.most or (dead and self._may_be_old(queue, limits)):
                 trimmed += await self._trim(queue, limits)
-        return Tended(trimmed=trimmed)
+        return Maintained(trimmed=trimmed)
 
     def _may_be_old(self, queue: str, limits: DeadLimits) -> bool:
         return limits.age is not None and time.time() >= self._look_at.get(queue, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiotaskq.message import Delivery
+from aiotaskq.contract.message import Delivery
 
 
 class FetchCall:

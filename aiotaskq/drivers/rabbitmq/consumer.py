@@ -6,6 +6,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import Grant, News
+from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.rabbitmq.address import Address
 from aiotaskq.drivers.rabbitmq.calls import FetchCall
 from aiotaskq.drivers.rabbitmq.inside import Inside
@@ -13,7 +16,6 @@ from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.thread import LoopThread
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import Delivery, Grant, News, Settlement
 
 _here: WeakValueDictionary[str, RabbitConsumer] = WeakValueDictionary()
 

@@ -18,6 +18,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pamqp.commands import Basic
 
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import News
+from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.rabbitmq.calls import FetchCall
 from aiotaskq.drivers.rabbitmq.channel import Channel, Content, Disconnected, Refused
 from aiotaskq.drivers.rabbitmq.items import Item
@@ -26,7 +29,6 @@ from aiotaskq.drivers.rabbitmq.presence import Presence
 from aiotaskq.drivers.rabbitmq.stock import Stock
 from aiotaskq.drivers.rabbitmq.wire import Wire, connect
 from aiotaskq.errors import ConfigError, LeaseLost, Unavailable
-from aiotaskq.message import Delivery, News, Settlement
 
 _FEW = 8  # messages that are rather fetched one by one: no consuming has to begin and end then
 _ARRIVAL = 0.01  # seconds in which what was counted comes, unless others were faster

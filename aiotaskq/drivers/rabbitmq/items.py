@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 from pamqp.commands import Basic
 
+from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.records import DeadLetter
 from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.errors import Unsupported
-from aiotaskq.message import SUSPECT, DeadLetter, Delivery, Envelope
 
 # AMQP has no number of 64 bits with a fraction in pamqp: times are whole microseconds.
 ID, LOSSES, EXPIRES, LIFE = "aq-id", "aq-crashes", "aq-expires", "aq-life"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pamqp.commands import Basic
 
+from aiotaskq.contract.records import Grant
 from aiotaskq.drivers.rabbitmq.address import Address
 from aiotaskq.drivers.rabbitmq.channel import Disconnected, Publication, Refused, pack
 from aiotaskq.drivers.rabbitmq.consumer import find
@@ -12,7 +13,6 @@ from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.roster import Question
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import Grant
 
 
 class RabbitLease:

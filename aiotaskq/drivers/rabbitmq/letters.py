@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 
 from pamqp.commands import Basic, Queue
 
+from aiotaskq.contract.records import DeadLetter
 from aiotaskq.drivers.rabbitmq.channel import Channel, Content, Disconnected, Refused
 from aiotaskq.drivers.rabbitmq.items import read_letter
 from aiotaskq.drivers.rabbitmq.link import LOCKED, NOT_THERE, Link
-from aiotaskq.message import DeadLetter
 
 _SETTLING = 0.02  # seconds until the channel may be closed: the queue acknowledges in portions
 _LOCK_PAUSE = 0.02  # seconds between attempts to be the one who looks

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 from pamqp.commands import Basic, Queue
 
+from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import (
     Channel,
@@ -34,7 +35,6 @@ from aiotaskq.drivers.rabbitmq.channel import (
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.errors import BackendUnavailable, ConfigError
-from aiotaskq.message import Outcome
 
 logger = logging.getLogger("aiotaskq.rabbitmq")
 
@@ -233,7 +233,7 @@ class RabbitBackend:
         self._opened()
         return self._inbox.get(ids)
 
-    async def arrivals(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
+    async def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
         ear = self._inbox.listen()
         try:
             yield []

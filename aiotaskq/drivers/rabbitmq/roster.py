@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 from pamqp.commands import Basic
 
+from aiotaskq.contract.records import ConsumerInfo
 from aiotaskq.drivers.rabbitmq.channel import (
     Channel,
     Content,
@@ -23,7 +24,6 @@ from aiotaskq.drivers.rabbitmq.channel import (
 )
 from aiotaskq.drivers.rabbitmq.ledger import Join, Leave, Record, Stream, encode
 from aiotaskq.drivers.rabbitmq.link import Link
-from aiotaskq.message import ConsumerInfo
 
 _PATIENCE = 2.0  # seconds: a consumer answers in a thread of its own, unless its process stands
 _REPLIES = "amq.rabbitmq.reply-to"

@@ -14,6 +14,8 @@ from collections.abc import Collection, Container, Mapping, Sequence
 
 from pamqp.commands import Basic
 
+from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.rabbitmq.channel import (
     Channel,
     Confirmation,
@@ -25,7 +27,6 @@ from aiotaskq.drivers.rabbitmq.items import Item, delay_of, hops, write
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.drivers.rabbitmq.presence import Presence
 from aiotaskq.errors import Unavailable
-from aiotaskq.message import SUSPECT, Again, Dead, Delivery, Done, Release, Settlement
 
 
 class Stock:

@@ -27,6 +27,9 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.drivers.redis import health, items, scripts
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.client import MOST, Client, portions
@@ -37,16 +40,6 @@ from aiotaskq.drivers.redis.link import Word, is_odd_data
 from aiotaskq.drivers.redis.results import RedisBackend
 from aiotaskq.drivers.redis.schedules import RedisSchedules
 from aiotaskq.errors import Unavailable
-from aiotaskq.message import (
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Depth,
-    Envelope,
-    Grant,
-    Tended,
-)
-from aiotaskq.protocols import Traits
 
 logger = logging.getLogger("aiotaskq.redis")
 
@@ -201,17 +194,17 @@ class RedisBroker:
             held |= await self._cancel(packed[start : start + MOST], bases)
         return held
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         promoted = reclaimed = trimmed = 0
 
         async def call(queues: Sequence[str]) -> Sequence[Any]:
-            return await self._tend(queues, limits)
+            return await self._maintain(queues, limits)
 
         async for _, reply in self._in_parts(await self.queues(), call):
             promoted += reply[1]
             reclaimed += reply[2]
             trimmed += reply[3]
-        return Tended(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
+        return Maintained(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
 
     async def depth(self) -> Mapping[str, Depth]:
         depths: dict[str, Depth] = {}
@@ -397,7 +390,7 @@ class RedisBroker:
                 raise
             return None, error
 
-    async def _tend(self, queues: Sequence[str], limits: DeadLimits) -> Sequence[Any]:
+    async def _maintain(self, queues: Sequence[str], limits: DeadLimits) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
         link = self._client.link
         missed = link.failed_at is not None and loop.time() - link.failed_at < _LATELY

@@ -15,21 +15,13 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.records import Grant, News
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MOST, Client, portions
 from aiotaskq.drivers.redis.link import Link, Word
 from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq.message import (
-    SUSPECT,
-    Again,
-    Dead,
-    Delivery,
-    Done,
-    Grant,
-    News,
-    Release,
-    Settlement,
-)
 
 Only: TypeAlias = Literal["", "suspects", "others"]
 

@@ -15,7 +15,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from aiotaskq.message import DeadLetter, Delivery, Envelope
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import DeadLetter
 
 _PLAIN = {b"0 %d - " % priority: priority for priority in range(10)}
 """The heads of most, up to the id: no crashes, and never to expire."""

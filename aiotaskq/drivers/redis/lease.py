@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from aiotaskq.contract.records import Grant
 from aiotaskq.drivers.redis import scripts
 from aiotaskq.drivers.redis.client import MOST, Client
 from aiotaskq.drivers.redis.link import Link, Word
-from aiotaskq.message import Grant
 
 _LONGEST_NOTE = 500  # characters: it is kept with every message that was taken back
 

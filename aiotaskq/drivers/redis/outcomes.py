@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.redis import scripts
 from aiotaskq.drivers.redis.client import portions
 from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.link import Link, Word
 from aiotaskq.errors import DecodeError
-from aiotaskq.message import Outcome
 
 _TOLD = 8  # outcomes that go to the subscribers whole, if they are as few: nothing else is to do
 _TOLD_BYTES = 4096  # then, and they take no more than this
@@ -26,7 +26,7 @@ _decode = msgspec.json.Decoder(Outcome).decode
 
 
 class Outcomes:
-    """See `aiotaskq.protocols.ResultBackend`.
+    """See `aiotaskq.contract.results.ResultBackend`.
 
     Args:
         link: To the server.

@@ -14,12 +14,12 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import RedisError
 
+from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.link import Link
 from aiotaskq.drivers.redis.outcomes import Outcomes
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.message import Outcome
 
 logger = logging.getLogger("aiotaskq.redis")
 
@@ -81,7 +81,7 @@ class RedisBackend:
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         return await self._opened().load(ids)
 
-    def arrivals(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
+    def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
         return arrivals(self._address.connect, self._keys.results, self.url)
 
     async def forget(self, ids: Collection[str]) -> int:
@@ -96,7 +96,7 @@ class RedisBackend:
 async def arrivals(
     connect: Callable[[], Awaitable[AbstractConnection]], channel: str, url: str
 ) -> AsyncGenerator[Sequence[str | Outcome], None]:
-    """Yield what is told on a channel, as `ResultBackend.arrivals` does.
+    """Yield what is told on a channel, as `ResultBackend.subscribe` does.
 
     Args:
         connect: Returns a connection of its own.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import Client
 from aiotaskq.drivers.redis.link import Word
-from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
 
 _AT_ONCE = 100  # read in one call of a script
 
 
 class RedisSchedules:
-    """See `aiotaskq.protocols.ScheduleStore`.
+    """See `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
         client: Of the broker.
@@ -45,7 +46,7 @@ class RedisSchedules:
         now, next_at, *due = await self._client.link.script(scripts.DUE, self._keys, words)
         return DueSchedules(schedules=_unpack(due), now=float(now), next_at=_time(next_at))
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from aiotaskq.message import SUSPECT
+from aiotaskq.contract.message import SUSPECT
 
 _FOLDER = Path(__file__).parent / "lua"
 _SHARED = f"local SUSPECT = {SUSPECT}\n" + (_FOLDER / "shared.lua").read_text("ascii")

@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Self
 
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.drivers.sqlite import letters, sql
 from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer, SQLiteLease
 from aiotaskq.drivers.sqlite.database import Database, Settings
@@ -24,16 +27,6 @@ from aiotaskq.drivers.sqlite.results import SQLiteBackend
 from aiotaskq.drivers.sqlite.schedules import SQLiteSchedules
 from aiotaskq.drivers.sqlite.wakeups import Bell
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import (
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Depth,
-    Envelope,
-    Grant,
-    Tended,
-)
-from aiotaskq.protocols import Traits
 
 _CALL_MEMORY = 60.0
 _CANCEL_MEMORY = 7 * 86_400.0
@@ -42,7 +35,7 @@ _PURGE_STEP = 10_000
 
 
 class SQLiteBroker:
-    """Messages in an SQLite file. See `aiotaskq.protocols.Broker`.
+    """Messages in an SQLite file. See `aiotaskq.contract.broker.Broker`.
 
     Args:
         url: ``sqlite:///name.db`` or ``sqlite:////folder/name.db``, with options if wanted.
@@ -115,8 +108,8 @@ class SQLiteBroker:
             return []
         return await self._link.run(partial(self._cancel, ids=set(ids), running=running))
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
-        return await self._link.run(partial(self._tend, limits=limits))
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
+        return await self._link.run(partial(self._maintain, limits=limits))
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self._link.run(partial(_depth, now=self._now()))
@@ -201,7 +194,7 @@ class SQLiteBroker:
         with db.write():
             return letters.revive(db, queue, batch, self._now())
 
-    def _tend(self, db: Database, limits: DeadLimits) -> Tended:
+    def _maintain(self, db: Database, limits: DeadLimits) -> Maintained:
         now = self._now()
         gone = _gone(db)
         lapsed = [
@@ -215,7 +208,7 @@ class SQLiteBroker:
         trims = self._trimmer.is_due(db, limits, now)
         spared = is_anybody_spared(db)
         if not (lapsed or is_due or trims or spared or now >= self._sweep_at):
-            return Tended()
+            return Maintained()
         # Relaxed: what a power cut undoes of this is done again.
         with db.write(relaxed=True):
             now = self._now()  # again: it may have taken long to come to write
@@ -225,7 +218,7 @@ class SQLiteBroker:
                 note_look(db)
             trimmed = self._trimmer.trim(db, limits, now) if trims else 0
             self._sweep_if_time(db, now)
-        return Tended(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
+        return Maintained(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
 
     def _sweep_if_time(self, db: Database, now: float) -> None:
         if now >= self._sweep_at:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import Grant, News
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import Database, Row, Settings
 from aiotaskq.drivers.sqlite.leases import fence, note_beat, remove, take_back
@@ -19,14 +22,13 @@ from aiotaskq.drivers.sqlite.messages import BUDGET, add, as_bytes, as_number, a
 from aiotaskq.drivers.sqlite.process import this_process
 from aiotaskq.drivers.sqlite.wakeups import Bell, queue_topic
 from aiotaskq.errors import BrokerFull, BrokerUnavailable, LeaseLost
-from aiotaskq.message import Again, Dead, Delivery, Done, Grant, News, Release, Settlement
 
 Taken = tuple[list[Delivery], float | None]
 """Deliveries, and with none of them: when there may be some."""
 
 
 class SQLiteConsumer:
-    """See `aiotaskq.protocols.Consumer`."""
+    """See `aiotaskq.contract.broker.Consumer`."""
 
     def __init__(
         self,
@@ -291,7 +293,7 @@ def _mended(row: Row) -> Row:
 
 
 class SQLiteLease:
-    """See `aiotaskq.protocols.Lease`. It has a thread and a connection of its own."""
+    """See `aiotaskq.contract.broker.Lease`. It has a thread and a connection of its own."""
 
     def __init__(self, settings: Settings, now: Callable[[], float], grant: Grant) -> None:
         self._link = Link(settings, BrokerUnavailable, BrokerFull)

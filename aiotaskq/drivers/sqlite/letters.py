@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DeadLetter, DeadLimits
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import Database
 from aiotaskq.drivers.sqlite.messages import (
@@ -16,7 +18,6 @@ from aiotaskq.drivers.sqlite.messages import (
     claim_anyhow,
 )
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import DeadLetter, DeadLimits, Envelope
 
 _LAST = 2**63 - 1  # the largest number that SQLite has
 _NEVER = float("-inf")

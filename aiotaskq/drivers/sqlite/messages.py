@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.caller import Caller
 from aiotaskq.drivers.sqlite.database import Database
 from aiotaskq.drivers.sqlite.process import is_gone
 from aiotaskq.drivers.sqlite.wakeups import queue_topic
-from aiotaskq.message import Envelope
 
 _DAY = 86_400.0
 

@@ -13,20 +13,21 @@ from typing import Any, ClassVar, Self
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from aiotaskq.contract.message import Attempt
+from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import Database, Row, Settings
 from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import BUDGET, sweep
 from aiotaskq.drivers.sqlite.wakeups import RESULTS, Bell
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.message import Attempt, Outcome, TaskStatus
 
 _RETRY_EVERY = 0.2
 _SWEEP_EVERY = 10.0
 
 
 class SQLiteBackend:
-    """Outcomes in a table of an SQLite file. See `aiotaskq.protocols.ResultBackend`.
+    """Outcomes in a table of an SQLite file. See `aiotaskq.contract.results.ResultBackend`.
 
     The table ``<prefix>_results`` can be read with the shell ``sqlite3``: values are JSON text
     where the serializer writes such.
@@ -76,7 +77,7 @@ class SQLiteBackend:
         rows = await self._link.run(lambda db: db.rows(sql.LOAD, asked))
         return {row[0]: _outcome(row) for row in rows}
 
-    async def arrivals(self) -> AsyncGenerator[Sequence[str], None]:
+    async def subscribe(self) -> AsyncGenerator[Sequence[str], None]:
         ear = asyncio.Event()
         self._bell.add(ear)
         seen: int | None = None

@@ -6,15 +6,16 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import Database
 from aiotaskq.drivers.sqlite.link import Link
 from aiotaskq.drivers.sqlite.messages import as_bytes, as_text
-from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
 
 
 class SQLiteSchedules:
-    """See `aiotaskq.protocols.ScheduleStore`.
+    """See `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
         link: Of the broker.
@@ -41,7 +42,7 @@ class SQLiteSchedules:
     async def due(self, limit: int) -> DueSchedules:
         return await self._link.run(partial(self._due, limit=limit))
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,

@@ -301,7 +301,7 @@ CANCELLED_OF = "SELECT seq, token, id FROM ~messages WHERE consumer = ? AND canc
 FORGET_CANCELLED_OF = "DELETE FROM ~messages WHERE consumer = ? AND cancelled = 1"
 GIVE_BACK_ALL = "UPDATE ~messages SET consumer = NULL, token = NULL WHERE consumer = ?"
 
-# --- tend ---
+# --- maintain ---
 
 HELD_BY = "SELECT seq, queue, cancelled FROM ~messages WHERE consumer = ? LIMIT ?"
 FORGET_SEQ = "DELETE FROM ~messages WHERE seq = ?"

@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec import Raw
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, waking
 from aiotaskq.errors import ConfigError
-from aiotaskq.message import Again, Dead, Depth, Done, Envelope, Outcome, Release, TaskStatus
 from aiotaskq.testing.cancelling import CancelTests
 from aiotaskq.testing.leases import SettlementTests
 from aiotaskq.testing.publishing import UniqueTests
@@ -57,7 +60,7 @@ async def test_many_clients_share_few_connections(pooled_url: str) -> None:
             got = await consumers[number].fetch(10, 0.2)
             assert not await consumers[number].settle([Done(one) for one in got])
             done.extend(one.id for one in got)
-            await brokers[number].tend()
+            await brokers[number].maintain()
 
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(
@@ -92,7 +95,7 @@ async def test_notices_come_from_the_server_itself(pooled_url: str) -> None:
     await backend.open()
     consumer = broker.consumer(["q"], name="w", lease=60)
     await consumer.open()
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert list(await anext(arrivals)) == []
     loop = asyncio.get_running_loop()
     taken: list[float] = []

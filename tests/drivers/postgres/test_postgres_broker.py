@@ -9,12 +9,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Dead, Done, Release
 from aiotaskq.drivers.postgres import PostgresBroker, sql
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
 from aiotaskq.drivers.postgres.messages import announce, insert
 from aiotaskq.drivers.postgres.target import parse
 from aiotaskq.errors import BrokerUnavailable, ConfigError, EncodeError, LeaseLost
-from aiotaskq.message import Dead, Delivery, Depth, Done, Envelope, Release
 from tests.servers import PostgresServer
 
 PATIENCE = 30.0
@@ -464,9 +466,9 @@ async def test_a_server_that_was_restarted_is_no_reason_to_give_anybody_up(
     broker._time_shift = 61.0
     newcomer = broker.consumer(["q"], name="w", lease=60)
     await _opened(newcomer)
-    assert (await broker.tend()).reclaimed == 0
+    assert (await broker.maintain()).reclaimed == 0
     broker._time_shift = 122.0
-    assert (await broker.tend()).reclaimed == 1  # once only
+    assert (await broker.maintain()).reclaimed == 1  # once only
     await newcomer.close()
 
 
@@ -536,7 +538,7 @@ async def test_calls_and_ids_are_forgotten_when_their_time_is_over(
         (8 * 86_400.0, (0, 0, 0)),
     ):
         broker._time_shift = passed
-        await broker.tend()
+        await broker.maintain()
         assert tuple(await database.fetchrow(left) or ()) == expected
 
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
 from aiotaskq.drivers.postgres.migrating import MIGRATIONS
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from aiotaskq.message import Envelope
 from tests.servers import PostgresServer
 
 STEPS = [one.name for one in MIGRATIONS]

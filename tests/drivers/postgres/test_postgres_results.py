@@ -15,10 +15,11 @@ import msgspec
 import pytest
 from msgspec import UNSET, Raw
 
+from aiotaskq.contract.message import Attempt
+from aiotaskq.contract.outcome import Outcome, RemoteError, TaskStatus
 from aiotaskq.drivers.postgres import PostgresBackend, results
 from aiotaskq.drivers.postgres.target import parse
 from aiotaskq.errors import BackendUnavailable, ConfigError, DecodeError
-from aiotaskq.message import Attempt, Outcome, RemoteError, TaskStatus
 from tests.servers import PostgresServer
 
 PATIENCE = 30.0
@@ -174,7 +175,7 @@ def test_a_prefix_that_names_no_table_is_refused(prefix: str) -> None:
 @pytest.mark.parametrize("prefix", ["Own", 'a "b" -- {c}', "x" * 40])
 async def test_a_prefix_may_hold_anything_else(make: Make, prefix: str) -> None:
     backend = await make(prefix=prefix)
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert list(await anext(arrivals)) == []
     await backend.store([outcome("a")], None)
     assert list(await anext(arrivals)) == ["a"]
@@ -213,7 +214,7 @@ async def test_a_missing_database_is_a_matter_of_configuration(
 ) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.*create"):
         await make(postgres_server.url("nowhere"))
-    subscriber = PostgresBackend(postgres_server.url("nowhere")).arrivals()
+    subscriber = PostgresBackend(postgres_server.url("nowhere")).subscribe()
     with pytest.raises(ConfigError):
         await anext(subscriber)
 
@@ -499,7 +500,7 @@ async def heard(backend: PostgresBackend) -> AsyncIterator[set[str]]:
     ready = asyncio.Event()
 
     async def listen() -> None:
-        async for ids in backend.arrivals():
+        async for ids in backend.subscribe():
             if ready.is_set():
                 found.update(ids or [""])
             ready.set()

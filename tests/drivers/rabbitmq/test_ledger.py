@@ -8,13 +8,13 @@ import itertools
 import pytest
 from pamqp.commands import Queue
 
+from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.ledger import Recent
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import Envelope
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0

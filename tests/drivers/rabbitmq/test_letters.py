@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic, Queue
 
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import DeadLimits
+from aiotaskq.contract.settlement import Again, Dead, Settlement
 from aiotaskq.drivers.rabbitmq import RabbitBroker, letters
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
@@ -17,7 +20,6 @@ from aiotaskq.drivers.rabbitmq.letters import Letter
 from aiotaskq.drivers.rabbitmq.names import Names
 from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import Again, Dead, DeadLimits, Delivery, Envelope, Settlement
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
@@ -98,7 +100,7 @@ async def test_who_looks_for_too_long_makes_them_unavailable_to_others(
     with pytest.raises(BrokerUnavailable, match="others look"):
         await broker.dead("q")
     with pytest.raises(BrokerUnavailable, match="others look"):
-        await broker.tend()
+        await broker.maintain()
     await wire.close()
     assert len(await broker.dead("q")) == 1
     await broker.close()
@@ -179,16 +181,16 @@ async def test_trimming_by_age_reads_no_further_than_it_has_to(
             read.append(self.letter.id)
 
     monkeypatch.setattr(letters, "Letter", Counted)
-    assert (await broker.tend(DeadLimits(age=3600.0))).trimmed == 0
+    assert (await broker.maintain(DeadLimits(age=3600.0))).trimmed == 0
     assert 0 < len(read) <= 50
-    assert (await broker.tend(DeadLimits(most=110))).trimmed == 10
+    assert (await broker.maintain(DeadLimits(most=110))).trimmed == 10
     kept = await broker.dead("q", 200)
     assert [one.id for one in kept] == [f"{number}" for number in reversed(range(10, 120))]
-    assert (await broker.tend(DeadLimits(most=30))).trimmed == 80
+    assert (await broker.maintain(DeadLimits(most=30))).trimmed == 80
     assert {one.id for one in await broker.dead("q")} == {f"{one}" for one in range(90, 120)}
 
 
 async def test_all_that_is_too_old_is_trimmed_at_once(broker: RabbitBroker) -> None:
     await bury(broker, *["why"] * 120)
-    assert (await broker.tend(DeadLimits(age=0.0))).trimmed == 120
+    assert (await broker.maintain(DeadLimits(age=0.0))).trimmed == 120
     assert not await broker.dead("q")

@@ -16,6 +16,9 @@ import pytest
 from pamqp.commands import Queue
 
 from aiotaskq import TaskQueue
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.records import ConsumerInfo
+from aiotaskq.contract.settlement import Again, Dead, Release
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Disconnected
@@ -25,7 +28,6 @@ from aiotaskq.drivers.rabbitmq.losses import Spared
 from aiotaskq.drivers.rabbitmq.roster import Answer, Question, Roster
 from aiotaskq.drivers.rabbitmq.wire import connect
 from aiotaskq.errors import BrokerUnavailable, LeaseLost, TaskFailed
-from aiotaskq.message import Again, ConsumerInfo, Dead, Delivery, Envelope, Release
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0

@@ -19,6 +19,10 @@ from pamqp.base import Frame
 from pamqp.commands import Basic, Queue
 
 from aiotaskq import TaskQueue
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq import broker as driver
 from aiotaskq.drivers.rabbitmq.address import parse
@@ -34,7 +38,6 @@ from aiotaskq.errors import (
     LeaseLost,
     Unsupported,
 )
-from aiotaskq.message import Delivery, Depth, Done, Envelope, Outcome
 from aiotaskq.testing.ear import outcome, value
 from tests.servers import Certificates, RabbitServer
 
@@ -447,7 +450,7 @@ async def test_results_are_heard_again_when_only_their_channel_was_lost(
     sender, worker = RabbitBackend(url, prefix=prefix), RabbitBackend(url, prefix=prefix)
     await sender.open()
     await worker.open()
-    ear = sender.arrivals()
+    ear = sender.subscribe()
     assert await anext(ear) == []
     address = await sender.reply_address()
     assert await anext(ear) == []  # it listens

@@ -12,12 +12,13 @@ from typing import cast
 
 import pytest
 
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.rabbitmq import RabbitBroker, inside
 from aiotaskq.drivers.rabbitmq.channel import Confirmation, Publication
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import Again, Dead, Delivery, Done, Envelope, Release, Settlement
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0

@@ -15,12 +15,12 @@ import pytest
 import uvloop
 from pamqp.commands import Basic, Queue
 
+from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import Content, Disconnected, Publication, Refused, Silent
 from aiotaskq.drivers.rabbitmq.wire import Wire, connect
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from aiotaskq.message import Envelope
 from tests.servers import Certificates, RabbitServer
 
 PATIENCE = 30.0

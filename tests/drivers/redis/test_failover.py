@@ -11,13 +11,15 @@ from typing import TypeAlias
 
 import pytest
 
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import Depth, StoredSchedule
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.redis import RedisBroker, scripts
 from aiotaskq.drivers.redis.cluster import ClusterBackend, ClusterBroker
 from aiotaskq.drivers.redis.cluster.consumer import ClusterConsumer
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError
-from aiotaskq.message import Delivery, Depth, Done, StoredSchedule
-from aiotaskq.protocols import Broker, Consumer
 from tests.drivers.redis.tools import PATIENCE, envelope, insist, outcome
 from tests.servers import RedisCluster, RedisServer, SentinelSet
 
@@ -210,7 +212,7 @@ async def test_a_slot_that_moves_is_followed_without_an_error(
 
 
 CUTS: dict[str, Callable[[ClusterBroker], Awaitable[object]]] = {
-    "a run": lambda one: one.schedules().swap(
+    "a run": lambda one: one.schedules().compare_and_swap(
         "s", None, StoredSchedule(id="s", body=b"", due_at=None, revision="1"), [envelope("a")]
     ),
     "a unique one": lambda one: one.publish([envelope("a", unique=True)]),
@@ -243,7 +245,7 @@ async def test_what_goes_from_slot_to_slot_arrives_once_whoever_dies(
     other = cluster.clone()
     await other.open()
     for _ in range(2):
-        await other.tend()
+        await other.maintain()
     assert await other.depth() == {"q": Depth(ready=1)}
     await other.close()
 
@@ -324,7 +326,7 @@ async def test_one_number_of_shards_takes_over_from_another(redis_cluster_url: s
     for broker in (few, many):
         await broker.open()
     await many.publish([envelope(f"{n}") for n in range(600)])
-    await few.tend()
+    await few.maintain()
     consumer = few.consumer(["q"], name="w", lease=60.0)
     await consumer.open()
     assert len(await receive(consumer, 600)) == 600

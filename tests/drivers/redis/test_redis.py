@@ -9,21 +9,15 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiotaskq.contract.outcome import TaskStatus
+from aiotaskq.contract.records import Depth, Maintained
+from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker, items
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.link import Link
 from aiotaskq.errors import BrokerUnavailable, ConfigError, LeaseLost
-from aiotaskq.message import (
-    Again,
-    Dead,
-    Depth,
-    Done,
-    Release,
-    TaskStatus,
-    Tended,
-)
 from tests.drivers.redis.tools import envelope, outcome
 from tests.servers import RedisServer, Watchdog
 
@@ -48,7 +42,7 @@ async def test_what_stays_without_a_time_to_live_is_what_is_meant_to_stay(
     lease = broker.lease(consumer.grant)
     assert await lease.renew()
     await lease.close()
-    await broker.tend()
+    await broker.maintain()
     await consumer.close()
     assert await broker.depth() == {"q": Depth(dead=1)}
     lasting = {key for key in control.scan_iter() if control.ttl(key) == -1}
@@ -97,7 +91,7 @@ async def test_what_is_not_of_our_making_is_handed_out_and_buried_as_it_is(
     got = await consumer.fetch(10, 0)
     assert [one.body for one in got] == [b"junk", b"x y\nz", b"a"]
     broker._time_shift = 61.0
-    assert await broker.tend() == Tended(reclaimed=3)
+    assert await broker.maintain() == Maintained(reclaimed=3)
     assert [one.body for one in await broker.dead("q")] == [b"junk", b"x y\nz"]
     control.zadd("aiotaskq:{q}:dead", {"key": 1e11})
     control.hset("aiotaskq:{q}:letters", "key", "junk")

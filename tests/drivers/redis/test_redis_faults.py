@@ -14,22 +14,16 @@ from typing import Self
 import pytest
 import redis
 
+from aiotaskq.client.publisher import Publisher
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.records import Depth
+from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker, results, scripts
 from aiotaskq.drivers.redis.address import parse
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.link import Link
 from aiotaskq.errors import BackendUnavailable, BrokerFull, BrokerUnavailable
-from aiotaskq.message import (
-    Again,
-    Dead,
-    Delivery,
-    Depth,
-    Done,
-    Outcome,
-    Release,
-    TaskStatus,
-)
-from aiotaskq.session import Publisher
 from tests.drivers.redis.tools import PATIENCE, envelope, insist, outcome
 from tests.servers import RedisServer
 
@@ -362,7 +356,7 @@ async def test_a_subscription_notices_that_its_connection_is_half_open(
     monkeypatch.setattr(results, "_SILENCE", 0.1)
     ours = RedisBackend(proxy.url)
     await ours.open()
-    arrivals = ours.arrivals()
+    arrivals = ours.subscribe()
     async with asyncio.timeout(PATIENCE):
         assert await anext(arrivals) == []
         await backend.store([outcome("a")], None)
@@ -437,7 +431,7 @@ class Load:
             got = await insist(consumer.fetch, 20, 0.05)
             self.taken.update(one.id for one in got)
             await self._settle(consumer, list(got))
-            await insist(broker.tend)
+            await insist(broker.maintain)
         await insist(broker.depth)
         await consumer.close()
         await broker.close()
@@ -522,7 +516,7 @@ async def test_what_frees_memory_works_when_there_is_none(
         assert not await consumer.settle([Again(two, late), Release(three)])
         await other.close()
         broker._time_shift = 61.0
-        await broker.tend()
+        await broker.maintain()
     finally:
         control.config_set("maxmemory", "0")
     assert (await broker.depth())["q"].delayed == 1

@@ -8,10 +8,11 @@ import json
 import pytest
 import redis
 
+from aiotaskq.contract.records import DeadLimits, Depth, Maintained
+from aiotaskq.contract.settlement import Dead, Done
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
-from aiotaskq.message import Dead, DeadLimits, Depth, Done, Tended
 from tests.drivers.redis.tools import PATIENCE, envelope
 from tests.servers import RedisServer
 
@@ -106,7 +107,7 @@ async def test_many_dead_letters_are_read_and_trimmed_in_steps(
     assert [one.id for one in letters] == [f"{n}" for n in range(249, 29, -1)]
     assert len({one.key for one in letters}) == 220
     limits = DeadLimits(most=10)
-    rounds = [(await broker.tend(limits)).trimmed for _ in range(4)]
+    rounds = [(await broker.maintain(limits)).trimmed for _ in range(4)]
     assert rounds == [100, 100, 40, 0]
     assert [one.id for one in await broker.dead("q")] == [f"{n}" for n in range(249, 239, -1)]
 
@@ -126,11 +127,11 @@ async def test_a_key_of_a_wrong_type_stops_its_own_queue_only(
     control.delete("aiotaskq:{b}:delayed")
     control.set("aiotaskq:{b}:delayed", "junk")
     broker._time_shift = 6.0
-    await broker.tend()
+    await broker.maintain()
     assert await broker.depth() == {"a": Depth(ready=2), "c": Depth(ready=2)}
     await broker.publish([envelope("a2", queue="a", delay=1.0)])
     broker._time_shift = 8.0
-    assert await broker.tend() == Tended(promoted=1)
+    assert await broker.maintain() == Maintained(promoted=1)
     [record] = caplog.records
     assert record.__dict__["event"] == "redis_odd_data"
     assert "'b'" in record.getMessage()
@@ -144,7 +145,7 @@ async def test_a_server_that_refuses_is_not_taken_for_odd_data(
     broker._time_shift = 6.0
     try:
         with pytest.raises(BrokerUnavailable):
-            await broker.tend()
+            await broker.maintain()
     finally:
         control.replicaof("NO", "ONE")
     assert not caplog.records
@@ -168,7 +169,7 @@ async def test_an_element_that_is_none_stops_nothing(
             control.zadd(f"{base}{key}", {"junk": 1.0})
     broker._time_shift = 61.0
     for _ in range(2):
-        await broker.tend()
+        await broker.maintain()
     await broker.depth()
     await broker.dead("q")
     await broker.consumers()
@@ -188,7 +189,7 @@ async def test_a_server_that_lost_its_data_is_told_of_once_and_found_out_by_aski
     caplog: pytest.LogCaptureFixture,
     restarted: bool,
 ) -> None:
-    await broker.tend()
+    await broker.maintain()
     assert not caplog.records
     control.flushall()
     if restarted:
@@ -202,7 +203,7 @@ async def test_a_server_that_lost_its_data_is_told_of_once_and_found_out_by_aski
             except BrokerUnavailable:
                 await asyncio.sleep(0.01)
     for _ in range(3):
-        await broker.tend()
+        await broker.maintain()
         await broker.publish([envelope("a")])
     [record] = caplog.records
     assert (record.levelname, record.__dict__["event"]) == ("CRITICAL", "redis_lost_data")
@@ -226,7 +227,7 @@ async def test_what_a_consumer_tells_of_itself_goes_with_it(
     assert {one.id for one in await broker.consumers()} == {ends[2].id}
     broker._time_shift = 61.0
     assert not await broker.consumers()
-    await broker.tend()
+    await broker.maintain()
     assert {*control.hkeys("aiotaskq:{q}:meta"), *control.hkeys("aiotaskq:{p}:meta")} == {"beat"}
 
 

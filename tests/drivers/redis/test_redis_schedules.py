@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 import redis
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import Depth, StoredSchedule
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
-from aiotaskq.message import Depth, Envelope, StoredSchedule
 from tests.drivers.redis.tools import envelope
 
 HASH, DUE = "aiotaskq:schedules", "aiotaskq:schedules:due"
@@ -23,8 +24,10 @@ async def test_a_schedule_is_readable_on_the_server(
     broker: RedisBroker, control: redis.Redis
 ) -> None:
     store = broker.schedules()
-    assert await store.swap("nightly: 5%", None, schedule("nightly: 5%", "r1", 1795255200.125))
-    assert await store.swap("paused", None, schedule("paused", "r%\n2"))
+    assert await store.compare_and_swap(
+        "nightly: 5%", None, schedule("nightly: 5%", "r1", 1795255200.125)
+    )
+    assert await store.compare_and_swap("paused", None, schedule("paused", "r%\n2"))
     assert control.hgetall(HASH) == {"nightly: 5%": "r1\n{}", "paused": "r%25%0A2\n{}"}
     assert control.zrange(DUE, 0, -1, withscores=True) == [("nightly: 5%", 1795255200.125)]
     assert not control.exists("aiotaskq:queues")
@@ -42,8 +45,8 @@ async def test_what_is_not_of_our_making_is_left_out_or_read_as_it_is(
         ("odd", "no line", b"", None),
         ("ours", "1", b"body", 2.0),
     ]
-    assert await store.swap("odd", "no line", None)
-    assert await store.swap("gone", None, schedule("gone", "1"))
+    assert await store.compare_and_swap("odd", "no line", None)
+    assert await store.compare_and_swap("gone", None, schedule("gone", "1"))
     assert control.zrange(DUE, 0, -1) == ["ours"]
 
 
@@ -53,7 +56,7 @@ async def test_without_memory_schedules_are_removed_and_read_and_not_put(
     store = broker.schedules()
     kept, other = schedule("kept", "1", 1000.0), schedule("other", "1", 2000.0)
     for one in (kept, other):
-        assert await store.swap(one.id, None, one)
+        assert await store.compare_and_swap(one.id, None, one)
     refused: Sequence[tuple[str, str | None, StoredSchedule | None, Sequence[Envelope]]] = [
         ("new", None, schedule("new", "1", 1.0), []),
         ("kept", "1", schedule("kept", "2"), []),
@@ -66,16 +69,16 @@ async def test_without_memory_schedules_are_removed_and_read_and_not_put(
     try:
         for name, seen, new, batch in refused:
             with pytest.raises(BrokerFull, match="maxmemory"):
-                await store.swap(name, seen, new, batch)
+                await store.compare_and_swap(name, seen, new, batch)
         assert await store.load() == [kept, other]
         assert (await store.due(10)).schedules == [kept, other]
-        assert await store.swap("other", "1", None)
-        assert not await store.swap("other", "1", None)
+        assert await store.compare_and_swap("other", "1", None)
+        assert not await store.compare_and_swap("other", "1", None)
     finally:
         control.config_set("maxmemory", "0")
     assert await store.load() == [kept]
     assert await broker.depth() == {"q": Depth(ready=1)}
-    assert await store.swap("kept", "1", None, [envelope("a")])
+    assert await store.compare_and_swap("kept", "1", None, [envelope("a")])
     assert await broker.depth() == {"q": Depth(ready=2)}
 
 
@@ -84,13 +87,13 @@ async def test_a_key_of_a_wrong_type_changes_no_schedule_and_stores_nothing(
     broker: RedisBroker, control: redis.Redis, key: str
 ) -> None:
     store = broker.schedules()
-    assert await store.swap("s", None, schedule("s", "1"))
+    assert await store.compare_and_swap("s", None, schedule("s", "1"))
     control.rename(HASH, "saved")
     control.copy("saved", HASH)
     control.delete(key)
     control.set(key, "text")
     with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
-        await store.swap("s", "1", schedule("s", "2", 1000.0), [envelope("a")])
+        await store.compare_and_swap("s", "1", schedule("s", "2", 1000.0), [envelope("a")])
     control.delete(key)
     control.rename("saved", HASH)
     assert await store.load() == [schedule("s", "1")]
@@ -99,5 +102,5 @@ async def test_a_key_of_a_wrong_type_changes_no_schedule_and_stores_nothing(
 
 async def test_ten_thousand_envelopes_fit_in_one_swap(broker: RedisBroker) -> None:
     batch = [envelope(f"{n}", queue=f"q{n % 50}") for n in range(10_000)]
-    assert await broker.schedules().swap("s", None, schedule("s", "1"), batch)
+    assert await broker.schedules().compare_and_swap("s", None, schedule("s", "1"), batch)
     assert await broker.depth() == {f"q{n}": Depth(ready=200) for n in range(50)}

@@ -10,13 +10,11 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
+from aiotaskq.contract.records import Maintained
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
-from aiotaskq.message import (
-    Done,
-    Tended,
-)
 from tests.drivers.redis.tools import PATIENCE, envelope, insist
 from tests.servers import RedisServer
 
@@ -66,7 +64,7 @@ class Life:
         self.renewed = True
         self._tasks = [
             asyncio.create_task(self._renew(lease / 4)),
-            asyncio.create_task(self._tend(lease / 8)),
+            asyncio.create_task(self._maintain(lease / 8)),
         ]
 
     @classmethod
@@ -95,10 +93,10 @@ class Life:
         finally:
             await lease.close()
 
-    async def _tend(self, every: float) -> None:
+    async def _maintain(self, every: float) -> None:
         while True:
             with contextlib.suppress(BrokerUnavailable):
-                self.reclaimed += (await self._broker.tend()).reclaimed
+                self.reclaimed += (await self._broker.maintain()).reclaimed
                 self.rounds += 1
             await asyncio.sleep(every)
 
@@ -150,20 +148,20 @@ async def silence(
 async def test_whoever_lives_gives_all_another_lease_after_a_silence_but_only_one(
     silence: Silence,
 ) -> None:
-    assert await silence.broker.tend() == Tended()
-    assert await silence.other.tend() == Tended()
+    assert await silence.broker.maintain() == Maintained()
+    assert await silence.other.maintain() == Maintained()
     assert await silence.renew(0)
     assert await silence.renew(1)
     await silence.go_on()
-    assert await silence.broker.tend() == Tended()
+    assert await silence.broker.maintain() == Maintained()
     for broker in (silence.broker, silence.other):
         broker._time_shift += 61.0  # and still nobody renews
-    assert await silence.broker.tend() == Tended(reclaimed=2)
+    assert await silence.broker.maintain() == Maintained(reclaimed=2)
 
 
 async def test_the_first_who_renews_after_a_silence_speaks_for_all(silence: Silence) -> None:
     assert await silence.renew(0)
-    assert await silence.other.tend() == Tended()
+    assert await silence.other.maintain() == Maintained()
     assert await silence.renew(1)
 
 
@@ -171,16 +169,16 @@ async def test_whoever_missed_the_server_itself_does_not_judge_the_others(
     silence: Silence,
 ) -> None:
     silence.other._client.link.failed_at = asyncio.get_running_loop().time()
-    assert await silence.other.tend() == Tended()
+    assert await silence.other.maintain() == Maintained()
     assert await silence.renew(1)
 
 
 async def test_whoever_comes_from_elsewhere_takes_a_silence_for_death(silence: Silence) -> None:
-    assert await silence.other.tend() == Tended(reclaimed=2)
+    assert await silence.other.maintain() == Maintained(reclaimed=2)
     assert not await silence.renew(0)
 
 
 async def test_housekeeping_that_was_asked_for_long_ago_is_not_done(silence: Silence) -> None:
     silence.other._ahead -= 10.0  # as if the call had lain in a buffer
-    assert await silence.other.tend() == Tended()
-    assert await silence.other.tend() == Tended(reclaimed=2)
+    assert await silence.other.maintain() == Maintained()
+    assert await silence.other.maintain() == Maintained(reclaimed=2)

@@ -12,10 +12,11 @@ import pytest
 import redis
 
 from aiotaskq import TaskQueue
+from aiotaskq.contract.records import StoredSchedule
+from aiotaskq.contract.settlement import Again, Dead, Done
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker
 from aiotaskq.drivers.redis.cluster import ClusterBroker
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from aiotaskq.message import Again, Dead, Done, StoredSchedule
 from tests.drivers.redis.tools import envelope, outcome
 from tests.servers import Certificates, RedisCluster, RedisServer, Watchdog, free_port
 from tests.servers.sentinel import SentinelServer
@@ -109,7 +110,7 @@ async def test_a_user_with_the_rules_of_the_how_to_may_do_all_that_is_needed(
     assert not await consumer.settle([Again(b, envelope("b", delay=60.0)), Dead(c, "bad"), Done(d)])
     assert not await consumer.settle([Done(a), Done(u)])
     await consumer.news()
-    await broker.tend()
+    await broker.maintain()
     await broker.depth()
     await broker.consumers()
     await broker.cancel(["x"], running=False)
@@ -118,7 +119,7 @@ async def test_a_user_with_the_rules_of_the_how_to_may_do_all_that_is_needed(
     await broker.discard("q", [letter.key])
     store = broker.schedules()
     one = StoredSchedule(id="s", body=b"", due_at=1.0, revision="1")
-    assert await store.swap("s", None, one)
+    assert await store.compare_and_swap("s", None, one)
     assert (await store.due(1)).schedules == await store.load() == [one]
     assert await broker.purge("q") == 2
     assert await lease.end("killed") == 0
@@ -129,7 +130,7 @@ async def test_a_user_with_the_rules_of_the_how_to_may_do_all_that_is_needed(
 async def test_results_are_pushed_over_tls(url: str) -> None:
     backend = RedisBackend(url)
     await backend.open()
-    arrivals = backend.arrivals()
+    arrivals = backend.subscribe()
     assert await anext(arrivals) == []
     assert not await backend.store([outcome("a")], 60.0)
     assert len(await anext(arrivals)) == 1
@@ -276,7 +277,7 @@ async def test_a_cluster_over_tls_lets_a_user_in_who_may_see_the_slots(
         assert sorted(one.id for one in got) == ["a", "b"]
         assert not await backend.store([outcome("a")], 60.0)
         assert not await consumer.settle([Done(one) for one in got])
-        await broker.tend()
+        await broker.maintain()
         await consumer.close()
         await backend.close()
         await broker.close()

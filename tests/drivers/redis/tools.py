@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from msgspec import Raw
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.errors import Unavailable
-from aiotaskq.message import Envelope, Outcome, TaskStatus
 
 PATIENCE = 30.0
 Value = TypeVar("Value")

@@ -8,6 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import ClassVar, Self
 
+from aiotaskq.contract.broker import Traits
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
+from aiotaskq.contract.settlement import Again, Settlement
 from aiotaskq.drivers.redis.address import parse_cluster
 from aiotaskq.drivers.redis.broker import RedisBroker
 from aiotaskq.drivers.redis.cluster.consumer import ClusterConsumer
@@ -20,18 +24,6 @@ from aiotaskq.drivers.redis.cluster.schedules import ClusterSchedules
 from aiotaskq.drivers.redis.cluster.together import together
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import (
-    Again,
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Depth,
-    Envelope,
-    Grant,
-    Settlement,
-    Tended,
-)
-from aiotaskq.protocols import Traits
 
 _STRETCH = 100  # envelopes of one queue in a batch that go to the same shard
 _TICK = 1e-6  # seconds: the times of dead letters are told as exactly
@@ -166,9 +158,9 @@ class ClusterBroker:
         told = await together(self._stores[0].cancelled_among(part) for part in parts)
         return {name for part in told for name in part}
 
-    async def tend(self, limits: DeadLimits = DeadLimits()) -> Tended:  # noqa: B008 - frozen
-        rounds = await together(self._tend(shard, limits) for shard in range(SHARDS))
-        return Tended(
+    async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
+        rounds = await together(self._maintain(shard, limits) for shard in range(SHARDS))
+        return Maintained(
             promoted=sum(one.promoted for one in rounds),
             reclaimed=sum(one.reclaimed for one in rounds),
             trimmed=sum(one.trimmed for one in rounds),
@@ -293,13 +285,13 @@ class ClusterBroker:
                     for shard in self._placement.of(came_from):
                         await self._move(shard, [queue])
 
-    async def _tend(self, shard: int, limits: DeadLimits) -> Tended:
-        tended = await self._stores[shard].tend(limits)
+    async def _maintain(self, shard: int, limits: DeadLimits) -> Maintained:
+        tended = await self._stores[shard].maintain(limits)
         await self._relay.move(shard, await self._stores[shard].queues())
         return tended
 
     async def _move(self, shard: int, queues: Collection[str]) -> None:
-        """Send on what was stored; if that fails now, the next `tend` of anybody does it."""
+        """Send on what was stored; if that fails now, the next `maintain` of anybody does it."""
         with suppress(BrokerUnavailable):
             await self._relay.move(shard, queues)
 

@@ -11,13 +11,15 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.records import Grant, News
+from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.redis.cluster.together import together
 from aiotaskq.drivers.redis.consumer import BLINK, LONGEST_NAP, MARGIN, RedisConsumer
-from aiotaskq.message import SUSPECT, Delivery, Grant, News, Settlement
 
 
 class ClusterConsumer:
-    """See `aiotaskq.protocols.Consumer`.
+    """See `aiotaskq.contract.broker.Consumer`.
 
     Args:
         grant: What names its lease.

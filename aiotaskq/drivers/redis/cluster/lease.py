@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from aiotaskq.contract.records import Grant
 from aiotaskq.drivers.redis.address import ClusterAddress
 from aiotaskq.drivers.redis.cluster.nodes import Nodes, SlotClient, Topology
 from aiotaskq.drivers.redis.cluster.placement import SHARDS, Placement
 from aiotaskq.drivers.redis.cluster.together import together
 from aiotaskq.drivers.redis.lease import RedisLease
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.message import Grant
 
 
 class ClusterLease:
-    """See `aiotaskq.protocols.Lease`. One that is lost in one shard is lost.
+    """See `aiotaskq.contract.broker.Lease`. One that is lost in one shard is lost.
 
     Args:
         address: Of the cluster.

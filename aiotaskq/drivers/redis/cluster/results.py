@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
+from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.redis.address import parse_cluster
 from aiotaskq.drivers.redis.cluster.nodes import Nodes, SlotLink, Topology
 from aiotaskq.drivers.redis.cluster.placement import TAGS, Placement, slot_of
@@ -13,7 +14,6 @@ from aiotaskq.drivers.redis.keys import Keys
 from aiotaskq.drivers.redis.outcomes import Outcomes
 from aiotaskq.drivers.redis.results import arrivals
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.message import Outcome
 
 
 class ClusterBackend:
@@ -93,7 +93,7 @@ class ClusterBackend:
         )
         return {task_id: outcome for part in parts for task_id, outcome in part.items()}
 
-    def arrivals(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
+    def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
         # Whatever node is told something tells all others.
         topology = Topology(self._address.nodes)
         return arrivals(topology.connect, Keys(self._prefix).results, self.url)

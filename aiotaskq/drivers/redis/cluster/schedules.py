@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.redis.schedules import RedisSchedules
-from aiotaskq.message import DueSchedules, Envelope, StoredSchedule
 
 
 class ClusterSchedules:
-    """See `aiotaskq.protocols.ScheduleStore`.
+    """See `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
         store: In their shard.
@@ -28,14 +29,14 @@ class ClusterSchedules:
     async def due(self, limit: int) -> DueSchedules:
         return await self._store.due(limit)
 
-    async def swap(
+    async def compare_and_swap(
         self,
         schedule_id: str,
         seen: str | None,
         new: StoredSchedule | None,
         batch: Sequence[Envelope] = (),
     ) -> bool:
-        swapped = await self._store.swap(schedule_id, seen, new, batch)
+        swapped = await self._store.compare_and_swap(schedule_id, seen, new, batch)
         # Also for who comes second: the first may have been cut off before its runs went on.
         await self._forward({envelope.queue for envelope in batch})
         return swapped

@@ -1,0 +1,1 @@
+"""Sending tasks, waiting for their results, and the dead letters."""

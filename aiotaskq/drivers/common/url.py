@@ -1,0 +1,139 @@
+"""URLs of servers: split, their options read, and shown without what is secret.
+
+No error here quotes a part of a URL that may belong to a password. One that is not quoted as RFC
+3986 (https://www.rfc-editor.org/rfc/rfc3986) asks for ends the host too early, so that its rest
+looks like a path, an option or a fragment: such a URL is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeAlias
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+
+from aiotaskq.errors import ConfigError
+
+Reader: TypeAlias = Callable[[str], Any]
+"""Returns the value of an option, or raises a `ValueError`."""
+
+
+def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult:
+    """Split a URL into its parts.
+
+    Args:
+        url: The URL; the user, the password and each option are quoted.
+        system: The name of the system, for errors.
+        schemes: Those that are served.
+
+    Raises:
+        ConfigError: It has another scheme, or something in it is not quoted.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # which may show all of it
+        raise ConfigError(
+            f"not a {system} URL: it has odd characters, or brackets, in it"
+        ) from None
+    if parts.scheme not in schemes:
+        raise ConfigError(
+            f"not a {system} URL: it begins with {parts.scheme or 'nothing'}://, and may begin with"
+            f" {' or '.join(f'{scheme}://' for scheme in schemes)}"
+        )
+    path = parts.path if parts.netloc or parts.scheme != "unix" else ""
+    if any("@" in one for one in (path, parts.query, parts.fragment)):
+        raise ConfigError(
+            f"not a {system} URL: the user and the password, before the @, are quoted: / is %2F,"
+            " ? is %3F and # is %23 there; and behind the host an @ is %40"
+        )
+    return parts
+
+
+def read_options(parts: SplitResult, readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """Return the options of a URL, those behind the ``?``.
+
+    Args:
+        parts: The URL.
+        readers: The options that there are, each with what reads its value.
+
+    Raises:
+        ConfigError: It has an option that there is not, or one with a wrong value.
+    """
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in readers:
+            raise ConfigError(
+                f"a {parts.scheme}:// URL has no option {name!r}; it may have"
+                f" {', '.join(sorted(readers))}"
+            )
+        try:
+            options[name] = readers[name](text)
+        except ValueError as error:
+            shown = "***" if is_secret(name) else repr(text)
+            wanted = str(error)
+            raise ConfigError(
+                f"{shown} is not a value of the option {name!r}"
+                + (f"; it must be {wanted}" if wanted else "")
+            ) from None
+    return options
+
+
+def masked_url(parts: SplitResult) -> str:
+    """Return a URL for people: without the password, and without options that are secret."""
+    account, at, place = parts.netloc.rpartition("@")
+    user, colon, _ = account.partition(":")
+    query = masked_query(parse_qsl(parts.query, keep_blank_values=True))
+    netloc = f"{user}{':***' if colon else ''}{at}{place}"
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+
+
+def masked_query(options: Iterable[tuple[str, str]]) -> str:
+    """Return options as they stand behind the ``?``, with ``***`` for those that are secret."""
+    return "&".join(
+        f"{quote(name)}={'***' if is_secret(name) else quote(text, safe='*/,:')}"
+        for name, text in options
+    )
+
+
+def is_secret(option: str) -> bool:
+    """Whether the value of an option is for nobody's eyes."""
+    return any(word in option.lower() for word in ("password", "passphrase", "secret", "token"))
+
+
+# --- readers ------------------------------------------------------------------------------------
+
+
+def read_flag(text: str) -> bool:
+    """Read ``true`` or ``false``, also written as yes or no, 1 or 0."""
+    if text.lower() not in {"true", "false", "1", "0", "yes", "no"}:
+        raise ValueError("true or false")
+    return text.lower() in {"true", "1", "yes"}
+
+
+def read_seconds(text: str) -> float:
+    """Read a time in seconds, more than 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 < seconds < 1e6:
+        raise ValueError("seconds, more than 0")
+    return seconds
+
+
+def read_count(text: str) -> int:
+    """Read a whole number, 0 or more."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError("a whole number, 0 or more")
+    return int(text)
+
+
+def one_of(*names: str) -> Reader:
+    """Return a reader of one of these names, in upper or lower case."""
+
+    def read(text: str) -> str:
+        if text.lower() not in names:
+            raise ValueError(" or ".join(names))
+        return text.lower()
+
+    return read

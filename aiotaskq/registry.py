@@ -1,0 +1,262 @@
+"""What an application is made of: tasks, middleware, observers, lifespans."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from aiotaskq.config import Config
+from aiotaskq.context import Lifespan, State
+from aiotaskq.errors import ConfigError, DuplicateTask
+from aiotaskq.events import Event, Observer, Observers
+from aiotaskq.middleware import Middleware
+from aiotaskq.recurrence import Entry
+from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.options import TaskKeywords, check_name, task_options
+from aiotaskq.tasks.task import CoroutineTask, FunctionTask, Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+E = TypeVar("E", bound=Event)
+
+Hook: TypeAlias = Callable[[State], Awaitable[None]]
+
+
+class TaskDecorator(Protocol):
+    """What ``@app.task(...)`` returns."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a plain one too; the first match counts
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
+
+
+class BoundTaskDecorator(Protocol):
+    """What ``@app.task(bind=True, ...)`` returns: callers do not give the first argument."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # as for TaskDecorator
+        self, fn: Callable[Concatenate[Task[..., Any], P], Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[Task[..., Any], P], R], /
+    ) -> FunctionTask[P, R]: ...
+
+
+class TaskRegistry(ABC):
+    """The part of a `TaskQueue` that its decorators fill."""
+
+    conf: Config
+
+    def __init__(self, name: str, middlewares: Iterable[Middleware]) -> None:
+        self.name = name
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self.middlewares: list[Middleware] = list(middlewares)
+        self.observers = Observers()
+        self.lifespans: list[Lifespan] = []
+
+    @property
+    @abstractmethod
+    def _application(self) -> Application:
+        """The application that the tasks belong to: the `TaskQueue` that this is a part of."""
+
+    @overload
+    def task(  # type: ignore[overload-overlap]  # as for TaskDecorator
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def task(self, fn: Callable[P, R], /) -> FunctionTask[P, R]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[True], **options: Unpack[TaskKeywords]
+    ) -> BoundTaskDecorator: ...
+    @overload
+    def task(
+        self, *, bind: Literal[False] = False, **options: Unpack[TaskKeywords]
+    ) -> TaskDecorator: ...
+
+    def task(self, *fn: Callable[..., Any], **options: Any) -> Any:
+        """Register a function as a task.
+
+        Args:
+            *fn: A coroutine function, which will run on the worker's event loop, or a plain one.
+            **options: Those that follow.
+            name: By default ``module.function``.
+            bind: Give the function its task as the first argument, ``self``, which callers leave
+                out: for ``self.request`` and ``self.retry()``.
+            queue: By default the route in `task_routes`, else `task_default_queue`.
+            priority: 0 to 9, 9 first.
+            timeout: Seconds that one run may take; a coroutine is cancelled then, a process of
+                the pool ended. By default `task_time_limit`.
+            soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised inside a run, so
+                that it can come to an end by itself. By default `task_soft_time_limit`.
+            retry: When it runs again after a failure; by default `task_default_retry`.
+            executor: Of a plain function: ``"thread"``, the default, or ``"process"``.
+            ignore_result: Keep no result; by default `task_ignore_result`.
+            track_started: Let its status say STARTED while it runs; by default
+                `task_track_started`.
+            schedule: When it runs by itself, sent by a scheduler: a `Schedule`, or what it takes
+                as `when`, such as ``crontab(hour=3, minute=0)``.
+            time_limit: Celery's name of `timeout`.
+            soft_time_limit: Celery's name of `soft_timeout`.
+            autoretry_for: Instead of `retry`, with the seven that follow, as in Celery: the
+                exceptions after which it runs again.
+            dont_autoretry_for: Exceptions after which it does not, though `autoretry_for` names
+                a base of theirs.
+            max_retries: How often it is tried again, 3 times by default; None: without limit.
+                Like the next one it also holds for ``self.retry()``.
+            default_retry_delay: Seconds before another attempt, 180 by default.
+            retry_backoff: Wait longer each time instead: for as many seconds the first time (True:
+                1), then twice as long.
+            retry_backoff_max: The most seconds to wait then, 600 by default.
+            retry_jitter: Wait for a random part of that, by default.
+            retry_kwargs: ``max_retries`` and ``countdown``, the delay, in one mapping.
+            acks_late: May be True, which is so anyway.
+            reject_on_worker_lost: Likewise.
+
+        Raises:
+            DuplicateTask: The name is taken.
+            ConfigError: An option is wrong, or the function cannot run where it is asked to.
+        """
+        register = partial(self._register, **options)
+        return register(*fn) if fn else register
+
+    def _register(
+        self, fn: Callable[..., Any], *, name: str | None = None, **given: Any
+    ) -> Task[..., Any]:
+        options = task_options(fn, given)
+        name = check_name(
+            "a task's name",
+            f"{self._module_of(fn)}.{fn.__qualname__}" if name is None else name,
+        )
+        kind = CoroutineTask if options.executor == "loop" else FunctionTask
+        task: Task[..., Any] = kind(fn, app=self._application, name=name, options=options)
+        known = self.tasks.get(name)
+        if known is not None and not _same_source(known.fn, fn):
+            raise DuplicateTask(
+                f"a task named {name} is registered already, for {_source(known.fn)}; give"
+                f" {_source(fn)} another one: @app.task(name=...)"
+            )
+        self.tasks[name] = task
+        return task
+
+    def declared_schedules(self) -> dict[str, Entry]:
+        """Return the schedules that stand in the code and in `beat_schedule`, by their ids.
+
+        That of a task that was given one where it is defined has the task's name.
+        """
+        declared = dict(self.conf.beat_schedule)
+        for name, task in self.tasks.items():
+            if task.options.schedule is not None:
+                if name in declared:
+                    raise ConfigError(
+                        f"beat_schedule has a {name!r}, and the task of this name has a schedule of"
+                        " its own: rename the one in beat_schedule"
+                    )
+                declared[name] = Entry(name, task.options.schedule)
+        return declared
+
+    def _module_of(self, fn: Callable[..., Any]) -> str:
+        """Return the module's name as a worker that imports it will know it."""
+        # Multiprocessing calls the main module by the latter in the processes it starts.
+        if fn.__module__ not in ("__main__", "__mp_main__"):
+            return fn.__module__
+        main = getattr(inspect.unwrap(fn), "__globals__", {})
+        spec, file = main.get("__spec__"), main.get("__file__")
+        if spec is not None:
+            return str(spec.name)
+        return Path(file).stem if file else self.name
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Put one more middleware around each send and each run, innermost."""
+        self.middlewares.append(middleware)
+
+    def on(self, kind: type[E]) -> Callable[[Observer[E]], Observer[E]]:
+        """Register an observer of one kind of event.
+
+        Example:
+            ::
+
+                @app.on(events.Failed)
+                def count(event: events.Failed) -> None:
+                    failures.labels(event.message.task).inc()
+        """
+
+        def register(observer: Observer[E]) -> Observer[E]:
+            self.observers.add(kind, observer)
+            return observer
+
+        return register
+
+    def lifespan(
+        self, function: Callable[[State], AsyncIterator[None]]
+    ) -> Callable[[State], AsyncIterator[None]]:
+        """Register what a worker does around its life: an async generator that yields once.
+
+        What it puts on `state` is there for the tasks as ``current_task().state``. Several
+        run in the order of their registration, and end in the reverse order.
+
+        Example:
+            ::
+
+                @app.lifespan
+                async def database(state: State) -> AsyncIterator[None]:
+                    async with asyncpg.create_pool(DSN) as state.pool:
+                        yield
+        """
+        self.lifespans.append(asynccontextmanager(function))
+        return function
+
+    def on_startup(self, hook: Hook) -> Hook:
+        """Register a coroutine function that each worker awaits before it takes tasks."""
+
+        @asynccontextmanager
+        async def life(state: State) -> AsyncIterator[None]:
+            await hook(state)
+            yield
+
+        self.lifespans.append(life)
+        return hook
+
+    def on_shutdown(self, hook: Hook) -> Hook:
+        """Register a coroutine function that each worker awaits after its last task."""
+
+        @asynccontextmanager
+        async def life(state: State) -> AsyncIterator[None]:
+            try:
+                yield
+            finally:
+                await hook(state)
+
+        self.lifespans.append(life)
+        return hook
+
+
+def _source(fn: Callable[..., Any]) -> str:
+    code = getattr(fn, "__code__", None)
+    return fn.__qualname__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether both are the same lines of a file, as after reloading a module."""
+    if "<locals>" in one.__qualname__:
+        return one is other  # another call of the function around it may have made another one
+    return _source(one) == _source(other) and one.__qualname__ == other.__qualname__

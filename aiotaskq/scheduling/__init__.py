@@ -1,0 +1,1 @@
+"""Schedules in a store, and the scheduler that sends their runs."""

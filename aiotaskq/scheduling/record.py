@@ -1,0 +1,217 @@
+"""A schedule as it rests in a store: its definition, as somebody wrote it, and how far it has come.
+
+Whoever changes one changes the revision that it has seen, and looks again if another was faster:
+nobody waits for anybody.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from aiotaskq.contract.message import RetryPolicy
+from aiotaskq.contract.records import StoredSchedule
+from aiotaskq.contract.schedules import ScheduleStore
+from aiotaskq.encoding.codec import to_builtin
+from aiotaskq.errors import ConfigError, EncodeError
+from aiotaskq.recurrence import GRACE, Misfire, Overlap, Schedule, Timing
+from aiotaskq.retry import Retry, for_call
+from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.call import Call
+from aiotaskq.tasks.definition import TaskDefinition
+from aiotaskq.tasks.options import CallOptions, check_args, check_name, check_options
+from aiotaskq.tasks.task import Task
+
+_ATTEMPTS = 100  # of a change that others are faster with each time
+
+
+class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a schedule sends and when, as it rests in a store."""
+
+    task: str
+    timing: Timing
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # of the calls; a retry as a `RetryPolicy`
+    overlap: Overlap = "allow"
+    misfire: Misfire = "once"
+    grace: float = GRACE  # seconds
+    owner: str = ""  # the application in whose code it stands; empty: it was made at run time
+
+    def call(self, extra: CallOptions) -> Call[Any]:
+        """Return the call of one run."""
+        options = dict(self.options)
+        if "retry" in options:
+            options["retry"] = for_call(msgspec.convert(options["retry"], RetryPolicy), Retry())
+        return Call(
+            self.task, tuple(self.args), self.kwargs, cast("CallOptions", {**options, **extra})
+        )
+
+
+class ScheduleState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a schedule has come."""
+
+    due: float | None = None  # Unix time of the next run, before jitter; None: there is none
+    paused: bool = False
+    last_due: float | None = None  # of the last run that was sent
+    last_at: float | None = None  # when it was sent, by the store's clock
+    last_id: str | None = None  # of its task
+    runs: int = 0  # sent so far
+    skipped: int = 0  # left out, as they came too late or the one before had not ended
+
+
+class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as it rests in a store."""
+
+    definition: ScheduleDefinition
+    state: ScheduleState
+
+    def stored(self, schedule_id: str) -> StoredSchedule:
+        """Return what a store keeps, as a new revision."""
+        due = None if self.state.paused else self.state.due
+        coming = None if due is None else self.definition.timing.delayed(due, schedule_id)
+        return StoredSchedule(
+            id=schedule_id, body=_encode(self), due_at=coming, revision=uuid.uuid4().hex
+        )
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(ScheduleRecord).decode
+
+
+def read(stored: StoredSchedule) -> ScheduleRecord:
+    """Return what rests in a store.
+
+    Raises:
+        ConfigError: It cannot be read here.
+    """
+    try:
+        return _decode(stored.body)
+    except (msgspec.MsgspecError, ConfigError, ValueError) as error:
+        raise ConfigError(
+            f"the stored schedule {stored.id!r} cannot be read: {error}; remove it and add it again"
+        ) from error
+
+
+def define(
+    app: Application, task: Task[Any, Any] | Call[Any] | str, schedule: Schedule
+) -> ScheduleDefinition:
+    """Return what a store keeps of a schedule.
+
+    Raises:
+        ConfigError: Something about it is wrong.
+        TypeError: The arguments do not fit the task.
+    """
+    given: Any = task  # whatever it was given
+    if isinstance(given, Call):
+        if schedule.args or schedule.kwargs or schedule.options:
+            raise ConfigError(
+                "the arguments and options stand in task.s(...) and in the Schedule: give them once"
+            )
+        name, args, kwargs, options = given.name, given.args, given.kwargs, given.options
+    else:
+        name = given.name if isinstance(given, Task) else given
+        args, kwargs = check_args(schedule.args), dict(schedule.kwargs)
+        options = check_options(cast("CallOptions", dict(schedule.options)))
+    check_name("a task's name", name)
+    known = app.tasks.get(name)
+    if known is not None:
+        known.arguments.check(args, kwargs)
+    for option in ("eta", "task_id", "connection"):
+        if option in options:
+            raise ConfigError(f"{option} makes no sense for a schedule: each run is another task")
+    if schedule.overlap == "skip":
+        _check_results(app, name, known)
+    return ScheduleDefinition(
+        task=name,
+        timing=schedule.timing(app.conf.timezone),
+        args=_plain("args", list(args)),
+        kwargs=_plain("kwargs", kwargs),
+        options=_plain_options(options),
+        overlap=schedule.overlap,
+        misfire=schedule.misfire,
+        grace=schedule.grace,
+    )
+
+
+def renewed(
+    known: ScheduleRecord | None, definition: ScheduleDefinition, now: float
+) -> ScheduleRecord:
+    """Return a schedule with a new definition, and what is known of its last run."""
+    state = ScheduleState() if known is None else known.state
+    due = definition.timing.after(now if state.last_due is None else max(now, state.last_due))
+    return ScheduleRecord(definition=definition, state=replace(state, due=due))
+
+
+async def change_record(
+    store: ScheduleStore,
+    schedule_id: str,
+    change: Callable[[ScheduleRecord | None], ScheduleRecord | None],
+) -> ScheduleRecord | None:
+    """Change a schedule, given what it is now; as often as another is faster."""
+    for _ in range(_ATTEMPTS):
+        found = await store.load([schedule_id])
+        known = read(found[0]) if found else None
+        record = change(known)
+        if record is None or record == known:
+            return record
+        seen = found[0].revision if found else None
+        if await store.compare_and_swap(schedule_id, seen, record.stored(schedule_id)):
+            return record
+    raise _contended(schedule_id)
+
+
+async def drop_record(store: ScheduleStore, schedule_id: str) -> bool:
+    """Remove a schedule, as often as another is faster; False if there is none."""
+    for _ in range(_ATTEMPTS):
+        found = await store.load([schedule_id])
+        if not found:
+            return False
+        if await store.compare_and_swap(schedule_id, found[0].revision, None):
+            return True
+    raise _contended(schedule_id)
+
+
+def _contended(schedule_id: str) -> ConfigError:
+    return ConfigError(
+        f"the schedule {schedule_id!r} was changed by others {_ATTEMPTS} times meanwhile: try again"
+    )
+
+
+def _check_results(app: Application, name: str, task: TaskDefinition | None) -> None:
+    own = None if task is None else task.options.ignore_result
+    ignored = app.conf.task_ignore_result if own is None else own
+    if ignored or not app.keeps_results:
+        raise ConfigError(
+            f'overlap="skip" has to see whether the last run has ended, and {name} keeps no'
+            " results: give it some, or leave overlap out"
+        )
+
+
+def _plain(what: str, value: Any) -> Any:
+    try:
+        return msgspec.to_builtins(value, enc_hook=to_builtin, str_keys=True)
+    except Exception as error:  # a value's own methods may raise anything
+        raise EncodeError(
+            f"{what} of a schedule rest as JSON, and these have no form in it: {error}"
+        ) from error
+
+
+def _plain_options(options: CallOptions) -> dict[str, Any]:
+    plain: dict[str, Any] = dict(options)
+    expires = plain.get("expires")
+    if isinstance(expires, datetime):
+        raise ConfigError(
+            "expires is a point in time; of a schedule it has to be seconds, or a timedelta, from"
+            " each run on"
+        )
+    if expires is not None and not isinstance(expires, int | float):
+        plain["expires"] = expires.total_seconds()
+    if "retry" in plain:
+        plain["retry"] = plain["retry"].to_policy()
+    return cast("dict[str, Any]", _plain("options", plain))

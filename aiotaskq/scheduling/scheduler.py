@@ -1,0 +1,347 @@
+"""The scheduler: sends the runs of schedules when they are due.
+
+Any number of schedulers do so side by side, and none is special. Each looks for what is due,
+makes the messages, and asks the store for one step: "if this schedule is still as I saw it, move it
+on and store these". Of several who see the same run one succeeds, so that it is sent once; one that
+dies leaves nothing behind that another would have to wait for.
+
+::
+
+    look: what is due? ─▶ for each, in a task of its own: plan ─ overlap? ─ write ─▶ swap
+     ▲                                                                                │
+     └── sleep until the next is due, at most a second: others may add some ◀─────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from msgspec.structs import replace
+
+from aiotaskq.backoff import Backoff
+from aiotaskq.client.prepare import Outgoing, check_traits, seal, write
+from aiotaskq.contract.message import Envelope, Message
+from aiotaskq.contract.records import StoredSchedule
+from aiotaskq.contract.schedules import ScheduleStore
+from aiotaskq.errors import Unavailable
+from aiotaskq.events import Sent
+from aiotaskq.middleware import wrap_send
+from aiotaskq.recurrence import Plan, plan
+from aiotaskq.scheduling.record import ScheduleRecord, read
+from aiotaskq.scheduling.schedules import synchronize
+from aiotaskq.tasks.application import Application
+
+logger = logging.getLogger("aiotaskq.scheduler")
+
+_LOOK = 1.0  # seconds between looks, at most: what others add is heard of by looking
+_AT_ONCE = 1000  # schedules whose runs are sent at the same time, those that hang included
+_MOST_RUNS = 500  # of one schedule in one step
+_PATIENCE = 30.0  # seconds for one schedule's runs to be made and stored
+_PAUSES = (0.1, 5.0)  # seconds: the first pause while the store is away, and the longest
+_RESTS = (1.0, 60.0)  # the same after a schedule has failed, for that one alone
+_POLITE = 0.05  # seconds, at most, by which one waits that came second to others the last time
+
+
+class Scheduler:
+    """Sends the due runs of an application's schedules, from the running event loop.
+
+    Two ways to run one: ``async with scheduler:`` starts it on entry and stops it on exit;
+    ``await scheduler.run()`` returns when it was told to `stop`. It waits out a broker that cannot
+    be reached.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        self._stopping = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, tuple[float, Backoff]] = {}  # by id; the first: when to try again
+        self._polite = 0.0
+        self._main: asyncio.Task[None] | None = None
+
+    async def run(self, *, patient: bool = True) -> None:
+        """Send what is due until told to stop; what is being sent then is finished.
+
+        Args:
+            patient: Whether to wait for a broker that cannot be reached at the beginning.
+
+        Raises:
+            ConfigError: A schedule of the code is wrong, or the broker keeps no schedules.
+            BrokerUnavailable: It cannot be reached, and the scheduler is not patient.
+        """
+        try:
+            store = await self._prepare(patient=patient)
+            if store is not None:
+                logger.info("scheduler ready")
+                await self._serve(store)
+        finally:
+            await self._finish()
+
+    def stop(self) -> None:
+        """Tell `run` to return. From its own event loop only."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def __aenter__(self) -> Self:
+        """Start in the background."""
+        self._main = asyncio.create_task(self.run(), name="aiotaskq-scheduler")
+        self._main.add_done_callback(_tell_failure)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop, and raise what it failed with."""
+        self.stop()
+        if self._main is not None:
+            await self._main
+
+    # The loop
+
+    async def _prepare(self, *, patient: bool) -> ScheduleStore | None:
+        """Return the store, in step with the code; None if told to stop before."""
+        backoff = Backoff(*_PAUSES)
+        while not self._stopping.is_set():
+            try:
+                store = (await self._app.broker()).schedules()
+                put, removed = await synchronize(store, self._app, self._app.declared_schedules())
+            except Unavailable as error:
+                if not patient:
+                    raise
+                await self._outage(error, backoff)
+                continue
+            for what, ids in (("put", put), ("removed", removed)):
+                if ids:
+                    logger.info("schedules of the code %s: %s", what, ", ".join(ids))
+            return store
+        return None
+
+    async def _serve(self, store: ScheduleStore) -> None:
+        backoff = Backoff(*_PAUSES)
+        while not self._stopping.is_set():
+            self._wake.clear()
+            # Those that are busy, or failed, are due as well: they must not stand before others.
+            limit = _AT_ONCE + len(self._busy) + len(self._failed)
+            asked = asyncio.get_running_loop().time()
+            try:
+                found = await store.due(limit)
+            except Unavailable as error:
+                await self._outage(error, backoff)
+                continue
+            backoff.reset()
+            # What failed and is not due any more was removed, or paused.
+            due = {stored.id for stored in found.schedules}
+            self._failed = {name: told for name, told in self._failed.items() if name in due}
+            for stored in found.schedules:
+                self._begin(store, stored, found.now)
+            await self._rest(asked, found.now, found.next_at)
+
+    async def _outage(self, error: Unavailable, backoff: Backoff) -> None:
+        """Wait while the store is away, longer each time."""
+        if not backoff.failures:
+            logger.warning("no runs can be sent now, trying again: %s", error)
+        await self._sleep(backoff.next())
+
+    async def _rest(self, asked: float, now: float, next_at: float | None) -> None:
+        """Wait until something may be due."""
+        until = asked + _LOOK
+        if next_at is not None and next_at - now < _LOOK:
+            until = asked + next_at - now + self._polite * random.random()
+        until = min([until, *(again for again, _ in self._failed.values())])
+        await self._sleep(until - asyncio.get_running_loop().time())
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, unless something was sent, or it is told to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._wake.wait()
+
+    async def _finish(self) -> None:
+        if self._busy:
+            await asyncio.wait(self._busy.values(), timeout=_PATIENCE)
+        for task in self._busy.values():
+            task.cancel()
+
+    # One schedule
+
+    def _begin(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> None:
+        failed = self._failed.get(stored.id)
+        if failed is not None and asyncio.get_running_loop().time() < failed[0]:
+            return
+        if stored.id in self._busy:
+            return
+        if len(self._busy) >= _AT_ONCE:
+            return
+        self._busy[stored.id] = asyncio.create_task(self._attempt(store, stored, now))
+
+    async def _attempt(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> None:
+        """Send what is due of one schedule; whatever goes wrong concerns no other."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                first = await self._send(store, stored, now)
+        except Exception as error:
+            self._note_failure(stored.id, error)
+        else:
+            self._failed.pop(stored.id, None)
+            self._polite = 0.0 if first else _POLITE
+        finally:
+            del self._busy[stored.id]
+            self._wake.set()
+
+    def _note_failure(self, schedule_id: str, error: Exception) -> None:
+        failed = self._failed.get(schedule_id)
+        backoff = Backoff(*_RESTS, jitter=False) if failed is None else failed[1]
+        rest = backoff.next()
+        self._failed[schedule_id] = asyncio.get_running_loop().time() + rest, backoff
+        if isinstance(error, Unavailable):
+            logger.warning("the runs of %s cannot be sent now: %s", schedule_id, error)
+        elif isinstance(error, TimeoutError):
+            logger.error(
+                "the runs of %s could not be sent within %g s: a middleware hangs, or a server;"
+                " trying again in %g s",
+                schedule_id,
+                _PATIENCE,
+                rest,
+            )
+        else:
+            logger.error(
+                "the runs of %s cannot be sent; trying again in %g s",
+                schedule_id,
+                rest,
+                exc_info=error,
+            )
+
+    async def _send(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> bool:
+        """Send what is due of one schedule; return whether nobody else was faster."""
+        record = read(stored)
+        due = record.state.due
+        if due is None:  # nothing is left of it, so nothing should be due
+            return True
+        definition = record.definition
+        planned = plan(
+            definition.timing,
+            stored.id,
+            due,
+            now,
+            misfire=definition.misfire,
+            grace=definition.grace,
+            most=_MOST_RUNS,
+        )
+        runs = await self._without_overlap(record, planned.runs, now)
+        messages, envelopes = await self._write(stored.id, record, runs)
+        moved = _moved(stored.id, record, planned, runs, now)
+        # One that was made at run time and has no more runs would stay for ever.
+        ended = planned.next_due is None and not definition.owner
+        new = None if ended else moved.stored(stored.id)
+        if not await store.compare_and_swap(stored.id, stored.revision, new, envelopes):
+            return False
+        self._tell(stored.id, record, planned, runs, messages)
+        return True
+
+    async def _without_overlap(
+        self, record: ScheduleRecord, runs: Sequence[float], now: float
+    ) -> Sequence[float]:
+        """Return the runs that may be sent beside the one before."""
+        if record.definition.overlap == "allow" or not runs:
+            return runs
+        return [] if await self._is_unfinished(record, now) else runs[-1:]
+
+    async def _is_unfinished(self, record: ScheduleRecord, now: float) -> bool:
+        backend = await self._app.backend()
+        state = record.state
+        if backend is None or state.last_id is None or state.last_at is None:
+            return False
+        outcome = (await backend.load([state.last_id])).get(state.last_id)
+        if outcome is not None:
+            return not outcome.status.final
+        # It has not ended, or so long ago that its result is gone.
+        kept = self._app.conf.result_expires
+        return kept is None or now - state.last_at < kept
+
+    async def _write(
+        self, schedule_id: str, record: ScheduleRecord, runs: Sequence[float]
+    ) -> tuple[list[Message], list[Envelope]]:
+        """Return the messages of runs, as the middleware lets them through, and their envelopes."""
+        app = self._app
+        broker = await app.broker()
+        messages: list[Message] = []
+        envelopes: list[Envelope] = []
+        task = app.tasks.get(record.definition.task)
+        for due in runs:
+            call = record.definition.call({"task_id": run_id(schedule_id, due)})
+            # Not unique: that a run is sent once is the store's to see to, at no cost.
+            outgoing = write(call, task, app.conf, app.codec)._replace(unique=False)
+            check_traits(outgoing, broker.traits, broker.url)
+
+            async def keep(message: Message, outgoing: Outgoing = outgoing) -> None:
+                messages.append(message)
+                envelopes.append(seal(outgoing.with_message(message), app.codec))
+
+            await wrap_send(app.middlewares, keep)(outgoing.message)
+        return messages, envelopes
+
+    def _tell(
+        self,
+        schedule_id: str,
+        record: ScheduleRecord,
+        planned: Plan,
+        runs: Sequence[float],
+        messages: Sequence[Message],
+    ) -> None:
+        if planned.missed:
+            logger.warning(
+                "nobody sent the runs of %s in time since %s; misfire=%r: %d of them sent now",
+                schedule_id,
+                _iso(record.state.due or 0.0),
+                record.definition.misfire,
+                len(runs),
+            )
+        elif len(runs) < len(planned.runs):
+            logger.info("left out %s: its last run has not ended", schedule_id)
+        for message in messages:
+            logger.info("sent %s of %s", message, schedule_id)
+            if self._app.observers.heard(Sent):
+                self._app.observers.emit(Sent(message=message))
+
+
+def run_id(schedule_id: str, due: float) -> str:
+    """Return the id of the task of one run: the same whoever sends it."""
+    return f"{schedule_id}@{_iso(due)}"
+
+
+def _iso(moment: float) -> str:
+    text = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None).isoformat()
+    return f"{text.rstrip('0')}Z" if "." in text else f"{text}Z"
+
+
+def _moved(
+    schedule_id: str, record: ScheduleRecord, planned: Plan, runs: Sequence[float], now: float
+) -> ScheduleRecord:
+    """Return a schedule after its runs were sent, or left out."""
+    state = replace(
+        record.state,
+        due=planned.next_due,
+        runs=record.state.runs + len(runs),
+        skipped=record.state.skipped + len(planned.runs) - len(runs) + planned.missed,
+    )
+    if runs:
+        last = runs[-1]
+        state = replace(state, last_due=last, last_at=now, last_id=run_id(schedule_id, last))
+    return replace(record, state=state)
+
+
+def _tell_failure(main: asyncio.Task[None]) -> None:
+    """Say at once that it ended; its error is raised only where it is left."""
+    error = None if main.cancelled() else main.exception()
+    if error is not None:
+        logger.error("the scheduler failed", exc_info=error)

@@ -1,0 +1,198 @@
+"""The caller's grip on a sent task: `TaskHandle` for async code, `AsyncResult` for plain code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any, Generic, TypeVar, cast
+
+from aiotaskq import bridge
+from aiotaskq.contract.outcome import TaskStatus
+from aiotaskq.errors import ResultError, ResultTimeout
+from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.result import TaskResult
+
+R = TypeVar("R", covariant=True)
+
+
+class TaskHandle(Generic[R]):
+    """One sent task. Works in any event loop and costs nothing until it is asked.
+
+    Attributes:
+        id: The id of the task.
+    """
+
+    __slots__ = ("_app", "id")
+
+    def __init__(self, task_id: str, app: Application) -> None:
+        self.id = task_id
+        self._app = app
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task, as Celery users call it."""
+        return self.id
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the task to end and return what it returned.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever, 0 only looks. The task goes on after it.
+
+        Raises:
+            ResultTimeout: It did not end in time.
+            TaskRevoked: It was cancelled, or expired.
+            TaskFailed: It raised. Also an instance of the remote type where that is a builtin, or
+                its module is already imported here.
+        """
+        return (await self.wait(timeout)).value()
+
+    async def wait(self, timeout: float | None = None) -> TaskResult[R]:
+        """Wait for the task to end and tell how, without raising its failure.
+
+        Raises:
+            ResultTimeout: It did not end in time.
+        """
+        # Without time to wait, what is there now still counts.
+        if timeout is not None and timeout <= 0:
+            there = await self._app.load_outcome(self.id)
+            if there is not None and there.status.final:
+                return self._app.read(there)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                outcome = await self._app.wait_outcome(self.id)
+        except TimeoutError:
+            if not limit.expired():
+                raise  # of a driver
+            raise ResultTimeout(f"no result of {self.id} after {timeout:g} s") from None
+        return self._app.read(outcome)
+
+    async def status(self) -> TaskStatus:
+        """Tell where the task stands. PENDING also means that nothing is known of the id."""
+        outcome = await self._app.load_outcome(self.id)
+        return TaskStatus.PENDING if outcome is None else outcome.status
+
+    async def cancel(self) -> None:
+        """Revoke the task: waiting, delayed or to be tried again, it never starts.
+
+        Running, it is cancelled.
+
+        A task that has ended stays as it ended. A plain function in a thread cannot be
+        stopped; its outcome is refused.
+        """
+        await self._app.cancel(self.id)
+
+    async def forget(self) -> bool:
+        """Delete the result before its time; False if there was none."""
+        return await self._app.forget(self.id)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.result().__await__()
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle: {self.id}>"
+
+
+class AsyncResult(Generic[R]):
+    """A sent task, for code that cannot await: the shape that Celery users know.
+
+    Attributes:
+        id: The id of the task.
+    """
+
+    __slots__ = ("_app", "id")
+
+    def __init__(self, task_id: str, app: Application) -> None:
+        self.id = task_id
+        self._app = app
+
+    @property
+    def task_id(self) -> str:
+        return self.id
+
+    def get(self, timeout: float | None = None, propagate: bool = True) -> R:
+        """Wait for the task to end and return what it returned.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+            propagate: Raise the task's failure; otherwise return the exception.
+
+        Raises:
+            ResultTimeout, TaskRevoked, TaskFailed: As `TaskHandle.result` does.
+        """
+        handle: TaskHandle[R] = TaskHandle(self.id, self._app)
+        ended = bridge.run(handle.wait(timeout), instead="`await handle.result()`")
+        if ended.error is not None and not propagate:
+            return cast("R", ended.error)
+        return ended.value()
+
+    def _now(self) -> TaskResult[R] | TaskStatus:
+        outcome = bridge.run(self._app.load_outcome(self.id), instead="`await handle.status()`")
+        if outcome is None:
+            return TaskStatus.PENDING
+        return self._app.read(outcome) if outcome.status.final else outcome.status
+
+    @property
+    def status(self) -> str:
+        """PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED."""
+        now = self._now()
+        return str(now.status if isinstance(now, TaskResult) else now)
+
+    @property
+    def state(self) -> str:
+        """The same as `status`."""
+        return self.status
+
+    @property
+    def result(self) -> R | ResultError | None:
+        """What the task returned, the exception if it failed, None while it has not ended."""
+        now = self._now()
+        if not isinstance(now, TaskResult):
+            return None
+        return now.return_value if now.error is None else now.error
+
+    @property
+    def traceback(self) -> str | None:
+        """The traceback in the worker, if the task failed."""
+        now = self._now()
+        return now.traceback if isinstance(now, TaskResult) else None
+
+    def ready(self) -> bool:
+        """Whether the task has ended."""
+        return isinstance(self._now(), TaskResult)
+
+    def successful(self) -> bool:
+        """Whether the task has returned."""
+        return self.status == TaskStatus.SUCCESS
+
+    def failed(self) -> bool:
+        """Whether the task has raised."""
+        return self.status == TaskStatus.FAILURE
+
+    def revoke(self, terminate: bool = False, signal: str | int | None = None) -> None:
+        """Revoke the task: waiting, delayed or to be tried again, it never starts.
+
+        Args:
+            terminate: Whether it is cancelled if it runs. If not, it goes on, and ends as it ends.
+            signal: Makes no difference: a coroutine is cancelled, a process of the pool killed.
+                The outcome of a plain function in a thread, which cannot be stopped, is refused.
+        """
+        revoking = self._app.cancel(self.id, running=terminate)
+        bridge.run(revoking, instead="`await handle.cancel()`")
+
+    def forget(self) -> None:
+        """Delete the result before its time."""
+        bridge.run(self._app.forget(self.id), instead="`await handle.forget()`")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncResult) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult: {self.id}>"

@@ -1,0 +1,109 @@
+"""What a worker knows of its own state: whether it is healthy, and what should not happen.
+
+Only what is rare is counted here; a task that goes well costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection
+
+from aiotaskq import events
+from aiotaskq.backoff import Backoff
+from aiotaskq.contract.message import on_one_line
+from aiotaskq.events import Observers
+
+logger = logging.getLogger("aiotaskq.worker")
+
+SICK_AFTER = 5.0
+"""Seconds for which a server may be away before the worker says that it is not healthy."""
+
+
+class Health:
+    """Of one worker, over all its incarnations. Belongs to its event loop.
+
+    Attributes:
+        counts: How often: `refused` outcomes that came too late, `stuck` tasks that did not end
+            when they were told to, `buried` ones, `reclaimed` ones that this worker took back
+            from the dead, `unknown` ones that were put back, `lost` leases, `trimmed` dead
+            letters, `blocked` event loops.
+    """
+
+    def __init__(self, observers: Observers, worker: str) -> None:
+        self._observers = observers
+        self._worker = worker
+        self._problems: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong now; nothing, if it is healthy."""
+        return tuple(self._problems.values())
+
+    def complain(self, about: str, problem: str) -> None:
+        """Note a problem, until `recover` is called for it."""
+        before, self._problems[about] = self._problems.get(about), problem
+        if before is None:
+            logger.error("%s is not healthy: %s", self._worker, problem)
+            self._tell()
+
+    def recover(self, about: str) -> None:
+        """Note that a problem is over."""
+        if self._problems.pop(about, None) is not None:
+            if not self._problems:
+                logger.warning("%s is healthy again", self._worker)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._observers.heard(events.HealthChanged):
+            self._observers.emit(events.HealthChanged(worker=self._worker, problems=self.problems))
+
+    def refused(self, ids: Collection[str]) -> None:
+        """Count outcomes that came too late, and tell of them."""
+        for task_id in ids:
+            self.counts["refused"] += 1
+            logger.warning("the outcome of %s came too late and was dropped", on_one_line(task_id))
+            if self._observers.heard(events.Refused):
+                self._observers.emit(events.Refused(task_id=task_id))
+
+
+class Outage:
+    """A server that is away: how long to wait, what to log, and when it becomes a problem.
+
+    Args:
+        health: Where it is noted.
+        what: What cannot be done meanwhile, such as "cannot fetch tasks".
+        pauses: Seconds: the first pause, and the longest.
+    """
+
+    def __init__(self, health: Health, what: str, pauses: tuple[float, float]) -> None:
+        self._health = health
+        self._what = what
+        self._backoff = Backoff(*pauses)
+        self._began = 0.0
+        # What one of an earlier incarnation has noted: nobody else would ever say it is over.
+        health.recover(what)
+
+    @property
+    def on(self) -> bool:
+        """Whether the last try failed."""
+        return self._backoff.failures > 0
+
+    def pause(self, error: Exception) -> float:
+        """Note one more failure and return the seconds to wait, longer each time."""
+        now = time.monotonic()
+        if not self._backoff.failures:
+            self._began = now
+            logger.warning("%s, trying again: %s", self._what, error)
+        elif now - self._began > SICK_AFTER:
+            self._health.complain(self._what, f"{self._what}: {error}")
+        return self._backoff.next()
+
+    def over(self) -> None:
+        """Note a success."""
+        if self._backoff.failures:
+            self._backoff.reset()
+            logger.warning("%s: over", self._what)
+            self._health.recover(self._what)

@@ -1,0 +1,140 @@
+"""Passes on what waits in the outbox: from PostgreSQL, where senders commit it, to the broker.
+
+Each worker process has a relay, and any number may take from one outbox. What a relay has taken
+and not passed on when it dies, another takes; what was passed on and not taken out goes a second
+time, and the broker refuses its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from aiotaskq.client.outbox import Outbox, disclose
+from aiotaskq.contract.broker import Broker, Consumer
+from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
+from aiotaskq.errors import AioTaskQError, DecodeError, LeaseLost, Unavailable
+from aiotaskq.worker.health import Health, Outage
+
+logger = logging.getLogger("aiotaskq.worker")
+
+_FIRST = 10  # envelopes taken at first, before anything is known of their size
+_BATCH = 1000  # envelopes passed on in one call
+_BATCH_BYTES = 8 * 1024 * 1024
+_WAIT = 2.0  # seconds that an idle fetch waits; it is woken by what is committed
+_PAUSES = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
+_AGAIN = 60.0  # seconds until what the broker refuses is offered to it again
+
+
+class OutboxRelay:
+    """Moves envelopes on, one batch at a time.
+
+    Args:
+        name: The worker's.
+        lease: Seconds after which another relay takes what this one has taken and not passed on.
+    """
+
+    def __init__(
+        self, outbox: Outbox, broker: Broker, health: Health, *, name: str, lease: float
+    ) -> None:
+        self._outbox = outbox
+        self._broker = broker
+        self._name = name
+        self._lease = lease
+        self._limit = _FIRST
+        self._outage = Outage(health, "tasks wait in the outbox", _PAUSES)
+
+    async def run(self) -> None:
+        """Pass on what there is, until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._live()
+                except LeaseLost:
+                    continue
+                except AioTaskQError as error:  # a wrong setting as well: somebody may mend it
+                    await self._rest(error)
+                except Exception as error:  # a fault of a driver's must not leave all tasks there
+                    logger.exception("the relay failed, and goes on")
+                    await self._rest(error)
+        finally:
+            await self._outbox.close()
+
+    async def _rest(self, error: Exception) -> None:
+        await asyncio.sleep(self._outage.pause(error))
+
+    async def _live(self) -> None:
+        """Serve under one lease, until it is lost or a server is away."""
+        consumer = self._outbox.consumer(name=self._name, lease=self._lease)
+        lease = self._outbox.store.lease(consumer.grant)
+        try:
+            await self._outbox.open()
+            await consumer.open()
+            while True:
+                await self._outbox.store.maintain()
+                # No longer than it may go without renewing its lease.
+                deliveries = await consumer.fetch(self._limit, min(_WAIT, self._lease / 4))
+                if deliveries:
+                    await self._pass_on(consumer, deliveries)
+                    self._adapt(deliveries)
+                self._outage.over()
+                if not await lease.renew():
+                    return
+        finally:
+            await lease.close()
+            await consumer.close()
+
+    def _adapt(self, deliveries: Sequence[Delivery]) -> None:
+        """Take as many the next time as have room in a call, if they are of the same size."""
+        size = sum(len(one.body) for one in deliveries) // len(deliveries)
+        self._limit = max(1, min(_BATCH, 2 * self._limit, _BATCH_BYTES // max(size, 1)))
+
+    async def _pass_on(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        settlements: list[Settlement] = []
+        envelopes: list[tuple[Delivery, Envelope]] = []
+        for delivery in deliveries:
+            try:
+                envelope = disclose(delivery)
+            except DecodeError as error:
+                logger.error("%s in the outbox goes to its dead letters: %s", delivery.id, error)
+                settlements.append(Dead(delivery, str(error), b""))
+            else:
+                envelopes.append((delivery, replace(envelope, unique=self._broker.traits.unique)))
+        settlements += await self._publish(envelopes)
+        await consumer.settle(settlements)
+
+    async def _publish(self, batch: Sequence[tuple[Delivery, Envelope]]) -> list[Settlement]:
+        if not batch:
+            return []
+        if len(batch) > 1 and sum(len(one.body) for _, one in batch) > _BATCH_BYTES:
+            middle = len(batch) // 2
+            return [
+                done
+                for half in (batch[:middle], batch[middle:])
+                for done in await self._publish(half)
+            ]
+        try:
+            await self._broker.publish([envelope for _, envelope in batch])
+        except Unavailable:
+            raise
+        except AioTaskQError as error:
+            if len(batch) > 1:  # the others are not to wait for one that the broker refuses
+                return [done for one in batch for done in await self._publish([one])]
+            (delivery, envelope) = batch[0]
+            logger.error("%s cannot be passed on from the outbox: %s", envelope.id, error)
+            return [Again(delivery, _put_off(delivery))]
+        return [Done(delivery) for delivery, _ in batch]
+
+
+def _put_off(delivery: Delivery) -> Envelope:
+    return Envelope(
+        id=delivery.id,
+        queue=delivery.queue,
+        body=delivery.body,
+        delay=_AGAIN,
+        expires_at=delivery.expires_at,
+    )

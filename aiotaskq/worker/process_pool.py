@@ -1,0 +1,350 @@
+"""A pool of processes for plain functions that hold the interpreter: parsing, rendering, numbers.
+
+Each process runs one task at a time over a pipe of its own, so the death of one (a segmentation
+fault, the out-of-memory killer) fails the task that it ran and nothing else. Nothing is pickled:
+a process gets the message's own bytes, reads the arguments itself and sends back the
+encoded result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from aiotaskq.context import State, TaskContext, enter
+from aiotaskq.encoding.codec import Codec
+from aiotaskq.encoding.exceptions import describe
+from aiotaskq.errors import (
+    AioTaskQError,
+    Reject,
+    RetryLater,
+    Snooze,
+    SoftTimeLimitExceeded,
+    Verdict,
+)
+from aiotaskq.tasks.definition import TaskDefinition
+from aiotaskq.tasks.task import Task
+from aiotaskq.worker.thread_pool import ThreadPool
+
+_STOP_WAIT = 1.0  # seconds that an idle process gets to exit by itself
+
+
+class ProcessDied(AioTaskQError):
+    """The process that ran a task ended under it."""
+
+
+class ProcessRequest(msgspec.Struct, frozen=True):
+    """What a process is asked to run."""
+
+    module: str
+    qualname: str
+    body: bytes
+    worker: str
+    soft_timeout: float | None = None
+
+
+class ProcessVerdict(msgspec.Struct, frozen=True):
+    """A verdict that the task raised."""
+
+    kind: str
+    reason: str
+    delay: float | None = None
+    most: float | None = None  # attempts
+
+
+class ProcessReply(msgspec.Struct, frozen=True):
+    """What came of it: the encoded value, or the encoded error with its traceback."""
+
+    value: bytes | None = None
+    error: bytes | None = None
+    traceback: str = ""
+    verdict: ProcessVerdict | None = None
+
+
+class RemoteFailure(Exception):
+    """A task raised in a process of the pool; what it raised is encoded already.
+
+    Attributes:
+        error: The encoded error.
+        traceback: Its traceback.
+        verdict: Set where that was a verdict, which `error` then tells the cause of.
+    """
+
+    def __init__(self, error: Raw, traceback: str, verdict: Verdict | None = None) -> None:
+        super().__init__(traceback)
+        self.error = error
+        self.traceback = traceback
+        self.verdict = verdict
+
+
+class ProcessPool:
+    """Runs tasks in at most `size` processes, started when needed. Belongs to one event loop.
+
+    Args:
+        size: The most processes.
+        codec_settings: The keyword arguments of the application's `Codec`.
+    """
+
+    def __init__(self, size: int, codec_settings: dict[str, Any], *, worker: str) -> None:
+        self.size = size
+        self._codec_settings = codec_settings
+        self._worker = worker
+        self._threads = ThreadPool(size, name="aiotaskq-process")  # one to talk to each process
+        self._idle: deque[_Process] = deque()
+        self._busy: set[_Process] = set()
+
+    async def run(
+        self, task: TaskDefinition, body: bytes, soft_timeout: float | None = None
+    ) -> Raw:
+        """Run a task's message in a process and return the encoded result.
+
+        Cancelling the call ends the process that runs it, and only that one.
+
+        Args:
+            task: Whose function to call.
+            body: The message.
+            soft_timeout: Seconds after which SoftTimeLimitExceeded is raised in it.
+
+        Raises:
+            RemoteFailure: The task raised there.
+            ProcessDied: The process ended under it.
+        """
+        fn = task.fn
+        request = ProcessRequest(fn.__module__, fn.__qualname__, body, self._worker, soft_timeout)
+        exchange = _Exchange(request)
+        try:
+            reply = await self._threads.run(self._talk, exchange)
+        except BaseException:
+            exchange.abort()
+            raise
+        if reply.value is None:
+            verdict = reply.verdict and _understand(reply.verdict)
+            raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback, verdict)
+        return Raw(reply.value)
+
+    def _talk(self, exchange: _Exchange) -> ProcessReply:
+        """Do an exchange; in a thread. As many threads as processes, so one is free.
+
+        Only this thread puts the process back or collects it, whatever becomes of the caller.
+        """
+        process = self._take()
+        try:
+            reply = exchange.do(process)
+        except BaseException:
+            self._busy.discard(process)
+            process.end()
+            raise
+        self._busy.discard(process)
+        self._idle.append(process)
+        return reply
+
+    def _take(self) -> _Process:
+        process = self._find_idle() or _Process(self._codec_settings)
+        self._busy.add(process)
+        return process
+
+    def _find_idle(self) -> _Process | None:
+        while True:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                return None
+            if process.alive():
+                return process
+            process.end()  # something killed it while it had nothing to do
+
+    async def close(self) -> None:
+        """End all processes, at once if they are busy."""
+        for process in list(self._busy):
+            process.kill()
+        await self._threads.run(self._stop)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_WAIT):
+                await self._threads.drained()  # they collect what was killed
+        await self._threads.close()
+
+    def _stop(self) -> None:
+        while self._idle:
+            self._idle.pop().end(_STOP_WAIT)
+
+
+class _Exchange:
+    """One request and its reply: begun in a thread, aborted from the event loop."""
+
+    def __init__(self, request: ProcessRequest) -> None:
+        self._request = request
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self._aborted = False
+
+    def do(self, process: _Process) -> ProcessReply:
+        with self._lock:
+            if self._aborted:
+                raise ProcessDied("it was cancelled before it began")
+            self._process = process
+        try:
+            return process.ask(self._request)
+        finally:
+            with self._lock:
+                self._process = None  # from here on it may run another task
+
+    def abort(self) -> None:
+        """End the process if it is at it, or see to it that none begins."""
+        with self._lock:
+            self._aborted = True
+            if self._process is not None:
+                self._process.kill()
+
+
+class _Process:
+    """One process and the pipe to it."""
+
+    def __init__(self, codec_settings: dict[str, Any]) -> None:
+        # Spawned, not forked: the worker has threads and sockets, which a fork would share.
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=serve, args=(theirs, codec_settings), name="aiotaskq-pool", daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its death ends our reading
+
+    def ask(self, request: ProcessRequest) -> ProcessReply:
+        try:
+            self._pipe.send_bytes(msgspec.msgpack.encode(request))
+            # Not the pipe alone: a child of the process may have a copy of its other end.
+            if self._pipe not in connection.wait([self._pipe, self._process.sentinel]):
+                raise EOFError
+            return msgspec.msgpack.decode(self._pipe.recv_bytes(), type=ProcessReply)
+        except (EOFError, OSError):
+            self._process.join(_STOP_WAIT)  # it is about to end, unless it closed the pipe itself
+            how = _how(self._process.exitcode)
+            raise ProcessDied(f"the process that ran it ended under it, {how}") from None
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """End it from any thread; whoever talks to it collects it."""
+        with contextlib.suppress(ValueError):  # it was collected meanwhile
+            self._process.kill()
+
+    def end(self, wait: float = 0.0) -> None:
+        """End and collect it, after `wait` seconds to exit by itself."""
+        self._pipe.close()  # an idle process exits when its pipe ends
+        self._process.join(wait)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "though it goes on without its pipe"
+    if exit_code < 0:
+        return f"by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    return f"with exit status {exit_code}"
+
+
+def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
+    """Run requests one after another, until the pipe ends: the life of a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
+    # So is what tells it to end: a service manager tells all processes of a service at once. Not
+    # SIG_IGN, which what the user's code starts would keep.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    codec = Codec(**codec_settings)
+    while True:
+        try:
+            request = msgspec.msgpack.decode(pipe.recv_bytes(), type=ProcessRequest)
+        except (EOFError, OSError):
+            return
+        pipe.send_bytes(msgspec.msgpack.encode(_run(request, codec)))
+
+
+def _exit_with_parent() -> None:
+    """End at once when the worker dies: what this process runs is given to another."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _run(request: ProcessRequest, codec: Codec) -> ProcessReply:
+    try:
+        task = _find(request)
+        message = codec.decode_message(request.body)
+        args, kwargs = task.arguments.load(message, request.body)
+        enter(TaskContext(message, args, kwargs, state=State(), worker=request.worker))
+        with _told_in(request.soft_timeout):
+            value = task.call(*args, **kwargs)
+        return ProcessReply(value=bytes(codec.encode_result(value)))
+    except BaseException as error:  # SystemExit included: it ends the task only
+        shown = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ else error
+        encoded, traceback = describe(shown)
+        return ProcessReply(error=bytes(encoded), traceback=traceback, verdict=_say(error))
+
+
+@contextlib.contextmanager
+def _told_in(seconds: float | None) -> Iterator[None]:
+    """Raise SoftTimeLimitExceeded in the block after some seconds. In the main thread only."""
+    if seconds is None:
+        yield
+        return
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        raise SoftTimeLimitExceeded(f"it ran longer than its soft_timeout of {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _say(error: BaseException) -> ProcessVerdict | None:
+    match error:
+        case RetryLater():
+            return ProcessVerdict("retry", error.reason, error.delay, error.max_attempts)
+        case Snooze():
+            return ProcessVerdict("snooze", error.reason, error.delay)
+        case Reject():
+            return ProcessVerdict("reject", error.reason)
+    return None
+
+
+def _understand(said: ProcessVerdict) -> Verdict:
+    if said.kind == "retry":
+        return RetryLater(said.delay, said.reason, max_attempts=said.most)
+    if said.kind == "snooze":
+        return Snooze(said.delay or 0.0, said.reason)
+    return Reject(said.reason)
+
+
+def _find(request: ProcessRequest) -> Task[Any, Any]:
+    found: Any = importlib.import_module(request.module)
+    for part in request.qualname.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Task):
+        raise TypeError(
+            f"{request.module}.{request.qualname} is no task there: a task that runs in a process"
+            " must be bound to its own name"
+        )
+    return found

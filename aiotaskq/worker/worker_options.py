@@ -1,0 +1,92 @@
+"""How one worker runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from aiotaskq.config import Config
+from aiotaskq.errors import ConfigError
+from aiotaskq.ids import worker_name
+
+T = TypeVar("T")
+
+_MOST_THREADS = 64  # where the settings give no number
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a worker, each as given or as the settings have it."""
+
+    name: str
+    queues: Sequence[str]
+    weights: Mapping[str, int] | None  # of each queue; None: drained in the order of `queues`
+    concurrency: int
+    threads: int
+    processes: int  # of the pool for plain functions
+    grace_period: float
+    burst: bool
+    max_tasks: int | None
+
+    @classmethod
+    def choose(
+        cls,
+        conf: Config,
+        *,
+        name: str | None = None,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
+        concurrency: int | None = None,
+        threads: int | None = None,
+        grace_period: float | None = None,
+        burst: bool = False,
+        max_tasks: int | None = None,
+    ) -> WorkerOptions:
+        """Fill in what was not given.
+
+        Raises:
+            ConfigError: An option is out of its range.
+        """
+        if queues is not None:
+            _check_queues(queues)
+        concurrency = _first(concurrency, conf.worker_concurrency)
+        options = cls(
+            name=name or worker_name(),
+            queues=list(dict.fromkeys(queues or [conf.task_default_queue])),
+            weights=dict(queues) if isinstance(queues, Mapping) and len(queues) > 1 else None,
+            concurrency=concurrency,
+            threads=_first(threads, conf.worker_threads, min(concurrency, _MOST_THREADS)),
+            processes=_first(conf.worker_process_pool_size, os.cpu_count() or 1),
+            grace_period=_first(grace_period, conf.worker_grace_period),
+            burst=burst,
+            max_tasks=max_tasks,
+        )
+        for what in ("concurrency", "threads", "processes"):
+            number = getattr(options, what)
+            if not isinstance(number, int) or number < 1:
+                raise ConfigError(f"{what} is {number!r}; it is a whole number, and 1 is the least")
+        if options.grace_period < 0:
+            raise ConfigError("the grace period is seconds, 0 or more")
+        return options
+
+
+def _check_queues(queues: Sequence[str] | Mapping[str, int]) -> None:
+    if isinstance(queues, str):
+        raise ConfigError(f"queues is {queues!r}; it is a list, such as [{queues!r}]")
+    if not queues:
+        raise ConfigError("queues is empty, and a worker without a queue never has anything to do")
+    if isinstance(queues, Mapping):
+        for queue, weight in queues.items():
+            if type(weight) is not int or weight < 1:
+                raise ConfigError(
+                    f"the weight of the queue {queue} is {weight!r}; it is a whole number, and 1 is"
+                    " the least. Leave out a queue that is not to be served"
+                )
+
+
+def _first(*candidates: T | None) -> T:
+    for candidate in candidates:
+        if candidate is not None:
+            return candidate
+    raise ValueError("no candidate")
