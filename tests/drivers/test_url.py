@@ -7,6 +7,7 @@ from urllib.parse import SplitResult
 import pytest
 
 from aiotaskq.drivers.common.url import (
+    Reader,
     is_secret,
     masked_query,
     masked_url,
@@ -19,7 +20,12 @@ from aiotaskq.drivers.common.url import (
 )
 from aiotaskq.errors import ConfigError
 
-READERS = {"flag": read_flag, "seconds": read_seconds, "count": read_count, "ssl_password": str}
+READERS: dict[str, Reader] = {
+    "flag": read_flag,
+    "seconds": read_seconds,
+    "count": read_count,
+    "ssl_password": str,
+}
 
 
 def split(url: str) -> SplitResult:
