@@ -293,7 +293,12 @@ class Broker(Protocol):
         Args:
             queue: Its name.
             limit: The most to return.
-            before: The key of a letter: only older ones. It need not be there any more.
+            before: The key of a letter: only older letters are returned. The letter itself may be
+                gone by now.
+
+        Raises:
+            ConfigError: `before` is not a key that this broker gives to its letters.
+            BrokerUnavailable: The broker cannot be reached now.
         """
         ...
 

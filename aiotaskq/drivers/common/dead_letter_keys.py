@@ -1,0 +1,34 @@
+"""Keys of dead letters: how a number is read from one, and the error for what is none."""
+
+from __future__ import annotations
+
+from aiotaskq.errors import ConfigError
+
+LAST_NUMBER = 2**63 - 1
+"""The largest key where letters are numbered: stores have 64 bits for it."""
+
+
+def number_of_key(key: str) -> int | None:
+    """Return the number that a key is; None if it is none, so that no letter can have it."""
+    if not (key.isascii() and key.isdigit()) or len(key) > len(str(LAST_NUMBER)):
+        return None
+    return min(int(key), LAST_NUMBER)
+
+
+def number_before(before: str | None) -> int:
+    """Return the number below which `Broker.dead` reads, given its argument `before`.
+
+    Raises:
+        ConfigError: It is no key.
+    """
+    number = LAST_NUMBER if before is None else number_of_key(before)
+    if number is None:
+        raise not_a_key(before)
+    return number
+
+
+def not_a_key(before: str | None) -> ConfigError:
+    """Return the error for a `before` that this broker has never given as a key."""
+    return ConfigError(
+        f"{before!r} is not the key of a dead letter: give one that was listed before"
+    )
