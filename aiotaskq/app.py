@@ -33,7 +33,8 @@ from aiotaskq.registry import TaskRegistry
 from aiotaskq.scheduling.schedules import Schedules
 from aiotaskq.tasks.call import Call
 from aiotaskq.tasks.handle import AsyncResult, TaskHandle
-from aiotaskq.tasks.options import CallOptions, check_args, check_name, check_options
+from aiotaskq.tasks.option_table import check_name
+from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.result import TaskResult, read_outcome
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ class TaskQueue(TaskRegistry):
             check_name("a task's name", name),
             check_args(args),
             dict(kwargs or {}),
-            check_options(options) if task is None else task.check_options(options),
+            check_call_options(options) if task is None else task.check_options(options),
         )
         if task is not None:
             task.arguments.check(call.args, call.kwargs)

@@ -27,7 +27,9 @@ from aiotaskq.events import Event, Observer, Observers
 from aiotaskq.middleware import Middleware
 from aiotaskq.recurrence import Entry
 from aiotaskq.tasks.application import Application
-from aiotaskq.tasks.options import TaskKeywords, check_name, task_options
+from aiotaskq.tasks.effective import EffectiveOptions
+from aiotaskq.tasks.option_table import check_name
+from aiotaskq.tasks.options import TaskKeywords, task_options
 from aiotaskq.tasks.task import CoroutineTask, FunctionTask, Task
 
 P = ParamSpec("P")
@@ -72,6 +74,7 @@ class TaskRegistry(ABC):
         self.middlewares: list[Middleware] = list(middlewares)
         self.observers = Observers()
         self.lifespans: list[Lifespan] = []
+        self._effective: dict[str, tuple[object, EffectiveOptions]] = {}
 
     @property
     @abstractmethod
@@ -156,7 +159,20 @@ class TaskRegistry(ABC):
                 f" {_source(fn)} another one: @app.task(name=...)"
             )
         self.tasks[name] = task
+        self._effective.pop(name, None)  # of an earlier state of a module that was reloaded
         return task
+
+    def effective_options(self, name: str) -> EffectiveOptions:
+        """Return the options of a task where a call gives none: its own, else the settings."""
+        revision = self.conf.revision
+        kept = self._effective.get(name)
+        if kept is not None and kept[0] is revision:
+            return kept[1]
+        task = self.tasks.get(name)
+        options = EffectiveOptions.of(name, task, self.conf)
+        if task is not None:  # other names are anything that anybody sends
+            self._effective[name] = revision, options
+        return options
 
     def declared_schedules(self) -> dict[str, Entry]:
         """Return the schedules that stand in the code and in `beat_schedule`, by their ids.

@@ -100,13 +100,6 @@ _GROWTH: dict[str, Callable[[float, int], float]] = {
 NEVER = Retry(max_attempts=1)
 
 
-def retry_of(own: Retry | None, default: Retry | None) -> Retry:
-    """Return the `Retry` that holds: a task's own, else the application's default, else none."""
-    if own is not None:
-        return own
-    return NEVER if default is None else default
-
-
 def for_call(policy: RetryPolicy, task: Retry) -> Retry:
     """Return the task's `Retry` with the numbers that one call asked for.
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aiotaskq import TaskQueue
-from aiotaskq.client.prepare import seal, write
+from aiotaskq.client.prepare import prepare, seal
 from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
@@ -107,14 +107,14 @@ def _core_steps() -> Iterator[Step]:
 
 
 def _message_steps(call: Call[Any], what: str) -> Iterator[Step]:
-    codec, conf = app.codec, app.conf
+    codec = app.codec
     task = app.tasks[call.name]
-    outgoing = write(call, task, conf, codec)
+    outgoing = prepare(call, app)
     body = seal(outgoing, codec).body
     message = codec.decode_message(body)
     args, kwargs = task.arguments.load(message, body)
     yield f"check a call, {what}", lambda: task.arguments.check(args, kwargs)
-    yield f"write a message, {what}", lambda: write(call, task, conf, codec)
+    yield f"prepare a message, {what}", lambda: prepare(call, app)
     yield f"encode a message, {what}", lambda: seal(outgoing, codec)
     yield f"decode a message, {what}", lambda: codec.decode_message(body)
     yield f"read and convert arguments, {what}", lambda: task.arguments.load(message, body)
@@ -192,7 +192,7 @@ def _joined(passes: Sequence[dict[str, float]]) -> Steps:
 
 
 def _envelope() -> Envelope:
-    return seal(write(SMALL, small, app.conf, app.codec), app.codec)
+    return seal(prepare(SMALL, app), app.codec)
 
 
 def _outcome(task_id: str) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.client.prepare import queue_of
 from aiotaskq.ids import host_name, version
 from aiotaskq.worker.worker_options import WorkerOptions
 
@@ -62,6 +61,6 @@ def _queue(queue: str, options: WorkerOptions) -> str:
 
 
 def _line(app: TaskQueue, name: str, options: WorkerOptions) -> str:
-    queue = queue_of(name, app.tasks[name], app.conf)
+    queue = app.effective_options(name).queue
     served = "" if queue in options.queues else f"  (goes to {queue}, which is not served here)"
     return f"  . {name}{served}"

@@ -1,4 +1,9 @@
-"""From calls to the store: through the middleware, and into the transaction that a call names."""
+"""Sending: calls are prepared, go through the middleware, and are stored.
+
+The order of the steps keeps what is refused from being half sent: all calls are encoded and checked
+against the broker's traits before the first is stored, and a transaction that a call names is
+looked at before anything is stored outside of one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
-from aiotaskq.client.prepare import Outgoing, check_traits, seal, write
+from aiotaskq.client.prepare import PreparedMessage, check_traits, prepare, seal
 from aiotaskq.client.session import Session
 from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.events import Sent
@@ -19,7 +24,7 @@ Publish: TypeAlias = Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]
 
 
 async def send_calls(app: Application, session: Session, calls: Iterable[Call[Any]]) -> list[str]:
-    """Store calls, those outside of transactions in one round trip; return their ids.
+    """Store calls, those outside of transactions in one round trip; return the ids of their tasks.
 
     Where a middleware wraps the sending, they go through it one by one.
 
@@ -30,36 +35,36 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
         BrokerUnavailable: The broker could not be reached; some may be stored.
     """
     calls = list(calls)
-    batch = [write(call, app.tasks.get(call.name), app.conf, app.codec) for call in calls]
+    batch = [prepare(call, app) for call in calls]
     reply_to = await session.reply_address()
     if reply_to:
         batch = [one.with_message(replace(one.message, reply_to=reply_to)) for one in batch]
     broker = session.broker
-    for outgoing in batch:
-        check_traits(outgoing, broker.traits, broker.url)
+    for prepared in batch:
+        check_traits(prepared, broker.traits, broker.url)
     routes = await _routes(session, calls, batch)
     if any(type(one).send is not Middleware.send for one in app.middlewares):
         for publish, group in routes:
-            for outgoing in group:
-                await _send_through(app, publish, outgoing)
+            for prepared in group:
+                await _send_through(app, publish, prepared)
     else:
         sealed = [
             (publish, group, [seal(one, app.codec) for one in group]) for publish, group in routes
         ]
         for publish, group, envelopes in sealed:
             refused = await publish(envelopes)
-            _tell_sent(app, (one.message for one in group if one.message.id not in refused))
-    return [outgoing.message.id for outgoing in batch]
+            _emit_sent(app, (one.message for one in group if one.message.id not in refused))
+    return [prepared.message.id for prepared in batch]
 
 
 async def _routes(
-    session: Session, calls: Sequence[Call[Any]], batch: Sequence[Outgoing]
-) -> Iterable[tuple[Publish, list[Outgoing]]]:
-    """Return who stores what: a transaction that calls name has a round trip of its own."""
+    session: Session, calls: Sequence[Call[Any]], batch: Sequence[PreparedMessage]
+) -> Iterable[tuple[Publish, list[PreparedMessage]]]:
+    """Group messages by what stores them: each transaction of a caller has a round trip."""
     if not any("connection" in call.options for call in calls):  # nearly always
         return [(session.publisher.publish, list(batch))] if batch else []
-    routes: dict[int | None, tuple[Publish, list[Outgoing]]] = {}
-    for call, outgoing in zip(calls, batch, strict=True):
+    routes: dict[int | None, tuple[Publish, list[PreparedMessage]]] = {}
+    for call, prepared in zip(calls, batch, strict=True):
         connection = call.options.get("connection")
         key = None if connection is None else id(connection)
         if key not in routes:
@@ -67,21 +72,22 @@ async def _routes(
             if connection is not None:
                 publish = await session.enlist(connection)
             routes[key] = publish, []
-        routes[key][1].append(outgoing)
-    # What a connection is refused for is told before anything is sent that nobody rolls back.
+        routes[key][1].append(prepared)
+    # Transactions first: the refusal of a connection comes before anything is sent that nobody
+    # rolls back.
     return [routes[key] for key in sorted(routes, key=lambda key: key is None)]
 
 
-async def _send_through(app: Application, publish: Publish, outgoing: Outgoing) -> None:
+async def _send_through(app: Application, publish: Publish, prepared: PreparedMessage) -> None:
     async def send(message: Message) -> None:
-        envelope = seal(outgoing.with_message(message), app.codec)
+        envelope = seal(prepared.with_message(message), app.codec)
         if envelope.id not in await publish([envelope]):
-            _tell_sent(app, [message])
+            _emit_sent(app, [message])
 
-    await wrap_send(app.middlewares, send)(outgoing.message)
+    await wrap_send(app.middlewares, send)(prepared.message)
 
 
-def _tell_sent(app: Application, messages: Iterable[Message]) -> None:
+def _emit_sent(app: Application, messages: Iterable[Message]) -> None:
     if app.observers.heard(Sent):
         for message in messages:
             app.observers.emit(Sent(message=message))

@@ -107,6 +107,11 @@ class Config(Settings):
 
     # --- reading ---
 
+    @property
+    def revision(self) -> object:
+        """An object that is replaced by each change, for caches of what follows from settings."""
+        return self._values
+
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of a setting, or `default` if there is no setting of that name."""
         known = name in self

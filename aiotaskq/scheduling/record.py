@@ -23,8 +23,8 @@ from aiotaskq.recurrence import GRACE, Misfire, Overlap, Schedule, Timing
 from aiotaskq.retry import Retry, for_call
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.call import Call
-from aiotaskq.tasks.definition import TaskDefinition
-from aiotaskq.tasks.options import CallOptions, check_args, check_name, check_options
+from aiotaskq.tasks.option_table import check_name
+from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.task import Task
 
 _ATTEMPTS = 100  # of a change that others are faster with each time
@@ -117,7 +117,7 @@ def define(
     else:
         name = given.name if isinstance(given, Task) else given
         args, kwargs = check_args(schedule.args), dict(schedule.kwargs)
-        options = check_options(cast("CallOptions", dict(schedule.options)))
+        options = check_call_options(cast("CallOptions", dict(schedule.options)))
     check_name("a task's name", name)
     known = app.tasks.get(name)
     if known is not None:
@@ -126,7 +126,7 @@ def define(
         if option in options:
             raise ConfigError(f"{option} makes no sense for a schedule: each run is another task")
     if schedule.overlap == "skip":
-        _check_results(app, name, known)
+        _check_results(app, name)
     return ScheduleDefinition(
         task=name,
         timing=schedule.timing(app.conf.timezone),
@@ -183,10 +183,8 @@ def _contended(schedule_id: str) -> ConfigError:
     )
 
 
-def _check_results(app: Application, name: str, task: TaskDefinition | None) -> None:
-    own = None if task is None else task.options.ignore_result
-    ignored = app.conf.task_ignore_result if own is None else own
-    if ignored or not app.keeps_results:
+def _check_results(app: Application, name: str) -> None:
+    if app.effective_options(name).ignore_result or not app.keeps_results:
         raise ConfigError(
             f'overlap="skip" has to see whether the last run has ended, and {name} keeps no'
             " results: give it some, or leave overlap out"

@@ -26,7 +26,7 @@ from typing import Self
 from msgspec.structs import replace
 
 from aiotaskq.backoff import Backoff
-from aiotaskq.client.prepare import Outgoing, check_traits, seal, write
+from aiotaskq.client.prepare import PreparedMessage, check_traits, prepare, seal
 from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
@@ -276,18 +276,17 @@ class Scheduler:
         broker = await app.broker()
         messages: list[Message] = []
         envelopes: list[Envelope] = []
-        task = app.tasks.get(record.definition.task)
         for due in runs:
             call = record.definition.call({"task_id": run_id(schedule_id, due)})
             # Not unique: that a run is sent once is the store's to see to, at no cost.
-            outgoing = write(call, task, app.conf, app.codec)._replace(unique=False)
-            check_traits(outgoing, broker.traits, broker.url)
+            prepared = prepare(call, app)._replace(unique=False)
+            check_traits(prepared, broker.traits, broker.url)
 
-            async def keep(message: Message, outgoing: Outgoing = outgoing) -> None:
+            async def keep(message: Message, prepared: PreparedMessage = prepared) -> None:
                 messages.append(message)
-                envelopes.append(seal(outgoing.with_message(message), app.codec))
+                envelopes.append(seal(prepared.with_message(message), app.codec))
 
-            await wrap_send(app.middlewares, keep)(outgoing.message)
+            await wrap_send(app.middlewares, keep)(prepared.message)
         return messages, envelopes
 
     def _tell(

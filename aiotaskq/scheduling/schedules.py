@@ -26,7 +26,7 @@ from aiotaskq.scheduling.record import (
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.call import Call
 from aiotaskq.tasks.handle import TaskHandle
-from aiotaskq.tasks.options import check_name
+from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.task import Task
 
 

@@ -20,6 +20,7 @@ from aiotaskq.middleware import Middleware
 from aiotaskq.recurrence import Entry
 from aiotaskq.tasks.call import Call
 from aiotaskq.tasks.definition import TaskDefinition
+from aiotaskq.tasks.effective import EffectiveOptions
 from aiotaskq.tasks.result import TaskResult
 
 
@@ -37,6 +38,10 @@ class Application(Protocol):
     @property
     def tasks(self) -> Mapping[str, TaskDefinition]:
         """The registered tasks, by name."""
+        ...
+
+    def effective_options(self, name: str) -> EffectiveOptions:
+        """Return the options of a task where a call gives none."""
         ...
 
     def import_tasks(self) -> None:

@@ -1,13 +1,22 @@
-"""``self.request`` in a task with ``bind=True``: the run it is in, in Celery's words."""
+"""`BoundTask`: what a task with ``bind=True`` finds in ``self``, in Celery's words."""
 
 from __future__ import annotations
 
+import math
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar, NoReturn
+from zoneinfo import ZoneInfo
 
-from aiotaskq.context import TaskContext
+from aiotaskq.context import TaskContext, find_task
+from aiotaskq.errors import ConfigError, MaxRetriesExceededError, RetryLater
+from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.definition import TaskDefinition
+from aiotaskq.tasks.effective import EffectiveOptions
+from aiotaskq.tasks.option_table import CELERY_DELAY, CELERY_RETRIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +84,126 @@ def request_of(
         delivery_info={"routing_key": context.queue, "priority": context.priority},
         timelimit=timelimit,
     )
+
+
+class BoundTask(TaskDefinition):
+    """The part of a `Task` that is used inside a run of it."""
+
+    MaxRetriesExceededError: ClassVar[type[MaxRetriesExceededError]] = MaxRetriesExceededError
+
+    _app: Application
+
+    @property
+    def request(self) -> Request:
+        """The run that this is called in."""
+        context = self._context()
+        options = self._options_in(context)
+        return request_of(context, (options.timeout, options.soft_timeout))
+
+    @property
+    def max_retries(self) -> int | None:
+        """How often a run may be tried again; None: without limit."""
+        retries, _ = self._retries()
+        return None if retries == math.inf else int(retries)
+
+    @property
+    def default_retry_delay(self) -> float | None:
+        """Seconds before another attempt; None: as the `Retry` of the task says."""
+        return self._retries()[1]
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+    ) -> RetryLater:
+        """Ask for another attempt of the run that this is called in, with the same arguments.
+
+        Example:
+            ::
+
+                @app.task(bind=True, max_retries=5)
+                def fetch(self, url: str) -> str:
+                    try:
+                        return download(url)
+                    except OSError as error:
+                        raise self.retry(exc=error, countdown=60)
+
+        Args:
+            args: Not supported: an attempt has the arguments of its task.
+            kwargs: Likewise.
+            exc: What it failed with: raised instead, if there are no attempts left.
+            throw: Raise the request. Otherwise it is returned, and the task has to raise it.
+            eta: When to run again; a naive one is taken in the application's `timezone`.
+            countdown: Seconds until then. By default `default_retry_delay`, else as the task's
+                `Retry` says; a task with neither waits for three minutes.
+            max_retries: How often a run may be tried again, the first time not counted. By default
+                as the task's option or its `Retry` says; a task with neither has three.
+
+        Raises:
+            RetryLater: What the worker understands.
+            MaxRetriesExceededError: No attempts are left, and `exc` was not given.
+            RuntimeError: No worker runs this task here, and `exc` was not given.
+        """
+        if args is not None or kwargs is not None:
+            raise ConfigError(
+                "self.retry() cannot change the arguments: an attempt has those of its task. Send"
+                " another task with the new ones, and return"
+            )
+        if countdown is not None and eta is not None:
+            raise ConfigError("countdown and eta both say when to run again: give one of them")
+        context = self._context()
+        if context is None:
+            _raise(exc or RuntimeError(f"no worker runs {self.name} here, so it cannot be retried"))
+        usual, delay = self._retries(context)
+        retries = usual if max_retries is None else max_retries
+        if context.retries >= retries:
+            spent = f"{self.name}[{context.id}] has had its {context.attempt} attempts"
+            _raise(exc or MaxRetriesExceededError(spent))
+        if eta is not None:
+            if eta.tzinfo is None:
+                eta = eta.replace(tzinfo=ZoneInfo(self._app.conf.timezone))
+            delay = max(0.0, eta.timestamp() - time.time())
+        elif countdown is not None:
+            delay = max(0.0, countdown)  # a deadline may have passed
+        later = RetryLater(delay, _reason(exc), max_attempts=retries + 1)
+        later.__cause__ = exc or sys.exception()
+        if throw:
+            raise later
+        return later
+
+    def _context(self) -> TaskContext | None:
+        """Return the context of this task's run, and not that of one which called its function."""
+        context = find_task()
+        return context if context is not None and context.name == self.name else None
+
+    def _options_in(self, context: TaskContext | None) -> EffectiveOptions:
+        """Return the options that hold in a run, or where the function is just called."""
+        options = self._app.effective_options(self.name)
+        return options if context is None else options.for_run(context)
+
+    def _retries(self, context: TaskContext | None = None) -> tuple[float, float | None]:
+        """Return how often a run may be tried again, and after how many seconds, if that is given.
+
+        Where neither the call nor the task nor the settings have a retry, it is as in Celery.
+        """
+        options = self._options_in(context)
+        if options.retry is None:
+            return CELERY_RETRIES, CELERY_DELAY
+        return options.retry.max_attempts - 1, options.default_retry_delay
+
+
+def _raise(error: BaseException) -> NoReturn:
+    """Raise an error with what is handled now as its cause, unless that is it."""
+    handled = sys.exception()
+    if handled is None or handled is error:
+        raise error
+    raise error from handled
+
+
+def _reason(error: BaseException | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from collections.abc import Callable, Coroutine
-from datetime import datetime
 from types import MethodType
-from typing import Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar, Unpack
-from zoneinfo import ZoneInfo
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack
 
 from aiotaskq import bridge
-from aiotaskq.context import TaskContext, find_task
-from aiotaskq.errors import ConfigError, MaxRetriesExceededError, RetryLater
-from aiotaskq.retry import for_call, retry_of
+from aiotaskq.errors import ConfigError
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.arguments import Arguments
-from aiotaskq.tasks.bound import Request, request_of
+from aiotaskq.tasks.bound import BoundTask
 from aiotaskq.tasks.call import Call
-from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.handle import AsyncResult, TaskHandle
 from aiotaskq.tasks.options import (
-    CELERY_DELAY,
-    CELERY_RETRIES,
     CallOptions,
     TaskOptions,
     check_args,
+    check_call_options,
     check_limits,
-    check_options,
     check_soft,
 )
 
@@ -98,10 +88,8 @@ class ConfiguredTask(_Callable[P, R]):
     """A task with options for its next calls: what `task.with_options(...)` returns."""
 
 
-class Task(_Callable[P, R], TaskDefinition):
+class Task(_Callable[P, R], BoundTask):
     """A registered function."""
-
-    MaxRetriesExceededError: ClassVar[type[MaxRetriesExceededError]] = MaxRetriesExceededError
 
     def __init__(
         self, fn: Callable[..., Any], *, app: Application, name: str, options: TaskOptions
@@ -144,122 +132,11 @@ class Task(_Callable[P, R], TaskDefinition):
         Raises:
             ConfigError: One is wrong, or makes no sense for this task.
         """
-        checked = check_options(options)
+        checked = check_call_options(options)
         if "soft_timeout" in checked:
             check_soft(self.name, checked["soft_timeout"], self.options.executor)
             check_limits(checked["soft_timeout"], checked.get("timeout", self.options.timeout))
         return checked
-
-    # What a bound task finds in `self`, in Celery's words
-
-    @property
-    def request(self) -> Request:
-        """The run that this is called in."""
-        context = self._context()
-        return request_of(context, self._limits(context))
-
-    @property
-    def max_retries(self) -> int | None:
-        """How often a run may be tried again; None: without limit."""
-        retries, _ = self._retries()
-        return None if retries == math.inf else int(retries)
-
-    @property
-    def default_retry_delay(self) -> float | None:
-        """Seconds before another attempt; None: as the `Retry` of the task says."""
-        return self._retries()[1]
-
-    def retry(
-        self,
-        args: Any = None,
-        kwargs: Any = None,
-        exc: BaseException | None = None,
-        throw: bool = True,
-        eta: datetime | None = None,
-        countdown: float | None = None,
-        max_retries: int | None = None,
-    ) -> RetryLater:
-        """Ask for another attempt of the run that this is called in, with the same arguments.
-
-        Example:
-            ::
-
-                @app.task(bind=True, max_retries=5)
-                def fetch(self, url: str) -> str:
-                    try:
-                        return download(url)
-                    except OSError as error:
-                        raise self.retry(exc=error, countdown=60)
-
-        Args:
-            args: Not supported: an attempt has the arguments of its task.
-            kwargs: Likewise.
-            exc: What it failed with: raised instead, if there are no attempts left.
-            throw: Raise the request. Otherwise it is returned, and the task has to raise it.
-            eta: When to run again; a naive one is taken in the application's `timezone`.
-            countdown: Seconds until then. By default `default_retry_delay`, else as the task's
-                `Retry` says; a task with neither waits for three minutes.
-            max_retries: How often a run may be tried again, the first time not counted. By default
-                as the task's option or its `Retry` says; a task with neither has three.
-
-        Raises:
-            RetryLater: What the worker understands.
-            MaxRetriesExceededError: No attempts are left, and `exc` was not given.
-            RuntimeError: No worker runs this task here, and `exc` was not given.
-        """
-        if args is not None or kwargs is not None:
-            raise ConfigError(
-                "self.retry() cannot change the arguments: an attempt has those of its task. Send"
-                " another task with the new ones, and return"
-            )
-        if countdown is not None and eta is not None:
-            raise ConfigError("countdown and eta both say when to run again: give one of them")
-        context = self._context()
-        if context is None:
-            _raise(exc or RuntimeError(f"no worker runs {self.name} here, so it cannot be retried"))
-        usual, delay = self._retries(context)
-        retries = usual if max_retries is None else max_retries
-        if context.retries >= retries:
-            spent = f"{self.name}[{context.id}] has had its {context.attempt} attempts"
-            _raise(exc or MaxRetriesExceededError(spent))
-        if eta is not None:
-            if eta.tzinfo is None:
-                eta = eta.replace(tzinfo=ZoneInfo(self._app.conf.timezone))
-            delay = max(0.0, eta.timestamp() - time.time())
-        elif countdown is not None:
-            delay = max(0.0, countdown)  # a deadline may have passed
-        later = RetryLater(delay, _reason(exc), max_attempts=retries + 1)
-        later.__cause__ = exc or sys.exception()
-        if throw:
-            raise later
-        return later
-
-    def _context(self) -> TaskContext | None:
-        """Return the context of this task's run, and not that of one which called its function."""
-        context = find_task()
-        return context if context is not None and context.name == self.name else None
-
-    def _limits(self, context: TaskContext | None) -> tuple[float | None, float | None]:
-        conf, options = self._app.conf, self.options
-        hard = conf.task_time_limit if options.timeout is None else options.timeout
-        soft = conf.task_soft_time_limit if options.soft_timeout is None else options.soft_timeout
-        if context is not None:
-            hard = hard if context.timeout is None else context.timeout
-            soft = soft if context.soft_timeout is None else context.soft_timeout
-        return hard, None if options.executor == "thread" else soft
-
-    def _retries(self, context: TaskContext | None = None) -> tuple[float, float | None]:
-        """Return how often a run may be tried again, and after how many seconds, if that is said.
-
-        What a call asked for goes before what the task says, and that before the application's
-        default. Where nothing is said, it is as in Celery.
-        """
-        own = retry_of(self.options.retry, self._app.conf.task_default_retry)
-        if context is not None and context.retry is not None:
-            return for_call(context.retry, own).max_attempts - 1, None
-        if self.options.retry is None and self._app.conf.task_default_retry is None:
-            return CELERY_RETRIES, CELERY_DELAY
-        return own.max_attempts - 1, self.options.default_retry_delay
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -279,15 +156,3 @@ class FunctionTask(Task[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now; sends nothing."""
         return self.call(*args, **kwargs)  # type: ignore[no-any-return]  # R: see TaskQueue.task
-
-
-def _raise(error: BaseException) -> NoReturn:
-    """Raise an error with what is handled now as its cause, unless that is it."""
-    handled = sys.exception()
-    if handled is None or handled is error:
-        raise error
-    raise error from handled
-
-
-def _reason(error: BaseException | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -35,11 +35,11 @@ from aiotaskq.contract.records import DeathDetails
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.encoding.exceptions import describe, encode_error, is_error, rebuild, summarize
 from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
-from aiotaskq.retry import Retry, backoff_delay, for_call, retry_delay, retry_of
-from aiotaskq.tasks.application import Application
+from aiotaskq.retry import NEVER, Retry, backoff_delay, retry_delay
+from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
-from aiotaskq.worker.execution import Execution, Profile
-from aiotaskq.worker.health import Health
+from aiotaskq.worker.environment import WorkerEnvironment
+from aiotaskq.worker.execution import Execution
 from aiotaskq.worker.process_pool import RemoteFailure
 
 logger = logging.getLogger("aiotaskq.worker")
@@ -61,30 +61,25 @@ class Endings:
     """Hands everything that has ended to the completer, and tells the observers.
 
     Args:
-        profile: Returns how a task of some name runs here.
-        known_elsewhere: Queues and names of tasks that other workers serve and know.
+        environment: What all parts of the worker share.
+        completer: Stores outcomes, then settles.
+        census: What other workers know.
     """
 
     def __init__(
-        self,
-        app: Application,
-        completer: Completer,
-        health: Health,
-        *,
-        worker: str,
-        profile: Callable[[str], Profile],
-        known_elsewhere: Collection[tuple[str, str]],
+        self, environment: WorkerEnvironment, completer: Completer, census: Census
     ) -> None:
-        self._app = app
+        app = environment.app
+        self._tasks = app.tasks
+        self._effective = app.effective_options
         self._codec = app.codec
         self._conf = app.conf
         self._observers = app.observers
         self._completer = completer
-        self._health = health
-        self._worker = worker
-        self._profile = profile
-        self._known_elsewhere = known_elsewhere
-        self._told_unknown: dict[str, float] = {}  # when a name is to be told again
+        self._census = census
+        self._health = environment.health
+        self._worker = environment.options.name
+        self._told_unknown: dict[str, float] = {}  # when a name is to be logged again
         self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
 
     # Before it runs
@@ -110,8 +105,9 @@ class Endings:
     def unknown(self, delivery: Delivery, message: Message) -> None:
         """Leave a task for a worker that knows it: one may be on its way, in a rolling deploy."""
         self._health.counts["unknown"] += 1
+        self._census.note_unknown()
         waited, most = message.unknown_for, self._conf.unknown_task_ttl
-        elsewhere = (delivery.queue, message.task) in self._known_elsewhere
+        elsewhere = self._census.knows(delivery.queue, message.task)
         if waited >= most and not elsewhere:
             reason = f"no worker has had a task {message.task!r} for {waited:.0f} s"
             error = encode_error(UnknownTask.__name__, reason)
@@ -138,88 +134,94 @@ class Endings:
             "another worker, which knows it"
             if elsewhere
             else f"a worker that knows it, and in {max(left, 0):.0f} s to the dead letters",
-            ", ".join(sorted(self._app.tasks)) or "none",
+            ", ".join(sorted(self._tasks)) or "none",
         )
 
     # While it runs
 
-    def started(self, run: Execution) -> None:
+    def started(self, execution: Execution) -> None:
         """Tell that a task runs now."""
         if self._observers.heard(events.Started):
-            self._observers.emit(events.Started(message=run.message))
-        if run.profile.tracks_start:
-            self._completer.add(None, self._outcome(run.message, TaskStatus.STARTED, _NULL))
+            self._observers.emit(events.Started(message=execution.message))
+        if execution.options.track_started:
+            self._completer.add(None, self._outcome(execution.message, TaskStatus.STARTED, _NULL))
 
     # After it ran
 
-    def succeeded(self, run: Execution, value: Any, encoded: Raw) -> None:
+    def succeeded(self, execution: Execution, value: Any, encoded: Raw) -> None:
         """End what returned."""
-        took = run.took
+        took = execution.took
         outcome = None
-        if not run.profile.ignores_result and run.transaction is None:  # or it was committed
-            outcome = self._make_outcome(run.message, TaskStatus.SUCCESS, encoded, None, took)
-        self._completer.add(Done(run.delivery), outcome)
+        if (
+            not execution.options.ignore_result and execution.transaction is None
+        ):  # or it was committed
+            outcome = self._make_outcome(execution.message, TaskStatus.SUCCESS, encoded, None, took)
+        self._completer.add(Done(execution.delivery), outcome)
         if self._observers.heard(events.Succeeded):
             if type(value) is Raw:
                 value = self._codec.decode_result(value)
             self._observers.emit(
-                events.Succeeded(message=run.message, value=value, execution_time=took)
+                events.Succeeded(message=execution.message, value=value, execution_time=took)
             )
 
-    def success(self, run: Execution, encoded: Raw) -> Outcome:
+    def success(self, execution: Execution, encoded: Raw) -> Outcome:
         """Return the outcome of what returned, for the transaction it is stored in."""
-        return self._make_outcome(run.message, TaskStatus.SUCCESS, encoded, None, run.took)
+        return self._make_outcome(
+            execution.message, TaskStatus.SUCCESS, encoded, None, execution.took
+        )
 
-    def outdone(self, run: Execution) -> None:
+    def outcome_exists(self, execution: Execution) -> None:
         """Settle what has an outcome of another run, and so has undone what it wrote itself."""
-        self._health.refused([run.message.id])
-        self._completer.add(Done(run.delivery))
+        self._health.refused([execution.message.id])
+        self._completer.add(Done(execution.delivery))
 
-    def raised(self, run: Execution, error: BaseException) -> None:
+    def raised(self, execution: Execution, error: BaseException) -> None:
         """End what raised: a failure, or a verdict of its own."""
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
             verdict, result, traceback = error.verdict, error.error, error.traceback
-            error = rebuild(result, run.message.id, traceback)
+            error = rebuild(result, execution.message.id, traceback)
         else:
             verdict = error if isinstance(error, Verdict) else None
             if isinstance(error, RetryLater) and error.__cause__ is not None:
                 error = error.__cause__
             result, traceback = describe(error)
         if verdict is None:
-            self._retry_or_fail(run, error, result, traceback)
+            self._retry_or_fail(execution, error, result, traceback)
         elif isinstance(verdict, Snooze):
-            self._snooze(run, verdict, result)
+            self._snooze(execution, verdict, result)
         elif isinstance(verdict, RetryLater):
-            self._retry_later(run, verdict, error, result, traceback)
+            self._retry_later(execution, verdict, error, result, traceback)
         else:
-            self._fail(run, error, result, traceback, buried=str(verdict))
+            self._fail(execution, error, result, traceback, buried=str(verdict))
 
-    def misfit(self, run: Execution, error: Exception) -> None:
+    def misfit(self, execution: Execution, error: Exception) -> None:
         """Fail what cannot be called: another attempt would read the same bytes."""
         result, traceback = describe(error)
-        self._fail(run, error, result, traceback)
+        self._fail(execution, error, result, traceback)
 
-    def ended_before(self, run: Execution, told: Outcome) -> None:
+    def ended_before(self, execution: Execution, told: Outcome) -> None:
         """Settle what has its outcome already, as it would have been then."""
-        logger.warning("Task %s has ended before, with a worker that died then", run)
+        logger.warning("Task %s has ended before, with a worker that died then", execution)
         if told.status is TaskStatus.FAILURE:
             if is_error(told.result, Reject):
                 reason = summarize(told.result).removeprefix("Reject: ")
-                self._bury(run.delivery, run.message, reason, None)
+                self._bury(execution.delivery, execution.message, reason, None)
                 return
             if told.retries:
-                history = self._history(run.message, told.result, told.traceback or "")
-                message = replace(run.message, history=history)
-                self._bury(run.delivery, message, _gave_up(told.retries + 1, told.result), None)
+                history = self._history(execution.message, told.result, told.traceback or "")
+                message = replace(execution.message, history=history)
+                self._bury(
+                    execution.delivery, message, _gave_up(told.retries + 1, told.result), None
+                )
                 return
-        self._completer.add(Done(run.delivery))
+        self._completer.add(Done(execution.delivery))
 
-    def released(self, run: Execution) -> None:
+    def released(self, execution: Execution) -> None:
         """Hand back what did not end, for another worker to run."""
-        self._completer.add(Release(run.delivery))
+        self._completer.add(Release(execution.delivery))
         if self._observers.heard(events.Released):
-            self._observers.emit(events.Released(message=run.message))
+            self._observers.emit(events.Released(message=execution.message))
 
     def revoked(self, delivery: Delivery, message: Message, why: str) -> None:
         """End what was cancelled or has expired."""
@@ -228,94 +230,107 @@ class Endings:
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
 
-    def stuck(self, run: Execution) -> None:
+    def stuck(self, execution: Execution) -> None:
         """Tell of a run that goes on though its end was told already."""
         self._health.counts["stuck"] += 1
         logger.error(
             "task %s does not end though it was cancelled; its slot is freed, and what it"
             " still does is ignored",
-            run,
+            execution,
         )
         if self._observers.heard(events.Stuck):
-            self._observers.emit(events.Stuck(message=run.message))
+            self._observers.emit(events.Stuck(message=execution.message))
 
-    def fault(self, run: Execution, error: Exception) -> None:
+    def fault(self, execution: Execution, error: Exception) -> None:
         """Keep what the worker itself failed at; it would fail another worker as well."""
-        logger.error("the worker failed at %s", run, exc_info=error)
+        logger.error("the worker failed at %s", execution, exc_info=error)
         result, traceback = describe(error)
-        outcome = self._outcome(run.message, TaskStatus.FAILURE, result, traceback=traceback)
-        self._bury(run.delivery, run.message, f"the worker failed at it: {error}", outcome)
+        outcome = self._outcome(execution.message, TaskStatus.FAILURE, result, traceback=traceback)
+        self._bury(
+            execution.delivery, execution.message, f"the worker failed at it: {error}", outcome
+        )
 
     # Another attempt
 
     def _retry_or_fail(
-        self, run: Execution, error: BaseException, result: Raw, traceback: str
+        self, execution: Execution, error: BaseException, result: Raw, traceback: str
     ) -> None:
-        retry = self._policy(run)
-        delay = self._delay(run, retry, retry_delay, error)
+        retry = self._policy(execution)
+        delay = self._delay(execution, retry, retry_delay, error)
         if delay is None:
-            self._give_up(run, error, result, traceback)
+            self._give_up(execution, error, result, traceback)
         else:
-            self._again(run, error, delay, result, traceback)
+            self._again(execution, error, delay, result, traceback)
 
     def _retry_later(
-        self, run: Execution, verdict: RetryLater, error: BaseException, result: Raw, traceback: str
+        self,
+        execution: Execution,
+        verdict: RetryLater,
+        error: BaseException,
+        result: Raw,
+        traceback: str,
     ) -> None:
-        retry = self._policy(run)
-        if retry.max_attempts == 1 and run.message.retry is None:
+        retry = self._policy(execution)
+        if retry.max_attempts == 1 and execution.message.retry is None:
             retry = Retry()  # nothing was said of retries, and the task asks for one
         most = retry.max_attempts if verdict.max_attempts is None else verdict.max_attempts
-        if run.message.attempt < most:
+        if execution.message.attempt < most:
             delay = verdict.delay
             if delay is None:
-                delay = self._delay(run, retry, backoff_delay)
-            self._again(run, error, delay, result, traceback)
+                delay = self._delay(execution, retry, backoff_delay)
+            self._again(execution, error, delay, result, traceback)
         else:
-            self._give_up(run, error, result, traceback)
+            self._give_up(execution, error, result, traceback)
 
-    def _give_up(self, run: Execution, error: BaseException, result: Raw, traceback: str) -> None:
+    def _give_up(
+        self, execution: Execution, error: BaseException, result: Raw, traceback: str
+    ) -> None:
         """Fail a task, and keep it if it was tried several times: it was meant to succeed."""
-        attempt, buried = run.message.attempt, None
+        attempt, buried = execution.message.attempt, None
         if attempt > 1:
             buried = _gave_up(attempt, result)
-        self._fail(run, error, result, traceback, buried=buried)
+        self._fail(execution, error, result, traceback, buried=buried)
 
-    def _snooze(self, run: Execution, verdict: Snooze, result: Raw) -> None:
+    def _snooze(self, execution: Execution, verdict: Snooze, result: Raw) -> None:
         self._completer.add(
-            Again(run.delivery, self._envelope(run.delivery, run.message, verdict.delay)),
-            self._outcome(run.message, TaskStatus.RETRY, result),
+            Again(
+                execution.delivery,
+                self._envelope(execution.delivery, execution.message, verdict.delay),
+            ),
+            self._outcome(execution.message, TaskStatus.RETRY, result),
         )
         if self._observers.heard(events.Snoozed):
-            self._observers.emit(events.Snoozed(message=run.message, delay=verdict.delay))
+            self._observers.emit(events.Snoozed(message=execution.message, delay=verdict.delay))
 
-    def _policy(self, run: Execution) -> Retry:
-        retry = retry_of(run.task.options.retry, self._conf.task_default_retry)
-        return retry if run.message.retry is None else for_call(run.message.retry, retry)
+    def _policy(self, execution: Execution) -> Retry:
+        return execution.options.retry or NEVER
 
     def _delay(
-        self, run: Execution, retry: Retry, compute: Callable[..., Delay], *of: BaseException
+        self, execution: Execution, retry: Retry, compute: Callable[..., Delay], *of: BaseException
     ) -> Delay | float:
         try:
-            return compute(retry, run.message.attempt, *of)
+            return compute(retry, execution.message.attempt, *of)
         except Exception:  # a backoff function of the user's
-            logger.exception("the backoff of %s failed; max_delay is taken", run.message.task)
+            logger.exception("the backoff of %s failed; max_delay is taken", execution.message.task)
             return retry.max_delay
 
     def _again(
-        self, run: Execution, error: BaseException, delay: float, result: Raw, traceback: str
+        self, execution: Execution, error: BaseException, delay: float, result: Raw, traceback: str
     ) -> None:
         message = replace(
-            run.message,
-            attempt=run.message.attempt + 1,
+            execution.message,
+            attempt=execution.message.attempt + 1,
             unknown_for=0.0,
-            history=self._history(run.message, result, traceback),
+            history=self._history(execution.message, result, traceback),
         )
         self._completer.add(
-            Again(run.delivery, self._envelope(run.delivery, message, delay)),
-            self._outcome(run.message, TaskStatus.RETRY, result, traceback=traceback),
+            Again(execution.delivery, self._envelope(execution.delivery, message, delay)),
+            self._outcome(execution.message, TaskStatus.RETRY, result, traceback=traceback),
         )
         if self._observers.heard(events.Retried):
-            self._observers.emit(events.Retried(message=run.message, error=error, delay=delay))
+            self._observers.emit(
+                events.Retried(message=execution.message, error=error, delay=delay)
+            )
 
     def _envelope(self, delivery: Delivery, message: Message, delay: float) -> Envelope:
         return Envelope(
@@ -341,7 +356,7 @@ class Endings:
 
     def _fail(
         self,
-        run: Execution,
+        execution: Execution,
         error: BaseException,
         result: Raw,
         traceback: str,
@@ -349,21 +364,21 @@ class Endings:
         buried: str | None = None,
     ) -> None:
         """End a task that failed for good, and keep it if there is a reason to."""
-        took = run.took
+        took = execution.took
         outcome = self._outcome(
-            run.message, TaskStatus.FAILURE, result, traceback=traceback, took=took
+            execution.message, TaskStatus.FAILURE, result, traceback=traceback, took=took
         )
         if self._observers.heard(events.Failed):
             self._observers.emit(
                 events.Failed(
-                    message=run.message, error=error, traceback=traceback, execution_time=took
+                    message=execution.message, error=error, traceback=traceback, execution_time=took
                 )
             )
         if buried is None:
-            self._completer.add(Done(run.delivery), outcome)
+            self._completer.add(Done(execution.delivery), outcome)
             return
-        history = self._history(run.message, result, traceback)
-        self._bury(run.delivery, replace(run.message, history=history), buried, outcome)
+        history = self._history(execution.message, result, traceback)
+        self._bury(execution.delivery, replace(execution.message, history=history), buried, outcome)
 
     def _bury(
         self, delivery: Delivery, message: Message | None, reason: str, outcome: Outcome | None
@@ -392,7 +407,7 @@ class Endings:
         traceback: str | None = None,
         took: float | None = None,
     ) -> Outcome | None:
-        if self._profile(message.task).ignores_result:
+        if self._effective(message.task).ignore_result:
             return None
         return self._make_outcome(message, status, result, traceback, took)
 

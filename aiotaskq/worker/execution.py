@@ -1,4 +1,16 @@
-"""One run of a task in a worker: its state, its context, and why it was stopped."""
+"""`Execution`: one run of a task in a worker, its context, and the reason why it was stopped.
+
+::
+
+    accepted ── begun ── function called ──▶ ended: exactly one end is told (`Endings`)
+       │          │             │
+       └──────────┴─────────────┴── stop ──▶ cancelled ── grace passes ──▶ stuck: the end was told
+
+`stop` is set before the asyncio task is cancelled, and read wherever the execution may end. So an
+execution that is cancelled before its coroutine was entered still tells its end, and a function
+that hides its cancellation does not succeed. Reasons only rise: an execution that timed out and is
+then taken away is not reported as a timeout.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +20,44 @@ from collections.abc import Awaitable, Callable
 from enum import IntEnum, auto
 from typing import Any
 
-from aiotaskq.config import Config
-from aiotaskq.context import TaskContext
+from aiotaskq.context import State, TaskContext
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
 from aiotaskq.tasks.definition import TaskDefinition
+from aiotaskq.tasks.effective import EffectiveOptions
 
 
 class Stop(IntEnum):
-    """Why a running task was cancelled by its worker. A higher one goes before a lower one."""
+    """The reason why a worker cancels an execution. A higher one replaces a lower one."""
 
-    RELEASE = auto()  # the worker stops: another one is to run it
+    RELEASE = auto()  # the worker stops: another one is to run the task
     TIMEOUT = auto()  # it ran for too long
     REVOKE = auto()  # somebody cancelled the task
-    ABANDON = auto()  # another worker has it, or its end was told already
-
-
-class Profile:
-    """How a task runs here: its own options, and the settings where it has none."""
-
-    __slots__ = ("ignores_result", "limited", "soft_timeout", "timeout", "tracks_start")
-
-    def __init__(self, task: TaskDefinition | None, conf: Config) -> None:
-        options = None if task is None else task.options
-        ignores = None if options is None else options.ignore_result
-        tracks = None if options is None else options.track_started
-        self.ignores_result = conf.task_ignore_result if ignores is None else ignores
-        self.tracks_start = conf.task_track_started if tracks is None else tracks
-        self.timeout: float | None = None
-        self.soft_timeout: float | None = None
-        if options is not None:
-            own, soft = options.timeout, options.soft_timeout
-            self.timeout = conf.task_time_limit if own is None else own
-            self.soft_timeout = conf.task_soft_time_limit if soft is None else soft
-            if options.executor == "thread":  # nothing can be raised inside it
-                self.soft_timeout = None
-        self.limited = self.timeout is not None or self.soft_timeout is not None
+    ABANDON = auto()  # another worker has the task, or its end was told already
 
 
 class Execution:
-    """A task that runs.
+    """A run of a task, from its acceptance to its end.
 
     Attributes:
-        begun: Its coroutine was entered.
-        stop: Why it was cancelled, if it was.
-        softened: Its soft limit has passed, and it has not been told yet.
-        transaction: What its task writes in, if it has asked for that.
-        timers: Of its limits; None where it has none.
-        work: What runs it.
+        delivery: The delivery that is to be settled.
+        message: The decoded message of the delivery.
+        task: The task.
+        options: The options that hold for this run.
+        started: When its function was called, by the clock of `time.perf_counter`.
+        begun: Whether its coroutine was entered.
+        stop: Why it was cancelled; None: it was not.
+        softened: Whether its soft limit has passed and its function does not know of it yet.
+        transaction: The transaction that its function has asked for.
+        timers: The timers of its limits; None: it has no limits.
+        work: The asyncio task that runs it.
     """
 
     __slots__ = (
         "begun",
         "delivery",
         "message",
-        "profile",
+        "options",
         "softened",
         "started",
         "stop",
@@ -73,12 +68,12 @@ class Execution:
     )
 
     def __init__(
-        self, delivery: Delivery, message: Message, task: TaskDefinition, profile: Profile
+        self, delivery: Delivery, message: Message, task: TaskDefinition, options: EffectiveOptions
     ) -> None:
         self.delivery = delivery
         self.message = message
         self.task = task
-        self.profile = profile
+        self.options = options
         self.started = time.perf_counter()
         self.begun = False
         self.stop: Stop | None = None
@@ -88,30 +83,8 @@ class Execution:
         self.work: asyncio.Task[None] | None = None
 
     @property
-    def limited(self) -> bool:
-        """Whether it has any limit of time."""
-        message = self.message
-        return (
-            self.profile.limited or message.timeout is not None or message.soft_timeout is not None
-        )
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds that it may take."""
-        asked = self.message.timeout
-        return self.profile.timeout if asked is None else asked
-
-    @property
-    def soft_timeout(self) -> float | None:
-        """Seconds after which it is told to come to an end."""
-        asked = self.message.soft_timeout
-        if asked is None or self.task.options.executor == "thread":
-            return self.profile.soft_timeout
-        return asked
-
-    @property
     def may_succeed(self) -> bool:
-        """Whether it counts if it returns: it may do so in spite of a release."""
+        """Whether it succeeds if it returns now: a release alone does not prevent that."""
         return self.stop in (None, Stop.RELEASE)
 
     @property
@@ -123,26 +96,41 @@ class Execution:
         return str(self.message)
 
 
-class Outdone(Exception):
-    """A run whose task has an outcome already: what it wrote in a transaction was undone."""
+class OutcomeExists(Exception):
+    """The task has an outcome of another run: what this run wrote in its transaction was undone."""
 
 
 class ExecutionContext(TaskContext):
-    """The context of a run, with the run itself for the innermost step of the onion."""
+    """The context of an execution, with the execution itself for the innermost step of the onion.
 
-    __slots__ = ("begin", "run")
+    Args:
+        begin: Begins a transaction for the task.
+    """
 
-    run: Execution
-    begin: Callable[[], Awaitable[Transaction]]
+    __slots__ = ("_begin", "execution")
+
+    def __init__(
+        self,
+        execution: Execution,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        state: State,
+        worker: str,
+        begin: Callable[[], Awaitable[Transaction]],
+    ) -> None:
+        super().__init__(execution.message, args, kwargs, state=state, worker=worker)
+        self.execution = execution
+        self._begin = begin
 
     async def transaction(self) -> Any:
-        run = self.run
-        if run.task.options.executor != "loop":
+        execution = self.execution
+        if execution.options.executor != "loop":
             return await super().transaction()
-        if run.work is not asyncio.current_task():  # two at once would begin two
+        if execution.work is not asyncio.current_task():  # two at once would begin two
             raise RuntimeError(
                 "ask for the transaction in the task's own coroutine, before it starts others"
             )
-        if run.transaction is None:
-            run.transaction = await self.begin()
-        return run.transaction.connection
+        if execution.transaction is None:
+            execution.transaction = await self._begin()
+        return execution.transaction.connection

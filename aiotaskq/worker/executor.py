@@ -15,83 +15,75 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeAlias
 
 from msgspec import Raw
 
 from aiotaskq import events
-from aiotaskq.context import State, TaskContext, enter
+from aiotaskq.context import TaskContext, enter
 from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.results import Transaction
 from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.middleware import wrap_run
-from aiotaskq.tasks.application import Application
+from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
-from aiotaskq.worker.execution import Execution, ExecutionContext, Outdone, Profile, Stop
-from aiotaskq.worker.health import Health
+from aiotaskq.worker.environment import WorkerEnvironment
+from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop
 from aiotaskq.worker.interrupt import interruptible
-from aiotaskq.worker.pools import Pools
 
 logger = logging.getLogger("aiotaskq.worker")
 
 _Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
-_OVERTAKING = 10.0  # seconds by which the news of a cancelling may overtake the task itself
+_CANCELLED_EARLY_FOR = (
+    10.0  # seconds by which the news of a cancelling may overtake the task itself
+)
 
 
 class Executor:
-    """Runs deliveries of one consumer.
+    """Runs the deliveries of one consumer.
 
     Args:
-        ended: Called each time a slot becomes free.
-        known_elsewhere: Queues and names of tasks that other workers serve and know.
+        environment: What all parts of the worker share.
+        completer: Takes what has ended.
+        census: What other workers know.
+        slot_freed: Called each time that a slot becomes free.
     """
 
     def __init__(
         self,
-        app: Application,
+        environment: WorkerEnvironment,
         completer: Completer,
-        pools: Pools,
-        health: Health,
+        census: Census,
         *,
-        state: State,
-        worker: str,
-        ended: Callable[[], None],
-        known_elsewhere: Collection[tuple[str, str]] = (),
+        slot_freed: Callable[[], None],
     ) -> None:
-        self._app = app
+        app = environment.app
+        self._tasks = app.tasks
+        self._effective = app.effective_options
         self._codec = app.codec
-        self._conf = app.conf
         self._observers = app.observers
         self._completer = completer
-        self._pools = pools
-        self._health = health
-        self._state = state
-        self._worker = worker
-        self._ended = ended
+        self._pools = environment.pools
+        self._health = environment.health
+        self._state = environment.state
+        self._worker = environment.options.name
+        self._slot_freed = slot_freed
         self._loop = asyncio.get_running_loop()
         self._start = _starter(self._loop)
-        self._running: set[Execution] = (
-            set()
-        )  # not by id: one may be sent twice and run twice at once
+        # Not by id: a task may have been sent twice under one id, and run twice at once.
+        self._running: set[Execution] = set()
         self._stuck: set[Execution] = set()
-        self._profiles: dict[str, Profile] = {}
-        self._overtaken: dict[str, float] = {}  # cancelled ids, and until when they count
+        self._cancelled_early: dict[str, float] = {}  # ids, and until when they count
         self._call = wrap_run(app.middlewares, self._call_function)
         self._plain = self._call == self._call_function  # no middleware to go through
-        self._begin = completer.begin
+        self._begin_transaction = completer.begin
         self._max_crashes = app.conf.max_crashes
         self._grace = app.conf.task_cancel_grace
-        self._end = Endings(
-            app,
-            completer,
-            health,
-            worker=worker,
-            profile=self._profile,
-            known_elsewhere=known_elsewhere,
-        )
+        self._result_ttl = app.conf.result_expires
+        self._end = Endings(environment, completer, census)
 
     @property
     def running(self) -> int:
@@ -105,19 +97,10 @@ class Executor:
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
         """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
-        for run in [*self._running, *self._stuck]:
-            if run.work is work:
-                return str(run)
+        for execution in [*self._running, *self._stuck]:
+            if execution.work is work:
+                return str(execution)
         return ""
-
-    def _profile(self, name: str) -> Profile:
-        profile = self._profiles.get(name)
-        if profile is None:
-            task = self._app.tasks.get(name)
-            profile = Profile(task, self._conf)
-            if task is not None:  # other names are anything that anybody sends
-                self._profiles[name] = profile
-        return profile
 
     # Accept
 
@@ -133,182 +116,199 @@ class Executor:
             return
         if self._observers.heard(events.Received):
             self._observers.emit(events.Received(message=message))
-        if delivery.expired or (self._overtaken and delivery.id in self._overtaken):
+        if delivery.expired or (self._cancelled_early and delivery.id in self._cancelled_early):
             self._end.revoked(delivery, message, "expired" if delivery.expired else "cancelled")
             return
-        task = self._app.tasks.get(message.task)
+        task = self._tasks.get(message.task)
         if task is None:
             self._end.unknown(delivery, message)
             return
-        profile = self._profiles.get(message.task) or self._profile(message.task)
-        run = Execution(delivery, message, task, profile)
-        self._running.add(run)
-        run.work = self._start(self._run(run))
+        options = self._effective(message.task).for_run(message)
+        execution = Execution(delivery, message, task, options)
+        self._running.add(execution)
+        execution.work = self._start(self._run(execution))
 
     # Run
 
-    async def _run(self, run: Execution) -> None:
+    async def _run(self, execution: Execution) -> None:
         try:
-            run.begun = True
-            run.work = run.work or asyncio.current_task()  # if it was started at once
-            if run.stop is not None:
-                self._end_stopped(run)
+            execution.begun = True
+            execution.work = execution.work or asyncio.current_task()  # if it was started at once
+            if execution.stop is not None:
+                self._end_stopped(execution)
                 return
             # Whose worker died, or lost its lease: its end may be stored, and not settled.
-            lost = run.delivery.crashes or run.delivery.crash_note
-            if lost and (told := await self._completer.earlier(run.message.id)):
-                self._end.ended_before(run, told)
+            lost = execution.delivery.crashes or execution.delivery.crash_note
+            if lost and (told := await self._completer.earlier(execution.message.id)):
+                self._end.ended_before(execution, told)
                 return
             try:
-                args, kwargs = run.task.arguments.load(run.message, run.delivery.body)
+                args, kwargs = execution.task.arguments.load(
+                    execution.message, execution.delivery.body
+                )
             except Exception as error:
-                self._end.misfit(run, error)
+                self._end.misfit(execution, error)
                 return
             context = ExecutionContext(
-                run.message, args, kwargs, state=self._state, worker=self._worker
+                execution,
+                args,
+                kwargs,
+                state=self._state,
+                worker=self._worker,
+                begin=self._begin_transaction,
             )
-            context.run = run
-            context.begin = self._begin
             enter(context)
-            if run.task.options.executor == "loop":
-                await self._run_in(context, run)
+            if execution.options.executor == "loop":
+                await self._run_in(context, execution)
             else:
-                async with self._pools.slot(run.task.options.executor):
-                    await self._run_in(context, run)
+                async with self._pools.slot(execution.options.executor):
+                    await self._run_in(context, execution)
         except asyncio.CancelledError:  # before its function was called
-            if run.stop is None:
+            if execution.stop is None:
                 raise
-            self._end_stopped(run)
+            self._end_stopped(execution)
         except Exception as error:  # nothing a task does gets here
-            self._end.fault(run, error)
+            self._end.fault(execution, error)
         finally:
-            if run.timers is not None:
-                self._stop_timers(run)
-            if self._stuck and run in self._stuck:
-                self._stuck.discard(run)
-                self._health.refused([run.message.id])
+            if execution.timers is not None:
+                self._stop_timers(execution)
+            if self._stuck and execution in self._stuck:
+                self._stuck.discard(execution)
+                self._health.refused([execution.message.id])
             else:
-                self._running.discard(run)
-                self._ended()
+                self._running.discard(execution)
+                self._slot_freed()
 
-    async def _run_in(self, context: ExecutionContext, run: Execution) -> None:
-        if run.profile.tracks_start or self._observers.heard(events.Started):
-            self._end.started(run)
-        run.started = time.perf_counter()
+    async def _run_in(self, context: ExecutionContext, execution: Execution) -> None:
+        if execution.options.track_started or self._observers.heard(events.Started):
+            self._end.started(execution)
+        execution.started = time.perf_counter()
         try:
-            if run.limited:
-                self._start_timers(run)
-            if self._plain and run.timers is None and run.task.options.executor == "loop":
-                value = await run.task.call(*context.args, **context.kwargs)
+            if execution.options.is_limited:
+                self._start_timers(execution)
+            if self._plain and execution.timers is None and execution.options.executor == "loop":
+                value = await execution.task.call(*context.args, **context.kwargs)
             else:
                 value = await self._call(context)
             encoded = value if type(value) is Raw else self._codec.encode_result(value)
-            if run.transaction is not None:
-                await self._commit(run, run.transaction, encoded)
+            if execution.transaction is not None:
+                await self._commit(execution, execution.transaction, encoded)
         except BaseException as error:  # SystemExit included: it ends the task only
-            if run.transaction is not None:
-                await run.transaction.roll_back()
-            self._end_raised(run, error)
+            if execution.transaction is not None:
+                await execution.transaction.roll_back()
+            self._end_raised(execution, error)
         else:
-            if run.may_succeed:
-                self._end.succeeded(run, value, encoded)
+            if execution.may_succeed:
+                self._end.succeeded(execution, value, encoded)
             else:
-                self._end_stopped(run)
+                self._end_stopped(execution)
 
-    async def _commit(self, run: Execution, transaction: Transaction, encoded: Raw) -> None:
+    async def _commit(self, execution: Execution, transaction: Transaction, encoded: Raw) -> None:
         """Commit what a task wrote together with its success, or neither."""
-        if not run.may_succeed:  # it has hidden that it was cancelled
+        if not execution.may_succeed:  # it has hidden that it was cancelled
             await transaction.roll_back()
             return
-        if not await transaction.commit(self._end.success(run, encoded), self._conf.result_expires):
-            raise Outdone
+        if not await transaction.commit(self._end.success(execution, encoded), self._result_ttl):
+            raise OutcomeExists
 
-    def _end_raised(self, run: Execution, error: BaseException) -> None:
-        if run.stop is not None:  # whatever it made of its cancellation
-            self._end_stopped(run, error)
-        elif run.softened and isinstance(error, asyncio.CancelledError):
-            self._end.raised(run, self._soft_error(run))  # outside the function, in middleware
-        elif isinstance(error, Outdone):
-            self._end.outdone(run)
+    def _end_raised(self, execution: Execution, error: BaseException) -> None:
+        if execution.stop is not None:  # whatever it made of its cancellation
+            self._end_stopped(execution, error)
+        elif execution.softened and isinstance(error, asyncio.CancelledError):
+            self._end.raised(
+                execution, self._soft_error(execution)
+            )  # outside the function, in middleware
+        elif isinstance(error, OutcomeExists):
+            self._end.outcome_exists(execution)
         else:
-            self._end.raised(run, error)
+            self._end.raised(execution, error)
 
     async def _call_function(self, context: TaskContext) -> Any:
         assert isinstance(context, ExecutionContext)  # middleware passes on the one it got
-        run = context.run
-        executor = run.task.options.executor
+        execution = context.execution
+        executor = execution.options.executor
         if executor == "process":
-            return await self._pools.processes().run(run.task, run.delivery.body, run.soft_timeout)
+            return await self._pools.processes().run(
+                execution.task, execution.delivery.body, execution.options.soft_timeout
+            )
         if executor == "thread":
-            return await self._pools.threads().call(run.task.call, *context.args, **context.kwargs)
-        coroutine = run.task.call(*context.args, **context.kwargs)
-        if run.soft_timeout is None:
+            return await self._pools.threads().call(
+                execution.task.call, *context.args, **context.kwargs
+            )
+        coroutine = execution.task.call(*context.args, **context.kwargs)
+        if execution.options.soft_timeout is None:
             return await coroutine
-        return await interruptible(coroutine, lambda: self._take_soft_error(run))
+        return await interruptible(coroutine, lambda: self._take_soft_error(execution))
 
     # Limits
 
-    def _start_timers(self, run: Execution) -> None:
-        timeout, soft = run.timeout, run.soft_timeout
-        run.timers = []
+    def _start_timers(self, execution: Execution) -> None:
+        timeout, soft = execution.options.timeout, execution.options.soft_timeout
+        execution.timers = []
         if timeout is not None:
-            run.timers.append(self._loop.call_later(timeout, self._time_out, run))
-        if soft is not None and run.task.options.executor == "loop":
-            run.timers.append(self._loop.call_later(soft, self._soften, run))
+            execution.timers.append(self._loop.call_later(timeout, self._time_out, execution))
+        if soft is not None and execution.options.executor == "loop":
+            execution.timers.append(self._loop.call_later(soft, self._soften, execution))
 
-    def _stop_timers(self, run: Execution) -> None:
-        for timer in run.timers or ():
+    def _stop_timers(self, execution: Execution) -> None:
+        for timer in execution.timers or ():
             timer.cancel()
 
-    def _time_out(self, run: Execution) -> None:
-        self._cancel(run, Stop.TIMEOUT)
+    def _time_out(self, execution: Execution) -> None:
+        self._cancel(execution, Stop.TIMEOUT)
 
-    def _soften(self, run: Execution) -> None:
-        if run.stop is None and run.work is not None:
-            run.softened = True
-            run.work.cancel()
+    def _soften(self, execution: Execution) -> None:
+        if execution.stop is None and execution.work is not None:
+            execution.softened = True
+            execution.work.cancel()
 
-    def _take_soft_error(self, run: Execution) -> BaseException | None:
+    def _take_soft_error(self, execution: Execution) -> BaseException | None:
         """Return what to raise in a function that is cancelled, if it is for its soft limit."""
-        if not run.softened or run.stop is not None:
+        if not execution.softened or execution.stop is not None:
             return None
-        run.softened = False
-        assert run.work is not None  # it is what was cancelled
-        run.work.uncancel()
-        return self._soft_error(run)
+        execution.softened = False
+        assert execution.work is not None  # it is what was cancelled
+        execution.work.uncancel()
+        return self._soft_error(execution)
 
-    def _soft_error(self, run: Execution) -> SoftTimeLimitExceeded:
+    def _soft_error(self, execution: Execution) -> SoftTimeLimitExceeded:
         return SoftTimeLimitExceeded(
-            f"it ran longer than its soft_timeout of {run.soft_timeout:g} s"
+            f"it ran longer than its soft_timeout of {execution.options.soft_timeout:g} s"
         )
 
     # Stop
 
-    def _end_stopped(self, run: Execution, error: BaseException | None = None) -> None:
+    def _end_stopped(self, execution: Execution, error: BaseException | None = None) -> None:
         """End a run that this worker cancelled; one that was taken away needs nothing more."""
-        if run.stop is Stop.RELEASE:
-            self._end.released(run)
-        elif run.stop is Stop.TIMEOUT:
-            late = TimeLimitExceeded(f"it ran longer than its timeout of {run.timeout:g} s")
+        if execution.stop is Stop.RELEASE:
+            self._end.released(execution)
+        elif execution.stop is Stop.TIMEOUT:
+            late = TimeLimitExceeded(
+                f"it ran longer than its timeout of {execution.options.timeout:g} s"
+            )
             late.__cause__ = error  # it shows where it was
-            self._end.raised(run, late)
-        elif run.stop is Stop.REVOKE:
-            self._end.revoked(run.delivery, run.message, "cancelled")
-        elif run not in self._stuck:
-            logger.warning("Task %s given up", run)
+            self._end.raised(execution, late)
+        elif execution.stop is Stop.REVOKE:
+            self._end.revoked(execution.delivery, execution.message, "cancelled")
+        elif execution not in self._stuck:
+            logger.warning("Task %s given up", execution)
 
     def revoke(self, ids: Iterable[str]) -> None:
         """Cancel those of these tasks that run here."""
         now = self._loop.time()
-        if self._overtaken:
-            self._overtaken = {name: end for name, end in self._overtaken.items() if end > now}
+        if self._cancelled_early:
+            self._cancelled_early = {
+                name: end for name, end in self._cancelled_early.items() if end > now
+            }
         wanted = frozenset(ids)
         if not wanted:
             return
         # What was fetched at about the same time may still be on its way here.
-        self._overtaken.update(dict.fromkeys(wanted, now + _OVERTAKING))
-        for run in [run for run in self._running if run.delivery.id in wanted]:
-            self._cancel(run, Stop.REVOKE)
+        self._cancelled_early.update(dict.fromkeys(wanted, now + _CANCELLED_EARLY_FOR))
+        for execution in [
+            execution for execution in self._running if execution.delivery.id in wanted
+        ]:
+            self._cancel(execution, Stop.REVOKE)
 
     async def release(self) -> None:
         """Cancel what runs, for other workers to run, and wait for it to end.
@@ -316,8 +316,8 @@ class Executor:
         What does not end within the grace is released all the same; its outcome will be refused.
         """
         await self._cancel_all(Stop.RELEASE)
-        for run in list(self._running):
-            self._give_up(run)
+        for execution in list(self._running):
+            self._give_up(execution)
 
     async def abandon(self) -> None:
         """Cancel what runs and forget it: it was given to others."""
@@ -325,34 +325,34 @@ class Executor:
 
     async def _cancel_all(self, stop: Stop) -> None:
         works = []
-        for run in list(self._running):
-            self._cancel(run, stop)
-            if run.work is not None:
-                works.append(run.work)
+        for execution in list(self._running):
+            self._cancel(execution, stop)
+            if execution.work is not None:
+                works.append(execution.work)
         if works:
             await asyncio.wait(works, timeout=self._grace)
 
-    def _cancel(self, run: Execution, stop: Stop) -> None:
-        first = run.stop is None
-        run.stop = stop if run.stop is None else max(run.stop, stop)
+    def _cancel(self, execution: Execution, stop: Stop) -> None:
+        first = execution.stop is None
+        execution.stop = stop if execution.stop is None else max(execution.stop, stop)
         # One that has not begun is not cancelled: its coroutine would never be entered and
         # nothing would settle it. It sees `stop` first thing.
-        if run.begun and run.work is not None:
-            run.work.cancel()
+        if execution.begun and execution.work is not None:
+            execution.work.cancel()
         if first and stop in (Stop.TIMEOUT, Stop.REVOKE):
-            timer = self._loop.call_later(self._grace, self._give_up, run)
-            run.timers = [*(run.timers or ()), timer]
+            timer = self._loop.call_later(self._grace, self._give_up, execution)
+            execution.timers = [*(execution.timers or ()), timer]
 
-    def _give_up(self, run: Execution) -> None:
+    def _give_up(self, execution: Execution) -> None:
         """Tell the end of a run that does not end, and free its slot."""
-        if run not in self._running:
+        if execution not in self._running:
             return
-        self._end_stopped(run)
-        run.stop = Stop.ABANDON
-        self._running.discard(run)
-        self._stuck.add(run)
-        self._end.stuck(run)
-        self._ended()
+        self._end_stopped(execution)
+        execution.stop = Stop.ABANDON
+        self._running.discard(execution)
+        self._stuck.add(execution)
+        self._end.stuck(execution)
+        self._slot_freed()
 
 
 def _starter(loop: asyncio.AbstractEventLoop) -> _Start:

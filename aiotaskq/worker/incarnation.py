@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from aiotaskq.context import State
-from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import SUSPECT, Delivery
-from aiotaskq.contract.records import DeadLimits, Grant, WorkerInfo
-from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.records import DeadLimits, Grant
 from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq.tasks.application import Application
+from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
+from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.executor import Executor
-from aiotaskq.worker.health import Health, Outage
+from aiotaskq.worker.health import Outage
 from aiotaskq.worker.heartbeat import Heartbeat
-from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.quarantine import Quarantine
 from aiotaskq.worker.queue_rotation import QueueRotation
-from aiotaskq.worker.worker_options import WorkerOptions
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -35,7 +29,6 @@ logger = logging.getLogger("aiotaskq.worker")
 _FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself
 _TEND_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
 _NEWS_EVERY = 0.5  # seconds between questions for what was cancelled, while anything runs
-_CENSUS_FOR = 60.0  # seconds after an unknown task for which others are asked what they know
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
 _REFUSE_WAIT = 1.0  # seconds after a lost lease for what had ended to be counted as refused
@@ -67,43 +60,34 @@ class Incarnation:
     """Fetches, runs and completes under one lease.
 
     Args:
-        info: What others are told of the worker.
-        count_stuck: Told about once a second how many tasks do not end.
+        environment: What all parts of the worker share.
+        quota: How many deliveries may still be taken.
+        count_stuck: Called about once a second with the number of tasks that do not end.
     """
 
     def __init__(
         self,
-        app: Application,
-        broker: Broker,
-        backend: ResultBackend | None,
-        pools: Pools,
-        options: WorkerOptions,
-        health: Health,
+        environment: WorkerEnvironment,
         *,
-        info: WorkerInfo,
-        state: State,
         quota: Quota,
         count_stuck: Callable[[int], None],
     ) -> None:
-        conf = app.conf
+        conf, options, broker = environment.app.conf, environment.options, environment.broker
         self._broker = broker
         self._options = options
-        self._health = health
+        self._health = environment.health
         self._quota = quota
         self._count_stuck = count_stuck
         self._rotation = QueueRotation(options.weights) if options.weights else None
         self._quarantine = Quarantine()
         self._limits = DeadLimits(conf.dead_letter_max, conf.dead_letter_expires)
-        self._known_elsewhere: set[tuple[str, str]] = set()  # queue and task
-        self._unknown = 0  # tasks that were put back, as last seen
-        self._census_until = 0.0
         self._slot_free = asyncio.Event()
         self._lost = asyncio.Event()
         self._consumer = broker.consumer(
             options.queues,
             name=options.name,
             lease=conf.worker_lease,
-            about=msgspec.json.encode(info),
+            about=msgspec.json.encode(environment.info),
         )
         self._heartbeat = Heartbeat(
             broker.lease(self.grant),
@@ -112,17 +96,15 @@ class Incarnation:
             lost=self._lost.set,
         )
         self._completer = Completer(
-            self._consumer, backend, self._heartbeat, health, ttl=conf.result_expires
+            self._consumer,
+            environment.backend,
+            self._heartbeat,
+            environment.health,
+            ttl=conf.result_expires,
         )
+        self._census = Census(broker, self._consumer.id)
         self._executor = Executor(
-            app,
-            self._completer,
-            pools,
-            health,
-            state=state,
-            worker=options.name,
-            ended=self._slot_free.set,
-            known_elsewhere=self._known_elsewhere,
+            environment, self._completer, self._census, slot_freed=self._slot_free.set
         )
         self._helpers: list[asyncio.Task[None]] = []
 
@@ -230,7 +212,7 @@ class Incarnation:
             self._count_stuck(self._executor.stuck)
             try:
                 maintained = await self._broker.maintain(self._limits)
-                await self._take_census()
+                await self._census.take()
             except Unavailable as error:
                 await asyncio.sleep(outage.pause(error))
                 continue
@@ -263,24 +245,6 @@ class Incarnation:
             outage.over()
             self._executor.revoke(news.cancelled)
             self._quarantine.note(suspects=news.suspects)
-
-    async def _take_census(self) -> None:
-        """Learn what other workers know, while there are tasks that this one does not know."""
-        unknown = self._health.counts["unknown"]
-        if unknown > self._unknown:
-            self._unknown = unknown
-            self._census_until = time.monotonic() + _CENSUS_FOR
-        if time.monotonic() >= self._census_until:
-            self._known_elsewhere.clear()
-            return
-        known: set[tuple[str, str]] = set()
-        for other in await self._broker.consumers():
-            if other.id != self._consumer.id:
-                with contextlib.suppress(msgspec.MsgspecError):  # of another version, or none
-                    tasks = msgspec.json.decode(other.about, type=WorkerInfo).tasks
-                    known.update(itertools.product(other.queues, tasks))
-        self._known_elsewhere.clear()
-        self._known_elsewhere.update(known)
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
         """Let running tasks end within `grace` seconds, or until `hurry`; hand back the rest."""

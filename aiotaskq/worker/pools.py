@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from aiotaskq.tasks.options import Executor
+from aiotaskq.tasks.option_table import Executor
 from aiotaskq.worker.process_pool import ProcessPool
 from aiotaskq.worker.thread_pool import ThreadPool
 

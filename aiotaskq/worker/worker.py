@@ -20,6 +20,7 @@ from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import LeaseLost, Unavailable
 from aiotaskq.ids import host_name
 from aiotaskq.tasks.application import Application
+from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.incarnation import Incarnation, Quota
 from aiotaskq.worker.loop_monitor import LoopMonitor
@@ -184,7 +185,18 @@ class Worker:
             stack.push_async_callback(self.guard.stop)
             self._start_relay(broker, stack)
             _settle(connected)
-            await self._work(broker, backend, pools)
+            await self._work(
+                WorkerEnvironment(
+                    app=self._app,
+                    options=self.options,
+                    broker=broker,
+                    backend=backend,
+                    pools=pools,
+                    health=self.health,
+                    state=self._state,
+                    info=self._describe(),
+                )
+            )
         if self._app.observers.heard(events.WorkerStopped):
             self._app.observers.emit(events.WorkerStopped(worker=self.options.name))
 
@@ -239,24 +251,12 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _work(self, broker: Broker, backend: ResultBackend | None, pools: Pools) -> None:
+    async def _work(self, environment: WorkerEnvironment) -> None:
         """Live one incarnation after another, until told to stop or nothing is left to do."""
-        info = self._describe()
         outage = Outage(self.health, "cannot begin to take tasks", _RECONNECT)
         told = False
         while not self._stopping.is_set():
-            incarnation = Incarnation(
-                self._app,
-                broker,
-                backend,
-                pools,
-                self.options,
-                self.health,
-                info=info,
-                state=self._state,
-                quota=self._quota,
-                count_stuck=self._count_stuck,
-            )
+            incarnation = Incarnation(environment, quota=self._quota, count_stuck=self._count_stuck)
             try:
                 await incarnation.open()
                 outage.over()

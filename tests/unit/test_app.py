@@ -26,7 +26,7 @@ from aiotaskq import (
     Unsupported,
     events,
 )
-from aiotaskq.client.prepare import seal, write
+from aiotaskq.client.prepare import prepare, seal
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.outcome import TaskStatus
@@ -310,7 +310,7 @@ async def test_a_time_means_the_same_moment_in_every_form(app: TaskQueue, when: 
     app.conf.timezone = "Europe/Oslo"
     task = app.task(add)
     call = task.with_options(eta=when, expires=when).s(1, 2)
-    outgoing = write(call, task, app.conf, app.codec)
+    outgoing = prepare(call, app)
     assert outgoing.message.expires_at == AT.timestamp()
     assert seal(outgoing, app.codec).not_before == AT.timestamp()
 
@@ -318,22 +318,18 @@ async def test_a_time_means_the_same_moment_in_every_form(app: TaskQueue, when: 
 @pytest.mark.parametrize("expires", [60, timedelta(minutes=1)])
 def test_seconds_are_counted_by_the_store(app: TaskQueue, expires: float | timedelta) -> None:
     task = app.task(add)
-    outgoing = write(
-        task.with_options(countdown=5, expires=expires).s(1, 2), task, app.conf, app.codec
-    )
+    outgoing = prepare(task.with_options(countdown=5, expires=expires).s(1, 2), app)
     envelope = seal(outgoing, app.codec)
     assert (envelope.delay, envelope.not_before) == (5, None)
     assert (envelope.expires_in, envelope.expires_at) == (60, None)
     assert outgoing.message.expires_at is not None  # for those who read the message
-    at_once = seal(
-        write(task.with_options(countdown=-1).s(1, 2), task, app.conf, app.codec), app.codec
-    )
+    at_once = seal(prepare(task.with_options(countdown=-1).s(1, 2), app), app.codec)
     assert (at_once.delay, at_once.not_before) == (None, None)
 
 
 def test_an_expiry_that_a_middleware_changed_goes_before_the_calls(app: TaskQueue) -> None:
     task = app.task(add)
-    outgoing = write(task.with_options(expires=60).s(1, 2), task, app.conf, app.codec)
+    outgoing = prepare(task.with_options(expires=60).s(1, 2), app)
     same = seal(outgoing.with_message(replace(outgoing.message, headers={"a": "b"})), app.codec)
     assert (same.expires_in, same.expires_at) == (60, None)
     moved = seal(outgoing.with_message(replace(outgoing.message, expires_at=7.0)), app.codec)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from aiotaskq import TaskQueue
 from aiotaskq import retry as module
 from aiotaskq.contract.message import RetryPolicy
 from aiotaskq.errors import ConfigError
@@ -22,7 +23,6 @@ from aiotaskq.retry import (
     backoff_delay,
     for_call,
     retry_delay,
-    retry_of,
 )
 
 JITTERS = st.sampled_from([True, False, "full"])
@@ -126,10 +126,19 @@ def test_without_a_limit_there_is_always_another_attempt() -> None:
 
 def test_the_own_retry_goes_before_the_default_and_that_before_none() -> None:
     own, default = Retry(delay=1), Retry(delay=2)
-    assert retry_of(own, default) is own
-    assert retry_of(None, default) is default
-    assert retry_of(None, None) is NEVER
-    assert retry_of(NEVER, default) is NEVER
+    assert effective(own, default) is own
+    assert effective(None, default) is default
+    assert effective(None, None) is None
+    assert effective(NEVER, default) is NEVER
+
+
+def effective(own: Retry | None, default: Retry | None) -> Retry | None:
+    app = TaskQueue("t", broker="memory://", task_default_retry=default)
+
+    @app.task(name="t", retry=own)
+    async def task() -> None: ...
+
+    return app.effective_options("t").retry
 
 
 def test_a_call_asks_for_attempts_after_failures_though_its_task_has_none() -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from aiotaskq import Call, ConfigError, Retry, Task, TaskQueue
-from aiotaskq.tasks.options import check_options, choose_executor
+from aiotaskq.tasks.options import check_call_options, choose_executor, task_options
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ async def coroutine(x: int) -> int:
     ids=repr,
 )
 def test_right_options_are_kept(options: Any) -> None:
-    assert check_options(options) == options
+    assert check_call_options(options) == options
 
 
 def test_options_that_are_none_are_left_out() -> None:
-    assert check_options({"countdown": None, "eta": datetime(2026, 1, 1), "queue": None}) == {  # type: ignore[typeddict-item]  # as Celery users call it
+    assert check_call_options({"countdown": None, "eta": datetime(2026, 1, 1), "queue": None}) == {  # type: ignore[typeddict-item]  # as Celery users call it
         "eta": datetime(2026, 1, 1)
     }
 
@@ -99,17 +99,17 @@ def test_options_that_are_none_are_left_out() -> None:
 )
 def test_a_wrong_option_is_refused_by_name(options: Any) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
-        check_options(options)
+        check_call_options(options)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="count_down, did you mean countdown"):
-        check_options({"count_down": 5})  # type: ignore[typeddict-unknown-key]  # that is the point
+        check_call_options({"count_down": 5})  # type: ignore[typeddict-unknown-key]  # that is the point
 
 
 def test_two_times_to_start_are_refused() -> None:
     with pytest.raises(ConfigError, match="countdown and eta"):
-        check_options({"countdown": 5, "eta": datetime(2026, 1, 1)})
+        check_call_options({"countdown": 5, "eta": datetime(2026, 1, 1)})
 
 
 # --- where a function runs ----------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Callable_:
 )
 def test_what_cannot_run_is_refused(fn: Any, executor: str | None, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        choose_executor(fn, executor)
+        task_options(fn, {"executor": executor})
 
 
 # --- the task object ----------------------------------------------------------------------------
