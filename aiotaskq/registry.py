@@ -102,38 +102,43 @@ class TaskRegistry(ABC):
         Args:
             *fn: A coroutine function, which will run on the worker's event loop, or a plain one.
             **options: Those that follow.
-            name: By default ``module.function``.
-            bind: Give the function its task as the first argument, ``self``, which callers leave
-                out: for ``self.request`` and ``self.retry()``.
-            queue: By default the route in `task_routes`, else `task_default_queue`.
-            priority: 0 to 9, 9 first.
-            timeout: Seconds that one run may take; a coroutine is cancelled then, a process of
-                the pool ended. By default `task_time_limit`.
+            name: The name that the task is registered under; by default ``module.function``.
+            bind: Whether the function gets its task as the first argument, ``self``, which callers
+                leave out: for ``self.request`` and ``self.retry()``.
+            queue: The queue. By default the route of the task's name in `task_routes`, else
+                `task_default_queue`.
+            priority: 0 to 9 within the queue, 9 runs first. By default `task_default_priority`.
+            timeout: Seconds that one run may take. A coroutine is cancelled then, a process of the
+                pool ended. By default `task_time_limit`.
+            time_limit: Celery's name of `timeout`.
             soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised inside a run, so
                 that it can come to an end by itself. By default `task_soft_time_limit`.
-            retry: When it runs again after a failure; by default `task_default_retry`.
-            executor: Of a plain function: ``"thread"``, the default, or ``"process"``.
-            ignore_result: Keep no result; by default `task_ignore_result`.
-            track_started: Let its status say STARTED while it runs; by default
-                `task_track_started`.
-            schedule: When it runs by itself, sent by a scheduler: a `Schedule`, or what it takes
-                as `when`, such as ``crontab(hour=3, minute=0)``.
-            time_limit: Celery's name of `timeout`.
             soft_time_limit: Celery's name of `soft_timeout`.
-            autoretry_for: Instead of `retry`, with the seven that follow, as in Celery: the
-                exceptions after which it runs again.
-            dont_autoretry_for: Exceptions after which it does not, though `autoretry_for` names
-                a base of theirs.
-            max_retries: How often it is tried again, 3 times by default; None: without limit.
-                Like the next one it also holds for ``self.retry()``.
-            default_retry_delay: Seconds before another attempt, 180 by default.
-            retry_backoff: Wait longer each time instead: for as many seconds the first time (True:
-                1), then twice as long.
-            retry_backoff_max: The most seconds to wait then, 600 by default.
-            retry_jitter: Wait for a random part of that, by default.
+            retry: When the task runs again after a failure. By default `task_default_retry`.
+            executor: Where a plain function runs: ``"thread"``, the default, or ``"process"``.
+                Coroutine functions run on the event loop.
+            ignore_result: Whether no result is kept. By default `task_ignore_result`.
+            track_started: Whether the status says STARTED while the task runs. By default
+                `task_track_started`.
+            schedule: The times at which a scheduler sends the task by itself: a `Schedule`, or the
+                `when` of one, such as ``crontab(hour=3, minute=0)``.
+            autoretry_for: The exceptions after which the task runs again. This option and the seven
+                that follow are Celery's, and take the place of `retry`.
+            dont_autoretry_for: Exceptions after which the task does not run again, even where
+                `autoretry_for` names a base class of theirs.
+            max_retries: The most further attempts, 3 by default; None: without limit. It also holds
+                for ``self.retry()``.
+            default_retry_delay: Seconds before another attempt, 180 by default. It also holds for
+                ``self.retry()``.
+            retry_backoff: Seconds before the first retry (True: 1), doubled for each further one,
+                in place of a constant delay.
+            retry_backoff_max: The longest delay in seconds when `retry_backoff` is given, 600 by
+                default.
+            retry_jitter: Whether a delay of `retry_backoff` is shortened by a random part, as it is
+                by default.
             retry_kwargs: ``max_retries`` and ``countdown``, the delay, in one mapping.
-            acks_late: May be True, which is so anyway.
-            reject_on_worker_lost: Likewise.
+            acks_late: May be True: a task is settled only after it has run.
+            reject_on_worker_lost: May be True: a task whose worker died runs again.
 
         Raises:
             DuplicateTask: The name is taken.

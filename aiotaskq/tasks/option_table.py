@@ -62,12 +62,11 @@ class Option(NamedTuple):
     celery: str | None = None
     part_of: str | None = None
 
-    def check(self, value: Any, *, spelled: str | None = None) -> Any:
+    def check(self, value: Any) -> Any:
         """Return a value in the form in which it is used.
 
         Args:
             value: Anything but None, which means that the option is not given.
-            spelled: The name that the user wrote.
 
         Raises:
             ConfigError: The option does not take this value.
@@ -76,13 +75,18 @@ class Option(NamedTuple):
             return self.kind.check(value)
         except Wrong as error:
             problem = error.reason or f"it must be {self.kind.wants}"
-            raise ConfigError(f"{spelled or self.name} is {_shown(value)}; {problem}") from None
+            raise ConfigError(f"{self.name} is {_shown(value)}; {problem}") from None
+        except ConfigError:
+            raise
+        except Exception as error:  # a value of the user's, whose own methods may raise anything
+            problem = f"it must be {self.kind.wants}"
+            raise ConfigError(f"{self.name} is {_shown(value)}; {problem}") from error
 
 
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
-    except Exception:  # a value of the user's, whose own methods may raise anything
+    except Exception:  # as in `Option.check`
         text = f"a {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -331,8 +335,8 @@ _TABLE = (
         "schedule",
         _TASK,
         _schedule(),
-        "When the task runs by itself, sent by a scheduler: a"
-        " `Schedule`, or what that takes as `when`, such as ``crontab(hour=3, minute=0)``.",
+        "The times at which a scheduler sends the task by itself: a `Schedule`, or the `when`"
+        " of one, such as ``crontab(hour=3, minute=0)``.",
     ),
     Option(
         "countdown",
@@ -377,24 +381,24 @@ _TABLE = (
         "autoretry_for",
         _TASK,
         _exceptions(),
-        "Celery's, instead of `retry`, with the seven that"
-        " follow: the exceptions after which the task runs again.",
+        "The exceptions after which the task runs again. This option and the seven that"
+        " follow are Celery's, and take the place of `retry`.",
         part_of="retry",
     ),
     Option(
         "dont_autoretry_for",
         _TASK,
         _exceptions(),
-        "Exceptions after which it does not run again,"
-        " though `autoretry_for` names a base of theirs.",
+        "Exceptions after which the task does not run again, even where `autoretry_for` names"
+        " a base class of theirs.",
         part_of="retry",
     ),
     Option(
         "max_retries",
         _TASK,
         kinds.whole(0),
-        f"How often it is tried again, {CELERY_RETRIES} times"
-        " by default; None: without limit. It also holds for ``self.retry()``.",
+        f"The most further attempts, {CELERY_RETRIES} by default; None: without limit. It also"
+        " holds for ``self.retry()``.",
         part_of="retry",
     ),
     Option(
@@ -409,22 +413,22 @@ _TABLE = (
         "retry_backoff",
         _TASK,
         _retry_backoff(),
-        "Seconds before the first retry (True: 1), twice"
-        " as many before each further one, in place of a constant delay.",
+        "Seconds before the first retry (True: 1), doubled for each further one, in place of"
+        " a constant delay.",
         part_of="retry",
     ),
     Option(
         "retry_backoff_max",
         _TASK,
         _seconds(zero=True),
-        "The most seconds to wait then, 600 by default.",
+        "The longest delay in seconds when `retry_backoff` is given, 600 by default.",
         part_of="retry",
     ),
     Option(
         "retry_jitter",
         _TASK,
         kinds.flag(),
-        "Whether a random part of that is waited for; by default it is.",
+        "Whether a delay of `retry_backoff` is shortened by a random part, as it is by default.",
         part_of="retry",
     ),
     Option(

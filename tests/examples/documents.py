@@ -21,6 +21,7 @@ from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.redis.cluster import ClusterBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
+from aiotaskq.tasks.option_table import OPTIONS, Scope
 from benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,8 +182,27 @@ def layers_list() -> str:
     return "```text\n" + "\n".join(filter(None, kept)) + "\n```\n"
 
 
+def options_table() -> str:
+    """Return every option of tasks and calls as a row."""
+    lines = [
+        "| option | task | call | values | setting | Celery | meaning |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, option in OPTIONS.items():
+        given = ("yes" if scope in option.scopes else "" for scope in Scope)
+        setting = f"`{option.setting}`" if option.setting else ""
+        celery = f"`{option.celery}`" if option.celery else ""
+        if option.part_of:
+            celery = f"part of `{option.part_of}`"
+        cells = (f"`{name}`", *given, option.kind.wants, setting, celery, option.meaning)
+        row = " | ".join(cell.replace("|", "\\|").replace("``", "`") for cell in cells)
+        lines.append(f"| {row} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "settings": settings_table,
+    "options": options_table,
     "defaults": defaults_table,
     "traits": traits_table,
     "modules": modules_table,
