@@ -105,7 +105,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Worker":  # who only sends tasks need not load it
+    if name == "Worker":  # a program that only sends tasks does not load it
         from aiotaskq.worker import Worker
 
         return Worker

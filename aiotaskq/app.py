@@ -1,4 +1,4 @@
-"""`TaskQueue`: the application object, where everything is put together."""
+"""`TaskQueue`: the application object, which puts all parts together."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ R = TypeVar("R")
 
 
 class TaskQueue(TaskRegistry):
-    """An application: its tasks, where they wait, where their results rest.
+    """An application: its tasks, its broker, its result backend and its settings.
 
-    It may be used from any number of event loops and threads; each loop gets connections of its
-    own, made at the first use.
+    It may be used from any number of event loops and threads. Each event loop gets connections of
+    its own, made at the first use.
 
     Args:
-        name: What it is called; the default name of tasks of an interactive session begins
-            with it.
-        broker: A URL or a driver. By default the setting `broker_url`, which the environment's
-            ``AIOTASKQ_BROKER_URL`` gives, else an SQLite file ``aiotaskq.db`` in the working
-            folder.
-        backend: A URL or a driver. By default the setting `result_backend`, which
-            ``AIOTASKQ_RESULT_BACKEND`` gives, else the broker's own store.
-        middlewares: Around each send and each run, the first one outermost.
-        settings: As in `conf`.
+        name: The name of the application; the names of tasks that are defined in an interactive
+            session begin with it.
+        broker: A URL or a driver. By default the setting `broker_url`, which the environment
+            variable ``AIOTASKQ_BROKER_URL`` sets, else an SQLite file ``aiotaskq.db`` in the
+            working folder.
+        backend: A URL or a driver. By default the setting `result_backend`, which the environment
+            variable ``AIOTASKQ_RESULT_BACKEND`` sets, else the broker's own store.
+        middlewares: Middleware around each send and each run, the first one outermost.
+        settings: Settings, by name; see `conf`.
 
     Example:
         ::
@@ -107,14 +107,15 @@ class TaskQueue(TaskRegistry):
             namespace: Read only names that begin with it, as in ``CELERY_BROKER_URL``.
 
         Raises:
-            ConfigError: A name is unknown, a value is wrong, or asks what is not done here.
+            ConfigError: A name is unknown, a value is wrong, or asks for an unsupported feature.
         """
         self.conf.load(source, namespace=namespace)
 
     def import_tasks(self) -> None:
         """Import the modules that the settings `imports` and `include` name.
 
-        A worker does it when it starts, so that tasks in modules nobody imports are registered.
+        A worker does it when it starts, so that tasks in modules that nothing else imports are
+        registered.
 
         Raises:
             ConfigError: There is no such module.
@@ -131,7 +132,7 @@ class TaskQueue(TaskRegistry):
 
     @property
     def codec(self) -> Codec:
-        """How messages and results are written, by the settings at the first use."""
+        """The codec of messages and results, made from the settings at the first use."""
         if self._codec is None:
             for setting in ("task_serializer", "result_serializer"):
                 if self.conf[setting] not in self.conf.accept_content:
@@ -150,7 +151,7 @@ class TaskQueue(TaskRegistry):
         return self._codec
 
     def drivers(self) -> tuple[Broker, ResultBackend | None]:
-        """Return closed drivers of this application, for an event loop of the caller's.
+        """Return new closed drivers of this application, for one event loop.
 
         Raises:
             ConfigError: No driver serves a URL.
@@ -176,7 +177,7 @@ class TaskQueue(TaskRegistry):
 
     @property
     def broker_url(self) -> str | None:
-        """The URL of the broker, with its password; None where it was given as a driver."""
+        """The URL of the broker with its password; None where the broker is a driver object."""
         broker = self._choose_broker()
         return broker if isinstance(broker, str) else None
 
@@ -217,22 +218,22 @@ class TaskQueue(TaskRegistry):
     # Send
 
     async def send_call(self, call: Call[R]) -> TaskHandle[R]:
-        """Send what ``task.s(...)`` returned; on return it is stored."""
+        """Send a call, such as ``task.s(...)`` returns; when this returns, it is stored."""
         (handle,) = await self.kiq_many([call])
         return handle
 
     async def kiq_many(self, calls: Iterable[Call[R]]) -> list[TaskHandle[R]]:
-        """Send many calls in one round trip; on return all are stored.
+        """Send many calls in one round trip; when this returns, all are stored.
 
-        Where a middleware wraps the sending, they go through it one by one.
+        Where a middleware wraps the sending, the calls go through it one by one.
 
         Args:
-            calls: What ``task.s(...)`` and ``task.with_options(...).s(...)`` return.
+            calls: Calls such as ``task.s(...)`` and ``task.with_options(...).s(...)`` return.
 
         Raises:
-            EncodeError: An argument has no form in the serializer, or all of a call are too
-                large. None of the calls is sent then, unless a middleware wraps the sending.
-            Unsupported: The broker cannot do what a call asks; none is sent.
+            EncodeError: An argument has no form in the serializer, or the arguments of a call are
+                too large. No call is sent then, unless a middleware wraps the sending.
+            Unsupported: The broker does not support an option of a call; no call is sent.
             BrokerUnavailable: The broker could not be reached; some may be stored.
         """
         return [TaskHandle(task_id, self) for task_id in await self.publish_calls(calls)]
@@ -248,7 +249,7 @@ class TaskQueue(TaskRegistry):
         kwargs: dict[str, Any] | None = None,
         **options: Unpack[CallOptions],
     ) -> TaskHandle[Any]:
-        """Send a task by its name, without importing it; on return it is stored.
+        """Send a task by its name, without importing it; when this returns, it is stored.
 
         Where the task is registered here, the arguments are checked against its signature.
         """
@@ -261,7 +262,7 @@ class TaskQueue(TaskRegistry):
         kwargs: dict[str, Any] | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncResult[Any]:
-        """Send a task by its name from plain code; on return it is stored."""
+        """Send a task by its name from plain code; when this returns, it is stored."""
         call = self._call_by_name(name, args, kwargs, options)
         handle = bridge.run(self.send_call(call), instead="`await app.send(...)`")
         return AsyncResult(handle.id, self)
@@ -283,11 +284,11 @@ class TaskQueue(TaskRegistry):
     # Results
 
     def handle(self, task_id: str) -> TaskHandle[Any]:
-        """Return the grip on a task that was sent elsewhere, for async code."""
+        """Return the handle of a task that was sent elsewhere, for async code."""
         return TaskHandle(task_id, self)
 
     def async_result(self, task_id: str) -> AsyncResult[Any]:
-        """Return the grip on a task that was sent elsewhere, for plain code."""
+        """Return the handle of a task that was sent elsewhere, for plain code."""
         return AsyncResult(task_id, self)
 
     AsyncResult = async_result
@@ -297,36 +298,36 @@ class TaskQueue(TaskRegistry):
         return await self._session().wait(task_id)
 
     async def load_outcome(self, task_id: str) -> Outcome | None:
-        """Return the outcome of a task that is there now."""
+        """Return the outcome that a task has now, final or not; None: it has none."""
         backend = await self._session().results()
         return (await backend.load([task_id])).get(task_id)
 
     async def cancel(self, task_id: str, *, running: bool = True) -> None:
-        """Revoke a task: waiting, delayed or to be tried again, it never starts.
+        """Revoke a task. One that waits, is delayed or is to be tried again never starts.
 
-        A task that has ended stays as it ended.
+        A task that has ended is not changed.
 
         Args:
-            task_id: An id that is not known yet is revoked as well.
-            running: Whether a task that runs is cancelled. If not, it is left alone.
+            task_id: The id of the task. An id that is not known yet is revoked as well.
+            running: Whether a task that runs is cancelled. If not, it runs to its end.
         """
         await cancel_task(
             await self._open_session(), task_id, running=running, ttl=self.conf.result_expires
         )
 
     async def forget(self, task_id: str) -> bool:
-        """Delete a result before its time; False if there was none."""
+        """Delete a result before it expires; False if there was none."""
         backend = await self._session().results()
         return await backend.forget([task_id]) > 0
 
     def read(self, outcome: Outcome) -> TaskResult[Any]:
-        """Decode an outcome; its value has the annotated type if the task is registered here."""
+        """Return an outcome decoded; its value has the annotated type if the task is known here."""
         return read_outcome(outcome, self.tasks.get(outcome.name or ""), self.codec)
 
     # Life
 
     def _session(self) -> Session:
-        """Return the connections of the running loop, not open yet at the first use."""
+        """Return the session of the running loop, which is made at the first use."""
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
@@ -350,18 +351,18 @@ class TaskQueue(TaskRegistry):
         return session
 
     async def broker(self) -> Broker:
-        """Return the broker, open on the running loop: to look at queues, to purge one."""
+        """Return the broker, open on the running loop, such as to count or purge queues."""
         return (await self._open_session()).broker
 
     async def workers(self) -> list[WorkerInfo]:
-        """Return what the workers that are alive tell of themselves: one for each process."""
+        """Return the live workers, one for each process, as they describe themselves."""
         session = await self._open_session()
         found = []
         for consumer in await session.broker.consumers():
             try:
                 found.append(msgspec.json.decode(consumer.about, type=WorkerInfo))
             except msgspec.DecodeError:
-                continue  # of another version, or no worker of this package
+                continue  # a worker of another version, or of another package
         return found
 
     async def backend(self) -> ResultBackend | None:
@@ -380,13 +381,13 @@ class TaskQueue(TaskRegistry):
         return Schedules(self)
 
     async def close(self) -> None:
-        """Let go of the running loop's connections; the next use makes new ones."""
+        """Close the connections of the running loop; the next use makes new ones."""
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
             await session.close()
 
     async def __aenter__(self) -> Self:
-        """Connect to the broker now rather than at the first use."""
+        """Connect to the broker now, and not at the first use."""
         await self._open_session()
         return self
 
@@ -415,16 +416,16 @@ class TaskQueue(TaskRegistry):
 
         Args:
             concurrency: Tasks at once; by default `worker_concurrency`.
-            queues: In the order in which they are drained, each one empty before the next; or
-                a weight for each, 1 or more, which is its share of the tasks that are taken while
-                all are full. By default `task_default_queue`.
-            name: By default the host's name and the process id.
-            threads: For plain functions; by default `worker_threads`.
-            grace_period: Seconds that running tasks get to finish on exit; by default
+            queues: The queues in the order in which they are drained, each one empty before the
+                next; or a weight for each, 1 or more, which is its share of the tasks while all
+                queues are full. By default `task_default_queue`.
+            name: The name of the worker; by default the host's name and the process id.
+            threads: The most threads for plain functions; by default `worker_threads`.
+            grace_period: Seconds that running tasks get to end on exit; by default
                 `worker_grace_period`.
-            burst: Stop when the queues are empty.
+            burst: Whether to stop when the queues are empty.
         """
-        from aiotaskq.worker import Worker  # who only sends tasks need not load it
+        from aiotaskq.worker import Worker  # a program that only sends does not load it
 
         return Worker(
             self,
@@ -453,7 +454,7 @@ _apps: WeakSet[TaskQueue] = WeakSet()
 
 
 def _after_fork() -> None:
-    """Give a forked child locks that no thread holds: another one may have held them."""
+    """Give a forked child new locks: a thread that does not exist there may hold the old ones."""
     for app in _apps:
         app._lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""What an application is made of: tasks, middleware, observers, lifespans."""
+"""The registry of an application: its tasks, middleware, observers and lifespans."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Hook: TypeAlias = Callable[[State], Awaitable[None]]
 
 
 class TaskDecorator(Protocol):
-    """What ``@app.task(...)`` returns."""
+    """The decorator that ``@app.task(...)`` returns."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a plain one too; the first match counts
@@ -51,7 +51,7 @@ class TaskDecorator(Protocol):
 
 
 class BoundTaskDecorator(Protocol):
-    """What ``@app.task(bind=True, ...)`` returns: callers do not give the first argument."""
+    """The decorator of ``@app.task(bind=True, ...)``: callers leave the first argument out."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # as for TaskDecorator
@@ -64,7 +64,7 @@ class BoundTaskDecorator(Protocol):
 
 
 class TaskRegistry(ABC):
-    """The part of a `TaskQueue` that its decorators fill."""
+    """The part of a `TaskQueue` that is filled by its decorators."""
 
     conf: Config
 
@@ -100,8 +100,8 @@ class TaskRegistry(ABC):
         """Register a function as a task.
 
         Args:
-            *fn: A coroutine function, which will run on the worker's event loop, or a plain one.
-            **options: Those that follow.
+            *fn: A coroutine function, which runs on the worker's event loop, or a plain function.
+            **options: The options that follow.
             name: The name that the task is registered under; by default ``module.function``.
             bind: Whether the function gets its task as the first argument, ``self``, which callers
                 leave out: for ``self.request`` and ``self.retry()``.
@@ -180,9 +180,9 @@ class TaskRegistry(ABC):
         return options
 
     def declared_schedules(self) -> dict[str, Entry]:
-        """Return the schedules that stand in the code and in `beat_schedule`, by their ids.
+        """Return the schedules of the code and of the setting `beat_schedule`, by id.
 
-        That of a task that was given one where it is defined has the task's name.
+        The schedule of a task, given where the task is defined, has the name of the task as its id.
         """
         declared = dict(self.conf.beat_schedule)
         for name, task in self.tasks.items():
@@ -196,8 +196,8 @@ class TaskRegistry(ABC):
         return declared
 
     def _module_of(self, fn: Callable[..., Any]) -> str:
-        """Return the module's name as a worker that imports it will know it."""
-        # Multiprocessing calls the main module by the latter in the processes it starts.
+        """Return the name of a function's module in a worker that imports it."""
+        # `__mp_main__` is the main module in a process that multiprocessing has spawned.
         if fn.__module__ not in ("__main__", "__mp_main__"):
             return fn.__module__
         main = getattr(inspect.unwrap(fn), "__globals__", {})
@@ -207,7 +207,7 @@ class TaskRegistry(ABC):
         return Path(file).stem if file else self.name
 
     def add_middleware(self, middleware: Middleware) -> None:
-        """Put one more middleware around each send and each run, innermost."""
+        """Add a middleware around each send and each run, inside the others."""
         self.middlewares.append(middleware)
 
     def on(self, kind: type[E]) -> Callable[[Observer[E]], Observer[E]]:
@@ -230,10 +230,10 @@ class TaskRegistry(ABC):
     def lifespan(
         self, function: Callable[[State], AsyncIterator[None]]
     ) -> Callable[[State], AsyncIterator[None]]:
-        """Register what a worker does around its life: an async generator that yields once.
+        """Register an async generator that runs around the life of a worker, and yields once.
 
-        What it puts on `state` is there for the tasks as ``current_task().state``. Several
-        run in the order of their registration, and end in the reverse order.
+        Tasks find the attributes that it sets on `state` in ``current_task().state``. Several
+        lifespans begin in the order of their registration, and end in the reverse order.
 
         Example:
             ::
@@ -277,7 +277,7 @@ def _source(fn: Callable[..., Any]) -> str:
 
 
 def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether both are the same lines of a file, as after reloading a module."""
+    """Whether both are defined by the same lines of a file, as after a reload of the module."""
     if "<locals>" in one.__qualname__:
         return one is other  # another call of the function around it may have made another one
     return _source(one) == _source(other) and one.__qualname__ == other.__qualname__

@@ -1,4 +1,9 @@
-"""The dead letters of an application: looked at, sent back, dropped."""
+"""The dead letters of an application: listed, sent back to their queues, dropped.
+
+Letters are read page by page, the newest first, so that there may be any number of them. Several
+callers may do the same at once: each letter is retried or dropped by one of them. Nothing that
+stands in a letter is trusted: it may be a message of anybody.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +26,14 @@ from aiotaskq.encoding.codec import Codec, decode_plain, encode_json
 from aiotaskq.errors import CodecError, ConfigError, DecodeError
 from aiotaskq.tasks.application import Application
 
-_PAGE = 50  # letters read at once: each may have as many bytes as a message may have
+_PAGE = 50  # letters read at once; each may be as large as a message may be
 
-# To look at a message is to trust nothing in it: pickled arguments stay the bytes that they are.
+# It accepts every serializer and unpickles nothing: pickled arguments remain bytes.
 _codec = Codec(accept=("json", "msgpack", "pickle"))
 
 
 class Which(TypedDict, total=False):
-    """Which dead letters are meant: those for which all that is given holds."""
+    """A choice of dead letters: those that meet all the conditions given."""
 
     queue: str | None
     """The name of their queue; without it, all queues."""
@@ -43,20 +48,19 @@ class Which(TypedDict, total=False):
 
 
 class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that could not end well, and what is known of it.
+    """A dead letter: a task that could not end well, with the reason.
 
     Attributes:
-        id: The id of the task; empty for what is no message of ours.
-        key: The name of this letter in its queue.
-        queue: Where it was, and where a retry puts it.
+        id: The id of the task; empty where the message is not one of this package.
+        key: The key of this letter in its queue.
+        queue: The queue that it came from, and to which a retry sends it.
         task: The name of the task; empty where the message cannot be read.
-        reason: Why it is here.
-        crashes: How many workers died of it.
-        crash_note: What is known of the last of them.
-        died_at: When it came here, in UTC.
-        worker: The name of the worker that put it here.
-        attempts: Its runs, as far as they are known: when, where, and what came of them. Of
-            many, the latest.
+        reason: The reason, in words.
+        crashes: The number of workers that crashed while they held it.
+        crash_note: How the last of them crashed, in words.
+        died_at: The time at which it became a dead letter, in UTC.
+        worker: The name of the worker that buried it.
+        attempts: Its known runs, with time, worker and error; of many, the latest.
         payload: The message, as it was sent.
     """
 
@@ -92,12 +96,9 @@ class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetters:
-    """The dead letters of an application. `TaskQueue.dead` is where users meet it.
+    """The dead letters of an application, as `TaskQueue.dead`.
 
-    Each method takes the same words to say which letters are meant: `Which`. They are read page
-    by page, the newest first, so that there may be any number of them; what dies meanwhile
-    is left alone. Several may do the same at the same time: each letter is retried or dropped by
-    one of them.
+    Each method takes the conditions of `Which`. Letters that are added meanwhile are left alone.
     """
 
     def __init__(self, app: Application) -> None:
@@ -126,31 +127,31 @@ class DeadLetters:
     async def retry(
         self, *, everything: bool = False, limit: int | None = None, **which: Unpack[Which]
     ) -> int:
-        """Run tasks again, each under its own id and from its first attempt on.
+        """Run tasks again, each under its own id, beginning with its first attempt.
 
-        The stored failure of such a task is forgotten, and whoever asks for its result waits for
-        the new one. What has happened to it before stays in its history. A message whose time to
-        start has expired loses that limit, and one that cannot be read goes back as it is.
+        The stored failure of such a task is deleted, so that callers wait for its new result. Its
+        earlier attempts stay in its history. An expiry that has passed is removed. A message that
+        cannot be read goes back unchanged.
 
         Args:
-            everything: All there are, instead of saying which.
-            limit: The most to retry, the newest first.
-            which: Which of them.
+            everything: Whether all dead letters are meant, in place of conditions.
+            limit: The most letters to retry, the newest first.
+            which: The conditions.
 
         Returns:
-            How many went back to their queues.
+            The number of letters that went back to their queues.
 
         Raises:
-            ConfigError: It is not said which.
+            ConfigError: Neither conditions nor `everything` are given.
             Unavailable: A server is away; the letters that were not retried are still there.
         """
         chosen = _Chosen(which, everything=everything)
         broker, backend = await self._app.broker(), await self._app.backend()
         count = 0
         async for page in self._pages(chosen, limit):
-            # The failure first: the first final outcome of an id stays, so what runs again could
-            # not store its own beside it. If we die before the second step, the letter is still
-            # there to be retried; the other way round, the task would run for nothing.
+            # The failure goes first: the first final outcome of an id stays, so the new run could
+            # not store its own. After a crash between the two steps the letter is still there to be
+            # retried; in the other order, the task would run for nothing.
             if backend is not None:
                 await _forget_failures(backend, page)
             # The oldest first, as they were sent.
@@ -161,18 +162,18 @@ class DeadLetters:
     async def discard(
         self, *, everything: bool = False, limit: int | None = None, **which: Unpack[Which]
     ) -> int:
-        """Drop dead letters. It cannot be undone; the stored failures of the tasks stay.
+        """Drop dead letters. This cannot be undone; the stored failures of the tasks stay.
 
         Args:
-            everything: All there are, instead of saying which.
-            limit: The most to drop, the newest first.
-            which: Which of them.
+            everything: Whether all dead letters are meant, in place of conditions.
+            limit: The most letters to drop, the newest first.
+            which: The conditions.
 
         Returns:
-            How many were dropped.
+            The number of letters that were dropped.
 
         Raises:
-            ConfigError: It is not said which.
+            ConfigError: Neither conditions nor `everything` are given.
             BrokerUnavailable: The broker is away; those that were not dropped are still there.
         """
         chosen = _Chosen(which, everything=everything)
@@ -185,7 +186,7 @@ class DeadLetters:
     async def _pages(
         self, chosen: _Chosen, limit: int | None
     ) -> AsyncIterator[Sequence[DeadLetter]]:
-        """Yield the letters that are meant, those of one queue at a time; no page is empty."""
+        """Yield the chosen letters, those of one queue at a time; no page is empty."""
         if limit is not None and limit < 1:
             raise ConfigError(f"limit is {limit}; it must be 1 or more")
         left = limit
@@ -215,11 +216,11 @@ async def _queues(broker: Broker) -> Sequence[str]:
 
 
 class _Chosen:
-    """What was said of the letters that are meant.
+    """A checked choice of letters.
 
     Args:
-        which: The words of the user.
-        everything: Whether all are meant; None where saying nothing means all.
+        which: The conditions.
+        everything: Whether all letters are meant; None: no conditions mean all letters.
     """
 
     def __init__(self, which: Which, *, everything: bool | None = None) -> None:
@@ -244,11 +245,11 @@ class _Chosen:
             raise ConfigError("everything=True means all dead letters: leave the other words out")
 
     def page(self, left: int | None) -> int:
-        """Return how many letters to read at once, where `left` more are wanted."""
+        """Return the number of letters to read at once, where `left` more are wanted."""
         return _PAGE if left is None or self.looks_inside else min(_PAGE, left)
 
     def means(self, letter: DeadLetter) -> bool:
-        """Whether a letter is meant."""
+        """Whether a letter meets the conditions."""
         return (
             (self._ids is None or letter.id in self._ids)
             and (self._keys is None or letter.key in self._keys)
@@ -271,7 +272,7 @@ def _several(name: str, given: str | Collection[str] | None) -> frozenset[str] |
 
 
 def read(letter: DeadLetter) -> DeadTask:
-    """Return what is known of a dead letter."""
+    """Return a dead letter with its details and message decoded."""
     details, message = _details(letter), None
     if not details.task:  # written by somebody else, or not to be read
         message = _message(letter.body)
@@ -291,13 +292,13 @@ def read(letter: DeadLetter) -> DeadTask:
 
 
 def renewed(letter: DeadLetter) -> Envelope:
-    """Return what runs a dead task again, from its first attempt on."""
+    """Return the envelope that runs a dead task again, beginning with its first attempt."""
     message = _message(letter.body)
     if message is None:
         return Envelope(id=letter.id, queue=letter.queue, body=letter.body)
     expires_at = message.expires_at
     if expires_at is not None and expires_at <= time.time():
-        expires_at = None  # who retries it wants it to run
+        expires_at = None  # a caller that retries the task wants it to run
     fresh = replace(
         message,
         attempt=1,
@@ -322,14 +323,14 @@ def _details(letter: DeadLetter) -> DeathDetails:
     try:
         return msgspec.json.decode(letter.details or b"{}", type=DeathDetails)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return DeathDetails()  # not written by a worker of ours: the letter itself says the rest
+        return DeathDetails()  # not written by a worker of this package
 
 
 def _message(body: bytes) -> Message | None:
     try:
         return _codec.decode_message(body)
     except DecodeError:
-        return None  # that it cannot be read is what its reason says
+        return None  # its reason says already that it cannot be read
 
 
 def _text(raw: Raw) -> str:

@@ -1,9 +1,11 @@
-"""The outbox: tasks that wait in PostgreSQL, committed with what else their sender wrote there.
+"""The outbox: tasks that are stored in PostgreSQL in the transaction of their sender.
 
-For applications whose broker is another system: no transaction spans both. So a task is stored
-beside the sender's own rows, and there if and only if these are; a relay in the workers
-(`worker.relay`) passes it on to the broker. It is a queue of its own in a PostgreSQL broker, with
-all that keeps such a queue from losing anything.
+It is for applications whose broker is another system: no transaction spans both. A task is stored
+beside the rows of its sender, and it is there if and only if these are. A relay in each worker
+(`aiotaskq.worker.outbox_relay`) passes it on to the broker.
+
+The outbox is one queue of a PostgreSQL broker, whose leases, batches and recovery keep it from
+losing anything. Its messages are encoded envelopes.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Outbox:
-    """Where envelopes wait until a relay passes them on.
+    """Envelopes that wait for a relay to pass them on.
 
     Args:
-        store: A broker that stores within transactions of the caller's; closed.
+        store: A closed broker that stores envelopes in transactions of a caller.
     """
 
     def __init__(self, store: Broker) -> None:
@@ -45,22 +47,22 @@ class Outbox:
         await self.store.close()
 
     async def publish_in(self, connection: object, batch: Sequence[Envelope]) -> Collection[str]:
-        """Store envelopes in the transaction that is open on a connection of the caller's.
+        """Store envelopes in the transaction that is open on a connection of the caller.
 
         Returns:
-            Ids that were refused because they were stored before.
+            The ids that were refused as they were stored before.
         """
         assert isinstance(self.store, Transactional)  # see TaskQueue
         return await self.store.publish_in(connection, [_enclose(one) for one in batch])
 
     def consumer(self, *, name: str, lease: float) -> Consumer:
-        """Return what takes envelopes out, not open yet."""
+        """Return a closed consumer of the outbox."""
         return self.store.consumer([QUEUE], name=name, lease=lease)
 
 
 def _enclose(envelope: Envelope) -> Envelope:
-    # What is relative to the time of storing is told to this store and to the next one: the
-    # time in between is what the relay takes.
+    # Times relative to the storing go to this store and, inside the body, to the next one: they
+    # begin anew there, later by the time that the relay takes.
     return Envelope(
         id=envelope.id,
         queue=QUEUE,
@@ -72,16 +74,16 @@ def _enclose(envelope: Envelope) -> Envelope:
 
 
 def disclose(delivery: Delivery) -> Envelope:
-    """Return the envelope that was stored.
+    """Return the envelope in a delivery of the outbox.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: There is no envelope in it.
     """
     try:
         envelope = _decoder.decode(delivery.body)
     except msgspec.MsgspecError as error:
         raise DecodeError(f"no envelope: {error}") from error
-    # One that expired here is to be told so by a worker, which every task's end is.
+    # One that expired in the outbox goes on: a worker tells its end, like that of every task.
     if delivery.expired:
         return msgspec.structs.replace(envelope, expires_at=None, expires_in=0.0)
     return envelope

@@ -1,4 +1,15 @@
-"""Sending envelopes, those of concurrent callers together."""
+"""The publisher: sends envelopes, those of concurrent callers in one call.
+
+::
+
+    publish ──▶ waiting ──▶ one round: as many callers as fit ──▶ broker.publish ──▶ answer
+                   ▲                                                  │
+                   └── callers that come meanwhile wait for the next ◀┘
+
+There is one sending task at most, so that envelopes are stored in the order of their callers. It
+ends when nobody waits, and the next caller starts another. A caller that is cancelled does not take
+its envelopes back: they may be on their way.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +28,19 @@ from aiotaskq.errors import (
 
 T = TypeVar("T")
 
-_ROUND = 1000  # envelopes sent in one call
+_ROUND = 1000  # envelopes in one call
 _ROUND_BYTES = 8 * 1024 * 1024
 _PAUSES = (0.05, 1.0)  # seconds: the first pause while the broker is away, and the longest
 
 
 class Publisher:
-    """Sends envelopes, gathering those of concurrent callers.
+    """Sends envelopes, those of concurrent callers together.
 
-    A lone caller pays nothing for it: the first call goes out at once, and only what arrives
-    while it is under way is gathered.
+    A lone caller pays nothing for it: the first call goes out at once, and only the envelopes of
+    callers that come while it is under way are gathered.
 
     Args:
+        broker: The broker, open when `publish` is called.
         timeout: Seconds to go on trying when the broker cannot be reached.
     """
 
@@ -39,11 +51,11 @@ class Publisher:
         self._sender: asyncio.Task[None] | None = None
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Collection[str]:
-        """Store them all; return the ids that were stored before.
+        """Store envelopes; return the ids that were refused as they were stored before.
 
         Raises:
             BrokerUnavailable: The broker could not be reached for `timeout` seconds.
-            BrokerFull: It has no room left; told at once, as room is not made by waiting.
+            BrokerFull: The broker has no room left. Raised at once: waiting makes no room.
         """
         sent = asyncio.get_running_loop().create_future()
         self._waiting.append((envelopes, sent))
@@ -75,7 +87,7 @@ class Publisher:
             self._waiting.clear()
 
     def _next_round(self) -> list[tuple[Sequence[Envelope], asyncio.Future[Collection[str]]]]:
-        """Take as many waiting callers as fit one call; at least one."""
+        """Take as many waiting callers as fit one call, at least one."""
         count = size = taken = 0
         for envelopes, _ in self._waiting:
             count += len(envelopes)
@@ -91,13 +103,13 @@ class Publisher:
         return await persist(lambda: self._broker.publish(batch, call_id=call_id), self._timeout)
 
     async def close(self) -> None:
-        """Wait for what is being sent."""
+        """Wait for the calls that are under way."""
         if self._sender is not None:
             await asyncio.wait([self._sender])
 
 
 async def persist(call: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """Make a call again and again while the broker is away, for `timeout` seconds."""
+    """Repeat a call while the broker is away, for up to `timeout` seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     backoff = Backoff(*_PAUSES)

@@ -1,8 +1,13 @@
-"""What one event loop needs to send tasks and to wait for them.
+"""A session: the connections of an application on one event loop.
 
-A session owns a broker and a result backend of that loop. Two things in it turn many callers
-into few round trips: the publisher, which sends together what was asked for while the call
-before was under way, and the waiters, which share one subscription.
+It owns a broker and a result backend of that loop. Two parts of it turn many callers into few round
+trips: the publisher, which sends the envelopes of concurrent callers together, and the waiters,
+which share one subscription.
+
+Each driver is opened at its first use, once: callers that come meanwhile wait for the same opening
+(`_lock`), and after a failure the next caller tries again. A session is closed by `close`, or with
+its event loop: `asyncio.run` closes the async generators that are left, and one of them is held for
+that (`_until_closed`).
 """
 
 from __future__ import annotations
@@ -36,7 +41,8 @@ logger = logging.getLogger("aiotaskq.session")
 class Session:
     """A broker and a result backend on the running loop.
 
-    Each is opened when first needed, so that who only sends depends on no result server.
+    Each is opened when it is first needed, so that a program that only sends does not depend on the
+    server of the results.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Session:
     async def enlist(
         self, connection: object
     ) -> Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]:
-        """Return what stores envelopes in the transaction on a connection of the caller's.
+        """Return a function that stores envelopes in the transaction on a caller's connection.
 
         Raises:
             Unsupported: The broker has no transactions, and there is no outbox.
@@ -102,10 +108,10 @@ class Session:
         return self._backend
 
     async def reply_address(self) -> str:
-        """Return where outcomes are to be sent; empty where they rest in a store.
+        """Return the address to which outcomes are sent; empty where they are kept in a store.
 
         Raises:
-            BackendUnavailable: They are sent over a server that cannot be reached now.
+            BackendUnavailable: The server of the results cannot be reached now.
         """
         if self._replies is None:
             return ""
@@ -128,10 +134,10 @@ class Session:
                     await anext(self._life)
 
     async def _until_closed(self) -> AsyncGenerator[None, None]:
-        """Close with the loop where nobody calls `close`.
+        """Close the session with its event loop, where nobody calls `close`.
 
-        `asyncio.run` ends such generators once all tasks have ended, so that these can send to the
-        last. A task that waited for the end would go with them.
+        `asyncio.run` closes async generators after all tasks have ended, so that tasks can send
+        until their end. A task that waited for the end of the loop would be cancelled with them.
         """
         try:
             yield
@@ -139,7 +145,7 @@ class Session:
             await self._close()
 
     async def close(self) -> None:
-        """Let go of both connections, after what is being sent."""
+        """Close the connections, after the calls that are under way."""
         if self._life is not None:
             life, self._life = self._life, None
             await life.aclose()

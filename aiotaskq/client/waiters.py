@@ -1,4 +1,13 @@
-"""Callers that wait for outcomes, over one subscription."""
+"""The waiters: callers that wait for outcomes, over one subscription.
+
+A waiter is noted first, then the subscription is made sure of, then the store is read: an outcome
+is either stored by then, or it will be pushed. A slow look at everything (`_SAFETY_LOOK`) backs the
+push up, since a push may be lost with its connection.
+
+Two tasks serve all waiters, one that listens and one that loads. They start with the first waiter.
+If one of them fails for good (a wrong password), all waiters are told and the next one starts them
+again. An outcome that cannot be read fails its own waiters and no others.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +32,10 @@ _SAFETY_LOOK = 5.0  # seconds between looks that rely on no push
 
 
 class Waiters:
-    """All callers of one process that wait for an outcome, over one subscription.
+    """All callers on one event loop that wait for an outcome.
 
-    A waiter is noted first, then the subscription is made sure of, then the store is looked
-    into: an outcome is either there by then or will be pushed. A slow look at everything backs the
-    push up, since a push may be lost with its connection.
+    Args:
+        backend: The open result backend.
     """
 
     def __init__(self, backend: ResultBackend) -> None:
@@ -64,7 +72,7 @@ class Waiters:
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except Exception as error:  # a wrong password, say: whoever waits is told
+        except Exception as error:  # such as a wrong password: all waiters are told
             for task_id in self._waiting:
                 self._fail(task_id, error)
             tasks, self._tasks = self._tasks, []  # the next to wait tries anew
@@ -113,13 +121,13 @@ class Waiters:
         try:
             self._resolve(await self._backend.load(ids))
         except (Unavailable, ConfigError):
-            raise  # it is no matter of single outcomes
+            raise  # this concerns all outcomes, not single ones
         except Exception as error:
             if len(ids) == 1:
                 for task_id in ids:
                     self._fail(task_id, error)
                 return
-            for task_id in ids:  # one that cannot be read is no reason to fail the others
+            for task_id in ids:  # an outcome that cannot be read must not fail the others
                 await self._load_now([task_id])
 
     def _fail(self, task_id: str, error: Exception) -> None:
@@ -135,7 +143,7 @@ class Waiters:
                         arrived.set_result(outcome)
 
     async def close(self) -> None:
-        """End the subscription; whoever still waits is told."""
+        """End the subscription; callers that still wait are told."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()

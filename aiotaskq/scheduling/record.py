@@ -1,7 +1,8 @@
-"""A schedule as it rests in a store: its definition, as somebody wrote it, and how far it has come.
+"""The record of a schedule in a store: its definition, and its progress.
 
-Whoever changes one changes the revision that it has seen, and looks again if another was faster:
-nobody waits for anybody.
+Every change is a compare-and-swap on the revision: it names the revision that it has read, and
+reads again if another change was faster. There are no locks, so a process that dies in the middle
+of a change holds up nobody.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.task import Task
 
-_ATTEMPTS = 100  # of a change that others are faster with each time
+_ATTEMPTS = 100  # attempts of a change while other changes are faster each time
 
 
 class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a schedule sends and when, as it rests in a store."""
+    """The calls that a schedule sends, and their times, as stored."""
 
     task: str
     timing: Timing
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    options: dict[str, Any] = {}  # of the calls; a retry as a `RetryPolicy`
+    options: dict[str, Any] = {}  # options of the calls; a retry as a `RetryPolicy`
     overlap: Overlap = "allow"
     misfire: Misfire = "once"
     grace: float = GRACE  # seconds
-    owner: str = ""  # the application in whose code it stands; empty: it was made at run time
+    owner: str = ""  # the application whose code has it; empty: it was made at run time
 
     def call(self, extra: CallOptions) -> Call[Any]:
         """Return the call of one run."""
@@ -54,25 +55,25 @@ class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 
 class ScheduleState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a schedule has come."""
+    """The progress of a schedule, as stored."""
 
     due: float | None = None  # Unix time of the next run, before jitter; None: there is none
     paused: bool = False
-    last_due: float | None = None  # of the last run that was sent
-    last_at: float | None = None  # when it was sent, by the store's clock
-    last_id: str | None = None  # of its task
-    runs: int = 0  # sent so far
-    skipped: int = 0  # left out, as they came too late or the one before had not ended
+    last_due: float | None = None  # the due time of the last run that was sent
+    last_at: float | None = None  # the time at which it was sent, by the store's clock
+    last_id: str | None = None  # the id of its task
+    runs: int = 0  # runs that were sent
+    skipped: int = 0  # runs that were left out: too late, or the one before had not ended
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule as it rests in a store."""
+    """A schedule, as stored."""
 
     definition: ScheduleDefinition
     state: ScheduleState
 
     def stored(self, schedule_id: str) -> StoredSchedule:
-        """Return what a store keeps, as a new revision."""
+        """Return the schedule for the store, as a new revision."""
         due = None if self.state.paused else self.state.due
         coming = None if due is None else self.definition.timing.delayed(due, schedule_id)
         return StoredSchedule(
@@ -85,10 +86,10 @@ _decode = msgspec.json.Decoder(ScheduleRecord).decode
 
 
 def read(stored: StoredSchedule) -> ScheduleRecord:
-    """Return what rests in a store.
+    """Return the record of a stored schedule.
 
     Raises:
-        ConfigError: It cannot be read here.
+        ConfigError: It cannot be read.
     """
     try:
         return _decode(stored.body)
@@ -101,13 +102,13 @@ def read(stored: StoredSchedule) -> ScheduleRecord:
 def define(
     app: Application, task: Task[Any, Any] | Call[Any] | str, schedule: Schedule
 ) -> ScheduleDefinition:
-    """Return what a store keeps of a schedule.
+    """Return the definition of a schedule.
 
     Raises:
-        ConfigError: Something about it is wrong.
+        ConfigError: Something in it is wrong.
         TypeError: The arguments do not fit the task.
     """
-    given: Any = task  # whatever it was given
+    given: Any = task  # of any type, as a user gave it
     if isinstance(given, Call):
         if schedule.args or schedule.kwargs or schedule.options:
             raise ConfigError(
@@ -142,7 +143,7 @@ def define(
 def renewed(
     known: ScheduleRecord | None, definition: ScheduleDefinition, now: float
 ) -> ScheduleRecord:
-    """Return a schedule with a new definition, and what is known of its last run."""
+    """Return the record with a new definition and the old progress."""
     state = ScheduleState() if known is None else known.state
     due = definition.timing.after(now if state.last_due is None else max(now, state.last_due))
     return ScheduleRecord(definition=definition, state=replace(state, due=due))
@@ -153,7 +154,7 @@ async def change_record(
     schedule_id: str,
     change: Callable[[ScheduleRecord | None], ScheduleRecord | None],
 ) -> ScheduleRecord | None:
-    """Change a schedule, given what it is now; as often as another is faster."""
+    """Change a schedule; `change` gets the present record, anew while other changes are faster."""
     for _ in range(_ATTEMPTS):
         found = await store.load([schedule_id])
         known = read(found[0]) if found else None
@@ -167,7 +168,7 @@ async def change_record(
 
 
 async def drop_record(store: ScheduleStore, schedule_id: str) -> bool:
-    """Remove a schedule, as often as another is faster; False if there is none."""
+    """Remove a schedule, however often it is changed meanwhile; False if there is none."""
     for _ in range(_ATTEMPTS):
         found = await store.load([schedule_id])
         if not found:
@@ -194,7 +195,7 @@ def _check_results(app: Application, name: str) -> None:
 def _plain(what: str, value: Any) -> Any:
     try:
         return msgspec.to_builtins(value, enc_hook=to_builtin, str_keys=True)
-    except Exception as error:  # a value's own methods may raise anything
+    except Exception as error:  # the methods of a user's value may raise anything
         raise EncodeError(
             f"{what} of a schedule rest as JSON, and these have no form in it: {error}"
         ) from error

@@ -1,15 +1,20 @@
 """The scheduler: sends the runs of schedules when they are due.
 
-Any number of schedulers do so side by side, and none is special. Each looks for what is due,
-makes the messages, and asks the store for one step: "if this schedule is still as I saw it, move it
-on and store these". Of several who see the same run one succeeds, so that it is sent once; one that
-dies leaves nothing behind that another would have to wait for.
+Any number of schedulers work side by side, and none is special. Each looks for due schedules, makes
+the messages of their runs, and asks the store for one step: "if this schedule still has the
+revision that I saw, move it on and store these messages". Of several schedulers that see the same
+run one succeeds, so that it is sent once. One that dies at any moment leaves nothing behind that
+another would have to wait for: either the step happened, or it did not.
 
 ::
 
-    look: what is due? ─▶ for each, in a task of its own: plan ─ overlap? ─ write ─▶ swap
-     ▲                                                                                │
-     └── sleep until the next is due, at most a second: others may add some ◀─────────┘
+    look for due schedules ─▶ for each, in a task of its own: plan ─ overlap? ─ messages ─▶ swap
+     ▲                                                                                       │
+     └── sleep until the next is due, at most a second, as others may add schedules ◀────────┘
+
+A schedule that fails, or hangs in a middleware, is tried again by itself and holds up no other. A
+scheduler whose step came second waits some milliseconds longer the next time (`_POLITE`): where
+many run, one does most of the work, and the others save their queries.
 """
 
 from __future__ import annotations
@@ -40,21 +45,21 @@ from aiotaskq.tasks.application import Application
 
 logger = logging.getLogger("aiotaskq.scheduler")
 
-_LOOK = 1.0  # seconds between looks, at most: what others add is heard of by looking
+_LOOK = 1.0  # seconds between looks, at most: new schedules are found by looking
 _AT_ONCE = 1000  # schedules whose runs are sent at the same time, those that hang included
-_MOST_RUNS = 500  # of one schedule in one step
-_PATIENCE = 30.0  # seconds for one schedule's runs to be made and stored
+_MOST_RUNS = 500  # runs of one schedule in one step
+_PATIENCE = 30.0  # seconds in which the runs of one schedule are to be made and stored
 _PAUSES = (0.1, 5.0)  # seconds: the first pause while the store is away, and the longest
-_RESTS = (1.0, 60.0)  # the same after a schedule has failed, for that one alone
-_POLITE = 0.05  # seconds, at most, by which one waits that came second to others the last time
+_RESTS = (1.0, 60.0)  # the same for one schedule that has failed
+_POLITE = 0.05  # seconds, at most, by which a scheduler waits longer after it came second
 
 
 class Scheduler:
     """Sends the due runs of an application's schedules, from the running event loop.
 
-    Two ways to run one: ``async with scheduler:`` starts it on entry and stops it on exit;
-    ``await scheduler.run()`` returns when it was told to `stop`. It waits out a broker that cannot
-    be reached.
+    There are two ways to run a scheduler. ``async with scheduler:`` starts it on entry and stops it
+    on exit; ``await scheduler.run()`` returns when it was told to `stop`. It waits out a broker
+    that cannot be reached.
     """
 
     def __init__(self, app: Application) -> None:
@@ -67,7 +72,7 @@ class Scheduler:
         self._main: asyncio.Task[None] | None = None
 
     async def run(self, *, patient: bool = True) -> None:
-        """Send what is due until told to stop; what is being sent then is finished.
+        """Send due runs until told to stop; runs that are being sent then are finished.
 
         Args:
             patient: Whether to wait for a broker that cannot be reached at the beginning.
@@ -85,7 +90,7 @@ class Scheduler:
             await self._finish()
 
     def stop(self) -> None:
-        """Tell `run` to return. From its own event loop only."""
+        """Tell `run` to return. To be called in its own event loop."""
         self._stopping.set()
         self._wake.set()
 
@@ -101,7 +106,7 @@ class Scheduler:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop, and raise what it failed with."""
+        """Stop, and raise the error with which it failed."""
         self.stop()
         if self._main is not None:
             await self._main
@@ -109,7 +114,7 @@ class Scheduler:
     # The loop
 
     async def _prepare(self, *, patient: bool) -> ScheduleStore | None:
-        """Return the store, in step with the code; None if told to stop before."""
+        """Return the store, brought in line with the code; None if told to stop before that."""
         backoff = Backoff(*_PAUSES)
         while not self._stopping.is_set():
             try:
@@ -130,7 +135,7 @@ class Scheduler:
         backoff = Backoff(*_PAUSES)
         while not self._stopping.is_set():
             self._wake.clear()
-            # Those that are busy, or failed, are due as well: they must not stand before others.
+            # Busy and failed schedules are due as well: they must not keep others out.
             limit = _AT_ONCE + len(self._busy) + len(self._failed)
             asked = asyncio.get_running_loop().time()
             try:
@@ -139,7 +144,7 @@ class Scheduler:
                 await self._outage(error, backoff)
                 continue
             backoff.reset()
-            # What failed and is not due any more was removed, or paused.
+            # A failed schedule that is not due any more was removed or paused.
             due = {stored.id for stored in found.schedules}
             self._failed = {name: told for name, told in self._failed.items() if name in due}
             for stored in found.schedules:
@@ -185,7 +190,7 @@ class Scheduler:
         self._busy[stored.id] = asyncio.create_task(self._attempt(store, stored, now))
 
     async def _attempt(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> None:
-        """Send what is due of one schedule; whatever goes wrong concerns no other."""
+        """Send the due runs of one schedule; whatever goes wrong concerns no other."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 first = await self._send(store, stored, now)
@@ -222,10 +227,10 @@ class Scheduler:
             )
 
     async def _send(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> bool:
-        """Send what is due of one schedule; return whether nobody else was faster."""
+        """Send the due runs of one schedule; return whether no other scheduler was faster."""
         record = read(stored)
         due = record.state.due
-        if due is None:  # nothing is left of it, so nothing should be due
+        if due is None:  # it has no more runs, so it should not be due
             return True
         definition = record.definition
         planned = plan(
@@ -240,7 +245,7 @@ class Scheduler:
         runs = await self._without_overlap(record, planned.runs, now)
         messages, envelopes = await self._write(stored.id, record, runs)
         moved = _moved(stored.id, record, planned, runs, now)
-        # One that was made at run time and has no more runs would stay for ever.
+        # A schedule that was made at run time and has no more runs would stay for ever.
         ended = planned.next_due is None and not definition.owner
         new = None if ended else moved.stored(stored.id)
         if not await store.compare_and_swap(stored.id, stored.revision, new, envelopes):
@@ -251,7 +256,7 @@ class Scheduler:
     async def _without_overlap(
         self, record: ScheduleRecord, runs: Sequence[float], now: float
     ) -> Sequence[float]:
-        """Return the runs that may be sent beside the one before."""
+        """Return the runs that may be sent, given whether the run before has ended."""
         if record.definition.overlap == "allow" or not runs:
             return runs
         return [] if await self._is_unfinished(record, now) else runs[-1:]
@@ -264,21 +269,21 @@ class Scheduler:
         outcome = (await backend.load([state.last_id])).get(state.last_id)
         if outcome is not None:
             return not outcome.status.final
-        # It has not ended, or so long ago that its result is gone.
+        # It has not ended, or it ended so long ago that its result is gone.
         kept = self._app.conf.result_expires
         return kept is None or now - state.last_at < kept
 
     async def _write(
         self, schedule_id: str, record: ScheduleRecord, runs: Sequence[float]
     ) -> tuple[list[Message], list[Envelope]]:
-        """Return the messages of runs, as the middleware lets them through, and their envelopes."""
+        """Return the messages of runs that the middleware lets through, and their envelopes."""
         app = self._app
         broker = await app.broker()
         messages: list[Message] = []
         envelopes: list[Envelope] = []
         for due in runs:
             call = record.definition.call({"task_id": run_id(schedule_id, due)})
-            # Not unique: that a run is sent once is the store's to see to, at no cost.
+            # Not unique: the swap sends a run once, at no further cost.
             prepared = prepare(call, app)._replace(unique=False)
             check_traits(prepared, broker.traits, broker.url)
 
@@ -314,7 +319,7 @@ class Scheduler:
 
 
 def run_id(schedule_id: str, due: float) -> str:
-    """Return the id of the task of one run: the same whoever sends it."""
+    """Return the id of the task of one run; it is the same for all schedulers."""
     return f"{schedule_id}@{_iso(due)}"
 
 
@@ -326,7 +331,7 @@ def _iso(moment: float) -> str:
 def _moved(
     schedule_id: str, record: ScheduleRecord, planned: Plan, runs: Sequence[float], now: float
 ) -> ScheduleRecord:
-    """Return a schedule after its runs were sent, or left out."""
+    """Return the record of a schedule after its runs were sent or left out."""
     state = replace(
         record.state,
         due=planned.next_due,
@@ -340,7 +345,7 @@ def _moved(
 
 
 def _tell_failure(main: asyncio.Task[None]) -> None:
-    """Say at once that it ended; its error is raised only where it is left."""
+    """Log at once that the scheduler failed; its error is raised only on exit."""
     error = None if main.cancelled() else main.exception()
     if error is not None:
         logger.error("the scheduler failed", exc_info=error)

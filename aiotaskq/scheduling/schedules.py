@@ -1,4 +1,4 @@
-"""The schedules of an application: how they rest in the broker's store, and what changes them."""
+"""`Schedules`: the schedules of an application, added, changed, listed and removed."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from aiotaskq.tasks.task import Task
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule and how far it has come.
+    """A schedule and its progress.
 
     Attributes:
-        id: Its name.
+        id: The id of the schedule.
         task: The name of the task that it sends.
-        when: When it runs, in words.
-        next_at: When the next run comes, in UTC; None while it is paused, or after the last one.
-        last_at: When the last run was sent.
-        last_id: The id of its task.
-        runs: How many were sent so far.
-        skipped: How many times runs were left out: too late, or the one before had not ended.
-        paused: Whether it is.
-        in_code: Whether it stands in the application's code; a deploy changes or removes it then.
-        args: What the task is called with.
-        kwargs: Likewise.
-        options: Of the calls.
-        overlap: As in `Schedule`, as the two that follow.
-        misfire: What becomes of late runs.
-        grace: Seconds.
+        when: The times of its runs, in words.
+        next_at: The time of the next run, in UTC; None while it is paused, or after the last run.
+        last_at: The time at which the last run was sent.
+        last_id: The id of the task of the last run.
+        runs: The number of runs that were sent.
+        skipped: The number of runs that were left out: too late, or the one before had not ended.
+        paused: Whether it is paused.
+        in_code: Whether the code of the application has it; a deploy may change or remove it.
+        args: The positional arguments of its calls.
+        kwargs: The keyword arguments of its calls.
+        options: The options of its calls.
+        overlap: What happens to a run while the one before has not ended; see `Schedule`.
+        misfire: What happens to late runs; see `Schedule`.
+        grace: Seconds by which a run may be late; see `Schedule`.
         jitter: Seconds by which a run may come later than it is due.
-        start: The first moment at which a run may be due; None: there is no bound.
-        end: The last such moment.
+        start: The first time at which a run may be due; None: there is no bound.
+        end: The last such time; None: there is no bound.
     """
 
     id: str
@@ -77,9 +77,9 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedules:
-    """The schedules of an application. `TaskQueue.schedules` is where users meet it.
+    """The schedules of an application, as `TaskQueue.schedules`.
 
-    They rest in the broker's store, and any number of schedulers send their runs.
+    They are kept in the broker's store, and any number of schedulers send their runs.
     """
 
     def __init__(self, app: Application) -> None:
@@ -93,7 +93,7 @@ class Schedules:
         *,
         replace: bool = False,
     ) -> ScheduleInfo:
-        """Make a schedule; the schedulers hear of it within a second.
+        """Add a schedule; schedulers notice it within a second.
 
         Example:
             ::
@@ -101,14 +101,14 @@ class Schedules:
                 await app.schedules.add("nightly", report.s("all"), crontab(hour=3, minute=0))
 
         Args:
-            schedule_id: A name of your own.
-            task: What it sends: a task, ``task.s(...)`` with its arguments and options, or a name.
-            schedule: A `Schedule`, or what it takes as `when`.
-            replace: Whether one of this id may be there: it gets the new definition then, and
-                keeps what is known of its last run.
+            schedule_id: An id of your own.
+            task: A task, ``task.s(...)`` with its arguments and options, or the name of a task.
+            schedule: A `Schedule`, or the `when` of one.
+            replace: Whether a schedule of this id may exist already: then it gets the new
+                definition and keeps its progress.
 
         Raises:
-            ConfigError: Something about it is wrong, or the id is taken.
+            ConfigError: Something in it is wrong, or the id is taken.
             BrokerUnavailable: The broker cannot be reached.
             Unsupported: It keeps no schedules.
         """
@@ -145,13 +145,13 @@ class Schedules:
     async def remove(self, schedule_id: str) -> bool:
         """Delete a schedule; False if there was none.
 
-        What it has sent stays sent. One that stands in the application's code comes back with
-        the next start of a scheduler: take it out of the code, or `pause` it.
+        Runs that were sent stay sent. A schedule of the application's code comes back with the next
+        start of a scheduler: take it out of the code, or `pause` it.
         """
         return await drop_record(await self._store(), schedule_id)
 
     async def pause(self, schedule_id: str) -> ScheduleInfo:
-        """Send no runs of a schedule until it is resumed; a deploy does not end that.
+        """Send no runs of a schedule until it is resumed; a deploy does not change that.
 
         Raises:
             ConfigError: There is no such schedule.
@@ -161,7 +161,7 @@ class Schedules:
         )
 
     async def resume(self, schedule_id: str) -> ScheduleInfo:
-        """Send its runs again from now on; those that came while it was paused stay left out.
+        """Send the runs of a schedule again from now on; runs of the pause stay left out.
 
         Raises:
             ConfigError: There is no such schedule.
@@ -177,7 +177,7 @@ class Schedules:
         return await self._alter(schedule_id, change)
 
     async def run_now(self, schedule_id: str) -> TaskHandle[Any]:
-        """Send what a schedule sends, once and now, paused or not; its runs stay as they are.
+        """Send the call of a schedule now, once, paused or not; its own runs are not affected.
 
         Raises:
             ConfigError: There is no such schedule.
@@ -191,7 +191,7 @@ class Schedules:
     async def list(self) -> list[ScheduleInfo]:
         """Return all schedules, in the order of their ids.
 
-        One that cannot be read here has no task, and says in `when` what is wrong.
+        One that cannot be read has an empty `task`, and `when` tells the reason.
         """
         return [_info_of(stored) for stored in await (await self._store()).load()]
 
@@ -221,10 +221,10 @@ class Schedules:
 async def synchronize(
     store: ScheduleStore, app: Application, declared: Mapping[str, Entry]
 ) -> tuple[list[str], list[str]]:
-    """Make the store hold what the code of an application declares.
+    """Bring the stored schedules in line with the code of an application.
 
-    Those that are new come in, changed ones change and keep the memory of their last run, and
-    those that an earlier state of the code declared go. Those made at run time are left alone.
+    New schedules are added, changed ones are changed and keep their progress, and those that the
+    code no longer has are removed. Schedules that were made at run time are left alone.
 
     Returns:
         The ids that were put, and those that were removed.
@@ -246,7 +246,7 @@ async def synchronize(
 
 
 def define_all(app: Application, declared: Mapping[str, Entry]) -> dict[str, ScheduleDefinition]:
-    """Return what a store is to keep of the schedules of the code.
+    """Return the definitions of the schedules of the code.
 
     Raises:
         ConfigError: One is wrong; its id is named.
@@ -260,7 +260,7 @@ def define_all(app: Application, declared: Mapping[str, Entry]) -> dict[str, Sch
 async def _declare(
     store: ScheduleStore, name: str, definition: ScheduleDefinition, now: float
 ) -> bool:
-    """Put a definition in place; return whether it was not there."""
+    """Store a definition; return whether it is new or changed."""
     changed = False
 
     def change(known: ScheduleRecord | None) -> ScheduleRecord:
@@ -291,7 +291,7 @@ def _owner(stored: StoredSchedule) -> str:
     try:
         return read(stored).definition.owner
     except ConfigError:
-        return ""  # whoever works with it is told
+        return ""  # the scheduler tells of it when it is due
 
 
 def _info_of(stored: StoredSchedule) -> ScheduleInfo:

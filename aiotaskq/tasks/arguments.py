@@ -1,8 +1,11 @@
 """The arguments of a task: checked against its signature, converted to its annotations.
 
-The caller's side only checks that the call fits the signature. The worker's side reads each
-argument straight from the message's bytes into the annotated type, so that a task never runs
-with a raw value.
+The sender only checks that a call fits the signature. The worker decodes each argument from the
+bytes of the message directly into the annotated type, so that a task never runs with a raw value.
+
+The usual case is fast: all positional arguments are decoded in one step by a decoder of their tuple
+of types, the one that fitted the call before. Only where that fails are they decoded one by one,
+which tells the argument that is wrong.
 """
 
 from __future__ import annotations
@@ -22,13 +25,13 @@ from aiotaskq.encoding.codec import decode_plain, is_json, unpickle
 from aiotaskq.errors import ConfigError, DecodeError
 
 Read: TypeAlias = Callable[[Raw | bytes], Any]
-"""From encoded bytes to a value of one type."""
+"""Decodes bytes into a value of one type."""
 
 _UNTYPED = (inspect.Parameter.empty, Any, object)
 
 
 def from_builtin(kind: Any, value: Any) -> Any:
-    """Build a `kind` that msgspec does not know from what was decoded."""
+    """Build a value of a type that msgspec does not know from decoded data."""
     validate = getattr(kind, "model_validate_json", None)  # pydantic, without importing it
     if validate is not None:
         # As JSON, which the sender's `model_dump(mode="json")` made: a strict model would refuse
@@ -47,10 +50,10 @@ def _in_one_line(validate: Callable[[Any], Any], value: Any) -> Any:
 
 
 def reader(annotation: Any, *, json: bool) -> Read:
-    """Return what reads encoded bytes into the annotated type.
+    """Return a function that decodes bytes into the annotated type.
 
     Raises:
-        ConfigError: The annotation is one that nothing here can convert to.
+        ConfigError: Nothing here can convert to the annotation.
     """
     try:
         return _plain_reader(annotation, json=json)
@@ -68,7 +71,7 @@ def _plain_reader(annotation: Any, *, json: bool) -> Read:
 
 
 def _pydantic_reader(annotation: Any, unsupported: TypeError, *, json: bool) -> Read:
-    """Fall back on pydantic where it is installed: it knows unions that msgspec does not."""
+    """Use pydantic where it is installed: it knows unions that msgspec does not know."""
     try:
         from pydantic import ConfigDict, TypeAdapter
     except ImportError:
@@ -90,7 +93,7 @@ def _pydantic_reader(annotation: Any, unsupported: TypeError, *, json: bool) -> 
 
 
 class Arguments:
-    """The parameters of one function; of a method, all but the first.
+    """The parameters of a function; of a method, all but the first.
 
     Raises:
         ConfigError: The method has no first parameter.
@@ -128,19 +131,19 @@ class Arguments:
             raise TypeError(f"{_name(self._fn)}{self._signature}: {error}") from None
 
     def prepare(self) -> None:
-        """Resolve the annotations now, so that a wrong one shows at start and not at a task.
+        """Resolve the annotations now, so that a wrong one is an error at the start of a worker.
 
         Raises:
-            ConfigError: One cannot be resolved, or nothing can convert to it.
+            ConfigError: An annotation cannot be resolved, or nothing can convert to it.
         """
         for name in self._signature.parameters:
             self._forms[True].read(name)
 
     def load(self, message: Message, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Read and convert the arguments of a message.
+        """Decode and convert the arguments of a message.
 
         Raises:
-            DecodeError: One is missing, unexpected, or does not fit its annotation.
+            DecodeError: An argument is missing, unexpected, or does not fit its annotation.
         """
         if message.pickled is not None:
             args, kwargs = unpickle(message.pickled)
@@ -153,10 +156,10 @@ class Arguments:
         return args, kwargs
 
     def read_result(self, encoded: bytes, json: bool) -> Any:
-        """Read a result, encoded as JSON or MessagePack, into the annotated return type.
+        """Decode a result, in JSON or MessagePack, into the annotated return type.
 
-        Falls back on what the bytes say by themselves where nothing can convert to the
-        annotation, or the value does not fit it: the task has run, and its value is what there is.
+        Where nothing can convert to the annotation, or the value does not fit it, the value is
+        returned as plain data: the task has run, and this is its value.
         """
         if json not in self._result_readers:
             try:
@@ -167,7 +170,7 @@ class Arguments:
         if read is not None:
             try:
                 return read(encoded)
-            except Exception:  # a class of the user's may raise anything
+            except Exception:  # a class of the user may raise anything; see the docstring
                 pass
         return decode_plain(encoded, json)
 
@@ -208,7 +211,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
     if not isinstance(fn, MethodType):
         return get_type_hints(fn, include_extras=True)
-    # Without the one of the task itself: it is often a name that only type checkers have.
+    # Without the parameter for the task itself: often only type checkers know its annotation.
     own = next(iter(inspect.signature(fn.__func__).parameters))
     others = {name: kind for name, kind in fn.__annotations__.items() if name != own}
     names = getattr(inspect.unwrap(fn.__func__), "__globals__", {})
@@ -222,7 +225,7 @@ def _name(fn: Callable[..., Any]) -> str:
 
 
 class _Form:
-    """The readers of one function's parameters, for one framing of messages."""
+    """The decoders of the parameters of one function, for one framing of messages."""
 
     def __init__(self, arguments: Arguments, *, json: bool) -> None:
         self._arguments = arguments
@@ -245,12 +248,12 @@ class _Form:
         return (self._row(message.args) if bytes(message.args) else ()), kwargs
 
     def _row(self, raw: Raw) -> tuple[Any, ...]:
-        """Read all positional arguments in one step, if possible as the call before was read."""
+        """Decode all positional arguments in one step, with the decoder that fitted before."""
         if self._usual is not None:
             try:
                 return self._usual(raw)  # type: ignore[no-any-return]  # a tuple: see _whole_row
             except Exception:  # any: see _read, which is asked below
-                self._usual = None  # another number of them, or one that does not fit
+                self._usual = None  # another number of arguments, or one that does not fit
         rows: list[Raw] = _read(self._list, raw, "the arguments")
         self._usual = self._whole_row(len(rows))
         names = [self._arguments.at(index) for index in range(len(rows))]
@@ -268,7 +271,7 @@ class _Form:
             try:
                 row: Any = tuple
                 self._rows[count] = _plain_reader(row[tuple(kinds)], json=self._json)
-            except Exception:  # they are read one by one, which tells which it is
+            except Exception:  # they are decoded one by one, which tells the wrong one
                 self._rows[count] = None
         return self._rows[count]
 
@@ -288,5 +291,5 @@ def _read(read: Read, raw: Raw, what: str) -> Any:
         return read(raw)
     except ValueError as error:  # msgspec's, pydantic's, and of classes that check themselves
         raise DecodeError(f"{what}: {error}") from None
-    except Exception as error:  # a class of the user's may raise anything
+    except Exception as error:  # a class of the user may raise anything
         raise DecodeError(f"{what}: {type(error).__name__} while it was read") from error

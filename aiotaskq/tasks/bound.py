@@ -21,22 +21,21 @@ from aiotaskq.tasks.option_table import CELERY_DELAY, CELERY_RETRIES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a bound task knows of its run. `current_task` tells the same in this project's words.
+    """The run of a bound task, as Celery names its parts; `current_task` has this project's names.
 
     Attributes:
-        called_directly: Whether no worker runs the task: its function was just called. There is
-            no id then, and nothing else of a run.
+        called_directly: Whether the function was just called, and no worker runs the task. Then
+            there is no id, and nothing else of a run.
         id: The task's id, the same for all its attempts.
-        task: The name that the task is registered under.
-        retries: How often it was tried before.
+        task: The name under which the task is registered.
+        retries: The number of earlier attempts.
         args: The positional arguments, converted, without the task itself.
         kwargs: The keyword arguments, converted.
-        headers: What the sender and the middleware attached.
+        headers: The headers that the sender and the middleware attached.
         hostname: The name of the worker.
-        expires: After when it no longer starts, in UTC.
+        expires: The time after which the task no longer starts, in UTC.
         delivery_info: The queue, as ``routing_key``, and the ``priority``.
-        timelimit: Seconds after which the run is ended, and after which it is told to come to an
-            end; each may be None.
+        timelimit: The hard and the soft limit of the run in seconds; each may be None.
         is_eager: False: tasks are never run in the sender.
     """
 
@@ -67,7 +66,7 @@ class Request:
 def request_of(
     context: TaskContext | None, timelimit: tuple[float | None, float | None]
 ) -> Request:
-    """Return what a bound task is to know of a run, or of being called directly."""
+    """Return the request of a run, or of a direct call where there is no context."""
     if context is None:
         return Request(timelimit=timelimit)
     expires = context.expires_at
@@ -95,14 +94,14 @@ class BoundTask(TaskDefinition):
 
     @property
     def request(self) -> Request:
-        """The run that this is called in."""
+        """The run in which this is called."""
         context = self._context()
         options = self._options_in(context)
         return request_of(context, (options.timeout, options.soft_timeout))
 
     @property
     def max_retries(self) -> int | None:
-        """How often a run may be tried again; None: without limit."""
+        """The most further attempts of a run; None: without limit."""
         retries, _ = self._retries()
         return None if retries == math.inf else int(retries)
 
@@ -121,7 +120,7 @@ class BoundTask(TaskDefinition):
         countdown: float | None = None,
         max_retries: int | None = None,
     ) -> RetryLater:
-        """Ask for another attempt of the run that this is called in, with the same arguments.
+        """Ask for another attempt of the run in which this is called, with the same arguments.
 
         Example:
             ::
@@ -136,18 +135,18 @@ class BoundTask(TaskDefinition):
         Args:
             args: Not supported: an attempt has the arguments of its task.
             kwargs: Likewise.
-            exc: What it failed with: raised instead, if there are no attempts left.
-            throw: Raise the request. Otherwise it is returned, and the task has to raise it.
-            eta: When to run again; a naive one is taken in the application's `timezone`.
-            countdown: Seconds until then. By default `default_retry_delay`, else as the task's
-                `Retry` says; a task with neither waits for three minutes.
-            max_retries: How often a run may be tried again, the first time not counted. By default
-                as the task's option or its `Retry` says; a task with neither has three.
+            exc: The failure. It is raised instead if no attempts are left.
+            throw: Whether to raise the request. Otherwise it is returned, and the task raises it.
+            eta: The time of the next attempt; a naive one is taken in the application's `timezone`.
+            countdown: Seconds until the next attempt. By default `default_retry_delay`, else the
+                delay of the task's `Retry`; a task with neither waits for three minutes.
+            max_retries: The most further attempts after the first. By default the option of the
+                task, else its `Retry`; a task with neither has three.
 
         Raises:
-            RetryLater: What the worker understands.
-            MaxRetriesExceededError: No attempts are left, and `exc` was not given.
-            RuntimeError: No worker runs this task here, and `exc` was not given.
+            RetryLater: The request; the worker understands it.
+            MaxRetriesExceededError: No attempts are left, and `exc` is not given.
+            RuntimeError: No worker runs this task here, and `exc` is not given.
         """
         if args is not None or kwargs is not None:
             raise ConfigError(
@@ -177,19 +176,19 @@ class BoundTask(TaskDefinition):
         return later
 
     def _context(self) -> TaskContext | None:
-        """Return the context of this task's run, and not that of one which called its function."""
+        """Return the context of a run of this task; None in a task that just calls its function."""
         context = find_task()
         return context if context is not None and context.name == self.name else None
 
     def _options_in(self, context: TaskContext | None) -> EffectiveOptions:
-        """Return the options that hold in a run, or where the function is just called."""
+        """Return the options that hold in a run, or in a direct call of the function."""
         options = self._app.effective_options(self.name)
         return options if context is None else options.for_run(context)
 
     def _retries(self, context: TaskContext | None = None) -> tuple[float, float | None]:
-        """Return how often a run may be tried again, and after how many seconds, if that is given.
+        """Return the most further attempts, and the seconds before one where that is given.
 
-        Where neither the call nor the task nor the settings have a retry, it is as in Celery.
+        Where neither the call nor the task nor the settings have a retry, Celery's defaults hold.
         """
         options = self._options_in(context)
         if options.retry is None:
@@ -198,7 +197,7 @@ class BoundTask(TaskDefinition):
 
 
 def _raise(error: BaseException) -> NoReturn:
-    """Raise an error with what is handled now as its cause, unless that is it."""
+    """Raise an error, with the exception that is handled now as its cause."""
     handled = sys.exception()
     if handled is None or handled is error:
         raise error

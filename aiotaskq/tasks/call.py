@@ -12,7 +12,7 @@ R_co = TypeVar("R_co", covariant=True)  # so that calls of several types fit one
 
 
 class Call(msgspec.Struct, Generic[R_co], frozen=True):
-    """A task with its arguments, checked and not yet sent: what `task.s(...)` returns."""
+    """A task with its arguments, checked and not yet sent; `task.s(...)` returns one."""
 
     name: str
     args: tuple[Any, ...]

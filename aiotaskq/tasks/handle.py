@@ -1,4 +1,4 @@
-"""The caller's grip on a sent task: `TaskHandle` for async code, `AsyncResult` for plain code."""
+"""Handles of sent tasks: `TaskHandle` for async code, `AsyncResult` for plain code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R", covariant=True)
 
 
 class TaskHandle(Generic[R]):
-    """One sent task. Works in any event loop and costs nothing until it is asked.
+    """The handle of a sent task. It works in any event loop, and does no I/O until it is used.
 
     Attributes:
         id: The id of the task.
@@ -37,23 +37,23 @@ class TaskHandle(Generic[R]):
         """Wait for the task to end and return what it returned.
 
         Args:
-            timeout: Seconds to wait; None waits for ever, 0 only looks. The task goes on after it.
+            timeout: Seconds to wait; None: without limit, 0: only look. The task itself goes on.
 
         Raises:
             ResultTimeout: It did not end in time.
             TaskRevoked: It was cancelled, or expired.
-            TaskFailed: It raised. Also an instance of the remote type where that is a builtin, or
-                its module is already imported here.
+            TaskFailed: It raised an exception. The error is also an instance of the remote type
+                where that is a builtin, or its module is already imported here.
         """
         return (await self.wait(timeout)).value()
 
     async def wait(self, timeout: float | None = None) -> TaskResult[R]:
-        """Wait for the task to end and tell how, without raising its failure.
+        """Wait for the task to end and return how it ended, without raising its failure.
 
         Raises:
             ResultTimeout: It did not end in time.
         """
-        # Without time to wait, what is there now still counts.
+        # Without time to wait, an outcome that is there now still counts.
         if timeout is not None and timeout <= 0:
             there = await self._app.load_outcome(self.id)
             if there is not None and there.status.final:
@@ -69,17 +69,15 @@ class TaskHandle(Generic[R]):
         return self._app.read(outcome)
 
     async def status(self) -> TaskStatus:
-        """Tell where the task stands. PENDING also means that nothing is known of the id."""
+        """Return the status of the task. PENDING also means that nothing is known of the id."""
         outcome = await self._app.load_outcome(self.id)
         return TaskStatus.PENDING if outcome is None else outcome.status
 
     async def cancel(self) -> None:
-        """Revoke the task: waiting, delayed or to be tried again, it never starts.
+        """Revoke the task. One that waits never starts; one that runs is cancelled.
 
-        Running, it is cancelled.
-
-        A task that has ended stays as it ended. A plain function in a thread cannot be
-        stopped; its outcome is refused.
+        A task that has ended is not changed. A plain function in a thread cannot be stopped; its
+        outcome is refused.
         """
         await self._app.cancel(self.id)
 
@@ -95,7 +93,7 @@ class TaskHandle(Generic[R]):
 
 
 class AsyncResult(Generic[R]):
-    """A sent task, for code that cannot await: the shape that Celery users know.
+    """The handle of a sent task for code that cannot await, with the methods of Celery's.
 
     Attributes:
         id: The id of the task.
@@ -115,7 +113,7 @@ class AsyncResult(Generic[R]):
         """Wait for the task to end and return what it returned.
 
         Args:
-            timeout: Seconds to wait; None waits for ever.
+            timeout: Seconds to wait; None: without limit.
             propagate: Raise the task's failure; otherwise return the exception.
 
         Raises:
@@ -171,12 +169,12 @@ class AsyncResult(Generic[R]):
         return self.status == TaskStatus.FAILURE
 
     def revoke(self, terminate: bool = False, signal: str | int | None = None) -> None:
-        """Revoke the task: waiting, delayed or to be tried again, it never starts.
+        """Revoke the task. One that waits never starts.
 
         Args:
-            terminate: Whether it is cancelled if it runs. If not, it goes on, and ends as it ends.
-            signal: Makes no difference: a coroutine is cancelled, a process of the pool killed.
-                The outcome of a plain function in a thread, which cannot be stopped, is refused.
+            terminate: Whether the task is cancelled if it runs. If not, it runs to its end.
+            signal: Has no effect: a coroutine is cancelled, and a process of the pool is killed. A
+                plain function in a thread cannot be stopped; its outcome is refused.
         """
         revoking = self._app.cancel(self.id, running=terminate)
         bridge.run(revoking, instead="`await handle.cancel()`")

@@ -23,15 +23,15 @@ class TaskResult(Generic[R]):
     Attributes:
         task_id: The id of the task.
         status: SUCCESS, FAILURE or REVOKED.
-        return_value: What it returned; None unless it succeeded.
-        error: What `result()` would raise; None if it succeeded.
+        return_value: The value that it returned; None unless it succeeded.
+        error: The exception that `result()` raises; None if it succeeded.
         traceback: The traceback in the worker, as text.
-        execution_time: Seconds that its function took, the last attempt only.
-        attempts: How often it ran.
+        execution_time: Seconds that its function took in the last attempt.
+        attempts: The number of runs.
         worker: The name of the worker that ended it.
         name: The name of the task.
-        queue: The queue it came from.
-        date_done: When it ended, by the worker's clock.
+        queue: The queue that it came from.
+        date_done: The time at which it ended, by the worker's clock.
         history: The attempts before the last one, the oldest first; of many, the latest.
     """
 
@@ -50,11 +50,11 @@ class TaskResult(Generic[R]):
 
     @property
     def is_err(self) -> bool:
-        """Whether it ended otherwise than by returning."""
+        """Whether it failed or was revoked."""
         return self.error is not None
 
     def value(self) -> R:
-        """Return what the task returned, or raise its failure."""
+        """Return the value of the task, or raise its failure."""
         if self.error is not None:
             raise self.error
         return cast("R", self.return_value)

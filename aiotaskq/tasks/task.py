@@ -1,4 +1,4 @@
-"""Tasks as the caller sees them: registered functions and calls, and a bound task's own view."""
+"""Tasks: registered functions that can be called here, or sent to a worker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class _Callable(Generic[P, R]):
-    """The ways to call a task, with the options it is called with."""
+    """The ways to send a task, with the options of its calls."""
 
     def __init__(
         self, app: Application, name: str, arguments: Arguments, options: CallOptions
@@ -38,10 +38,10 @@ class _Callable(Generic[P, R]):
         self._options = options
 
     async def kiq(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
-        """Send the task; on return it is stored.
+        """Send the task; when this returns, it is stored.
 
         Raises:
-            TypeError: The call does not fit the task's signature.
+            TypeError: The call does not fit the signature of the task.
             EncodeError: An argument has no form in the serializer, or all are too large.
             BrokerUnavailable: The broker could not be reached for `broker_publish_timeout`.
             Unsupported: The broker cannot do what an option asks.
@@ -52,12 +52,12 @@ class _Callable(Generic[P, R]):
         """Return the call without sending it, for `app.kiq_many`.
 
         Raises:
-            TypeError: The call does not fit the task's signature.
+            TypeError: The call does not fit the signature of the task.
         """
         return self._call(args, kwargs)
 
     def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
-        """Send the task from plain code; on return it is stored. From any thread.
+        """Send the task from plain code, in any thread; when this returns, it is stored.
 
         Raises:
             RuntimeError: An event loop runs in this thread: use ``await task.kiq()``.
@@ -85,7 +85,7 @@ class _Callable(Generic[P, R]):
 
 
 class ConfiguredTask(_Callable[P, R]):
-    """A task with options for its next calls: what `task.with_options(...)` returns."""
+    """A task with options for its calls; `task.with_options(...)` returns one."""
 
 
 class Task(_Callable[P, R], BoundTask):
@@ -108,7 +108,7 @@ class Task(_Callable[P, R], BoundTask):
         self.__wrapped__ = self.call
 
     def with_options(self, **options: Unpack[CallOptions]) -> ConfiguredTask[P, R]:
-        """Return the task with options for its calls; the task itself stays as it is.
+        """Return the task with options for its calls; the task itself is not changed.
 
         Example:
             ``await add.with_options(countdown=10, queue="slow").kiq(2, 8)``
@@ -121,7 +121,7 @@ class Task(_Callable[P, R], BoundTask):
         kwargs: dict[str, Any] | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncResult[R]:
-        """Send the task from plain code with options, in the shape that Celery users know."""
+        """Send the task from plain code with options, as in Celery."""
         return self._send_and_wait(
             self._call(check_args(args), dict(kwargs or {}), self.check_options(options))
         )
@@ -146,7 +146,7 @@ class CoroutineTask(Task[P, R]):
     """A task whose function is a coroutine function; it runs on the worker's event loop."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Run the function here and now; sends nothing."""
+        """Call the function here, without sending anything."""
         return self.call(*args, **kwargs)  # type: ignore[no-any-return]  # a coroutine of R: see TaskQueue.task
 
 
@@ -154,5 +154,5 @@ class FunctionTask(Task[P, R]):
     """A task whose function is a plain one; it runs in a thread or in a process."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function here and now; sends nothing."""
+        """Call the function here, without sending anything."""
         return self.call(*args, **kwargs)  # type: ignore[no-any-return]  # R: see TaskQueue.task

@@ -1,8 +1,20 @@
-"""The last step of every task: its outcome is stored, then its delivery settled, in batches.
+"""The last step of every task: its outcome is stored, then its delivery is settled, in batches.
 
-There is no timer. While one batch is under way, what ends meanwhile gathers for the next, so
-that an idle worker completes at once and a busy one in bulk. Results go before settlements: a crash
-in between runs a task again, the other order would lose its result.
+::
+
+    add ──▶ waiting ──▶ under way: store(outcomes), then settle(settlements) ──▶ gone
+                            ▲ repeated while a server is away and the lease is alive
+
+- Results go before settlements. A crash in between runs the task again; in the other order its
+  result would be lost.
+- There is no timer. While one batch is under way, the tasks that end gather for the next one: an
+  idle worker completes at once, a busy one in bulk.
+- Before each call the heartbeat says whether the lease is trusted. Once it is lost, the deliveries
+  belong to other workers: nothing more is stored or settled, and the outcomes count as refused.
+- Both calls may be repeated after an error whose effect is unknown: the first final outcome of an
+  id stays, and a receipt settles once.
+- One outcome that the store refuses is replaced by a failure that says so. It never stops the
+  others, nor the worker.
 """
 
 from __future__ import annotations
@@ -28,21 +40,25 @@ logger = logging.getLogger("aiotaskq.worker")
 
 T = TypeVar("T")
 
-_BATCH = 1000  # tasks completed in one round
-_MOST_WAITING = 10_000  # ended tasks that may wait to be settled,
-_MOST_BYTES = 64 * 1024 * 1024  # and bytes of their results, before it counts as full
+_BATCH = 1000  # deliveries settled in one call
+_MOST_WAITING = 10_000  # tasks that have ended and wait to be settled, and
+_MOST_BYTES = 64 * 1024 * 1024  # bytes of their results, at which the worker fetches no more
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
 
 
 class _TakenAway(Exception):
-    """The lease was lost before what ended under it was stored."""
+    """The lease was lost before the outcomes of a batch were stored."""
 
 
 class Completer:
-    """Stores and settles for one consumer.
+    """Stores outcomes and settles deliveries for one consumer.
 
     Args:
-        ttl: Seconds that a result is kept; None for ever.
+        consumer: The consumer whose deliveries are settled.
+        backend: Where outcomes are stored; None: they are not.
+        heartbeat: Knows whether the lease of the consumer is alive.
+        health: Hears of servers that are away, and of refused outcomes.
+        ttl: Seconds for which a result is kept; None: for ever.
     """
 
     def __init__(
@@ -72,7 +88,7 @@ class Completer:
         self._idle.set()
 
     def add(self, settlement: Settlement | None, outcome: Outcome | None = None) -> None:
-        """Take over a task that has ended, or the interim outcome of one that goes on."""
+        """Accept the settlement and outcome of a task that has ended, or an interim outcome."""
         if outcome is not None and self._backend is not None:
             self._outcomes.append(outcome)
             self._size += memoryview(outcome.result).nbytes
@@ -90,7 +106,7 @@ class Completer:
         """Begin a transaction in which a task writes, and in which its outcome is stored.
 
         Raises:
-            Unsupported: The result backend has none.
+            Unsupported: The result backend has no transactions.
             BackendUnavailable: Its server cannot be reached now.
         """
         if not isinstance(self._backend, TransactionalResults):
@@ -102,7 +118,7 @@ class Completer:
         return await self._backend.begin()
 
     async def earlier(self, task_id: str) -> Outcome | None:
-        """Return the final outcome that a task has already, if that can be known now."""
+        """Return the final outcome that a task already has; None: it has none, or it is unknown."""
         if self._backend is None:
             return None
         try:
@@ -114,12 +130,12 @@ class Completer:
 
     @property
     def backlog(self) -> int:
-        """How many tasks have ended and are not settled yet."""
+        """The number of tasks that have ended and are not settled yet."""
         return len(self._settlements) + self._under_way
 
     @property
     def full(self) -> bool:
-        """Whether so much waits to be stored that no more should be run."""
+        """Whether so much waits to be stored that no more tasks should be run."""
         return self.backlog >= _MOST_WAITING or self._size >= _MOST_BYTES
 
     async def drained(self) -> None:
@@ -127,7 +143,7 @@ class Completer:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Complete what is added, until cancelled or the lease is lost."""
+        """Complete tasks as they are added, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -172,12 +188,12 @@ class Completer:
             refused = []
             for outcome in outcomes:
                 refused += await self._store_alone(backend, outcome)
-        # Whoever cancelled a task has stored that already: nothing is lost of it.
+        # The caller that cancelled a task has stored its outcome already: nothing is lost.
         revoked = {one.task_id for one in outcomes if one.status is TaskStatus.REVOKED}
         return set(refused) - revoked
 
     async def _store_alone(self, backend: ResultBackend, outcome: Outcome) -> Collection[str]:
-        """Store one outcome, or in its place that it cannot be stored."""
+        """Store one outcome, or else a failure that says why it cannot be stored."""
         try:
             return await self._persist(lambda: backend.store([outcome], self._ttl), self._storing)
         except _TakenAway:

@@ -1,7 +1,9 @@
-"""What came of a delivery, as a settlement and the outcome that goes before it.
+"""The ends of deliveries: for each end the outcome to store and the settlement that follows it.
+
+Each delivery that is accepted reaches exactly one of the methods of `Endings`:
 
 ==============================  ==================  =====================================
-it ...                          outcome             settlement
+the task                        outcome             settlement
 ==============================  ==================  =====================================
 returned                        SUCCESS             `Done`
 raised, and may try again       RETRY               `Again`, later, as another attempt
@@ -46,19 +48,19 @@ logger = logging.getLogger("aiotaskq.worker")
 
 Delay = TypeVar("Delay", float, float | None)
 
-_UNKNOWN_PAUSE = 10.0  # seconds before an unknown task is offered to the workers again,
-_KNOWN_PAUSE = 1.0  # or where another worker that lives has said that it knows it
-_TELL_UNKNOWN_EVERY = 60.0  # seconds
-_MOST_NAMES = 1000  # that are remembered for that; anybody can make up more
-_MOST_ATTEMPTS = 10  # that are kept of a task's history
-_TRACEBACK = 2000  # characters that are kept of each of their tracebacks
+_UNKNOWN_PAUSE = 10.0  # seconds before an unknown task is offered to the workers again
+_KNOWN_PAUSE = 1.0  # the same where another live worker knows the task
+_TELL_UNKNOWN_EVERY = 60.0  # seconds between errors in the log about one name
+_MOST_NAMES = 1000  # names that are remembered for that; anybody can send more of them
+_MOST_ATTEMPTS = 10  # attempts that are kept in a task's history, the latest ones
+_TRACEBACK = 2000  # characters that are kept of the traceback of each attempt
 _NULL = Raw(b"null")
 _EMPTY_LIST = Raw(b"[]")
 _EMPTY_MAP = Raw(b"{}")
 
 
 class Endings:
-    """Hands everything that has ended to the completer, and tells the observers.
+    """Hands each end to the completer, and tells the observers.
 
     Args:
         environment: What all parts of the worker share.
@@ -85,15 +87,15 @@ class Endings:
     # Before it runs
 
     def unread(self, delivery: Delivery, error: DecodeError) -> None:
-        """Keep what is no message, or is written in what is not accepted."""
+        """Bury a delivery that is not a message, or is written in a serializer not accepted."""
         outcome = None
-        if delivery.id:  # whoever waits for it is told, though nothing else is known of it
+        if delivery.id:  # callers that wait for it are told, though nothing else is known of it
             message = Message(id=delivery.id, task="", queue=delivery.queue)
             outcome = self._outcome(message, TaskStatus.FAILURE, describe(error)[0])
         self._bury(delivery, None, str(error), outcome)
 
     def killer(self, delivery: Delivery, message: Message) -> None:
-        """End what worker after worker died of, before anything of it runs here as well."""
+        """Bury a message under which `max_crashes` workers died, before any of it runs here."""
         died = delivery.crashes
         reason = "a worker" if died == 1 else f"{died} workers"
         reason += " died while running it"
@@ -103,7 +105,7 @@ class Endings:
         self._bury(delivery, message, reason, self._outcome(message, TaskStatus.FAILURE, error))
 
     def unknown(self, delivery: Delivery, message: Message) -> None:
-        """Leave a task for a worker that knows it: one may be on its way, in a rolling deploy."""
+        """Put a task back for a worker that knows it: a rolling deploy may be under way."""
         self._health.counts["unknown"] += 1
         self._census.note_unknown()
         waited, most = message.unknown_for, self._conf.unknown_task_ttl
@@ -114,15 +116,15 @@ class Endings:
             self._bury(delivery, message, reason, self._outcome(message, TaskStatus.FAILURE, error))
             return
         self._tell_unknown(message, most - waited, elsewhere=elsewhere)
-        # The first time it comes back soon: by then we know what other workers know.
+        # The first time it comes back soon: by then the census tells what other workers know.
         soon = elsewhere or not waited
         pause = min(_KNOWN_PAUSE if soon else _UNKNOWN_PAUSE, most)
-        # The time is summed up rather than noted as a beginning: clocks of workers may disagree.
+        # The time is added up, and not counted from a beginning: clocks of workers may disagree.
         marked = replace(message, unknown_for=0.0 if elsewhere else waited + pause)
         self._completer.add(Again(delivery, self._envelope(delivery, marked, pause)))
 
     def _tell_unknown(self, message: Message, left: float, *, elsewhere: bool) -> None:
-        """Log an unknown task: its name once a minute as an error, more of it for who debugs."""
+        """Log an unknown task: its name once a minute as an error, the rest at debug level."""
         now = time.monotonic()
         due = now >= self._told_unknown.get(message.task, now)
         if due and len(self._told_unknown) < _MOST_NAMES:
@@ -140,7 +142,7 @@ class Endings:
     # While it runs
 
     def started(self, execution: Execution) -> None:
-        """Tell that a task runs now."""
+        """Tell that the function of a task is about to be called."""
         if self._observers.heard(events.Started):
             self._observers.emit(events.Started(message=execution.message))
         if execution.options.track_started:
@@ -149,7 +151,7 @@ class Endings:
     # After it ran
 
     def succeeded(self, execution: Execution, value: Any, encoded: Raw) -> None:
-        """End what returned."""
+        """End a task that returned."""
         took = execution.took
         outcome = None
         if (
@@ -165,18 +167,18 @@ class Endings:
             )
 
     def success(self, execution: Execution, encoded: Raw) -> Outcome:
-        """Return the outcome of what returned, for the transaction it is stored in."""
+        """Return the outcome of a task that returned, for the transaction that stores it."""
         return self._make_outcome(
             execution.message, TaskStatus.SUCCESS, encoded, None, execution.took
         )
 
     def outcome_exists(self, execution: Execution) -> None:
-        """Settle what has an outcome of another run, and so has undone what it wrote itself."""
+        """Settle a task that has an outcome of another run, so that its transaction was undone."""
         self._health.refused([execution.message.id])
         self._completer.add(Done(execution.delivery))
 
     def raised(self, execution: Execution, error: BaseException) -> None:
-        """End what raised: a failure, or a verdict of its own."""
+        """End a task that raised a failure or a verdict."""
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
             verdict, result, traceback = error.verdict, error.error, error.traceback
@@ -196,12 +198,12 @@ class Endings:
             self._fail(execution, error, result, traceback, buried=str(verdict))
 
     def misfit(self, execution: Execution, error: Exception) -> None:
-        """Fail what cannot be called: another attempt would read the same bytes."""
+        """Fail a task whose arguments do not fit; another attempt would read the same bytes."""
         result, traceback = describe(error)
         self._fail(execution, error, result, traceback)
 
     def ended_before(self, execution: Execution, told: Outcome) -> None:
-        """Settle what has its outcome already, as it would have been then."""
+        """Settle a task whose outcome was stored by a worker that died, as that one would have."""
         logger.warning("Task %s has ended before, with a worker that died then", execution)
         if told.status is TaskStatus.FAILURE:
             if is_error(told.result, Reject):
@@ -218,20 +220,20 @@ class Endings:
         self._completer.add(Done(execution.delivery))
 
     def released(self, execution: Execution) -> None:
-        """Hand back what did not end, for another worker to run."""
+        """Hand back a task that did not end, for another worker to run."""
         self._completer.add(Release(execution.delivery))
         if self._observers.heard(events.Released):
             self._observers.emit(events.Released(message=execution.message))
 
     def revoked(self, delivery: Delivery, message: Message, why: str) -> None:
-        """End what was cancelled or has expired."""
+        """End a task that was cancelled or has expired."""
         error = encode_error("TaskRevoked", why)
         self._completer.add(Done(delivery), self._outcome(message, TaskStatus.REVOKED, error))
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
 
     def stuck(self, execution: Execution) -> None:
-        """Tell of a run that goes on though its end was told already."""
+        """Tell of an execution that runs on after its end was told."""
         self._health.counts["stuck"] += 1
         logger.error(
             "task %s does not end though it was cancelled; its slot is freed, and what it"
@@ -242,7 +244,7 @@ class Endings:
             self._observers.emit(events.Stuck(message=execution.message))
 
     def fault(self, execution: Execution, error: Exception) -> None:
-        """Keep what the worker itself failed at; it would fail another worker as well."""
+        """Bury a task at which the worker itself failed; it would fail another worker as well."""
         logger.error("the worker failed at %s", execution, exc_info=error)
         result, traceback = describe(error)
         outcome = self._outcome(execution.message, TaskStatus.FAILURE, result, traceback=traceback)
@@ -272,7 +274,7 @@ class Endings:
     ) -> None:
         retry = self._policy(execution)
         if retry.max_attempts == 1 and execution.message.retry is None:
-            retry = Retry()  # nothing was said of retries, and the task asks for one
+            retry = Retry()  # nobody gave a retry, and the task asks for one
         most = retry.max_attempts if verdict.max_attempts is None else verdict.max_attempts
         if execution.message.attempt < most:
             delay = verdict.delay
@@ -285,7 +287,7 @@ class Endings:
     def _give_up(
         self, execution: Execution, error: BaseException, result: Raw, traceback: str
     ) -> None:
-        """Fail a task, and keep it if it was tried several times: it was meant to succeed."""
+        """Fail a task; bury it as well if it was tried several times, as it was to succeed."""
         attempt, buried = execution.message.attempt, None
         if attempt > 1:
             buried = _gave_up(attempt, result)
@@ -310,7 +312,7 @@ class Endings:
     ) -> Delay | float:
         try:
             return compute(retry, execution.message.attempt, *of)
-        except Exception:  # a backoff function of the user's
+        except Exception:  # raised by a backoff function of the user
             logger.exception("the backoff of %s failed; max_delay is taken", execution.message.task)
             return retry.max_delay
 
@@ -363,7 +365,7 @@ class Endings:
         *,
         buried: str | None = None,
     ) -> None:
-        """End a task that failed for good, and keep it if there is a reason to."""
+        """End a task that failed for good; bury it if there is a reason to."""
         took = execution.took
         outcome = self._outcome(
             execution.message, TaskStatus.FAILURE, result, traceback=traceback, took=took
@@ -439,7 +441,7 @@ class Endings:
 
 
 def _as_json(raw: Raw, empty: Raw) -> Raw | msgspec.UnsetType:
-    """Return arguments for a store that keeps them beside the result."""
+    """Return arguments as JSON, for a store that keeps them beside the result."""
     encoded = bytes(raw)
     if not encoded:
         return empty

@@ -1,12 +1,16 @@
-"""Runs deliveries: from the message's bytes to the call of the function, within its limits.
+"""The executor: runs deliveries, from the bytes of a message to the call of the function.
 
 ::
 
     accept: decode ─ killer? ─ expired? ─ known? ─▶ run: arguments ─ slot ─ context ─ call ─▶ end
 
-What came of it is told to `Endings`. A run that is cancelled, for whatever reason, gets
-`task_cancel_grace` seconds to end; one that does not is stuck: its end is told for it, its slot is
-freed, and whatever it still does is ignored.
+Each delivery reaches exactly one method of `Endings`. The steps before `run` are synchronous, so
+that a delivery is either settled at once or among the running executions when `accept` returns.
+
+An execution that is cancelled, for any `Stop`, gets `task_cancel_grace` seconds to end. One that
+does not end is *stuck*: its end is told for it, its slot is freed, and everything that it does from
+then on is ignored. It stays in `_stuck` until it ends, so that a worker with too many of them can
+be replaced.
 """
 
 from __future__ import annotations
@@ -37,9 +41,7 @@ logger = logging.getLogger("aiotaskq.worker")
 
 _Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
-_CANCELLED_EARLY_FOR = (
-    10.0  # seconds by which the news of a cancelling may overtake the task itself
-)
+_CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
 
 
 class Executor:
@@ -87,12 +89,12 @@ class Executor:
 
     @property
     def running(self) -> int:
-        """How many tasks run now."""
+        """The number of tasks that run now."""
         return len(self._running)
 
     @property
     def stuck(self) -> int:
-        """How many tasks go on though they were told to end, threads included."""
+        """The number of tasks that run on after they were cancelled, in threads as well."""
         return len(self._stuck) + self._pools.stuck
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
@@ -137,7 +139,7 @@ class Executor:
             if execution.stop is not None:
                 self._end_stopped(execution)
                 return
-            # Whose worker died, or lost its lease: its end may be stored, and not settled.
+            # Its last worker died, or lost its lease: the outcome may be stored already.
             lost = execution.delivery.crashes or execution.delivery.crash_note
             if lost and (told := await self._completer.earlier(execution.message.id)):
                 self._end.ended_before(execution, told)
@@ -167,7 +169,7 @@ class Executor:
             if execution.stop is None:
                 raise
             self._end_stopped(execution)
-        except Exception as error:  # nothing a task does gets here
+        except Exception as error:  # a fault of the worker: no exception of a task gets here
             self._end.fault(execution, error)
         finally:
             if execution.timers is not None:
@@ -204,15 +206,15 @@ class Executor:
                 self._end_stopped(execution)
 
     async def _commit(self, execution: Execution, transaction: Transaction, encoded: Raw) -> None:
-        """Commit what a task wrote together with its success, or neither."""
-        if not execution.may_succeed:  # it has hidden that it was cancelled
+        """Commit the writes of a task and its outcome together, or neither."""
+        if not execution.may_succeed:  # the function has hidden its cancellation
             await transaction.roll_back()
             return
         if not await transaction.commit(self._end.success(execution, encoded), self._result_ttl):
             raise OutcomeExists
 
     def _end_raised(self, execution: Execution, error: BaseException) -> None:
-        if execution.stop is not None:  # whatever it made of its cancellation
+        if execution.stop is not None:  # whatever the function raised instead of its cancellation
             self._end_stopped(execution, error)
         elif execution.softened and isinstance(error, asyncio.CancelledError):
             self._end.raised(
@@ -263,11 +265,11 @@ class Executor:
             execution.work.cancel()
 
     def _take_soft_error(self, execution: Execution) -> BaseException | None:
-        """Return what to raise in a function that is cancelled, if it is for its soft limit."""
+        """Return the exception to raise in place of a cancellation; None: a real cancellation."""
         if not execution.softened or execution.stop is not None:
             return None
         execution.softened = False
-        assert execution.work is not None  # it is what was cancelled
+        assert execution.work is not None  # it was cancelled
         execution.work.uncancel()
         return self._soft_error(execution)
 
@@ -279,14 +281,14 @@ class Executor:
     # Stop
 
     def _end_stopped(self, execution: Execution, error: BaseException | None = None) -> None:
-        """End a run that this worker cancelled; one that was taken away needs nothing more."""
+        """Tell the end of an execution that this worker cancelled, unless it was abandoned."""
         if execution.stop is Stop.RELEASE:
             self._end.released(execution)
         elif execution.stop is Stop.TIMEOUT:
             late = TimeLimitExceeded(
                 f"it ran longer than its timeout of {execution.options.timeout:g} s"
             )
-            late.__cause__ = error  # it shows where it was
+            late.__cause__ = error  # its traceback shows where the function was
             self._end.raised(execution, late)
         elif execution.stop is Stop.REVOKE:
             self._end.revoked(execution.delivery, execution.message, "cancelled")
@@ -294,7 +296,7 @@ class Executor:
             logger.warning("Task %s given up", execution)
 
     def revoke(self, ids: Iterable[str]) -> None:
-        """Cancel those of these tasks that run here."""
+        """Cancel the tasks among these that run here."""
         now = self._loop.time()
         if self._cancelled_early:
             self._cancelled_early = {
@@ -303,7 +305,7 @@ class Executor:
         wanted = frozenset(ids)
         if not wanted:
             return
-        # What was fetched at about the same time may still be on its way here.
+        # A delivery that was fetched at about the same time may still be on its way here.
         self._cancelled_early.update(dict.fromkeys(wanted, now + _CANCELLED_EARLY_FOR))
         for execution in [
             execution for execution in self._running if execution.delivery.id in wanted
@@ -311,16 +313,17 @@ class Executor:
             self._cancel(execution, Stop.REVOKE)
 
     async def release(self) -> None:
-        """Cancel what runs, for other workers to run, and wait for it to end.
+        """Cancel all that runs, for other workers to run, and wait for it to end.
 
-        What does not end within the grace is released all the same; its outcome will be refused.
+        Executions that do not end within the grace period are released all the same; their outcomes
+        will be refused.
         """
         await self._cancel_all(Stop.RELEASE)
         for execution in list(self._running):
             self._give_up(execution)
 
     async def abandon(self) -> None:
-        """Cancel what runs and forget it: it was given to others."""
+        """Cancel all that runs and tell no ends: other workers have the tasks."""
         await self._cancel_all(Stop.ABANDON)
 
     async def _cancel_all(self, stop: Stop) -> None:
@@ -335,8 +338,8 @@ class Executor:
     def _cancel(self, execution: Execution, stop: Stop) -> None:
         first = execution.stop is None
         execution.stop = stop if execution.stop is None else max(execution.stop, stop)
-        # One that has not begun is not cancelled: its coroutine would never be entered and
-        # nothing would settle it. It sees `stop` first thing.
+        # One that has not begun is not cancelled: its coroutine would never be entered, and nothing
+        # would settle the delivery. It looks at `stop` first.
         if execution.begun and execution.work is not None:
             execution.work.cancel()
         if first and stop in (Stop.TIMEOUT, Stop.REVOKE):
@@ -344,7 +347,7 @@ class Executor:
             execution.timers = [*(execution.timers or ()), timer]
 
     def _give_up(self, execution: Execution) -> None:
-        """Tell the end of a run that does not end, and free its slot."""
+        """Tell the end of an execution that does not end, and free its slot."""
         if execution not in self._running:
             return
         self._end_stopped(execution)
@@ -356,10 +359,10 @@ class Executor:
 
 
 def _starter(loop: asyncio.AbstractEventLoop) -> _Start:
-    """Return what starts a coroutine as a task: at once where Python can, else at the next turn.
+    """Return a function that starts a coroutine as an asyncio task.
 
-    What ends without having waited for anything costs less then. A task factory of the
-    application's goes first.
+    Where Python can (3.12), the task starts at once and not in the next turn of the loop: a task
+    that never waits costs less. A task factory of the application is used if there is one.
     """
     if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
         return loop.create_task

@@ -1,6 +1,6 @@
-"""What a worker knows of its own state: whether it is healthy, and what should not happen.
+"""The health of a worker: problems that last, and counts of events that should be rare.
 
-Only what is rare is counted here; a task that goes well costs nothing.
+Only rare events are counted here; a task that succeeds costs nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ SICK_AFTER = 5.0
 
 
 class Health:
-    """Of one worker, over all its incarnations. Belongs to its event loop.
+    """The health of one worker over all its incarnations. It belongs to the worker's event loop.
 
     Attributes:
-        counts: How often: `refused` outcomes that came too late, `stuck` tasks that did not end
-            when they were told to, `buried` ones, `reclaimed` ones that this worker took back
-            from the dead, `unknown` ones that were put back, `lost` leases, `trimmed` dead
-            letters, `blocked` event loops.
+        counts: The number of `refused` outcomes (they came too late), `stuck` tasks (they did not
+            end when they were cancelled), `buried` tasks (they became dead letters), `reclaimed`
+            tasks (this worker took them back from dead workers), `unknown` tasks (they went back to
+            their queue), `lost` leases, `trimmed` dead letters (the oldest, dropped) and `blocked`
+            event loops.
     """
 
     def __init__(self, observers: Observers, worker: str) -> None:
@@ -39,11 +40,11 @@ class Health:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong now; nothing, if it is healthy."""
+        """The present problems, in words; none: the worker is healthy."""
         return tuple(self._problems.values())
 
     def complain(self, about: str, problem: str) -> None:
-        """Note a problem, until `recover` is called for it."""
+        """Note a problem that lasts until `recover` is called for it."""
         before, self._problems[about] = self._problems.get(about), problem
         if before is None:
             logger.error("%s is not healthy: %s", self._worker, problem)
@@ -70,11 +71,14 @@ class Health:
 
 
 class Outage:
-    """A server that is away: how long to wait, what to log, and when it becomes a problem.
+    """The times at which one operation fails because its server is away.
+
+    Gives the pause before the next attempt, logs the beginning and the end, and notes a problem
+    when it lasts longer than `SICK_AFTER`.
 
     Args:
-        health: Where it is noted.
-        what: What cannot be done meanwhile, such as "cannot fetch tasks".
+        health: Where the problem is noted.
+        what: The effect, such as "cannot fetch tasks".
         pauses: Seconds: the first pause, and the longest.
     """
 
@@ -83,16 +87,17 @@ class Outage:
         self._what = what
         self._backoff = Backoff(*pauses)
         self._began = 0.0
-        # What one of an earlier incarnation has noted: nobody else would ever say it is over.
+        # The same operation of an earlier incarnation may have noted a problem, and its object is
+        # gone: nobody else would ever end it.
         health.recover(what)
 
     @property
     def on(self) -> bool:
-        """Whether the last try failed."""
+        """Whether the last attempt failed."""
         return self._backoff.failures > 0
 
     def pause(self, error: Exception) -> float:
-        """Note one more failure and return the seconds to wait, longer each time."""
+        """Note a failure and return the seconds to wait, longer each time."""
         now = time.monotonic()
         if not self._backoff.failures:
             self._began = now

@@ -1,7 +1,18 @@
-"""The sign of life: a thread that renews a consumer's lease.
+"""The heartbeat: a thread that renews the lease of a consumer.
 
-A thread, since an event loop that a task blocks for a minute must not cost the worker its lease;
-with an event loop of its own, since drivers speak asyncio.
+It is a thread, because an event loop that a task blocks for a minute must not cost the worker its
+lease. It has an event loop of its own, because drivers speak asyncio.
+
+The lease has three states:
+
+==========  ========================================================================
+trusted     a renewal was asked for less than 85 % of the lease ago
+in doubt    that time has passed: the process was frozen, or the broker is away
+gone        the broker said that the lease was lost, or the heartbeat was stopped
+==========  ========================================================================
+
+Trust is counted from the moment at which a renewal was *asked for*, by this machine's monotonic
+clock: the broker cannot have granted less. Only in the first state may anything be settled.
 """
 
 from __future__ import annotations
@@ -18,14 +29,14 @@ from aiotaskq.errors import Unavailable
 
 logger = logging.getLogger("aiotaskq.worker")
 
-_MARGIN = 0.15  # of the lease: it is trusted for less time than the broker grants
+_MARGIN = 0.15  # the part of the lease by which it is trusted for less than the broker grants
 
 
 class Heartbeat:
     """Keeps one lease alive.
 
     Args:
-        lease: What to renew; used in the thread only.
+        lease: The lease; used in the thread only.
         length: Seconds that a renewal lasts.
         beat: Seconds between renewals.
         lost: Called in the event loop that made this object, once, when the lease is lost.
@@ -85,7 +96,7 @@ class Heartbeat:
             with contextlib.suppress(asyncio.CancelledError):
                 asyncio.run(self._live())
         finally:
-            if not self._gone:  # a fault of ours: without beats nothing may be trusted
+            if not self._gone:  # a fault in here: without renewals nothing may be trusted
                 self._gone = True
                 self._tell(self._lost)
             self._tell(self._ended.set)
@@ -101,14 +112,14 @@ class Heartbeat:
                     self._tell(self._lost)
                     break
                 self._tell(self._renewed.set)
-            self._tell(self._renewed.set)  # whoever waits in `alive` hears of a loss as well
+            self._tell(self._renewed.set)  # callers that wait in `alive` hear of the loss
         finally:
             await self._lease.close()
             # Not after the loop is shut down: that waits for name look-ups, which may hang.
             self._tell(self._ended.set)
 
     async def _renew(self) -> bool:
-        asked = time.monotonic()  # from here: the broker cannot have granted less
+        asked = time.monotonic()  # before the call: see the top of this module
         try:
             async with asyncio.timeout(self._length):
                 if not await self._lease.renew():

@@ -1,4 +1,22 @@
-"""One lease of a worker at the broker, and everything that is held under it."""
+"""An incarnation: one lease of a worker at the broker, and everything that is held under it.
+
+::
+
+    open ──▶ serve ──▶ finish ──▶ close        told to stop: run on, hand back the rest, settle
+               │
+               └─ lease lost ──▶ abandon ──▶ close      the worker makes another incarnation
+
+- A lease that was lost never comes back. The broker has given the deliveries to other workers, so
+  everything that runs under it is cancelled and forgotten; only what was already under way to be
+  stored is counted as refused.
+- Five loops share the incarnation: fetching, the completer, maintenance, news, and the thread of
+  the heartbeat. Each of them waits out a broker that is away. An unexpected error in one of them
+  ends the worker loudly (`serve` watches all of them).
+- At most `concurrency` deliveries are held. Nothing is prefetched: a delivery that waits in one
+  worker cannot be run by another one.
+- A fetch is given up for a suspect: a message that crashed workers before is handed out only to a
+  consumer that holds nothing (see `quarantine`).
+"""
 
 from __future__ import annotations
 
@@ -27,26 +45,26 @@ logger = logging.getLogger("aiotaskq.worker")
 
 
 _FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself
-_TEND_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
-_NEWS_EVERY = 0.5  # seconds between questions for what was cancelled, while anything runs
+_MAINTAIN_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
+_NEWS_EVERY = 0.5  # seconds between questions for cancelled tasks, while anything runs
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
-_REFUSE_WAIT = 1.0  # seconds after a lost lease for what had ended to be counted as refused
-_BURST_LOOK = 0.1  # seconds between looks of a burst that only waits for running tasks to end
+_REFUSE_WAIT = 1.0  # seconds after a lost lease in which late outcomes are counted as refused
+_BURST_LOOK = 0.1  # seconds between fetches of a burst that only waits for running tasks to end
 
 
 class Quota:
-    """How many deliveries a process may still take, over all its incarnations."""
+    """The number of deliveries that a process may still take, over all its incarnations."""
 
     def __init__(self, most: int | None) -> None:
         self._left = most
 
     def cap(self, wanted: int) -> int:
-        """Return how many of the wanted may be taken."""
+        """Return the number of deliveries that may be taken, at most `wanted`."""
         return wanted if self._left is None else min(wanted, self._left)
 
     def spend(self, taken: int) -> None:
-        """Note what was taken."""
+        """Note that deliveries were taken."""
         if self._left is not None:
             self._left -= taken
 
@@ -57,7 +75,7 @@ class Quota:
 
 
 class Incarnation:
-    """Fetches, runs and completes under one lease.
+    """Fetches deliveries, runs and completes them under one lease.
 
     Args:
         environment: What all parts of the worker share.
@@ -120,12 +138,12 @@ class Incarnation:
 
     @property
     def grant(self) -> Grant:
-        """What names the lease."""
+        """The grant of the lease, with which another process can renew or end it."""
         return self._consumer.grant
 
     @property
     def running(self) -> int:
-        """How many tasks run now."""
+        """The number of tasks that run now."""
         return self._executor.running
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
@@ -133,10 +151,10 @@ class Incarnation:
         return self._executor.describe(work)
 
     async def serve(self) -> None:
-        """Take deliveries and run them, until cancelled or there is nothing more to take.
+        """Fetch deliveries and run them, until cancelled or there is nothing more to fetch.
 
         Raises:
-            LeaseLost: The broker gave this incarnation up for dead.
+            LeaseLost: The broker has given this incarnation up for dead.
         """
         fetching = asyncio.create_task(self._fetch(), name="aiotaskq-fetch")
         losing = asyncio.create_task(self._lost.wait())
@@ -149,7 +167,7 @@ class Incarnation:
                     " life in time, or the broker has lost its data"
                 )
             for task in done:
-                task.result()  # a fault of the worker's own ends it, loudly
+                task.result()  # a fault in the worker itself ends it, loudly
         finally:
             for task in (fetching, losing):
                 task.cancel()
@@ -164,7 +182,7 @@ class Incarnation:
                 await self._something_ended()
                 continue
             busy = self._executor.running > 0 or self._completer.backlog > 0
-            # Until it is settled: a worker that dies before that dies of the suspect, as it seems.
+            # A suspect is alone until it is settled: a crash before that is counted against it.
             if busy and (suspect or self._quarantine.quiet):
                 await self._something_ended()
                 continue
@@ -183,16 +201,16 @@ class Incarnation:
         await self._finished()
 
     async def _ask(self, room: int, *, busy: bool, outage: bool) -> Sequence[Delivery]:
-        wait = 0.0 if outage else _FETCH_WAIT  # its end is to be noted at once
+        wait = 0.0 if outage else _FETCH_WAIT  # the end of an outage is to be noted at once
         if self._options.burst:
             wait = _BURST_LOOK if busy else 0.0
         order = None if self._rotation is None else self._rotation.next()
         return await self._consumer.fetch(room, wait, order=order)
 
     async def _something_ended(self) -> None:
-        """Wait until there may be room again, or the quiet for a suspect is over."""
+        """Wait until there may be room again, or the quiet time for a suspect is over."""
         self._slot_free.clear()
-        if not self._executor.running:  # it is the backlog that is full, or has to be empty
+        if not self._executor.running:  # the backlog is full, or has to be empty for a suspect
             await self._completer.drained()
             return
         with contextlib.suppress(TimeoutError):
@@ -200,7 +218,7 @@ class Incarnation:
                 await self._slot_free.wait()
 
     async def _finished(self) -> None:
-        """Wait for all that runs to end."""
+        """Wait for all running tasks to end."""
         while self._executor.running:
             self._slot_free.clear()
             await self._slot_free.wait()
@@ -208,7 +226,7 @@ class Incarnation:
     async def _maintain(self) -> None:
         outage = Outage(self._health, "cannot maintain the queues", _PAUSES)
         while True:
-            await asyncio.sleep(_TEND_EVERY * random.uniform(0.75, 1.25))
+            await asyncio.sleep(_MAINTAIN_EVERY * random.uniform(0.75, 1.25))
             self._count_stuck(self._executor.stuck)
             try:
                 maintained = await self._broker.maintain(self._limits)
@@ -231,7 +249,7 @@ class Incarnation:
                 )
 
     async def _hear_news(self) -> None:
-        """Ask for what was cancelled, while anything runs that it could concern."""
+        """Ask which tasks were cancelled, while any task runs."""
         outage = Outage(self._health, "cannot hear of cancelled tasks", _PAUSES)
         while True:
             await asyncio.sleep(_NEWS_EVERY)
@@ -247,7 +265,7 @@ class Incarnation:
             self._quarantine.note(suspects=news.suspects)
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
-        """Let running tasks end within `grace` seconds, or until `hurry`; hand back the rest."""
+        """Wait for running tasks to end, for `grace` seconds or until `hurry`; release the rest."""
         waits = [
             asyncio.create_task(wait)
             for wait in (self._finished(), hurry.wait(), self._lost.wait())
@@ -271,14 +289,14 @@ class Incarnation:
             )
 
     async def abandon(self) -> None:
-        """Cancel what runs, since it was given to others or will be; count what came too late."""
+        """Cancel all running tasks, which other workers get; count the outcomes that are late."""
         await self._executor.abandon()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFUSE_WAIT):
                 await self._completer.drained()
 
     async def close(self) -> None:
-        """End the lease; what is still held goes back to its queue."""
+        """End the lease; deliveries that are still held go back to their queues."""
         for task in self._helpers:
             task.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)

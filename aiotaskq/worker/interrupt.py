@@ -1,10 +1,10 @@
-"""Raising something inside a coroutine, where it waits.
+"""Raising an exception inside a coroutine at the point where it waits.
 
-Cancelling an asyncio task is the one way to interrupt what it waits for, and it says nothing but
-"cancelled". Here that is turned into another exception at the border of the user's coroutine.
+The only way to interrupt the wait of an asyncio task is to cancel it, and a cancellation carries no
+reason. Here it is replaced by another exception at the border of the user's coroutine.
 
-What waits may be a task group, a lock or a client's pool of connections. These know of one
-exception only that may interrupt them, and clean up after that: so what is raised is one as well.
+The coroutine may wait in a task group, a lock or the connection pool of a client library. These
+clean up after one exception only, `CancelledError`; so the exception that is raised is one as well.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 class SoftCancelledError(SoftTimeLimitExceeded, asyncio.CancelledError):
-    """`SoftTimeLimitExceeded`, for what only cleans up after a cancellation.
+    """A `SoftTimeLimitExceeded` that libraries treat as a cancellation.
 
-    It goes by the name of the former, which is what users catch, and what is stored.
+    It has the name of the former, which users catch and which is stored.
     """
 
 
@@ -34,9 +34,13 @@ SoftCancelledError.__module__ = SoftTimeLimitExceeded.__module__
 def interruptible(
     coroutine: Coroutine[Any, Any, T], instead: Callable[[], BaseException | None]
 ) -> Generator[Any, Any, T]:
-    """Await a coroutine; where it is cancelled, raise in it what `instead` returns, if anything.
+    """Await a coroutine, and replace its cancellation.
 
-    What it raises then is a `SoftCancelledError` of the same words.
+    Args:
+        coroutine: The coroutine.
+        instead: Called when the coroutine is cancelled. Where it returns an exception, a
+            `SoftCancelledError` with the same text is raised in the coroutine; where it returns
+            None, the cancellation.
     """
     value: Any = None
     error: BaseException | None = None

@@ -1,7 +1,17 @@
-"""The guard of the event loop: tells what keeps it from running, while it does.
+"""The loop monitor: reports what blocks the event loop of a worker, while it is blocked.
 
-The loop ticks a few times a second, and a thread looks whether it still does. Between two ticks of
-a healthy loop the thread sleeps, so that both together wake up less than four times a second.
+The event loop ticks a few times a second, and a thread checks that it still does. The thread sleeps
+until the next tick would be late, so that both together wake up less than four times a second.
+
+::
+
+    thread:  wait until the last tick is too old ──▶ blocked: report, wait for a tick ──┐
+               ▲                                                                        │
+               └──────────────── the loop runs again: report how long it took ◀─────────┘
+
+The thread itself may be held up: C code that keeps the interpreter's lock stops all threads. A
+block that ends before the thread could see it is therefore noted by the tick that follows it
+(`_missed`), and reported without a stack.
 """
 
 from __future__ import annotations
@@ -23,25 +33,25 @@ from aiotaskq.events import Observers
 
 logger = logging.getLogger("aiotaskq.worker")
 
-_TICK = 0.4  # seconds between ticks at the most,
-_TICK_SHARE = 0.4  # and as a part of the time after which is warned
+_TICK = 0.4  # seconds between ticks, at the most
+_TICK_SHARE = 0.4  # the same as a part of `warn_after`
 _LATE = 0.2  # seconds: a thread that wakes up so much too late was held up itself
-_FRAMES = 30  # of a stack, the innermost ones
+_FRAMES = 30  # the innermost calls of a stack that are shown
 _HELD_UP = "; C code held the interpreter's lock, or the process was stopped"
 _END_WAIT = 1.0  # seconds for the thread to end; an observer of the user's may hold it
 
 
 class LoopMonitor:
-    """Watches the event loop that it is started in.
+    """Watches the event loop in which it is started.
 
-    Every block of `warn_after` seconds or longer is told once, with the stack of the loop's
-    thread and the task that runs there, and its end as well. While C code holds the
-    interpreter's lock no thread runs, and it is told right afterwards.
+    Every block of `warn_after` seconds or longer is reported once when it is found, with the stack
+    of the loop's thread and the task that runs there, and once when it ends. While C code holds the
+    interpreter's lock no thread runs; such a block is reported right afterwards.
 
     Args:
         warn_after: Seconds; None: nothing is watched.
         observers: Hear of `LoopBlocked`, in the thread.
-        worker: Its name.
+        worker: The name of the worker.
         describe: Returns the name and id of the task that an asyncio task runs, or an empty
             string; called in the thread.
         blocked: Called in the thread each time that the loop is found blocked.
@@ -68,15 +78,15 @@ class LoopMonitor:
         self._thread: threading.Thread | None = None
         self._ticked = 0.0
         self._worst = 0.0
-        self._awaited = False  # the thread has seen a block, and waits for its end
+        self._awaited = False  # whether the thread has seen a block and waits for its end
         self._missed = 0.0  # seconds of a block that ended before the thread could see it
         self._wake = threading.Event()
         self._stopped = threading.Event()
-        self._ended = asyncio.Event()  # the thread has
+        self._ended = asyncio.Event()  # set when the thread has ended
 
     @property
     def lag(self) -> float:
-        """Seconds for which the loop should have ticked, and has not; 0 for a healthy one."""
+        """Seconds by which the tick of the loop is late; 0 for a healthy loop."""
         if self._timer is None:
             return 0.0
         return max(0.0, time.monotonic() - self._ticked - self._every)
@@ -95,12 +105,12 @@ class LoopMonitor:
         self._ticked = time.monotonic()
         self._timer = self._loop.call_later(self._every, self._tick)
         self._thread = threading.Thread(
-            target=self._live, args=(self._warn_after,), name="aiotaskq-guard", daemon=True
+            target=self._live, args=(self._warn_after,), name="aiotaskq-loop-monitor", daemon=True
         )
         self._thread.start()
 
     async def stop(self) -> None:
-        """Watch no more. Idempotent; in the loop."""
+        """Stop watching; called in the loop. Idempotent."""
         self._stopped.set()
         self._wake.set()
         if self._timer is not None:
@@ -119,7 +129,7 @@ class LoopMonitor:
         late, self._ticked = time.monotonic() - self._ticked, time.monotonic()
         if self._awaited:
             self._wake.set()
-        elif late >= self._warn_after:  # the thread was held up as well, and we came first
+        elif late >= self._warn_after:  # the thread was held up as well, and the tick came first
             self._missed = late
             self._wake.set()
         self._timer = self._loop.call_later(self._every, self._tick)
@@ -146,13 +156,13 @@ class LoopMonitor:
                     self._watch_block(now, since, held_up=now - due > _LATE)
                 elif missed:
                     self._report(missed, "", _HELD_UP, "(what it was has ended)")
-            except Exception:  # of `blocked`, or a fault of ours: it must not end the watch
-                logger.exception("the guard of the event loop failed")
+            except Exception:  # from `blocked`, or a fault in here: it must not end the watch
+                logger.exception("the monitor of the event loop failed")
 
     def _watch_block(self, now: float, since: float, *, held_up: bool) -> None:
-        self._awaited = True  # before it is looked for: what ticks from now on wakes us
+        self._awaited = True  # before looking: a tick from now on wakes this thread
         try:
-            # Both at once, before anything that lets the other thread go on.
+            # Both without a pause, before anything that lets the thread of the loop go on.
             work = asyncio.current_task(self._loop)
             frames = self._frames()
             why = _HELD_UP if held_up else ""
@@ -185,18 +195,18 @@ class LoopMonitor:
     def _name(self, work: asyncio.Task[Any] | None) -> str:
         try:
             return self._describe(work)
-        except Exception:  # the loop goes on meanwhile, and what it holds may change
+        except Exception:  # the loop goes on meanwhile, and its sets may change
             logger.exception("the task that blocks the event loop cannot be named")
             return ""
 
     def _frames(self) -> list[tuple[FrameType, int]]:
-        """Return what the loop's thread is at, the innermost call first, with line numbers."""
+        """Return the stack of the loop's thread, the innermost call first, with line numbers."""
         frame = sys._current_frames().get(self._ident)
         return [] if frame is None else list(islice(traceback.walk_stack(frame), _FRAMES))
 
 
 def _format(frames: list[tuple[FrameType, int]]) -> str:
-    """Return a stack as people know it, the innermost call last."""
+    """Return a stack as text, the innermost call last."""
     summary = traceback.StackSummary.extract(iter(frames))
     summary.reverse()
     return "".join(summary.format()).rstrip()

@@ -1,8 +1,13 @@
-"""Passes on what waits in the outbox: from PostgreSQL, where senders commit it, to the broker.
+"""The outbox relay: passes tasks from the outbox in PostgreSQL on to the broker.
 
-Each worker process has a relay, and any number may take from one outbox. What a relay has taken
-and not passed on when it dies, another takes; what was passed on and not taken out goes a second
-time, and the broker refuses its id.
+Each worker process has a relay, and any number of relays may take from one outbox. A crash between
+two steps does no harm::
+
+    fetch from the outbox ──▶ publish at the broker ──▶ settle in the outbox
+             │                        │
+             │                        └ crash: the tasks are published again, and the broker refuses
+             │                          their ids, which are unique
+             └ crash: the lease ends, and another relay fetches the tasks
 """
 
 from __future__ import annotations
@@ -22,20 +27,23 @@ from aiotaskq.worker.health import Health, Outage
 
 logger = logging.getLogger("aiotaskq.worker")
 
-_FIRST = 10  # envelopes taken at first, before anything is known of their size
+_FIRST = 10  # envelopes taken at first, while their size is unknown
 _BATCH = 1000  # envelopes passed on in one call
 _BATCH_BYTES = 8 * 1024 * 1024
-_WAIT = 2.0  # seconds that an idle fetch waits; it is woken by what is committed
+_WAIT = 2.0  # seconds that an idle fetch waits; a commit wakes it earlier
 _PAUSES = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
-_AGAIN = 60.0  # seconds until what the broker refuses is offered to it again
+_AGAIN = 60.0  # seconds until an envelope that the broker refused is offered to it again
 
 
 class OutboxRelay:
-    """Moves envelopes on, one batch at a time.
+    """Passes envelopes on, one batch at a time.
 
     Args:
-        name: The worker's.
-        lease: Seconds after which another relay takes what this one has taken and not passed on.
+        outbox: The closed outbox.
+        broker: The open broker.
+        health: Hears of servers that are away.
+        name: The name of the worker.
+        lease: Seconds after which another relay takes the envelopes of one that died.
     """
 
     def __init__(
@@ -49,16 +57,16 @@ class OutboxRelay:
         self._outage = Outage(health, "tasks wait in the outbox", _PAUSES)
 
     async def run(self) -> None:
-        """Pass on what there is, until cancelled."""
+        """Pass envelopes on, until cancelled."""
         try:
             while True:
                 try:
                     await self._live()
                 except LeaseLost:
                     continue
-                except AioTaskQError as error:  # a wrong setting as well: somebody may mend it
+                except AioTaskQError as error:  # a wrong setting included: somebody may mend it
                     await self._rest(error)
-                except Exception as error:  # a fault of a driver's must not leave all tasks there
+                except Exception as error:  # a fault of a driver must not strand the other tasks
                     logger.exception("the relay failed, and goes on")
                     await self._rest(error)
         finally:
@@ -68,7 +76,7 @@ class OutboxRelay:
         await asyncio.sleep(self._outage.pause(error))
 
     async def _live(self) -> None:
-        """Serve under one lease, until it is lost or a server is away."""
+        """Pass envelopes on under one lease, until it is lost or a server is away."""
         consumer = self._outbox.consumer(name=self._name, lease=self._lease)
         lease = self._outbox.store.lease(consumer.grant)
         try:
@@ -76,7 +84,7 @@ class OutboxRelay:
             await consumer.open()
             while True:
                 await self._outbox.store.maintain()
-                # No longer than it may go without renewing its lease.
+                # Shorter than the relay may go without renewing its lease.
                 deliveries = await consumer.fetch(self._limit, min(_WAIT, self._lease / 4))
                 if deliveries:
                     await self._pass_on(consumer, deliveries)
@@ -89,7 +97,7 @@ class OutboxRelay:
             await consumer.close()
 
     def _adapt(self, deliveries: Sequence[Delivery]) -> None:
-        """Take as many the next time as have room in a call, if they are of the same size."""
+        """Choose how many envelopes to take next: as many of this size as fit one call."""
         size = sum(len(one.body) for one in deliveries) // len(deliveries)
         self._limit = max(1, min(_BATCH, 2 * self._limit, _BATCH_BYTES // max(size, 1)))
 

@@ -12,7 +12,7 @@ from aiotaskq.worker.thread_pool import ThreadPool
 
 
 class Pools:
-    """Both pools; a worker without plain functions has neither."""
+    """Both pools of a worker. One without plain functions starts neither."""
 
     def __init__(
         self, *, threads: int, processes: int, codec_settings: dict[str, Any], worker: str
@@ -30,14 +30,14 @@ class Pools:
 
     @property
     def stuck(self) -> int:
-        """How many threads run on with functions that were given up."""
+        """The number of threads that still run a function whose call was cancelled."""
         return 0 if self._threads is None else self._threads.given_up
 
     def slot(self, executor: Executor) -> AbstractAsyncContextManager[Any]:
-        """Return what waits for a thread or a process to be free, for as long as it is needed.
+        """Return a context that holds a free thread or process, and waits for one on entry.
 
-        A worker takes more tasks than it has threads; one that waits for its turn does not
-        run yet, and its timeout has not begun.
+        A worker takes more tasks than it has threads. A task that waits here does not run yet, and
+        its timeout has not begun.
         """
         return nullcontext() if executor == "loop" else self._slots[executor]
 

@@ -1,9 +1,20 @@
-"""A pool of processes for plain functions that hold the interpreter: parsing, rendering, numbers.
+"""A pool of processes for plain functions that keep the interpreter busy, such as parsing.
 
-Each process runs one task at a time over a pipe of its own, so the death of one (a segmentation
-fault, the out-of-memory killer) fails the task that it ran and nothing else. Nothing is pickled:
-a process gets the message's own bytes, reads the arguments itself and sends back the
-encoded result.
+Each process runs one task at a time over a pipe of its own. So the death of a process (a
+segmentation fault, the out-of-memory killer) fails the task that it ran and no other. Nothing is
+pickled: a process gets the bytes of the message, decodes the arguments itself, and sends the
+encoded result back.
+
+::
+
+    idle ──▶ busy: one thread of the worker sends the request and waits for the reply ──▶ idle
+                   │
+                   ├ the process dies: the task fails with `ProcessDied`
+                   └ the call is cancelled: the process is killed
+
+Only the thread that talks to a process puts it back or collects it. An abort comes from the event
+loop, so the two meet under a lock (`_Exchange`): a process that has already replied may be running
+another task by then, and must not be killed.
 """
 
 from __future__ import annotations
@@ -44,11 +55,11 @@ _STOP_WAIT = 1.0  # seconds that an idle process gets to exit by itself
 
 
 class ProcessDied(AioTaskQError):
-    """The process that ran a task ended under it."""
+    """The process that ran a task ended before the task did."""
 
 
 class ProcessRequest(msgspec.Struct, frozen=True):
-    """What a process is asked to run."""
+    """A request to run one task."""
 
     module: str
     qualname: str
@@ -58,7 +69,7 @@ class ProcessRequest(msgspec.Struct, frozen=True):
 
 
 class ProcessVerdict(msgspec.Struct, frozen=True):
-    """A verdict that the task raised."""
+    """A `Verdict` that a task raised, as data."""
 
     kind: str
     reason: str
@@ -67,7 +78,7 @@ class ProcessVerdict(msgspec.Struct, frozen=True):
 
 
 class ProcessReply(msgspec.Struct, frozen=True):
-    """What came of it: the encoded value, or the encoded error with its traceback."""
+    """The end of a task: its encoded value, or its encoded error and traceback."""
 
     value: bytes | None = None
     error: bytes | None = None
@@ -76,12 +87,12 @@ class ProcessReply(msgspec.Struct, frozen=True):
 
 
 class RemoteFailure(Exception):
-    """A task raised in a process of the pool; what it raised is encoded already.
+    """An exception that a task raised in a process of the pool, encoded.
 
     Attributes:
         error: The encoded error.
         traceback: Its traceback.
-        verdict: Set where that was a verdict, which `error` then tells the cause of.
+        verdict: The verdict that the task raised, if it was one; `error` is its cause then.
     """
 
     def __init__(self, error: Raw, traceback: str, verdict: Verdict | None = None) -> None:
@@ -92,11 +103,14 @@ class RemoteFailure(Exception):
 
 
 class ProcessPool:
-    """Runs tasks in at most `size` processes, started when needed. Belongs to one event loop.
+    """Runs tasks in up to `size` processes, which are started when needed.
+
+    It belongs to one event loop.
 
     Args:
         size: The most processes.
         codec_settings: The keyword arguments of the application's `Codec`.
+        worker: The name of the worker, for the context of tasks.
     """
 
     def __init__(self, size: int, codec_settings: dict[str, Any], *, worker: str) -> None:
@@ -110,18 +124,18 @@ class ProcessPool:
     async def run(
         self, task: TaskDefinition, body: bytes, soft_timeout: float | None = None
     ) -> Raw:
-        """Run a task's message in a process and return the encoded result.
+        """Run the message of a task in a process and return the encoded result.
 
-        Cancelling the call ends the process that runs it, and only that one.
+        Cancelling the call ends the process that runs the task.
 
         Args:
-            task: Whose function to call.
-            body: The message.
-            soft_timeout: Seconds after which SoftTimeLimitExceeded is raised in it.
+            task: The task.
+            body: The encoded message.
+            soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised in the function.
 
         Raises:
-            RemoteFailure: The task raised there.
-            ProcessDied: The process ended under it.
+            RemoteFailure: The task raised an exception.
+            ProcessDied: The process ended before the task did.
         """
         fn = task.fn
         request = ProcessRequest(fn.__module__, fn.__qualname__, body, self._worker, soft_timeout)
@@ -137,9 +151,10 @@ class ProcessPool:
         return Raw(reply.value)
 
     def _talk(self, exchange: _Exchange) -> ProcessReply:
-        """Do an exchange; in a thread. As many threads as processes, so one is free.
+        """Do an exchange with a process; called in a thread.
 
-        Only this thread puts the process back or collects it, whatever becomes of the caller.
+        There are as many threads as processes, so a thread that gets here finds a process. Only
+        this thread puts the process back or collects it, even if the call is cancelled.
         """
         process = self._take()
         try:
@@ -165,7 +180,7 @@ class ProcessPool:
                 return None
             if process.alive():
                 return process
-            process.end()  # something killed it while it had nothing to do
+            process.end()  # something killed it while it was idle
 
     async def close(self) -> None:
         """End all processes, at once if they are busy."""
@@ -183,7 +198,7 @@ class ProcessPool:
 
 
 class _Exchange:
-    """One request and its reply: begun in a thread, aborted from the event loop."""
+    """One request and its reply; a thread begins it, and the event loop may abort it."""
 
     def __init__(self, request: ProcessRequest) -> None:
         self._request = request
@@ -200,10 +215,10 @@ class _Exchange:
             return process.ask(self._request)
         finally:
             with self._lock:
-                self._process = None  # from here on it may run another task
+                self._process = None  # from now on the process may run another task
 
     def abort(self) -> None:
-        """End the process if it is at it, or see to it that none begins."""
+        """Kill the process that runs the request; if none does yet, prevent that."""
         with self._lock:
             self._aborted = True
             if self._process is not None:
@@ -211,7 +226,7 @@ class _Exchange:
 
 
 class _Process:
-    """One process and the pipe to it."""
+    """A process and the pipe to it."""
 
     def __init__(self, codec_settings: dict[str, Any]) -> None:
         # Spawned, not forked: the worker has threads and sockets, which a fork would share.
@@ -239,12 +254,12 @@ class _Process:
         return self._process.is_alive()
 
     def kill(self) -> None:
-        """End it from any thread; whoever talks to it collects it."""
+        """Kill the process, from any thread; the thread that talks to it collects it."""
         with contextlib.suppress(ValueError):  # it was collected meanwhile
             self._process.kill()
 
     def end(self, wait: float = 0.0) -> None:
-        """End and collect it, after `wait` seconds to exit by itself."""
+        """End and collect the process, after `wait` seconds to exit by itself."""
         self._pipe.close()  # an idle process exits when its pipe ends
         self._process.join(wait)
         if self._process.is_alive():
@@ -262,10 +277,10 @@ def _how(exit_code: int | None) -> str:
 
 
 def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
-    """Run requests one after another, until the pipe ends: the life of a process of the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
-    # So is what tells it to end: a service manager tells all processes of a service at once. Not
-    # SIG_IGN, which what the user's code starts would keep.
+    """Run requests one after another until the pipe ends: the main function of a process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker handles Ctrl-C
+    # The worker handles SIGTERM as well, which a service manager sends to all processes of a
+    # service at once. Not SIG_IGN here: programs that the user's code starts would inherit it.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     codec = Codec(**codec_settings)
@@ -278,7 +293,7 @@ def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End at once when the worker dies: what this process runs is given to another."""
+    """Exit at once when the worker dies: another worker gets the task that runs here."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -302,7 +317,7 @@ def _run(request: ProcessRequest, codec: Codec) -> ProcessReply:
 
 @contextlib.contextmanager
 def _told_in(seconds: float | None) -> Iterator[None]:
-    """Raise SoftTimeLimitExceeded in the block after some seconds. In the main thread only."""
+    """Raise `SoftTimeLimitExceeded` in the block after some seconds; in the main thread only."""
     if seconds is None:
         yield
         return

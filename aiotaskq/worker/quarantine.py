@@ -1,10 +1,18 @@
-"""When a busy worker makes room for a suspect: a task that workers died of before.
+"""The quarantine: when a busy worker makes room for a suspect.
 
-A suspect is handed out only to a worker that holds nothing, so that it takes no others with it.
-On an idle worker it starts at once. Where all are busy, one of them has to take nothing more until
-what it runs has ended: it is quiet. So that not all of them are quiet at once, each
-waits for a random time first; so that one long task does not idle a worker for hours, it
-gives up after a while, and waits longer the next time.
+A suspect is a message under which workers crashed before. It is handed out only to a worker that
+holds nothing, so that another crash takes no other task with it. An idle worker gets it at once.
+Where all workers are busy, one of them has to go *quiet*: it fetches nothing until its running
+tasks have ended.
+
+::
+
+    no suspects ── noted ──▶ waiting (random) ──▶ quiet ── patience ends ──▶ waiting (longer)
+         ▲                                          │
+         └───────── no suspects are left ◀──────────┘
+
+The first wait is random, so that not all workers go quiet at once. Patience ends, so that one long
+task does not idle a worker for hours; it is longer the next time.
 """
 
 from __future__ import annotations
@@ -13,13 +21,13 @@ import random
 import time
 from collections.abc import Callable
 
-_BEFORE = (1.0, 4.0)  # seconds that a suspect waits for an idle worker, at random
+_BEFORE = (1.0, 4.0)  # seconds, at random, in which an idle worker may take the suspect
 _PATIENCE = 30.0  # seconds to be quiet the first time; twice as long each further time
 _BETWEEN = (30.0, 90.0)  # seconds between two attempts, at random
 
 
 class Quarantine:
-    """Decides for one incarnation.
+    """The quarantine of one incarnation.
 
     Args:
         clock: Seconds, for tests.
@@ -32,7 +40,7 @@ class Quarantine:
         self._ends = 0.0
 
     def note(self, *, suspects: bool) -> None:
-        """Take note of whether suspects wait in the worker's queues."""
+        """Note whether suspects wait in the worker's queues."""
         if not suspects:
             self._begins, self._patience = None, _PATIENCE
         elif self._begins is None:
@@ -40,7 +48,7 @@ class Quarantine:
 
     @property
     def quiet(self) -> bool:
-        """Whether to take nothing more until nothing is held."""
+        """Whether to fetch nothing until no task is held."""
         if self._begins is None or self._clock() < self._begins:
             return False
         if self._clock() < self._ends:

@@ -1,4 +1,4 @@
-"""Which queue comes first in a fetch, where queues have weights. Pure."""
+"""The order in which a fetch drains queues that have weights. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 
 class QueueRotation:
-    """Smooth weighted round robin over the queues of a worker.
+    """Smooth weighted round robin over the queues of a worker, as nginx has it.
 
-    Of any S calls of `next` in a row, S being the sum of the weights, each queue comes first in
-    as many as its weight says, spread as evenly as can be. The others follow it by weight, so
-    that a call that could be served is never left without.
+    In S calls of `next`, where S is the sum of the weights, each queue comes first as often as its
+    weight says, spread evenly. The other queues follow by weight, so that a fetch returns something
+    whenever any queue has something.
 
     Args:
         weights: Of each queue, 1 or more.
@@ -19,7 +19,7 @@ class QueueRotation:
     def __init__(self, weights: Mapping[str, int]) -> None:
         self._weights = dict(weights)
         self._sum = sum(weights.values())
-        # What each is owed: it grows by the weight, and coming first costs the sum.
+        # The credit of each queue: it grows by the weight, and coming first costs the sum.
         self._owed = dict.fromkeys(weights, 0)
         heaviest = sorted(weights, key=lambda queue: -weights[queue])
         self._orders: dict[str, Sequence[str]] = {

@@ -1,4 +1,4 @@
-"""The lines that a worker prints of its tasks: an observer like any other."""
+"""The log lines of tasks in a worker, written by observers of its events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("aiotaskq.task")
 _SHOWN = 200  # characters of a value
 
 _lock = threading.Lock()
-_users: dict[Observers, int] = {}  # how many workers run now that log through them
+_users: dict[Observers, int] = {}  # the number of running workers of each application
 _chosen: dict[Observers, tuple[tuple[type[events.Event], Observer[Any]], ...]] = {}
 
 
@@ -71,7 +71,7 @@ def _error(error: BaseException) -> str:
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except Exception as error:  # a value's own __repr__ must not fail the log
+    except Exception as error:  # the __repr__ of a user's value must not fail the log
         text = f"<{type(value).__name__} whose repr fails: {type(error).__name__}>"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
@@ -88,10 +88,10 @@ _AT_ERROR: tuple[tuple[type[events.Event], Observer[Any]], ...] = ((events.Faile
 
 @contextmanager
 def logged(observers: Observers) -> Iterator[None]:
-    """Log what happens to tasks meanwhile.
+    """Log the events of tasks inside the block.
 
-    What the logger's level would drop anyway is not listened to, so that it costs nothing. Of
-    several workers of one application the first one's lines are for all.
+    Events whose lines the level of the logger would drop are not observed, so that they cost
+    nothing. Where several workers of one application run in a process, the first one logs for all.
     """
     chosen = _AT_ERROR + (_AT_INFO if logger.isEnabledFor(logging.INFO) else ())
     with _lock:

@@ -1,8 +1,13 @@
 """A pool of daemon threads for plain functions.
 
-Its own, for two reasons: a thread that never ends must not keep the process from exiting, as the
-standard library's pool would; and what ends at about the same time wakes the event loop once, which
-makes a short function several times cheaper.
+The standard library's pool is not used, for two reasons. Its threads keep the process from exiting
+while a function never ends. And it wakes the event loop for each function that ends; here the
+functions that end at about the same time wake it once, which makes a short function several times
+cheaper.
+
+A function cannot be stopped. When its call is cancelled it is *given up*: it runs on, its result is
+dropped, and another thread takes the place of the one it occupies. `_busy` and `_given_up` are
+changed in the event loop only; threads reach it through `_ended` and one wake-up (`_waking`).
 """
 
 from __future__ import annotations
@@ -21,10 +26,10 @@ _Ended: TypeAlias = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
 class ThreadPool:
-    """Runs functions in `size` threads, made when needed.
+    """Runs functions in up to `size` threads, which are started when needed.
 
-    A function that was given up, but runs on, does not count: another thread takes its place.
-    Belongs to the event loop that it is made in.
+    Threads of functions that were given up do not count. A pool belongs to the event loop in which
+    it is made.
     """
 
     def __init__(self, size: int, *, name: str = "aiotaskq-thread") -> None:
@@ -34,15 +39,15 @@ class ThreadPool:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._ended: deque[_Ended] = deque()
         self._threads: list[threading.Thread] = []
-        self._alive = 0  # threads
-        self._busy = 0  # handed to threads and not delivered yet; touched in the loop only
-        self._given_up: set[asyncio.Future[Any]] = set()  # whose functions run on
+        self._alive = 0  # threads that have not ended
+        self._busy = 0  # functions that were handed to threads and are not delivered yet
+        self._given_up: set[asyncio.Future[Any]] = set()  # cancelled calls whose functions run on
         self._waking = False
-        self._less = asyncio.Event()  # fewer are busy, or a thread ended
+        self._less = asyncio.Event()  # set when a function or a thread has ended
 
     @property
     def given_up(self) -> int:
-        """How many functions run on though their calls were cancelled."""
+        """The number of functions that run on after their calls were cancelled."""
         return len(self._given_up)
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -104,14 +109,14 @@ class ThreadPool:
         self._less.set()
 
     def _deliver(self) -> None:
-        self._waking = False  # before looking: what ends from now on wakes again
+        self._waking = False  # before looking: a function that ends from now on wakes the loop
         self._less.set()
         while self._ended:
             future, value, error = self._ended.popleft()
             self._busy -= 1
             self._given_up.discard(future)
             if future.done():
-                continue  # cancelled meanwhile: nobody wants to know
+                continue  # cancelled meanwhile
             if error is None:
                 future.set_result(value)
             else:
@@ -124,7 +129,7 @@ class ThreadPool:
             await self._less.wait()
 
     async def close(self) -> None:
-        """Let idle threads end; one that still runs is left behind."""
+        """End the idle threads; those that still run a function are left behind."""
         for _ in self._threads:
             self._work.put(None)
         while self._alive > self._busy:
@@ -133,11 +138,11 @@ class ThreadPool:
 
 
 class ThreadStopped(Exception):
-    """A plain function raised what a future cannot carry, such as StopIteration."""
+    """A plain function raised an exception that a future cannot carry, such as StopIteration."""
 
 
 def _nothing() -> None:
-    """Stand in for a function that is not wanted any more."""
+    """Replace a function whose call was cancelled before it began."""
 
 
 def _transferable(error: BaseException) -> BaseException:

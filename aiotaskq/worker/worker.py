@@ -1,4 +1,14 @@
-"""The life of a worker in one event loop."""
+"""`Worker`: the life of a worker in one event loop.
+
+::
+
+    connect ──▶ lifespans begin ──▶ incarnation ──▶ told to stop ──▶ lifespans end ──▶ close
+                                     ▲        │
+                                     └────────┘ the lease was lost, or the broker was away
+
+Whatever was begun is ended in the reverse order by one exit stack, also when the set-up fails
+halfway. `stop` only sets an event, so that it may be called at any moment, also before the start.
+"""
 
 from __future__ import annotations
 
@@ -39,22 +49,25 @@ _RECONNECT = (0.1, 5.0)  # seconds: the first pause while a server is away, and 
 class Worker:
     """Takes tasks and runs them in the running event loop.
 
-    Two ways to run one: ``async with worker:`` starts it on entry and drains it on exit;
-    ``await worker.run()`` returns when it was told to `stop`, or had nothing more to do.
-
-    It touches no signal handler.
+    There are two ways to run a worker. ``async with worker:`` starts it on entry and drains it on
+    exit; ``await worker.run()`` returns when the worker was told to `stop`, or had nothing more to
+    do. A worker touches no signal handler.
 
     Args:
-        replaceable: Whether it may stop by itself when it wants to be replaced; see `recycle`.
-        on_lease: Called with a lease and True when it has begun, and with False when it has
-            ended, in the event loop.
+        app: The application whose tasks are run.
+        max_tasks: The most deliveries to take; None: without limit.
+        replaceable: Whether the worker may stop by itself to have its process replaced; see
+            `recycle`.
+        on_lease: Called in the event loop with the grant of a lease and True when the lease has
+            begun, and with False when it has ended.
 
     The other arguments are those of `TaskQueue.worker`.
 
     Attributes:
-        recycle: Why the process wants to be replaced; None if it does not.
-        health: Whether it is healthy, and counts of what should not happen.
-        guard: How late the event loop is.
+        options: The options of the worker.
+        recycle: The reason why the process is to be replaced; None: there is none.
+        health: Problems that last, and counts of rare events.
+        loop_monitor: Measures how late the event loop is.
     """
 
     def __init__(
@@ -90,7 +103,7 @@ class Worker:
         self._on_lease = on_lease
         self.recycle: str | None = None
         self.health = Health(app.observers, self.options.name)
-        self.guard = LoopMonitor(
+        self.loop_monitor = LoopMonitor(
             app.conf.worker_loop_block_warning,
             observers=app.observers,
             worker=self.options.name,
@@ -103,19 +116,19 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """How many tasks run now."""
+        """The number of tasks that run now."""
         return 0 if self._incarnation is None else self._incarnation.running
 
     @property
     def exhausted(self) -> bool:
-        """Whether it has taken as many tasks as it may."""
+        """Whether the worker has taken as many tasks as it may."""
         return self._quota.spent
 
     def stop(self, *, hurry: bool = False) -> None:
-        """Ask it to stop: no more tasks are taken, those that run get the grace period.
+        """Ask the worker to stop: it takes no more tasks, and those that run get the grace period.
 
         Args:
-            hurry: Do not wait for them: cancel them and hand them back now.
+            hurry: Whether to cancel running tasks and hand them back now, without a grace period.
         """
         self._stopping.set()
         if hurry:
@@ -138,12 +151,12 @@ class Worker:
         self._main = asyncio.create_task(self._live(patient=True, connected=connected))
         try:
             await asyncio.wait([self._main, connected], return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:  # nobody will leave what was not entered
+        except asyncio.CancelledError:  # there will be no exit, as there was no entry
             self._main.cancel()
             await asyncio.wait([self._main])
             raise
         if self._main.done():
-            self._main.result()  # raises what is wrong with the set-up
+            self._main.result()  # raises the error of the set-up
         self._main.add_done_callback(_tell_failure)
         return self
 
@@ -181,8 +194,8 @@ class Worker:
                 worker=self.options.name,
             )
             stack.push_async_callback(pools.close)
-            self.guard.start()
-            stack.push_async_callback(self.guard.stop)
+            self.loop_monitor.start()
+            stack.push_async_callback(self.loop_monitor.stop)
             self._start_relay(broker, stack)
             _settle(connected)
             await self._work(
@@ -246,13 +259,13 @@ class Worker:
         return False
 
     async def _rest(self, seconds: float) -> None:
-        """Sleep, unless told to stop."""
+        """Sleep; return early if told to stop."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
     async def _work(self, environment: WorkerEnvironment) -> None:
-        """Live one incarnation after another, until told to stop or nothing is left to do."""
+        """Run one incarnation after another, until told to stop or nothing is left to do."""
         outage = Outage(self.health, "cannot begin to take tasks", _RECONNECT)
         told = False
         while not self._stopping.is_set():
@@ -274,7 +287,7 @@ class Worker:
                 self.health.counts["lost"] += 1
                 logger.error("%s. What runs here is given up; going on under a new lease", lost)
                 await incarnation.abandon()
-            except BaseException:  # a fault of the worker's own, or the loop ends
+            except BaseException:  # a fault in the worker itself, or the loop ends
                 await incarnation.abandon()
                 raise
             finally:
@@ -333,7 +346,7 @@ class Worker:
 
 
 def _tell_failure(main: asyncio.Task[None]) -> None:
-    """Say at once that an embedded worker ended; its error is raised only where it is left."""
+    """Log at once that an embedded worker failed; its error is raised only on exit."""
     error = None if main.cancelled() else main.exception()
     if error is not None:
         logger.error("the worker failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""How one worker runs."""
+"""The options of one worker: those given, else the settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MOST_THREADS = 64  # where the settings give no number
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a worker, each as given or as the settings have it."""
+    """The options of a worker, each as it was given, else as the settings have it."""
 
     name: str
     queues: Sequence[str]
-    weights: Mapping[str, int] | None  # of each queue; None: drained in the order of `queues`
+    weights: Mapping[str, int] | None  # by queue; None: queues are drained in the order given
     concurrency: int
     threads: int
-    processes: int  # of the pool for plain functions
+    processes: int  # in the pool for plain functions
     grace_period: float
     burst: bool
     max_tasks: int | None
@@ -43,7 +43,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         burst: bool = False,
         max_tasks: int | None = None,
     ) -> WorkerOptions:
-        """Fill in what was not given.
+        """Return the options, with the settings for those that are not given.
 
         Raises:
             ConfigError: An option is out of its range.
