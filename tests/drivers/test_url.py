@@ -78,7 +78,7 @@ def test_options_are_read() -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("colour=red", "has no option 'colour'; it may have count, flag, pause, seconds, ssl_password"),
+        ("colour=red", "no option 'colour'; it may have count, flag, pause, seconds, ssl_password"),
         ("flag=maybe", "'maybe' is not a value of the option 'flag'; it must be true or false"),
         ("seconds=0", "it must be seconds, more than 0"),
         ("seconds=nan", "it must be seconds, more than 0"),
