@@ -54,7 +54,7 @@ class SQLiteBroker:
 
     Args:
         url: ``sqlite:///name.db`` or ``sqlite:////folder/name.db``, with options if wanted.
-        prefix: What the names of the tables begin with.
+        prefix: The beginning of the names of all tables.
 
     Raises:
         ConfigError: The URL or the prefix cannot be used.

@@ -6,7 +6,7 @@ submitted. Nothing else touches the database; forks apart, see `aiotaskq.drivers
 
 States: closed, open (there is a thread), closed again. Each `open` makes a new thread.
 
-What may happen between any two steps:
+Events that may come between any two steps:
 
 - A call is cancelled while its job waits or runs. A job that waits is dropped; one that runs is
   finished. *Invariant: cancelling never cuts a transaction short.* A caller that needs to know what
@@ -91,11 +91,11 @@ class SQLiteConnection:
 
     Attributes:
         url: The file. Its path is absolute once it was opened.
-        prefix: What the names of the tables begin with.
+        prefix: The beginning of the names of all tables.
 
     Args:
         url: The file, and how to use it.
-        prefix: What the names of the tables begin with.
+        prefix: The beginning of the names of all tables.
         unavailable: The error to raise when SQLite fails.
         full: The error to raise instead when the disk is full.
 

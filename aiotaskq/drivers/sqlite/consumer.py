@@ -9,7 +9,7 @@ takes effect only if exactly this hand-out is still held and the consumer is not
 looked at in the transaction that applies it. So a settlement that comes twice, or after the
 message was taken back and handed out again, changes nothing.
 
-What may happen between any two steps:
+Events that may come between any two steps:
 
 - A call of `fetch` is cancelled while its job waits or runs. The job may take messages that nobody
   receives. Its future is kept in `_abandoned`, and the messages are handed back by the next job:

@@ -2,13 +2,13 @@
 
 Theory of operation. An object of this kind is closed, open, or *closed for a fork*.
 
-*Transactions.* Whatever changes the file runs inside `SQLiteDatabase.write`, which takes the
-file's lock for writing at its beginning. So two transactions that write never overlap, a
-transaction sees all that earlier ones have committed, and it never fails midway because another
-one was faster. A process that dies inside a transaction leaves nothing of it. Ports to notify are
-read inside the transaction and used after the commit; see `aiotaskq.drivers.sqlite.notify`.
-Single queries run outside of transactions and may be out of date at once: a decision that depends
-on one is made again inside `write`.
+*Transactions.* Every change of the file runs inside `SQLiteDatabase.write`, which takes the file's
+lock for writing at its beginning. So two transactions that write never overlap, a transaction sees
+all that earlier ones have committed, and it never fails midway because another one was faster. A
+process that dies inside a transaction leaves nothing of it. Ports to notify are read inside the
+transaction and used after the commit; see `aiotaskq.drivers.sqlite.notify`. Single queries run
+outside of transactions and may be out of date at once: a decision that depends on one is made
+again inside `write`.
 
 *Locks of others.* A statement that finds the file locked is repeated until `busy_timeout` is over
 (`_retry_while_busy`), then SQLite's error passes through.
@@ -52,7 +52,7 @@ class SQLiteDatabase:
 
     Args:
         url: The file, and how to use it.
-        prefix: What the names of the tables begin with.
+        prefix: The beginning of the names of all tables.
     """
 
     def __init__(self, url: SQLiteUrl, prefix: str) -> None:

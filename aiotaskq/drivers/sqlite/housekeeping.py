@@ -2,7 +2,7 @@
 
 Theory of operation. Any worker may do a round, and several may at once. A round reads first what
 there is to do, without a transaction, so that a round with nothing to do keeps nobody from
-writing. What it finds is a hint only: inside the transaction each fact is looked at again
+writing. Its findings are only hints: inside the transaction each fact is looked at again
 (`give_up` judges a consumer anew, `promote` selects by the time). So two rounds that see the same
 thing do it once.
 

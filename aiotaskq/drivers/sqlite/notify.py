@@ -13,7 +13,7 @@ clear its event, have the port written (`SQLiteListener.listen`), look into the 
 the event. Transactions that write come one after the other. So a change that commits before the
 port is written is found by the look, and one that commits later has read the port.
 
-What may happen between any two steps:
+Events that may come between any two steps:
 
 - A datagram is lost, because its sender died after the commit, or a buffer was full. Each waiter
   looks every `SQLiteListener.poll` seconds in any case.
