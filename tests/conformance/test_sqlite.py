@@ -110,9 +110,9 @@ class SQLiteHarness:
 
     def _set_patience(self, seconds: float) -> None:
         for driver in self._made:
-            link = driver._link
-            link.settings = msgspec.structs.replace(link.settings, busy_timeout=seconds)
-            link._database._settings = link.settings
+            connection = driver._connection
+            connection.url = msgspec.structs.replace(connection.url, busy_timeout=seconds)
+            connection._database._url = connection.url
 
 
 @pytest.fixture

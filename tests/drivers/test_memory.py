@@ -1,4 +1,4 @@
-"""What only the drivers in memory have: named stores, threads, a bounded memory."""
+"""The drivers in memory: named stores, threads, a bounded memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from aiotaskq.contract.message import SUSPECT, Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.records import DeadLimits
 from aiotaskq.contract.settlement import Done
-from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore, outcomes
-from aiotaskq.drivers.memory.broker import MemoryConsumer
+from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore, notify
+from aiotaskq.drivers.memory.consumer import MemoryConsumer
 from aiotaskq.errors import ConfigError
 
 
@@ -40,11 +40,13 @@ def test_no_name_is_a_store_of_its_own_shared_by_clones() -> None:
     assert MemoryBackend(store=broker.store).clone().memory is broker.store
 
 
-def test_the_url_hides_who_asks() -> None:
+def test_the_url_shows_no_password() -> None:
     assert MemoryBroker("memory://user:secret@name").url == "memory://name"
 
 
-@pytest.mark.parametrize("url", ["redis://x", "memory", "memory://name?x=1", "memory://name#x"])
+@pytest.mark.parametrize(
+    "url", ["redis://x", "memory", "memory://name?x=1", "memory://name#x", "memory://["]
+)
 def test_another_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="memory://name"):
         MemoryBroker(url)
@@ -75,10 +77,10 @@ async def test_event_loops_in_several_threads_share_a_store() -> None:
     assert await broker.depth() == {}
 
 
-async def test_a_subscriber_that_does_not_listen_costs_bounded_memory(
+async def test_a_subscriber_that_does_not_read_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(outcomes, "UNHEARD_AT_MOST", 10)
+    monkeypatch.setattr(notify, "UNREAD_AT_MOST", 10)
     backend = MemoryBackend()
     arrivals = backend.subscribe()
     assert await anext(arrivals) == []
@@ -89,7 +91,7 @@ async def test_a_subscriber_that_does_not_listen_costs_bounded_memory(
     assert await anext(arrivals) == ["late"]
 
 
-def test_what_is_out_of_date_is_dropped() -> None:
+def test_everything_out_of_date_is_dropped() -> None:
     memory = MemoryStore()
     memory.store([outcome(f"{number}") for number in range(100)], 1.0)
     memory.publish([Envelope(id="u", queue="q", body=b"", unique=True)], "call")
@@ -106,7 +108,7 @@ def test_what_is_out_of_date_is_dropped() -> None:
     assert not memory._queues
 
 
-async def test_who_holds_nothing_any_more_is_woken_for_what_is_handed_out_alone() -> None:
+async def test_a_consumer_that_holds_nothing_any_more_is_woken_for_a_suspect() -> None:
     broker = MemoryBroker()
     await broker.publish([envelope("s")])
     dying: list[MemoryConsumer] = []
@@ -125,7 +127,7 @@ async def test_who_holds_nothing_any_more_is_woken_for_what_is_handed_out_alone(
     assert await broker.lease(dying[-1].grant).end("killed") == 1
     while not (await consumer.news()).suspects:
         await asyncio.sleep(0)
-    for _ in range(10):  # it hears the bell, finds nothing for it, and waits again
+    for _ in range(10):  # it is woken, finds nothing for it, and waits again
         await asyncio.sleep(0)
     assert not waiting.done()
     assert not await consumer.settle([Done(plain)])
@@ -134,12 +136,14 @@ async def test_who_holds_nothing_any_more_is_woken_for_what_is_handed_out_alone(
     assert (got.id, got.crashes) == ("s", SUSPECT)
 
 
-async def test_what_is_no_key_of_a_dead_letter_is_refused() -> None:
+async def test_a_key_that_no_dead_letter_can_have_is_refused() -> None:
     broker = MemoryBroker()
     await broker.publish([envelope("a")])
     for key in ("a", "", "-1", "9" * 5000):
-        with pytest.raises(ConfigError, match="take one of those listed"):
+        with pytest.raises(ConfigError, match="is not the key of a dead letter"):
             await broker.dead("q", before=key)
+        with pytest.raises(ConfigError, match="is not the key of a dead letter"):
+            await broker.dead("no such queue", before=key)
 
 
 async def test_a_consumer_whose_loop_was_closed_disturbs_nobody() -> None:
@@ -148,8 +152,8 @@ async def test_a_consumer_whose_loop_was_closed_disturbs_nobody() -> None:
     async def die_waiting() -> None:
         consumer = broker.consumer(["q"], name="dead", lease=60.0)
         await consumer.open()
-        bell = outcomes.Bell()
-        broker.store.take(consumer._holder, 1, bell)  # nobody takes the bell down
+        waiter = notify.MemoryWaiter()
+        broker.store.take(consumer._holder, 1, waiter)  # nobody removes the waiter
 
     thread = threading.Thread(target=asyncio.run, args=(die_waiting(),))
     thread.start()

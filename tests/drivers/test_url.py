@@ -16,6 +16,7 @@ from aiotaskq.drivers.common.url import (
     read_flag,
     read_options,
     read_seconds,
+    read_seconds_or_zero,
     split_url,
 )
 from aiotaskq.errors import ConfigError
@@ -23,6 +24,7 @@ from aiotaskq.errors import ConfigError
 READERS: dict[str, Reader] = {
     "flag": read_flag,
     "seconds": read_seconds,
+    "pause": read_seconds_or_zero,
     "count": read_count,
     "ssl_password": str,
 }
@@ -63,10 +65,11 @@ def test_another_scheme_is_refused_with_those_that_there_are() -> None:
 
 
 def test_options_are_read() -> None:
-    parts = split("redis://h?flag=No&seconds=1.5&count=3&ssl_password=x")
+    parts = split("redis://h?flag=No&seconds=1.5&pause=0&count=3&ssl_password=x")
     assert read_options(parts, READERS) == {
         "flag": False,
         "seconds": 1.5,
+        "pause": 0.0,
         "count": 3,
         "ssl_password": "x",
     }
@@ -75,11 +78,14 @@ def test_options_are_read() -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("colour=red", "has no option 'colour'; it may have count, flag, seconds, ssl_password"),
+        ("colour=red", "no option 'colour'; it may have count, flag, pause, seconds, ssl_password"),
         ("flag=maybe", "'maybe' is not a value of the option 'flag'; it must be true or false"),
         ("seconds=0", "it must be seconds, more than 0"),
         ("seconds=nan", "it must be seconds, more than 0"),
         ("seconds=soon", "it must be seconds, more than 0"),
+        ("pause=-1", "it must be seconds, 0 or more"),
+        ("pause=inf", "it must be seconds, 0 or more"),
+        ("pause=soon", "it must be seconds, 0 or more"),
         ("count=-1", "it must be a whole number, 0 or more"),
         ("count=", "it must be a whole number, 0 or more"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from aiotaskq import ConfigError, TaskQueue
 from aiotaskq.contract.message import Delivery
 from aiotaskq.drivers.memory import MemoryBroker
-from aiotaskq.drivers.memory.broker import MemoryConsumer
+from aiotaskq.drivers.memory.consumer import MemoryConsumer
 from tests.worker.tools import LONG
 
 WEIGHTS = {"critical": 6, "default": 3, "low": 1}

@@ -112,12 +112,17 @@ def read_flag(text: str) -> bool:
 
 def read_seconds(text: str) -> float:
     """Read a time in seconds, more than 0."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
+    seconds = _read_number(text)
     if not 0.0 < seconds < 1e6:
         raise ValueError("seconds, more than 0")
+    return seconds
+
+
+def read_seconds_or_zero(text: str) -> float:
+    """Read a time in seconds, 0 or more."""
+    seconds = _read_number(text)
+    if not 0.0 <= seconds < math.inf:
+        raise ValueError("seconds, 0 or more")
     return seconds
 
 
@@ -137,3 +142,10 @@ def one_of(*names: str) -> Reader:
         return text.lower()
 
     return read
+
+
+def _read_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

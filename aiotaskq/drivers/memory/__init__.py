@@ -1,4 +1,4 @@
-"""Messages and outcomes in the memory of one process: for tests, and the reference model."""
+"""Messages and outcomes in the memory of one process: for tests, and as a reference model."""
 
 from __future__ import annotations
 

@@ -1,39 +1,33 @@
-"""The broker whose messages wait in a `MemoryStore`."""
+"""The broker: messages in a `MemoryStore`."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.contract.broker import Traits
-from aiotaskq.contract.message import Delivery, Envelope
-from aiotaskq.contract.records import (
-    ConsumerInfo,
-    DeadLetter,
-    DeadLimits,
-    Depth,
-    Grant,
-    Maintained,
-    News,
-)
-from aiotaskq.contract.settlement import Settlement
-from aiotaskq.drivers.memory.address import find
-from aiotaskq.drivers.memory.outcomes import Bell
-from aiotaskq.drivers.memory.queues import Holder
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
+from aiotaskq.drivers.common.dead_letter_keys import number_before
+from aiotaskq.drivers.memory.consumer import MemoryConsumer
+from aiotaskq.drivers.memory.lease import MemoryLease
 from aiotaskq.drivers.memory.results import MemoryBackend
 from aiotaskq.drivers.memory.schedules import MemorySchedules
 from aiotaskq.drivers.memory.store import MemoryStore
+from aiotaskq.drivers.memory.url import find_store
 
 
 class MemoryBroker:
-    """A broker for the tasks of one process, gone with it.
+    """A broker for the tasks of one process. Its messages end with the process.
 
     Args:
-        url: ``memory://name`` names a store of the whole process, ``memory://`` makes one.
-        prefix: Keeps the stores of one name apart.
-        store: Used instead of what the URL names.
+        url: ``memory://name`` names a store of the whole process, ``memory://`` a new store.
+        prefix: Stores of the same name with different prefixes are different stores.
+        store: The store to use instead of the one that the URL names.
+
+    Raises:
+        ConfigError: It is not such a URL.
     """
 
     traits: ClassVar[Traits] = Traits(durable=False, shared=False)
@@ -46,7 +40,7 @@ class MemoryBroker:
         store: MemoryStore | None = None,
     ) -> None:
         self._prefix = prefix
-        self._url, self.store = find(url, prefix, store)
+        self._url, self.store = find_store(url, prefix, store)
 
     @property
     def url(self) -> str:
@@ -62,13 +56,13 @@ class MemoryBroker:
         """Do nothing: there is nothing to connect to."""
 
     async def close(self) -> None:
-        """Do nothing. What consumers hold comes back when they are closed, or lapse."""
+        """Do nothing. Held messages come back when their consumers are closed, or lapse."""
 
     async def publish(
         self, batch: Sequence[Envelope], *, call_id: str | None = None
     ) -> Collection[str]:
-        # One turn of the loop, as with any server: a caller that publishes without end must not
-        # keep everybody else from running.
+        # One turn of the loop, as with any server: a caller that publishes in a loop must not keep
+        # all other tasks from running.
         await asyncio.sleep(0)
         return self.store.publish(batch, call_id) if batch else []
 
@@ -104,81 +98,12 @@ class MemoryBroker:
         """Return dead letters of a queue, the newest first.
 
         Raises:
-            ConfigError: `before` is no key.
+            ConfigError: `before` is not the key of a dead letter.
         """
-        return self.store.dead(queue, limit, before)
+        return self.store.dead(queue, limit, number_before(before))
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
         return self.store.revive(queue, letters)
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
         return self.store.discard(queue, keys)
-
-
-class MemoryConsumer:
-    """A consumer at a `MemoryStore`; made by `MemoryBroker.consumer`."""
-
-    def __init__(
-        self,
-        store: MemoryStore,
-        queues: Sequence[str],
-        *,
-        name: str,
-        lease: float,
-        about: bytes,
-    ) -> None:
-        self.id = f"{name}-{secrets.token_hex(8)}"
-        self._store = store
-        self._holder = Holder(Grant(self.id, tuple(queues), lease), name, about)
-
-    @property
-    def grant(self) -> Grant:
-        return self._holder.grant
-
-    async def open(self) -> None:
-        self._store.enter(self._holder)
-
-    async def fetch(
-        self, limit: int, wait: float, *, order: Sequence[str] | None = None
-    ) -> Sequence[Delivery]:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + wait
-        await asyncio.sleep(0)  # one turn of the loop, for the reason given in `publish`
-        while True:
-            left = end - loop.time()
-            bell = Bell() if left > 0 else None
-            taken = self._store.take(self._holder, limit, bell, order)
-            # Nothing is awaited from here to the return, so that nothing taken can be lost.
-            if taken or bell is None:
-                return taken
-            try:
-                due = self._store.next_due(self._holder)
-                await bell.wait(left if due is None else min(left, due))
-            finally:
-                self._store.take_down(self._holder, bell)
-
-    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
-        return self._store.settle(self._holder, batch)
-
-    async def news(self) -> News:
-        return self._store.news(self._holder)
-
-    async def close(self) -> None:
-        self._store.leave(self._holder)
-
-
-class MemoryLease:
-    """The lease of a `MemoryConsumer`."""
-
-    def __init__(self, store: MemoryStore, consumer: str) -> None:
-        self._store = store
-        self._consumer = consumer
-
-    async def renew(self) -> bool:
-        return self._store.renew(self._consumer)
-
-    async def end(self, note: str) -> int:
-        return self._store.end(self._consumer, note)
-
-    async def close(self) -> None:
-        """Do nothing: there is no connection."""

@@ -1,4 +1,17 @@
-"""What waits in a queue, and who holds what. Plain data, changed under the store's lock only."""
+"""The queues of a store and the consumers that hold messages: plain data with its rules.
+
+Theory of operation. Nothing here locks or waits: every method is called under the lock of the
+store, which alone moves messages between the objects (see `aiotaskq.drivers.memory.store`).
+
+A `MemoryItem` is a message in the store. It is in exactly one place: ready or suspect in a queue
+(by priority), delayed in a queue, or held by a holder under a receipt. An item that is cancelled
+leaves its queue at once; one that is held is marked instead, and is dropped when it would come
+back.
+
+A `MemoryHolder` is a consumer: new, alive (after `begun`), or dead for good. A dead holder hands
+nothing out and accepts no settlement, but may still hold items, as they are taken back in bounded
+portions. It is forgotten with the last of them.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +22,17 @@ from itertools import chain, islice
 
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Grant
-from aiotaskq.drivers.memory.outcomes import Bell
-from aiotaskq.errors import ConfigError
+from aiotaskq.drivers.memory.notify import MemoryWaiter
 
 PRIORITIES = range(9, -1, -1)
 
 
-class Item:
-    """An envelope in the store.
+class MemoryItem:
+    """A message in the store.
 
     Args:
-        envelope: As it was given.
-        now: When it is stored, by the store's clock.
+        envelope: The envelope as it was published.
+        now: The time of storing, by the store's clock.
     """
 
     __slots__ = ("cancelled", "crash_note", "crashes", "due", "envelope", "expires_at")
@@ -35,7 +47,7 @@ class Item:
         self.cancelled = False  # set while it is held: it must not come back
 
     def delivery(self, receipt: int, now: float) -> Delivery:
-        """Return one hand-out of it."""
+        """Return a hand-out of this message under a receipt."""
         envelope, expires_at = self.envelope, self.expires_at
         return Delivery(
             id=envelope.id,
@@ -50,27 +62,30 @@ class Item:
         )
 
 
-class Queue:
-    """What waits in one queue, and its dead."""
+class MemoryQueue:
+    """The messages that wait in one queue, and its dead letters."""
 
     def __init__(self) -> None:
-        self.levels: dict[int, deque[Item]] = {}  # by priority
-        self.suspects: dict[int, deque[Item]] = {}  # the same, of what is handed out alone
-        self.delayed: list[tuple[float, int, Item]] = []  # a heap by due time, then by age
+        self.levels: dict[int, deque[MemoryItem]] = {}  # by priority
+        self.suspects: dict[
+            int, deque[MemoryItem]
+        ] = {}  # the same, of messages that are handed out alone
+        self.delayed: list[tuple[float, int, MemoryItem]] = []  # a heap by due time, then by age
         self.dead: dict[str, DeadLetter] = {}  # by key, the oldest first
-        self.bells: set[Bell] = set()  # of consumers that wait for it
+        self.waiters: set[MemoryWaiter] = set()  # of consumers that wait for messages
 
     def ready(self) -> int:
+        """Return how many messages could be handed out now."""
         return sum(map(len, chain(self.levels.values(), self.suspects.values())))
 
-    def level(self, item: Item) -> deque[Item]:
-        """Return where an item waits when it is ready."""
+    def level(self, item: MemoryItem) -> deque[MemoryItem]:
+        """Return the deque in which an item waits when it is ready."""
         priority = min(9, max(0, item.envelope.priority))
         levels = self.levels if item.crashes < SUSPECT else self.suspects
         return levels.setdefault(priority, deque())
 
-    def suspect(self) -> Item | None:
-        """Take the first of those that are handed out alone."""
+    def pop_suspect(self) -> MemoryItem | None:
+        """Take the first of the messages that are handed out alone."""
         if not self.suspects:
             return None
         priority = max(self.suspects)
@@ -80,7 +95,7 @@ class Queue:
         return item
 
     def promote(self, now: float, limit: int) -> int:
-        """Move up to `limit` delayed items that fell due behind what is ready."""
+        """Move up to `limit` delayed items that have fallen due behind the ready ones."""
         moved = 0
         while self.delayed and self.delayed[0][0] <= now and moved < limit:
             item = heapq.heappop(self.delayed)[2]
@@ -88,12 +103,13 @@ class Queue:
             moved += 1
         return moved
 
-    def ring(self) -> None:
-        for bell in self.bells:
-            bell.ring()
+    def wake_waiters(self) -> None:
+        """Wake all that wait here."""
+        for waiter in self.waiters:
+            waiter.wake()
 
-    def drop(self, unwanted: Callable[[Item], bool]) -> None:
-        """Drop what waits and is unwanted."""
+    def drop(self, unwanted: Callable[[MemoryItem], bool]) -> None:
+        """Drop the unwanted ones of the messages that wait."""
         for levels in (self.levels, self.suspects):
             for priority, level in list(levels.items()):
                 if any(map(unwanted, level)):
@@ -104,25 +120,20 @@ class Queue:
         heapq.heapify(self.delayed)
 
     def purge(self) -> int:
-        """Drop all that waits; return how many."""
+        """Drop all messages that wait; return their number."""
         count = self.ready() + len(self.delayed)
         self.levels.clear()
         self.suspects.clear()
         self.delayed.clear()
         return count
 
-    def letters(self, limit: int, before: str | None) -> list[DeadLetter]:
-        """Return dead letters, the newest first."""
-        letters = reversed(self.dead.values())
-        if before is None:
-            return list(islice(letters, limit))
-        if not before.isdecimal() or len(before) > 20:
-            raise ConfigError(f"{before!r} is no key of a dead letter: take one of those listed")
-        edge = int(before)
-        return list(islice((one for one in letters if int(one.key) < edge), limit))
+    def dead_letters(self, limit: int, before: int) -> list[DeadLetter]:
+        """Return dead letters with a number below `before`, the newest first."""
+        newest_first = reversed(self.dead.values())
+        return list(islice((one for one in newest_first if int(one.key) < before), limit))
 
     def trim(self, limits: DeadLimits, now: float, most: int) -> int:
-        """Drop up to `most` dead letters beyond the limits, the oldest first; return how many."""
+        """Drop up to `most` dead letters beyond the limits, the oldest first; return the number."""
         edge = float("-inf") if limits.age is None else now - limits.age
         dropped = 0
         while self.dead and dropped < most:
@@ -134,17 +145,17 @@ class Queue:
         return dropped
 
     def idle(self) -> bool:
-        """Whether nothing is in it, and nobody waits for it."""
-        return not (self.ready() or self.delayed or self.dead or self.bells)
+        """Return whether the queue is empty and no consumer waits for it."""
+        return not (self.ready() or self.delayed or self.dead or self.waiters)
 
 
-class Holder:
+class MemoryHolder:
     """One incarnation of a consumer, as the store sees it.
 
     Args:
         grant: Its id, its queues in the order of draining, the length of its lease.
-        name: Of its worker, for people.
-        about: What it tells of itself.
+        name: The worker's name, for people.
+        about: The text that `Broker.consumers` returns for this consumer.
     """
 
     def __init__(self, grant: Grant, name: str, about: bytes) -> None:
@@ -156,28 +167,30 @@ class Holder:
         self.begun = False
         self.alive = False
         self.crash_note = ""  # how it died
-        self.held: dict[int, Item] = {}  # by receipt, oldest first
-        self.told: list[int] = []  # receipts of what was cancelled under it
-        self.bells: set[Bell] = set()
+        self.held: dict[int, MemoryItem] = {}  # by receipt, oldest first
+        self.told: list[int] = []  # receipts of cancelled items that `news` has yet to report
+        self.waiters: set[MemoryWaiter] = set()
 
-    def ring(self) -> None:
-        for bell in self.bells:
-            bell.ring()
+    def wake_waiters(self) -> None:
+        """Wake all that wait here."""
+        for waiter in self.waiters:
+            waiter.wake()
 
     def end(self) -> None:
+        """End the lease for good."""
         self.alive = False
-        self.ring()
+        self.wake_waiters()
 
     def die(self, note: str) -> None:
         """Give it up for dead."""
         self.crash_note = note
         self.end()
 
-    def take_back(self, limit: int) -> list[tuple[int, Item]]:
-        """Take from the dead what one round may take, by receipt, and count its crash."""
-        taken: list[tuple[int, Item]] = []
+    def take_back(self, limit: int) -> list[tuple[int, MemoryItem]]:
+        """Take items back from a dead holder, by receipt, and count its crash on each of them."""
+        taken: list[tuple[int, MemoryItem]] = []
         while self.held and len(taken) < limit:
-            # The newest first: what is left for the next round goes in front of it then.
+            # The newest first: the items left for the next round go in front of these then.
             receipt, item = self.held.popitem()
             item.crashes += 1
             item.crash_note = self.crash_note
@@ -185,13 +198,13 @@ class Holder:
         return taken
 
     def cancel(self, ids: Collection[str]) -> None:
-        """See to it that what it holds of these ids does not come back, and is told of."""
+        """Mark held items of these ids: they must not come back, and `news` reports them."""
         for receipt, item in self.held.items():
             if item.envelope.id in ids and not item.cancelled:
                 item.cancelled = True
                 self.told.append(receipt)
 
     def news(self) -> set[str]:
-        """Return the ids of what was cancelled under it, each once."""
+        """Return the ids of items that were cancelled while held, each once."""
         told, self.told = self.told, []
         return {self.held[receipt].envelope.id for receipt in told if receipt in self.held}

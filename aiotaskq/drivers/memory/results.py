@@ -1,4 +1,4 @@
-"""The result backend whose outcomes rest in a `MemoryStore`."""
+"""The result backend: outcomes in a `MemoryStore`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.memory.address import find
-from aiotaskq.drivers.memory.outcomes import Bell, Ear
+from aiotaskq.drivers.memory.notify import MemorySubscriber, MemoryWaiter
 from aiotaskq.drivers.memory.store import MemoryStore
+from aiotaskq.drivers.memory.url import find_store
 
 
 class MemoryBackend:
-    """A result backend for the tasks of one process, gone with it.
+    """A result backend for the tasks of one process. Its outcomes end with the process.
 
     Args:
-        url: ``memory://name`` names a store of the whole process, ``memory://`` makes one.
-        prefix: Keeps the stores of one name apart.
-        store: Used instead of what the URL names; a broker has one.
+        url: ``memory://name`` names a store of the whole process, ``memory://`` a new store.
+        prefix: Stores of the same name with different prefixes are different stores.
+        store: The store to use instead of the one that the URL names, such as a broker's.
+
+    Raises:
+        ConfigError: It is not such a URL.
     """
 
     wants_arguments: ClassVar[bool] = False
@@ -30,7 +33,7 @@ class MemoryBackend:
         store: MemoryStore | None = None,
     ) -> None:
         self._prefix = prefix
-        self._url, self.memory = find(url, prefix, store)
+        self._url, self.memory = find_store(url, prefix, store)
 
     @property
     def url(self) -> str:
@@ -43,7 +46,7 @@ class MemoryBackend:
         """Do nothing: there is nothing to connect to."""
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there is nothing to close."""
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         return self.memory.store(batch, ttl)
@@ -52,21 +55,21 @@ class MemoryBackend:
         return self.memory.load(ids)
 
     async def subscribe(self) -> AsyncIterator[Sequence[str]]:
-        ear = Ear()
-        self.memory.listen(ear, on=True)
+        subscriber = MemorySubscriber()
+        self.memory.add_subscriber(subscriber)
         try:
             yield []
             while True:
-                # A bell rings once. The new one hangs before the look, so that what arrives
-                # after the look rings it.
-                ear.bell = Bell()
-                heard = self.memory.hear(ear)
-                if heard is None:
-                    await ear.bell.wait(None)
+                # A waiter is woken once. The new one is there before the look, so that an outcome
+                # that arrives after the look wakes it.
+                subscriber.waiter = MemoryWaiter()
+                ids = self.memory.read(subscriber)
+                if ids is None:
+                    await subscriber.waiter.wait(None)
                 else:
-                    yield heard
+                    yield ids
         finally:
-            self.memory.listen(ear, on=False)
+            self.memory.remove_subscriber(subscriber)
 
     async def forget(self, ids: Collection[str]) -> int:
         return self.memory.forget(ids)

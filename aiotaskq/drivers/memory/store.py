@@ -1,10 +1,23 @@
-"""What the drivers of one process share: messages and outcomes in plain containers.
+"""The store that the drivers of one process share: messages and outcomes in plain containers.
 
-The methods of a `MemoryStore` never wait. Each takes the store's lock for a moment, so that
-any number of event loops in any number of threads can work on one store. Whoever has to wait
-leaves a `Bell` in it, and whoever changes something rings the bells of those that it concerns.
+Theory of operation. Each method takes the lock of the store for a moment and never waits. So any
+number of event loops in any number of threads can work on one store, and no thread sees anything
+half done. A process that dies takes the store with it, so nothing has to survive a crash. Between
+two calls, another thread may call any other method, a caller may be cancelled, and its event loop
+may be closed. *Invariants:*
 
-How an envelope travels::
+- *A message is in exactly one place* of the picture below. A receipt names one hand-out; it is
+  valid while the holder is alive and holds the item under it. So a settlement takes effect once or
+  not at all.
+- *A holder that has died never lives again.* All items that it holds go back, at once or in later
+  rounds.
+- *A change is either found or notified.* A consumer that finds nothing leaves a `MemoryWaiter` in
+  the same step. Every method that changes something wakes the waiters that it concerns.
+
+Two clocks: messages fall due and expire by the wall clock, as their senders name such times.
+Leases, and the times for which ids are remembered, go by the monotonic clock.
+
+The way of an envelope::
 
     publish ──▶ delayed ──▶ ready ──fetch──▶ held ──Done────▶ gone
                   due,      ▲  ▲              │││
@@ -37,37 +50,38 @@ from aiotaskq.contract.records import (
     StoredSchedule,
 )
 from aiotaskq.contract.settlement import Again, Dead, Release, Settlement
-from aiotaskq.drivers.memory.outcomes import Bell, OutcomeStore
-from aiotaskq.drivers.memory.queues import PRIORITIES, Holder, Item, Queue
+from aiotaskq.drivers.common.retention import CALLS_FOR, CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
+from aiotaskq.drivers.memory.notify import MemoryWaiter
+from aiotaskq.drivers.memory.outcomes import MemoryOutcomes
+from aiotaskq.drivers.memory.queues import PRIORITIES, MemoryHolder, MemoryItem, MemoryQueue
 from aiotaskq.errors import LeaseLost
 
-UNIQUE_FOR = 86_400.0  # seconds
-CALL_FOR = 120.0  # seconds; a minute is promised, from an error that may come late
-CANCELLED_FOR = 7 * 86_400.0  # seconds
-TEND_AT_MOST = 1000  # moves of each kind in one call of `maintain`
+MOVED_AT_MOST = 1000
+"""Moves of each kind in one call of `maintain`."""
 
 
-class MemoryStore(OutcomeStore):
-    """What the drivers of one process share. Safe to use from any thread.
+class MemoryStore(MemoryOutcomes):
+    """The messages, outcomes and schedules of the drivers of one process.
 
-    It lives as long as somebody refers to it, and is gone with the process.
+    Safe to use from any thread. It lives as long as something refers to it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._numbers = itertools.count()  # of receipts and dead letters; the age of the delayed
-        self._queues: dict[str, Queue] = {}
-        self._holders: dict[str, Holder] = {}  # by the id of the consumer
-        self._unique: dict[str, float] = {}  # id → when it is forgotten; soonest first
+        # Of receipts and of dead letters; among delayed messages they tell which is older.
+        self._numbers = itertools.count()
+        self._queues: dict[str, MemoryQueue] = {}
+        self._holders: dict[str, MemoryHolder] = {}  # by the id of the consumer
+        self._unique: dict[str, float] = {}  # by id: when it is forgotten, the soonest first
         self._cancelled: dict[str, float] = {}  # the same
         self._calls: dict[str, tuple[float, list[str]]] = {}  # the same, and the answer
         self._schedules: dict[str, StoredSchedule] = {}
 
     def _tick(self) -> float:
-        # Leases run by a clock that nobody sets: a corrected wall clock must not end them.
+        # A clock that nobody sets: a correction of the wall clock must not end leases.
         return time.monotonic() + self._time_shift
 
-    # --- messages in ----------------------------------------------------------------------------
+    # --- publishing -------------------------------------------------------------------------------
 
     def publish(self, batch: Sequence[Envelope], call_id: str | None) -> list[str]:
         with self._lock:
@@ -79,7 +93,7 @@ class MemoryStore(OutcomeStore):
             refused = [one.id for one in batch if not self._accept(one, tick)]
             if call_id is not None:
                 self._forget_old(tick)
-                self._calls[call_id] = tick + CALL_FOR, refused
+                self._calls[call_id] = tick + CALLS_FOR, refused
             return list(refused)
 
     def _accept(self, envelope: Envelope, tick: float) -> bool:
@@ -92,38 +106,39 @@ class MemoryStore(OutcomeStore):
 
     def _claim(self, name: str, tick: float) -> None:
         self._unique.pop(name, None)  # so that it goes to the end
-        self._unique[name] = tick + UNIQUE_FOR
+        self._unique[name] = tick + UNIQUE_IDS_FOR
 
     def _add(self, envelope: Envelope) -> None:
-        """Put an envelope behind all that waits, unless it is cancelled already."""
+        """Put an envelope at the end of its queue, unless its id is cancelled."""
         if envelope.id in self._cancelled:
             return
         queue, now = self._queue(envelope.queue), self.now()
-        item = Item(envelope, now)
+        item = MemoryItem(envelope, now)
         if item.due is not None and item.due > now:
             heapq.heappush(queue.delayed, (item.due, next(self._numbers), item))
         else:
             queue.level(item).append(item)
-        queue.ring()  # for a delayed one too: whoever sleeps must sleep shorter
+        # For a delayed one too: a waiting consumer has to learn until when it may wait.
+        queue.wake_waiters()
 
-    def _queue(self, name: str) -> Queue:
+    def _queue(self, name: str) -> MemoryQueue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = Queue()
+            queue = self._queues[name] = MemoryQueue()
         return queue
 
     def _forget_old(self, tick: float) -> None:
-        """Forget what was to be remembered for a time that is over; all in the order of that."""
+        """Forget ids and calls whose time is over. Each dict is in the order of these times."""
         for ids in (self._unique, self._cancelled):
             while ids and ids[first := next(iter(ids))] <= tick:
                 del ids[first]
         while self._calls and self._calls[first := next(iter(self._calls))][0] <= tick:
             del self._calls[first]
 
-    # --- messages out ---------------------------------------------------------------------------
+    # --- fetching ---------------------------------------------------------------------------------
 
-    def enter(self, holder: Holder) -> None:
-        """Begin a lease. A second time changes nothing: what has ended stays so."""
+    def begin_lease(self, holder: MemoryHolder) -> None:
+        """Begin a lease. A second call changes nothing: a lease that has ended stays ended."""
         with self._lock:
             if not holder.begun:
                 holder.begun = holder.alive = True
@@ -144,9 +159,13 @@ class MemoryStore(OutcomeStore):
             return [one.info for one in self._holders.values() if one.alive and one.deadline > tick]
 
     def take(
-        self, holder: Holder, limit: int, bell: Bell | None, order: Sequence[str] | None = None
+        self,
+        holder: MemoryHolder,
+        limit: int,
+        waiter: MemoryWaiter | None,
+        order: Sequence[str] | None = None,
     ) -> list[Delivery]:
-        """Hand out what is due; if nothing is, hang up the bell."""
+        """Hand out due messages; if there are none, register the waiter."""
         queues = holder.queues if order is None else order
         with self._lock:
             if not holder.alive:
@@ -155,26 +174,28 @@ class MemoryStore(OutcomeStore):
             taken = [] if holder.held else self._take_suspect(holder, queues, now)
             if not taken:
                 taken = self._take_plain(holder, queues, limit, now)
-            if bell is not None and not taken:
-                holder.bells.add(bell)
+            if waiter is not None and not taken:
+                holder.waiters.add(waiter)
                 for name in holder.queues:
-                    self._queue(name).bells.add(bell)
+                    self._queue(name).waiters.add(waiter)
             return taken
 
-    def _take_suspect(self, holder: Holder, queues: Sequence[str], now: float) -> list[Delivery]:
+    def _take_suspect(
+        self, holder: MemoryHolder, queues: Sequence[str], now: float
+    ) -> list[Delivery]:
         for name in queues:
             queue = self._queues.get(name)
-            if queue and (item := queue.suspect()):
+            if queue and (item := queue.pop_suspect()):
                 return [self._hand(item, holder, now)]
         return []
 
     def _take_plain(
-        self, holder: Holder, queues: Sequence[str], limit: int, now: float
+        self, holder: MemoryHolder, queues: Sequence[str], limit: int, now: float
     ) -> list[Delivery]:
         taken: list[Delivery] = []
         for name in queues:
             if queue := self._queues.get(name):
-                queue.promote(now, TEND_AT_MOST)
+                queue.promote(now, MOVED_AT_MOST)
                 for priority in PRIORITIES:
                     level = queue.levels.get(priority)
                     while level and len(taken) < limit:
@@ -183,40 +204,40 @@ class MemoryStore(OutcomeStore):
                 break
         return taken
 
-    def _hand(self, item: Item, holder: Holder, now: float) -> Delivery:
+    def _hand(self, item: MemoryItem, holder: MemoryHolder, now: float) -> Delivery:
         receipt = next(self._numbers)
         holder.held[receipt] = item
         return item.delivery(receipt, now)
 
-    def take_down(self, holder: Holder, bell: Bell) -> None:
-        """Take a bell down again."""
+    def stop_waiting(self, holder: MemoryHolder, waiter: MemoryWaiter) -> None:
+        """Remove a waiter."""
         with self._lock:
-            holder.bells.discard(bell)
+            holder.waiters.discard(waiter)
             for name in holder.queues:
                 if queue := self._queues.get(name):
-                    queue.bells.discard(bell)
+                    queue.waiters.discard(waiter)
 
-    def next_due(self, holder: Holder) -> float | None:
-        """Return in how many seconds something delayed falls due for a consumer."""
+    def next_due(self, holder: MemoryHolder) -> float | None:
+        """Return the seconds until the next delayed message of a consumer falls due; None: none."""
         with self._lock:
             queues = [queue for name in holder.queues if (queue := self._queues.get(name))]
             due = min((one.delayed[0][0] for one in queues if one.delayed), default=None)
             return None if due is None else max(0.0, due - self.now())
 
-    def news(self, holder: Holder) -> News:
+    def news(self, holder: MemoryHolder) -> News:
         with self._lock:
             return News(cancelled=holder.news(), suspects=self._suspects_wait(holder))
 
-    def _suspects_wait(self, holder: Holder) -> bool:
+    def _suspects_wait(self, holder: MemoryHolder) -> bool:
         queues = map(self._queues.get, holder.queues)
         return any(queue is not None and queue.suspects for queue in queues)
 
-    # --- messages settled -----------------------------------------------------------------------
+    # --- settling ---------------------------------------------------------------------------------
 
-    def settle(self, holder: Holder, batch: Sequence[Settlement]) -> list[Delivery]:
+    def settle(self, holder: MemoryHolder, batch: Sequence[Settlement]) -> list[Delivery]:
         with self._lock:
             gone: list[Delivery] = []
-            back: list[tuple[int, Item]] = []
+            back: list[tuple[int, MemoryItem]] = []
             for one in batch:
                 receipt = one.delivery.receipt
                 item = holder.held.pop(receipt, None) if holder.alive else None
@@ -229,16 +250,16 @@ class MemoryStore(OutcomeStore):
                 elif isinstance(one, Again):
                     self._replace(item, one.envelope)
             self._give_back(back)
-            # Its own fetch that waits may take what is handed out alone from now on.
-            if holder.bells and not holder.held and self._suspects_wait(holder):
-                holder.ring()
+            # A fetch of its own that waits may take suspects now that nothing is held.
+            if holder.waiters and not holder.held and self._suspects_wait(holder):
+                holder.wake_waiters()
             return gone
 
-    def _replace(self, item: Item, envelope: Envelope) -> None:
+    def _replace(self, item: MemoryItem, envelope: Envelope) -> None:
         if not (item.cancelled and item.envelope.id == envelope.id):
             self._add(envelope)
 
-    def _bury(self, item: Item, one: Dead) -> None:
+    def _bury(self, item: MemoryItem, one: Dead) -> None:
         envelope, key = item.envelope, str(next(self._numbers))
         self._queue(envelope.queue).dead[key] = DeadLetter(
             key=key,
@@ -251,16 +272,16 @@ class MemoryStore(OutcomeStore):
             details=one.details,
         )
 
-    def _give_back(self, items: Iterable[tuple[int, Item]]) -> None:
+    def _give_back(self, items: Iterable[tuple[int, MemoryItem]]) -> None:
         """Put items at the head of their queues, in the order in which they were handed out."""
         for _, item in sorted(items, key=lambda pair: pair[0], reverse=True):
             if not item.cancelled:
                 queue = self._queue(item.envelope.queue)
                 queue.level(item).appendleft(item)
-                queue.ring()
+                queue.wake_waiters()
 
-    def leave(self, holder: Holder) -> None:
-        """End a lease in good order."""
+    def end_lease(self, holder: MemoryHolder) -> None:
+        """End a lease in good order: messages that are held go back, and no crash is counted."""
         with self._lock:
             if holder.alive:
                 del self._holders[holder.grant.consumer]
@@ -268,10 +289,10 @@ class MemoryStore(OutcomeStore):
                 self._give_back(holder.held.items())
                 holder.held.clear()
 
-    # --- messages looked after ------------------------------------------------------------------
+    # --- housekeeping -----------------------------------------------------------------------------
 
     def cancel(self, ids: Collection[str], *, running: bool) -> set[str]:
-        """Drop what waits; return those left alone because they are held."""
+        """Drop the messages that wait; return the ids that are left alone because they are held."""
         wanted = set(ids)
         with self._lock:
             spared = set() if running else wanted & self._held()
@@ -280,14 +301,14 @@ class MemoryStore(OutcomeStore):
             if running:
                 for holder in self._holders.values():
                     holder.cancel(wanted)
-            until = self._tick() + CANCELLED_FOR
+            until = self._tick() + CANCELLED_IDS_FOR
             for name in wanted - spared:
                 self._cancelled.pop(name, None)  # so that it goes to the end
                 self._cancelled[name] = until
             return spared
 
     def _held(self) -> set[str]:
-        """Return the ids of what is held and may come back."""
+        """Return the ids of held messages that may come back."""
         return {
             item.envelope.id
             for holder in self._holders.values()
@@ -295,14 +316,14 @@ class MemoryStore(OutcomeStore):
             if not item.cancelled
         }
 
-    def end(self, consumer: str, note: str) -> int:
-        """Give a consumer up for dead, and take back what one round may take."""
+    def give_up(self, consumer: str, note: str) -> int:
+        """Give a consumer up for dead and take messages back; return their number."""
         with self._lock:
             holder = self._holders.get(consumer)
             if holder is None or not holder.alive:
                 return 0
             holder.die(note)
-            taken = self._take_back(holder, TEND_AT_MOST)
+            taken = self._take_back(holder, MOVED_AT_MOST)
             self._give_back(taken)
             return len(taken)
 
@@ -310,10 +331,10 @@ class MemoryStore(OutcomeStore):
         with self._lock:
             now, tick, promoted, trimmed = self.now(), self._tick(), 0, 0
             for name, queue in list(self._queues.items()):
-                if moved := queue.promote(now, TEND_AT_MOST - promoted):
+                if moved := queue.promote(now, MOVED_AT_MOST - promoted):
                     promoted += moved
-                    queue.ring()
-                trimmed += queue.trim(limits, now, TEND_AT_MOST - trimmed)
+                    queue.wake_waiters()
+                trimmed += queue.trim(limits, now, MOVED_AT_MOST - trimmed)
                 if queue.idle():
                     del self._queues[name]
             lapsed = self._lapsed(tick)
@@ -321,17 +342,17 @@ class MemoryStore(OutcomeStore):
             self._give_back(lapsed)
             return Maintained(promoted=promoted, reclaimed=len(lapsed), trimmed=trimmed)
 
-    def _lapsed(self, tick: float) -> list[tuple[int, Item]]:
-        """Give consumers up for dead, and take from them what one round may take."""
-        taken: list[tuple[int, Item]] = []
+    def _lapsed(self, tick: float) -> list[tuple[int, MemoryItem]]:
+        """Give up consumers whose lease ran out, and take back a bounded number of messages."""
+        taken: list[tuple[int, MemoryItem]] = []
         for holder in list(self._holders.values()):
             if holder.alive and holder.deadline <= tick:
                 holder.die(f"{holder.name}: its lease ran out")
             if not holder.alive:
-                taken += self._take_back(holder, TEND_AT_MOST - len(taken))
+                taken += self._take_back(holder, MOVED_AT_MOST - len(taken))
         return taken
 
-    def _take_back(self, holder: Holder, limit: int) -> list[tuple[int, Item]]:
+    def _take_back(self, holder: MemoryHolder, limit: int) -> list[tuple[int, MemoryItem]]:
         taken = holder.take_back(limit)
         if not holder.held:
             del self._holders[holder.grant.consumer]
@@ -361,32 +382,33 @@ class MemoryStore(OutcomeStore):
             queue = self._queues.get(name)
             return queue.purge() if queue else 0
 
-    def dead(self, name: str, limit: int, before: str | None) -> list[DeadLetter]:
+    def dead(self, name: str, limit: int, before: int) -> list[DeadLetter]:
+        """Return dead letters with a number below `before`, the newest first."""
         with self._lock:
             queue = self._queues.get(name)
-            return queue.letters(limit, before) if queue else []
+            return queue.dead_letters(limit, before) if queue else []
 
     def revive(self, name: str, letters: Sequence[tuple[str, Envelope]]) -> list[str]:
-        """Store envelopes in place of dead letters; return the keys that were not there."""
+        """Store envelopes in place of dead letters; return the missing keys."""
         with self._lock:
-            absent: list[str] = []
+            missing: list[str] = []
             for key, envelope in letters:
                 queue = self._queues.get(name)
                 if queue is None or queue.dead.pop(key, None) is None:
-                    absent.append(key)
+                    missing.append(key)
                     continue
                 self._cancelled.pop(envelope.id, None)
                 if envelope.unique:
                     self._claim(envelope.id, self._tick())
                 self._add(envelope)
-            return absent
+            return missing
 
     def discard(self, name: str, keys: Collection[str]) -> int:
         with self._lock:
             queue = self._queues.get(name)
             return sum(queue.dead.pop(key, None) is not None for key in keys) if queue else 0
 
-    # --- schedules ------------------------------------------------------------------------------
+    # --- schedules --------------------------------------------------------------------------------
 
     def load_schedules(self, ids: Collection[str] | None) -> list[StoredSchedule]:
         with self._lock:

@@ -1,25 +1,26 @@
 """The embedded driver: messages and results in one SQLite file, for all processes of a machine.
 
-============  ==================================================================
-`sql`         the tables, and every statement
-`process`     who we are, and whether another process is gone
-`caller`      sends wake-ups
-`database`    the address, the connection, transactions, the schema
-`link`        the thread of a connection, and the way there from asyncio
-`wakeups`     receives wake-ups
-`messages`    what broker and consumers share
-`leases`      signs of life, and who is given up for want of them
-`consumer`    one incarnation of a worker, and its lease
-`letters`     dead letters
-`schedules`   what is sent by the clock
-`broker`      `SQLiteBroker`
-`results`     `SQLiteBackend`
-============  ==================================================================
+==================  ==============================================================
+`url`               URLs of SQLite files
+`sql`               the tables, and every statement
+`process_identity`  identities of processes, and whether another one still runs
+`notify`            notification between processes: sending and receiving
+`database`          the file as one thread sees it: transactions, schema, forks
+`connection`        the thread of a database, and the way there from asyncio
+`messages`          messages in their table
+`lease`             leases of consumers, and giving consumers up
+`dead_letters`      dead letters: read, revived, discarded, trimmed
+`housekeeping`      messages that fall due, lost consumers, rows to remove
+`consumer`          one incarnation of a worker, and the messages that it holds
+`schedules`         schedules in a table beside the messages
+`results`           `SQLiteBackend`
+`broker`            `SQLiteBroker`
+==================  ==============================================================
 
 ``sqlite:///name.db`` is a file in the working folder, ``sqlite:////folder/name.db`` one elsewhere.
 Options of the URL: ``synchronous=full`` (what was accepted survives a power cut) or ``normal``
-(faster; it survives any crash of a process), and ``busy_timeout``, the seconds to wait for
-others that write.
+(faster; it survives any crash of a process), and ``busy_timeout``, the seconds to wait while other
+processes write.
 
 The file belongs on a local disk: network file systems do not lock as SQLite needs it.
 """

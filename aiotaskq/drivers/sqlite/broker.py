@@ -1,4 +1,22 @@
-"""The broker."""
+"""The broker: messages in a table of an SQLite file.
+
+Theory of operation. All state is in the file, and each operation is one transaction or a few
+(`SQLiteDatabase.write`), so that a crash at any instant leaves it done or not done. The broker
+object itself has a connection, a listener for the waiting fetches of its consumers, and the timers
+of its housekeeping. It can be dropped without loss.
+
+*A call of `publish` may be repeated after an error.* The error may have come before the commit or
+after it. With a `call_id`, the transaction that stores the envelopes also stores, under this id,
+which ids were stored and which were refused; a later call of the same id skips both. *Invariant:
+for a call, its envelopes and its answer commit together.*
+
+*Cancelling* drops the messages that wait, marks those that are held, and remembers the ids, all in
+one transaction. Every later transaction that stores an envelope looks at the remembered ids. So
+whatever comes first, a cancelled id is never handed out again.
+
+Steps that may touch many rows (`purge`, `revive`) are cut into several transactions, between which
+other processes can write. A crash in between leaves the rest as it was.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +29,24 @@ from typing import ClassVar, Self
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
-from aiotaskq.drivers.sqlite import letters, sql
-from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer, SQLiteLease
-from aiotaskq.drivers.sqlite.database import Database, Settings
-from aiotaskq.drivers.sqlite.leases import (
-    give_up,
-    is_anybody_spared,
-    note_look,
-    take_back,
-)
-from aiotaskq.drivers.sqlite.link import Link
-from aiotaskq.drivers.sqlite.messages import BUDGET, add, claim, promote, sweep
-from aiotaskq.drivers.sqlite.process import is_gone
+from aiotaskq.drivers.common.batches import slices
+from aiotaskq.drivers.common.dead_letter_keys import number_before
+from aiotaskq.drivers.common.retention import CALLS_FOR, CANCELLED_IDS_FOR
+from aiotaskq.drivers.common.rows import count_depths
+from aiotaskq.drivers.sqlite import dead_letters, sql
+from aiotaskq.drivers.sqlite.connection import SQLiteConnection
+from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer
+from aiotaskq.drivers.sqlite.database import SQLiteDatabase
+from aiotaskq.drivers.sqlite.housekeeping import SQLiteHousekeeper
+from aiotaskq.drivers.sqlite.lease import SQLiteLease
+from aiotaskq.drivers.sqlite.messages import BUDGET, add, add_unless_cancelled, claim
+from aiotaskq.drivers.sqlite.notify import SQLiteListener
 from aiotaskq.drivers.sqlite.results import SQLiteBackend
 from aiotaskq.drivers.sqlite.schedules import SQLiteSchedules
-from aiotaskq.drivers.sqlite.wakeups import Bell
+from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
-_CALL_MEMORY = 60.0
-_CANCEL_MEMORY = 7 * 86_400.0
-_SWEEP_EVERY = 10.0
-_PURGE_STEP = 10_000
+_PURGE_STEP = 10_000  # rows
 
 
 class SQLiteBroker:
@@ -39,65 +54,70 @@ class SQLiteBroker:
 
     Args:
         url: ``sqlite:///name.db`` or ``sqlite:////folder/name.db``, with options if wanted.
-        prefix: Of the tables.
+        prefix: The beginning of the names of all tables.
 
     Raises:
-        ConfigError: The URL is none of this driver.
+        ConfigError: The URL or the prefix cannot be used.
     """
 
     traits: ClassVar[Traits] = Traits()
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
-        self._link = Link(Settings.parse(url, prefix), BrokerUnavailable, BrokerFull)
-        self._bell = Bell(self._link)
-        self._time_shift = 0.0  # for tests: seconds that have passed without passing
-        self._sweep_at = 0.0
-        self._trimmer = letters.Trimmer()
+        self._connection = self._new_connection(SQLiteUrl.parse(url), prefix)
+        self._listener = SQLiteListener(self._connection.write_port, self._connection.erase_port)
+        self._housekeeper = SQLiteHousekeeper(self._now)
+        self._time_shift = 0.0  # seconds that tests let pass on top of the real time
 
     @property
     def url(self) -> str:
-        return self._link.settings.url
+        return self._connection.url.text
 
     def clone(self) -> Self:
-        twin = type(self)(self.url, prefix=self._link.settings.prefix)
-        twin._link.settings = self._link.settings  # the same file, wherever we work by then
-        return twin
+        clone = type(self)(self.url, prefix=self._connection.prefix)
+        # The same file, even if the working folder has changed since this one was opened.
+        clone._connection.url = self._connection.url
+        return clone
 
     def backend(self) -> SQLiteBackend:
-        twin = SQLiteBackend(self.url, prefix=self._link.settings.prefix)
-        twin._link.settings = self._link.settings  # as above
-        return twin
+        backend = SQLiteBackend(self.url, prefix=self._connection.prefix)
+        backend._connection.url = self._connection.url  # as in `clone`
+        return backend
 
     async def open(self) -> None:
-        await self._link.open()
-        self._bell.open()
+        await self._connection.open()
+        self._listener.open()
 
     async def close(self) -> None:
-        await self._bell.close()
-        await self._link.close()
+        await self._listener.close()
+        await self._connection.close()
 
     async def publish(
         self, batch: Sequence[Envelope], *, call_id: str | None = None
     ) -> Collection[str]:
         if not batch:
             return []
-        return await self._link.run(partial(self._publish, batch=list(batch), call_id=call_id))
+        return await self._connection.run(
+            partial(self._publish, batch=list(batch), call_id=call_id)
+        )
 
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> SQLiteConsumer:
         return SQLiteConsumer(
-            self._link, self._bell, self._now, queues, name=name, lease=lease, about=about
+            self._connection, self._listener, self._now, queues, name=name, lease=lease, about=about
         )
 
     def schedules(self) -> SQLiteSchedules:
-        return SQLiteSchedules(self._link, self._now, _store)
+        return SQLiteSchedules(self._connection, self._now)
 
     def lease(self, grant: Grant) -> SQLiteLease:
-        return SQLiteLease(self._link.settings, self._now, grant)
+        connection = self._new_connection(self._connection.url, self._connection.prefix)
+        return SQLiteLease(connection, self._now, grant)
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
-        rows = await self._link.run(lambda db: db.rows(sql.LIVING, (self._now(),)))
+        rows = await self._connection.run(
+            lambda database: database.rows(sql.LIVING, (self._now(),))
+        )
         return [
             ConsumerInfo(id=name, queues=tuple(json.loads(queues)), about=about)
             for name, queues, about in rows
@@ -106,16 +126,16 @@ class SQLiteBroker:
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         if not ids:
             return []
-        return await self._link.run(partial(self._cancel, ids=set(ids), running=running))
+        return await self._connection.run(partial(self._cancel, ids=set(ids), running=running))
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
-        return await self._link.run(partial(self._maintain, limits=limits))
+        return await self._connection.run(partial(self._housekeeper.maintain, limits=limits))
 
     async def depth(self) -> Mapping[str, Depth]:
-        return await self._link.run(partial(_depth, now=self._now()))
+        return await self._connection.run(partial(_depth, now=self._now()))
 
     async def purge(self, queue: str) -> int:
-        # In steps, so that others come to write in between.
+        # In steps, so that others can write in between.
         return sum([await self._purge(statement, queue) for statement in sql.PURGES])
 
     async def dead(
@@ -125,143 +145,107 @@ class SQLiteBroker:
 
         Raises:
             BrokerUnavailable: The file cannot be read now.
-            ConfigError: `before` is no key.
+            ConfigError: `before` is not the key of a dead letter.
         """
-        return await self._link.run(partial(letters.read, queue=queue, limit=limit, before=before))
+        number = number_before(before)
+        return await self._connection.run(
+            partial(dead_letters.read, queue=queue, limit=limit, before=number)
+        )
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
-        # In steps, so that others come to write in between.
-        absent: list[str] = []
-        for start in range(0, len(letters), BUDGET):
-            some = list(letters[start : start + BUDGET])
-            absent += await self._link.run(partial(self._revive, queue=queue, batch=some))
-        return absent
+        # In steps, so that others can write in between.
+        missing: list[str] = []
+        for some in slices(letters, BUDGET):
+            missing += await self._connection.run(
+                partial(self._revive, queue=queue, letters=list(some))
+            )
+        return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
         if not keys:
             return 0
-        return await self._link.run(partial(letters.discard, queue=queue, keys=set(keys)))
+        return await self._connection.run(
+            partial(dead_letters.discard, queue=queue, keys=set(keys))
+        )
 
     def _now(self) -> float:
         return time.time() + self._time_shift
 
+    def _new_connection(self, url: SQLiteUrl, prefix: str) -> SQLiteConnection:
+        return SQLiteConnection(url, prefix, BrokerUnavailable, BrokerFull)
+
     async def _purge(self, statement: str, queue: str) -> int:
-        def step(db: Database) -> int:
-            with db.write():
-                return db.change(statement, (queue, _PURGE_STEP))
+        def step(database: SQLiteDatabase) -> int:
+            with database.write():
+                return database.change(statement, (queue, _PURGE_STEP))
 
         dropped = 0
-        while (found := await self._link.run(step)) > 0:
+        while (found := await self._connection.run(step)) > 0:
             dropped += found
         return dropped
 
     # --- in the thread ---
 
-    def _publish(self, db: Database, batch: list[Envelope], call_id: str | None) -> list[str]:
-        with db.write():
-            now = self._now()  # it may have taken long to come to write
-            cancels, stored, refused = _before(db, call_id, now)
+    def _publish(
+        self, database: SQLiteDatabase, batch: list[Envelope], call_id: str | None
+    ) -> list[str]:
+        with database.write():
+            now = self._now()  # it may have waited long for the lock
+            cancels, stored, refused = _earlier_calls(database, call_id, now)
             told = list({one.id: None for one in batch if one.id in refused})
             fresh: list[Envelope] = []
             for one in batch:
                 if one.id in stored or one.id in refused:
                     continue
-                if one.unique and not claim(db, one.id, now):
+                if one.unique and not claim(database, one.id, now):
                     told.append(one.id)
                 else:
                     fresh.append(one)
-            (_store if cancels else add)(db, fresh, now)
+            (add_unless_cancelled if cancels else add)(database, fresh, now)
             if call_id is not None:
                 ids = json.dumps([*stored, *(one.id for one in fresh)])
                 answer = json.dumps(list(refused.union(told)))
-                db.change(sql.WRITE_CALL, (call_id, now + _CALL_MEMORY, ids, answer))
-            self._sweep_if_time(db, now)
+                database.change(sql.WRITE_CALL, (call_id, now + CALLS_FOR, ids, answer))
+            self._housekeeper.sweeper.sweep_if_due(database, now)
         return told
 
-    def _cancel(self, db: Database, ids: set[str], running: bool) -> set[str]:
+    def _cancel(self, database: SQLiteDatabase, ids: set[str], running: bool) -> set[str]:
         named = json.dumps(list(ids))
-        with db.write():
-            spared = set() if running else {row[0] for row in db.rows(sql.HELD_AMONG, (named,))}
-            db.change(sql.CANCEL_WAITING, (named,))
+        with database.write():
+            spared = (
+                set() if running else {row[0] for row in database.rows(sql.HELD_AMONG, (named,))}
+            )
+            database.change(sql.CANCEL_WAITING, (named,))
             if running:
-                db.change(sql.CANCEL_HELD, (named,))
+                database.change(sql.CANCEL_HELD, (named,))
             kept = json.dumps(list(ids - spared))
-            db.change(sql.REMEMBER_CANCEL, (self._now() + _CANCEL_MEMORY, kept))
-            self._sweep_if_time(db, self._now())
+            database.change(sql.REMEMBER_CANCEL, (self._now() + CANCELLED_IDS_FOR, kept))
+            self._housekeeper.sweeper.sweep_if_due(database, self._now())
         return spared
 
-    def _revive(self, db: Database, queue: str, batch: list[tuple[str, Envelope]]) -> list[str]:
-        with db.write():
-            return letters.revive(db, queue, batch, self._now())
-
-    def _maintain(self, db: Database, limits: DeadLimits) -> Maintained:
-        now = self._now()
-        gone = _gone(db)
-        lapsed = [
-            number
-            for number, lease_until, process, fenced in db.rows(sql.ALL_CONSUMERS)
-            if fenced or lease_until <= now or process in gone
-        ]
-        # Reading first: with nothing to do, others are not kept from writing.
-        [(due_at, _)] = db.rows(sql.OUTLOOK)
-        is_due = due_at is not None and due_at <= now
-        trims = self._trimmer.is_due(db, limits, now)
-        spared = is_anybody_spared(db)
-        if not (lapsed or is_due or trims or spared or now >= self._sweep_at):
-            return Maintained()
-        # Relaxed: what a power cut undoes of this is done again.
-        with db.write(relaxed=True):
-            now = self._now()  # again: it may have taken long to come to write
-            promoted = promote(db, now)
-            reclaimed = _reclaim(db, lapsed, now, gone)
-            if spared:
-                note_look(db)
-            trimmed = self._trimmer.trim(db, limits, now) if trims else 0
-            self._sweep_if_time(db, now)
-        return Maintained(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
-
-    def _sweep_if_time(self, db: Database, now: float) -> None:
-        if now >= self._sweep_at:
-            self._sweep_at = now if sweep(db, now) else now + _SWEEP_EVERY
+    def _revive(
+        self, database: SQLiteDatabase, queue: str, letters: list[tuple[str, Envelope]]
+    ) -> list[str]:
+        with database.write():
+            return dead_letters.revive(database, queue, letters, self._now())
 
 
-def _before(db: Database, call_id: str | None, now: float) -> tuple[bool, set[str], set[str]]:
-    """Tell what went before a call of `publish`.
+def _earlier_calls(
+    database: SQLiteDatabase, call_id: str | None, now: float
+) -> tuple[bool, set[str], set[str]]:
+    """Return what is known before a call of `publish`.
 
-    Whether any ids are cancelled; the ids that earlier calls of this id have stored, and those
-    that they refused.
+    Returns:
+        Whether any ids are cancelled; the ids that earlier calls with this `call_id` have stored;
+        and the ids that they refused.
     """
-    [(cancels, stored, refused)] = db.rows(sql.READ_CALL, {"call": call_id, "now": now})
+    [(cancels, stored, refused)] = database.rows(sql.READ_CALL, {"call": call_id, "now": now})
     return bool(cancels), set(json.loads(stored or "[]")), set(json.loads(refused or "[]"))
 
 
-def _store(db: Database, batch: list[Envelope], now: float) -> None:
-    """Store envelopes, inside a transaction, but for those whose ids are cancelled."""
-    ids = json.dumps([one.id for one in batch])
-    cancelled = {row[0] for row in db.rows(sql.CANCELLED_AMONG, (ids,))}
-    add(db, [one for one in batch if one.id not in cancelled], now)
-
-
-def _gone(db: Database) -> set[str]:
-    """Return the processes of consumers that are surely dead."""
-    return {process for [process] in db.rows(sql.ALL_PROCESSES) if is_gone(process)}
-
-
-def _reclaim(db: Database, lapsed: list[int], now: float, gone: set[str]) -> int:
-    reclaimed = 0
-    for number in lapsed:
-        if not give_up(db, number, now, gone):
-            continue
-        reclaimed += take_back(db, number, BUDGET - reclaimed)
-        if reclaimed == BUDGET:
-            break  # the next round goes on with it
-    return reclaimed
-
-
-def _depth(db: Database, now: float) -> dict[str, Depth]:
-    counts: dict[str, dict[str, int]] = {}
-    for state, query in sql.DEPTHS.items():
-        for queue, count in db.rows(query, {"now": now}):
-            if count:
-                counts.setdefault(queue, {})[state] = count
-    return {queue: Depth(**states) for queue, states in counts.items()}
+def _depth(database: SQLiteDatabase, now: float) -> dict[str, Depth]:
+    return count_depths(
+        (queue, state, count)
+        for state, query in sql.DEPTHS.items()
+        for queue, count in database.rows(query, {"now": now})
+    )

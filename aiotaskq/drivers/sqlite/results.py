@@ -1,4 +1,11 @@
-"""The result backend."""
+"""The result backend: outcomes in a table of an SQLite file.
+
+Theory of operation. A task id has at most one row. A row that is not final is replaced by any
+later outcome, a final one by none until its time is over. Each row that is inserted gets a number
+that is greater than all numbers before, whatever became of their rows. So a subscriber keeps one
+number: the outcomes that it has not yielded are those with a greater one. A subscriber that loses
+a notification, or cannot read the file for a while, reads on from its number and misses nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,150 +13,157 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from datetime import datetime
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw, UnsetType
 
-from aiotaskq.contract.message import Attempt
-from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.contract.outcome import Outcome
+from aiotaskq.drivers.common.rows import read_outcome, write_history
 from aiotaskq.drivers.sqlite import sql
-from aiotaskq.drivers.sqlite.database import Database, Row, Settings
-from aiotaskq.drivers.sqlite.link import Link
-from aiotaskq.drivers.sqlite.messages import BUDGET, sweep
-from aiotaskq.drivers.sqlite.wakeups import RESULTS, Bell
+from aiotaskq.drivers.sqlite.connection import SQLiteConnection
+from aiotaskq.drivers.sqlite.database import Row, SQLiteDatabase
+from aiotaskq.drivers.sqlite.housekeeping import SQLiteSweeper
+from aiotaskq.drivers.sqlite.messages import BUDGET
+from aiotaskq.drivers.sqlite.notify import RESULTS, SQLiteListener
+from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import BackendUnavailable
 
-_RETRY_EVERY = 0.2
-_SWEEP_EVERY = 10.0
+_RETRY_EVERY = 0.2  # seconds between looks of a subscriber while the file cannot be read
 
 
 class SQLiteBackend:
-    """Outcomes in a table of an SQLite file. See `aiotaskq.contract.results.ResultBackend`.
+    """Outcomes in an SQLite file. See `aiotaskq.contract.results.ResultBackend`.
 
-    The table ``<prefix>_results`` can be read with the shell ``sqlite3``: values are JSON text
-    where the serializer writes such.
+    The table ``<prefix>_results`` can be read with the shell ``sqlite3``: values are stored as
+    text where the serializer writes text, such as JSON.
 
     Args:
         url: ``sqlite:///name.db`` or ``sqlite:////folder/name.db``, with options if wanted.
-        prefix: Of the tables.
+        prefix: The beginning of the names of all tables.
 
     Raises:
-        ConfigError: The URL is none of this driver.
+        ConfigError: The URL or the prefix cannot be used.
     """
 
     wants_arguments: ClassVar[bool] = True
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
-        self._link = Link(Settings.parse(url, prefix), BackendUnavailable)
-        self._bell = Bell(self._link)
-        self._time_shift = 0.0  # for tests: seconds that have passed without passing
-        self._sweep_at = 0.0
+        self._connection = SQLiteConnection(SQLiteUrl.parse(url), prefix, BackendUnavailable)
+        self._listener = SQLiteListener(self._connection.write_port, self._connection.erase_port)
+        self._sweeper = SQLiteSweeper()
+        self._time_shift = 0.0  # seconds that tests let pass on top of the real time
 
     @property
     def url(self) -> str:
-        return self._link.settings.url
+        return self._connection.url.text
 
     def clone(self) -> Self:
-        twin = type(self)(self.url, prefix=self._link.settings.prefix)
-        twin._link.settings = self._link.settings  # the same file, wherever we work by then
-        return twin
+        clone = type(self)(self.url, prefix=self._connection.prefix)
+        # The same file, even if the working folder has changed since this one was opened.
+        clone._connection.url = self._connection.url
+        return clone
 
     async def open(self) -> None:
-        await self._link.open()
-        self._bell.open()
+        await self._connection.open()
+        self._listener.open()
 
     async def close(self) -> None:
-        await self._bell.close()
-        await self._link.close()
+        await self._listener.close()
+        await self._connection.close()
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         if not batch:
             return []
-        return await self._link.run(partial(self._store, batch=list(batch), ttl=ttl))
+        return await self._connection.run(partial(self._store, batch=list(batch), ttl=ttl))
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         if not ids:
             return {}
         asked = (json.dumps(list(ids)), self._now())
-        rows = await self._link.run(lambda db: db.rows(sql.LOAD, asked))
-        return {row[0]: _outcome(row) for row in rows}
+        rows = await self._connection.run(lambda database: database.rows(sql.LOAD, asked))
+        return {row[0]: read_outcome(row) for row in rows}
 
     async def subscribe(self) -> AsyncGenerator[Sequence[str], None]:
-        ear = asyncio.Event()
-        self._bell.add(ear)
+        look = asyncio.Event()  # set where there is a reason to look
+        self._listener.add(look)
         seen: int | None = None
-        whole = False  # whether the reader knows of no gap
+        gap_told = False  # whether the reader was told that it may have missed something
         try:
             while True:
-                # In this order: what is committed after `listen` rings, what was before is found.
-                ear.clear()
+                # In this order: an outcome is either found by the look or notified after `listen`.
+                look.clear()
                 try:
-                    await self._bell.listen([RESULTS])
-                    seen, ids = await self._link.run(partial(_arrived_since, seen=seen))
+                    await self._listener.listen([RESULTS])
+                    seen, ids = await self._connection.run(partial(_arrived_since, seen=seen))
                 except BackendUnavailable:
-                    if not self._link.is_open:
+                    if not self._connection.is_open:
                         return
-                    whole = False
+                    gap_told = False
                     await asyncio.sleep(_RETRY_EVERY)
                     continue
-                if not whole:
-                    whole = True
+                if not gap_told:
+                    gap_told = True
                     yield []
                 if ids:
                     yield ids
                 else:
-                    await self._bell.wait(ear, self._bell.poll)
+                    await self._listener.wait(look, self._listener.poll)
         finally:
-            self._bell.discard(ear)
+            self._listener.discard(look)
 
     async def forget(self, ids: Collection[str]) -> int:
         if not ids:
             return 0
-        return await self._link.run(partial(_forget, ids=json.dumps(list(ids)), now=self._now()))
+        return await self._connection.run(
+            partial(_forget, ids=json.dumps(list(ids)), now=self._now())
+        )
 
     def _now(self) -> float:
         return time.time() + self._time_shift
 
     # --- in the thread ---
 
-    def _store(self, db: Database, batch: list[Outcome], ttl: float | None) -> list[str]:
+    def _store(
+        self, database: SQLiteDatabase, batch: list[Outcome], ttl: float | None
+    ) -> list[str]:
         now = self._now()
         expires_at = None if ttl is None else now + ttl
         refused = []
-        with db.write():
+        with database.write():
             for outcome in batch:
-                if not _keep(db, _row(outcome, expires_at), now):
+                if not _keep(database, _row(outcome, expires_at), now):
                     refused.append(outcome.task_id)
                 elif outcome.status.final:
-                    db.wake(RESULTS)
-            if now >= self._sweep_at:
-                self._sweep_at = now if sweep(db, now) else now + _SWEEP_EVERY
+                    database.notify(RESULTS)
+            self._sweeper.sweep_if_due(database, now)
         return refused
 
 
-def _keep(db: Database, row: Row, now: float) -> bool:
-    """Store one outcome unless a final one is there. Mostly there is none, so that goes first."""
-    if db.change(sql.ADD_RESULT, row) == 1:
+def _keep(database: SQLiteDatabase, row: Row, now: float) -> bool:
+    """Store one outcome unless a final one exists; return whether it was stored.
+
+    Mostly there is none, so the insertion comes first.
+    """
+    if database.change(sql.ADD_RESULT, row) == 1:
         return True
     return (
-        db.change(sql.DROP_REPLACEABLE, (row[0], now)) == 1 and db.change(sql.ADD_RESULT, row) == 1
+        database.change(sql.DROP_REPLACEABLE, (row[0], now)) == 1
+        and database.change(sql.ADD_RESULT, row) == 1
     )
 
 
-def _arrived_since(db: Database, seen: int | None) -> tuple[int, list[str]]:
+def _arrived_since(database: SQLiteDatabase, seen: int | None) -> tuple[int, list[str]]:
     """Return the ids of final outcomes after a number, and the number to go on from."""
     if seen is None:
-        return db.rows(sql.LAST_ARRIVAL)[0][0] or 0, []
-    rows = db.rows(sql.ARRIVED_SINCE, (seen, BUDGET))
+        return database.rows(sql.LAST_ARRIVAL)[0][0] or 0, []
+    rows = database.rows(sql.ARRIVED_SINCE, (seen, BUDGET))
     return rows[-1][0] if rows else seen, [row[1] for row in rows]
 
 
-def _forget(db: Database, ids: str, now: float) -> int:
-    with db.write():
-        return db.change(sql.FORGET_RESULTS, (ids, now))
+def _forget(database: SQLiteDatabase, ids: str, now: float) -> int:
+    with database.write():
+        return database.change(sql.FORGET_RESULTS, (ids, now))
 
 
 def _row(outcome: Outcome, expires_at: float | None) -> Row:
@@ -167,49 +181,20 @@ def _row(outcome: Outcome, expires_at: float | None) -> Row:
         outcome.retries,
         outcome.queue,
         outcome.execution_time,
-        json.dumps(msgspec.to_builtins(outcome.history)) if outcome.history else None,
+        write_history(outcome.history),
         expires_at,
     )
 
 
-def _outcome(row: Row) -> Outcome:
-    task_id, status, result, done, traceback, children, name, args, kwargs, *rest = row
-    worker, retries, queue, execution_time, history = rest
-    return Outcome(
-        task_id=task_id,
-        status=TaskStatus(status),
-        result=Raw(_bytes(result)),
-        date_done=None if done is None else datetime.fromisoformat(done),
-        traceback=traceback,
-        children=json.loads(children),
-        name=name,
-        args=UNSET if args is None else Raw(_bytes(args)),
-        kwargs=UNSET if kwargs is None else Raw(_bytes(kwargs)),
-        worker=worker,
-        retries=retries,
-        queue=queue,
-        execution_time=execution_time,
-        history=() if history is None else _history(history),
-    )
-
-
-def _history(text: str) -> tuple[Attempt, ...]:
-    return msgspec.convert(json.loads(text), tuple[Attempt, ...])
-
-
 def _at_rest(value: Raw | UnsetType) -> str | bytes | None:
-    """Return encoded bytes as text where they are text: people read the table."""
+    """Return an encoded value as text where it is text, for people that read the table."""
     if isinstance(value, UnsetType):
         return None
     data = bytes(value)
-    # The shell shows text up to the first NUL.
+    # The shell shows a text only up to the first NUL.
     if b"\x00" in data:
         return data
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data
-
-
-def _bytes(value: Any) -> bytes:
-    return value.encode() if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Schedules: rows beside the messages, so that one transaction changes both."""
+"""Schedules in a table beside the messages, so that one transaction changes both."""
 
 from __future__ import annotations
 
@@ -9,38 +9,33 @@ from functools import partial
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.sqlite import sql
-from aiotaskq.drivers.sqlite.database import Database
-from aiotaskq.drivers.sqlite.link import Link
-from aiotaskq.drivers.sqlite.messages import as_bytes, as_text
+from aiotaskq.drivers.sqlite.connection import SQLiteConnection
+from aiotaskq.drivers.sqlite.database import SQLiteDatabase
+from aiotaskq.drivers.sqlite.messages import add_unless_cancelled, as_bytes, as_text
 
 
 class SQLiteSchedules:
     """See `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
-        link: Of the broker.
-        now: Its clock.
-        store: What stores envelopes, given the time, inside a transaction of the caller's.
+        connection: The broker's connection.
+        now: Returns the time of the store.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        now: Callable[[], float],
-        store: Callable[[Database, list[Envelope], float], None],
-    ) -> None:
-        self._link = link
+    def __init__(self, connection: SQLiteConnection, now: Callable[[], float]) -> None:
+        self._connection = connection
         self._now = now
-        self._store = store
 
     async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
         if ids is None:
-            return await self._link.run(lambda db: _read(db, sql.ALL_SCHEDULES))
+            return await self._connection.run(lambda database: _read(database, sql.ALL_SCHEDULES))
         named = json.dumps(list(set(ids)))
-        return await self._link.run(lambda db: _read(db, sql.SCHEDULES_AMONG, (named,)))
+        return await self._connection.run(
+            lambda database: _read(database, sql.SCHEDULES_AMONG, (named,))
+        )
 
     async def due(self, limit: int) -> DueSchedules:
-        return await self._link.run(partial(self._due, limit=limit))
+        return await self._connection.run(partial(self._due, limit=limit))
 
     async def compare_and_swap(
         self,
@@ -49,40 +44,42 @@ class SQLiteSchedules:
         new: StoredSchedule | None,
         batch: Sequence[Envelope] = (),
     ) -> bool:
-        return await self._link.run(
+        return await self._connection.run(
             partial(self._swap, name=schedule_id, seen=seen, new=new, batch=list(batch))
         )
 
     # --- in the thread ---
 
-    def _due(self, db: Database, limit: int) -> DueSchedules:
+    def _due(self, database: SQLiteDatabase, limit: int) -> DueSchedules:
         now = self._now()
-        *due, (_, _, next_at, _) = db.rows(sql.DUE_SCHEDULES, {"now": now, "limit": limit})
+        *due, (_, _, next_at, _) = database.rows(sql.DUE_SCHEDULES, {"now": now, "limit": limit})
         return DueSchedules(schedules=[_schedule(*row) for row in due], now=now, next_at=next_at)
 
     def _swap(
         self,
-        db: Database,
+        database: SQLiteDatabase,
         name: str,
         seen: str | None,
         new: StoredSchedule | None,
         batch: list[Envelope],
     ) -> bool:
-        with db.write():
-            there = db.rows(sql.REVISION_OF, (name,))
+        with database.write():
+            there = database.rows(sql.REVISION_OF, (name,))
             if seen != (as_text(there[0][0]) if there else None):
                 return False
             if new is None:
-                db.change(sql.DROP_SCHEDULE, (name,))
+                database.change(sql.DROP_SCHEDULE, (name,))
             else:
-                db.change(sql.WRITE_SCHEDULE, (name, new.revision, new.due_at, new.body))
+                database.change(sql.WRITE_SCHEDULE, (name, new.revision, new.due_at, new.body))
             if batch:
-                self._store(db, batch, self._now())
+                add_unless_cancelled(database, batch, self._now())
         return True
 
 
-def _read(db: Database, query: str, parameters: Sequence[str] = ()) -> list[StoredSchedule]:
-    return [_schedule(*row) for row in db.rows(query, parameters)]
+def _read(
+    database: SQLiteDatabase, query: str, parameters: Sequence[str] = ()
+) -> list[StoredSchedule]:
+    return [_schedule(*row) for row in database.rows(query, parameters)]
 
 
 def _schedule(name: object, revision: object, due_at: float | None, body: object) -> StoredSchedule:

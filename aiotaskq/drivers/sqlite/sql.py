@@ -1,32 +1,35 @@
-"""The tables, and every statement that is run on them.
+"""The tables, and every statement that runs on them.
 
 ``~name`` stands for the table ``<prefix>_name``, quoted.
 
-A message is in one of four states, and each has a partial index of its own, so that no state
-pays for another:
+A message is in one of four states. Each state has a partial index of its own, so that no state
+slows down another:
 
 =======  ==============================  =================================================
-ready    no consumer, no `due_at`        index `ready`: in the order in which it is fetched
-suspect  the same, crashed twice         index `suspects`: the same; it is handed out alone
+ready    no consumer, no `due_at`        index `ready`: in the order of fetching
+suspect  the same, crashed twice         index `suspects`: the same; is handed out alone
 delayed  no consumer, a `due_at`         index `delayed`: by due time
 held     a consumer and a `token`        index `held`: by consumer
 =======  ==============================  =================================================
 
-`seq` is the place in the line. What is held keeps its place, so what comes back is at the head
-again: all that was behind it still is. What was delayed goes to the end of the line when it
-falls due.
+`seq` is the place in the queue. A held message keeps its place, so a message that comes back is at
+the head again: everything that was behind it still is. A delayed message moves to the end of its
+queue when it falls due.
 """
 
 from __future__ import annotations
 
+from aiotaskq.drivers.common.rows import OUTCOME_COLUMNS
+
 VERSION = 3
-"""Of the tables below. A file of a later one is refused."""
+"""The version of the tables below. A file of a later version is refused."""
 
 _READY = """
     CREATE INDEX ~messages_ready ON ~messages (queue, priority DESC, seq)
     WHERE consumer IS NULL AND due_at IS NULL AND crashes < 2
 """
-# The 2 is `message.SUSPECT`. SQLite takes a partial index only for a query with the same words.
+# The 2 is `contract.message.SUSPECT`. SQLite uses a partial index only for a query with the same
+# condition, word for word.
 _SUSPECTS = """
     CREATE INDEX ~messages_suspects ON ~messages (queue, priority DESC, seq)
     WHERE consumer IS NULL AND due_at IS NULL AND crashes >= 2
@@ -54,7 +57,7 @@ SCHEMA = (
         value TEXT NOT NULL
     ) WITHOUT ROWID
     """,
-    # The large column comes last: SQLite reads a row up to the last column that is asked for.
+    # The large column comes last: SQLite reads a row up to the last column that is selected.
     """
     CREATE TABLE ~messages (
         seq INTEGER PRIMARY KEY,
@@ -79,7 +82,7 @@ SCHEMA = (
     WHERE consumer IS NOT NULL
     """,
     "CREATE INDEX ~messages_id ON ~messages (id)",
-    # AUTOINCREMENT: a number that was fenced off never comes back.
+    # AUTOINCREMENT: the number of a fenced consumer never comes back.
     """
     CREATE TABLE ~consumers (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -132,7 +135,8 @@ SCHEMA = (
         PRIMARY KEY (topic, network, port)
     ) WITHOUT ROWID
     """,
-    # AUTOINCREMENT: `arrivals` reads on from the last number it saw, which must not be reused.
+    # AUTOINCREMENT: `subscribe` reads on from the last number that it saw, which must not come
+    # back.
     """
     CREATE TABLE ~results (
         arrival INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -175,7 +179,7 @@ MIGRATIONS = {
     ),
     2: (_SCHEDULES, _SCHEDULES_DUE),
 }
-"""What leads from a version to the next one."""
+"""The statements that lead from a version to the next one."""
 
 HAS_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 READ_VERSION = "SELECT value FROM ~meta WHERE key = 'schema'"
@@ -190,13 +194,13 @@ ADD_MESSAGE = """
     INSERT INTO ~messages (id, queue, priority, due_at, expires_at, body)
     VALUES (?, ?, ?, ?, ?, ?)
 """
-# Changes a row only where the id is new, or where its day is over.
+# Changes a row only if the id is new or its time is over.
 CLAIM_ID = """
     INSERT INTO ~recent (id, until) VALUES (:id, :until)
     ON CONFLICT (id) DO UPDATE SET until = excluded.until WHERE until <= :now
 """
-CLAIM_ANYHOW = "INSERT OR REPLACE INTO ~recent (id, until) VALUES (?, ?)"
-# One row in any case. Nobody pays for cancelling but where some id is cancelled.
+CLAIM_AGAIN = "INSERT OR REPLACE INTO ~recent (id, until) VALUES (?, ?)"
+# One row in any case. Where no id is cancelled, nothing more is done about cancelled ids.
 READ_CALL = """
     SELECT
         EXISTS (SELECT 1 FROM ~cancelled),
@@ -236,7 +240,7 @@ ANY_SUSPECT = """
     LIMIT 1
 """
 HOLDS_ANY = "SELECT 1 FROM ~messages WHERE consumer = ? LIMIT 1"
-# When something falls due next, and whether there are suspects in whatever queue.
+# The next due time of all queues, and whether any queue has suspects.
 OUTLOOK = """
     SELECT
         (SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1),
@@ -256,7 +260,7 @@ FORGET = "DELETE FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?"
 FORGET_CANCELLED = """
     DELETE FROM ~messages WHERE seq = ? AND consumer = ? AND token = ? AND cancelled = 1
 """
-# With (new id, new id, receipt): whether an envelope may be stored in place of the held one.
+# With (new id, new id, receipt): whether an envelope may be stored in place of the held message.
 MAY_FOLLOW = """
     SELECT NOT (cancelled = 1 AND id = ?) AND NOT EXISTS (SELECT 1 FROM ~cancelled WHERE id = ?)
     FROM ~messages WHERE seq = ? AND consumer = ? AND token = ?
@@ -379,7 +383,7 @@ NEWEST_DEAD = """
 """
 TAKE_DEAD = "DELETE FROM ~dead WHERE seq = ? AND queue = ?"
 DISCARD = "DELETE FROM ~dead WHERE seq IN (SELECT value FROM json_each(?)) AND queue = ?"
-# With (time of death): the newest letter, and whether one is from then or before.
+# With (a time): the newest dead letter, and whether there is one of that time or before.
 DEAD_OUTLOOK = (
     "SELECT (SELECT max(seq) FROM ~dead), EXISTS (SELECT 1 FROM ~dead WHERE died_at <= ?)"
 )
@@ -399,7 +403,7 @@ SCHEDULES_AMONG = """
     SELECT id, revision, due_at, body FROM ~schedules
     WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id
 """
-# Those that are due; then, always, a row with the earliest due time after now, or NULL.
+# The schedules that are due; then one row in any case, with the next due time after now, or NULL.
 DUE_SCHEDULES = """
     SELECT * FROM (
         SELECT id, revision, due_at, body FROM ~schedules
@@ -418,15 +422,15 @@ DROP_SCHEDULE = "DELETE FROM ~schedules WHERE id = ?"
 
 # --- wake-ups ---
 
-LISTEN = """
+WRITE_PORT = """
     INSERT OR REPLACE INTO ~wakeups (topic, network, port, refreshed_at, process)
     VALUES (?, ?, ?, ?, ?)
 """
-UNLISTEN = "DELETE FROM ~wakeups WHERE network = ? AND port = ?"
-WHO_LISTENS = "SELECT port FROM ~wakeups WHERE topic = ? AND network = ? AND refreshed_at > ?"
+ERASE_PORT = "DELETE FROM ~wakeups WHERE network = ? AND port = ?"
+PORTS_OF = "SELECT port FROM ~wakeups WHERE topic = ? AND network = ? AND refreshed_at > ?"
 LISTENING_PROCESSES = "SELECT DISTINCT process FROM ~wakeups WHERE process IS NOT NULL"
-DROP_PROCESS = "DELETE FROM ~wakeups WHERE process = ?"
-DROP_STALE = "DELETE FROM ~wakeups WHERE refreshed_at <= ?"
+DROP_PORTS_OF = "DELETE FROM ~wakeups WHERE process = ?"
+DROP_STALE_PORTS = "DELETE FROM ~wakeups WHERE refreshed_at <= ?"
 
 # --- results ---
 
@@ -440,10 +444,8 @@ DROP_REPLACEABLE = """
     DELETE FROM ~results
     WHERE task_id = ? AND (status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED') OR expires_at <= ?)
 """
-LOAD = """
-    SELECT task_id, status, result, date_done, traceback, children, name, args, kwargs, worker,
-           retries, queue, execution_time, history
-    FROM ~results
+LOAD = f"""
+    SELECT {OUTCOME_COLUMNS} FROM ~results
     WHERE task_id IN (SELECT value FROM json_each(?)) AND (expires_at IS NULL OR expires_at > ?)
 """
 FORGET_RESULTS = """

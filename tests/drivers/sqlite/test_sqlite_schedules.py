@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import Depth, StoredSchedule
 from aiotaskq.drivers.sqlite import SQLiteBroker, sql
-from aiotaskq.drivers.sqlite.database import Database
+from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
 PATIENCE = 60.0  # seconds until a test gives up; never part of one that passes
@@ -25,7 +24,8 @@ NEVER = 1e6
 SWAP = """
 import asyncio, sys
 from aiotaskq.drivers.sqlite import SQLiteBroker
-from aiotaskq.message import Envelope, StoredSchedule
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import StoredSchedule
 
 async def main():
     broker = SQLiteBroker(sys.argv[1])
@@ -45,19 +45,6 @@ def schedule(revision: str, body: bytes = b"") -> StoredSchedule:
     return StoredSchedule(id="s", body=body, due_at=1000.0, revision=revision)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.db"
-
-
-@pytest.fixture
-async def broker(path: Path) -> AsyncIterator[SQLiteBroker]:
-    broker = SQLiteBroker(f"sqlite:///{path}")
-    await broker.open()
-    yield broker
-    await broker.close()
-
-
 @pytest.mark.parametrize(
     ("statement", "parameters", "index"),
     [
@@ -72,10 +59,10 @@ async def broker(path: Path) -> AsyncIterator[SQLiteBroker]:
 async def test_no_statement_sorts_or_reads_more_than_it_needs(
     broker: SQLiteBroker, statement: str, parameters: tuple[Any, ...], index: str
 ) -> None:
-    def plan(db: Database) -> list[str]:
-        return [step for *_, step in db.rows(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    def plan(database: SQLiteDatabase) -> list[str]:
+        return [step for *_, step in database.rows(f"EXPLAIN QUERY PLAN {statement}", parameters)]
 
-    steps = await broker._link.run(plan)
+    steps = await broker._connection.run(plan)
     assert any(index in step for step in steps), steps
     assert not any("TEMP B-TREE" in step for step in steps), steps
 
@@ -102,7 +89,7 @@ async def test_a_file_of_the_release_before_gets_the_table(path: Path) -> None:
 async def test_a_waiting_fetch_is_woken_by_a_swap_of_another_process(
     broker: SQLiteBroker, path: Path
 ) -> None:
-    broker._bell.poll = NEVER
+    broker._listener.poll = NEVER
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     await consumer.open()
     other = subprocess.Popen(
@@ -110,7 +97,7 @@ async def test_a_waiting_fetch_is_woken_by_a_swap_of_another_process(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert other.stdin is not None
     assert other.stdout is not None
@@ -118,7 +105,9 @@ async def test_a_waiting_fetch_is_woken_by_a_swap_of_another_process(
         assert await asyncio.to_thread(other.stdout.readline) == "ready\n"
         waiting = asyncio.create_task(consumer.fetch(1, NEVER))
         async with asyncio.timeout(PATIENCE):
-            while not await broker._link.run(lambda db: db.rows("SELECT 1 FROM ~wakeups")):
+            while not await broker._connection.run(
+                lambda database: database.rows("SELECT 1 FROM ~wakeups")
+            ):
                 await asyncio.sleep(0)
         other.stdin.write("\n")
         other.stdin.flush()
@@ -135,21 +124,21 @@ async def test_a_full_disk_changes_nothing_and_stores_nothing(broker: SQLiteBrok
     store = broker.schedules()
     assert await store.compare_and_swap("s", None, schedule("1"))
 
-    def limit(db: Database, pages: int) -> None:
-        db._live.execute(f"PRAGMA max_page_count = {pages}")
+    def limit(database: SQLiteDatabase, pages: int) -> None:
+        database._live.execute(f"PRAGMA max_page_count = {pages}")
 
-    await broker._link.run(lambda db: limit(db, 1))
+    await broker._connection.run(lambda database: limit(database, 1))
     batch = [Envelope(id="a", queue="q", body=b"x" * 100_000)]
     with pytest.raises(BrokerFull):
         await store.compare_and_swap("s", "1", schedule("2"), batch)
     assert await store.load() == [schedule("1")]
     assert await broker.depth() == {}
-    await broker._link.run(lambda db: limit(db, 10_000))
+    await broker._connection.run(lambda database: limit(database, 10_000))
     assert await store.compare_and_swap("s", "1", schedule("2"), batch)
     assert await broker.depth() == {"q": Depth(ready=1)}
 
 
-async def test_who_is_not_open_says_so(path: Path) -> None:
+async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
     store = SQLiteBroker(f"sqlite:///{path}").schedules()
     for call in (store.load(), store.due(1), store.compare_and_swap("s", None, schedule("1"))):
         with pytest.raises(BrokerUnavailable, match="not open"):

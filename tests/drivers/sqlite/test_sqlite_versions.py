@@ -83,7 +83,7 @@ INSERT INTO aiotaskq_results (task_id, status, result, children, retries)
 OPEN = """
 import asyncio, sys, time
 from aiotaskq.drivers.sqlite import SQLiteBroker
-from aiotaskq.message import Envelope
+from aiotaskq.contract.message import Envelope
 
 async def main():
     broker = SQLiteBroker(sys.argv[1])
@@ -109,7 +109,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-async def test_what_an_earlier_release_left_is_worked_off(path: Path) -> None:
+async def test_messages_of_an_earlier_release_are_worked_off(path: Path) -> None:
     broker, backend = SQLiteBroker(f"sqlite:///{path}"), SQLiteBackend(f"sqlite:///{path}")
     await broker.open()
     await backend.open()
@@ -139,7 +139,7 @@ async def test_what_an_earlier_release_left_is_worked_off(path: Path) -> None:
     await broker.close()
 
 
-async def test_it_has_the_tables_of_a_new_one(path: Path, tmp_path: Path) -> None:
+async def test_an_upgraded_file_has_the_tables_of_a_new_one(path: Path, tmp_path: Path) -> None:
     for place in (path, tmp_path / "new.db"):
         for _ in range(2):  # the second time there is nothing to do
             broker = SQLiteBroker(f"sqlite:///{place}")
@@ -155,7 +155,7 @@ async def test_processes_that_open_it_at_once_change_it_once(path: Path) -> None
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
         )
         for _ in range(4)
     ]

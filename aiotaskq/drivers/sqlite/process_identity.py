@@ -1,8 +1,11 @@
-"""Who we are on this machine, and whether another process still is.
+"""Identities of processes on this machine, and whether another process still runs.
 
 A process is written down as ``boot id/pid namespace/pid/start time``. The boot id and the
-namespace say whether a pid means the same here; the start time, whether it is the same process
-or a later one of that number.
+namespace tell whether a pid means the same here; the start time tells whether it is the same
+process or a later one with the same number.
+
+A process can end at any time, also between a check and the use of its answer. So only one answer
+is final: a process that is gone stays gone. "Alive" holds for the moment of the check.
 """
 
 from __future__ import annotations
@@ -16,22 +19,22 @@ _PID, _STATE, _STARTED = 0, 1, 20  # places in /proc/<pid>/stat without the comm
 
 
 def this_process() -> str | None:
-    """Return what others can tell us by, or None where the system has no such facts."""
+    """Return the identity of this process, or None where the system has no such facts."""
     where, status = _here(), _status("self")
     if where is None or status is None:
         return None
     if status[_PID] != str(os.getpid()):
-        return None  # this /proc counts in another pid namespace than we do
+        return None  # this /proc counts in another pid namespace than this process
     return f"{where}/{status[_PID]}/{status[_STARTED]}"
 
 
 def is_gone(process: str | None) -> bool:
-    """Say whether a process is surely dead; False where that cannot be known from here."""
+    """Return whether a process is certainly dead; False where that cannot be known from here."""
     return _lives(process) is False
 
 
 def is_alive(process: str | None) -> bool:
-    """Say whether a process surely lives; False where that cannot be known from here."""
+    """Return whether a process certainly lives; False where that cannot be known from here."""
     return _lives(process) is True
 
 
@@ -49,7 +52,7 @@ def _lives(process: str | None) -> bool | None:
 
 
 def this_network() -> str:
-    """Return the network whose loopback device we share."""
+    """Return the identity of the network whose loopback device this process uses."""
     try:
         return f"{_boot()}/{(_PROC / 'self/ns/net').stat().st_ino}"
     except OSError:

@@ -1,4 +1,4 @@
-"""SQLite when time jumps: who is spared, and who is given up all the same."""
+"""SQLite when the clock jumps: consumers that are spared, and consumers that are given up."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from aiotaskq.contract.broker import Consumer
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import Depth, Maintained
 from aiotaskq.drivers.sqlite import SQLiteBroker
-from aiotaskq.drivers.sqlite.process import this_process
+from aiotaskq.drivers.sqlite.process_identity import this_process
 
 pytestmark = pytest.mark.skipif(
     this_process() is None, reason="this system does not tell processes apart"
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATIENCE = 30.0  # seconds until a test gives up; never part of one that passes
 LEASE = 600.0  # seconds
 STEP = LEASE + 1.0
@@ -103,7 +103,7 @@ async def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await fleet.end()
 
 
-async def test_nobody_who_lives_is_fenced_when_the_clock_is_set_forward(fleet: Fleet) -> None:
+async def test_no_living_consumer_is_fenced_when_the_clock_is_set_forward(fleet: Fleet) -> None:
     for _ in range(3):
         fleet.step()
         assert await fleet.broker.maintain() == Maintained()
@@ -112,7 +112,7 @@ async def test_nobody_who_lives_is_fenced_when_the_clock_is_set_forward(fleet: F
     assert (await fleet.broker.depth())["q"] == Depth(held=2)
 
 
-async def test_a_silence_that_goes_on_though_somebody_looks_is_forgiven_once(fleet: Fleet) -> None:
+async def test_a_silence_that_goes_on_while_somebody_looks_is_forgiven_once(fleet: Fleet) -> None:
     fleet.step()
     for _ in range(4):
         assert await fleet.broker.maintain() == Maintained()
@@ -122,7 +122,7 @@ async def test_a_silence_that_goes_on_though_somebody_looks_is_forgiven_once(fle
     assert not await fleet.renew(1)
 
 
-async def test_another_silence_is_forgiven_before_anybody_gave_a_sign_of_life(fleet: Fleet) -> None:
+async def test_another_silence_before_any_sign_of_life_is_forgiven_too(fleet: Fleet) -> None:
     for _ in range(3):
         fleet.step()
         assert await fleet.broker.maintain() == Maintained()
@@ -137,7 +137,7 @@ async def test_the_first_sign_of_life_after_a_silence_speaks_for_all(fleet: Flee
     assert await fleet.renew(1)
 
 
-async def test_who_begins_after_a_silence_speaks_for_all(fleet: Fleet) -> None:
+async def test_a_consumer_that_opens_after_a_silence_speaks_for_all(fleet: Fleet) -> None:
     fleet.step()
     fleet.consumers.append(fleet.broker.consumer(["q"], name="new", lease=LEASE))
     await fleet.consumers[-1].open()
@@ -146,7 +146,7 @@ async def test_who_begins_after_a_silence_speaks_for_all(fleet: Fleet) -> None:
     assert await fleet.renew(1)
 
 
-async def test_who_is_silent_while_others_are_not_is_fenced_though_its_process_lives(
+async def test_a_consumer_that_is_silent_alone_is_fenced_though_its_process_lives(
     fleet: Fleet,
 ) -> None:
     for _ in range(3):
@@ -156,7 +156,7 @@ async def test_who_is_silent_while_others_are_not_is_fenced_though_its_process_l
     assert not await fleet.renew(1)
 
 
-async def test_of_whom_nothing_can_be_known_is_not_spared(fleet: Fleet) -> None:
+async def test_a_consumer_whose_process_cannot_be_seen_is_not_spared(fleet: Fleet) -> None:
     fleet.change("UPDATE aiotaskq_consumers SET process = 'elsewhere/1/1/1' WHERE number = 2")
     fleet.step()
     assert await fleet.broker.maintain() == Maintained(reclaimed=1)
@@ -186,7 +186,7 @@ async def test_a_killed_process_is_taken_back_from_at_once_while_the_living_are_
     assert await fleet.renew(1)
 
 
-async def test_what_waited_long_to_write_goes_by_the_time_at_which_it_writes(
+async def test_a_write_that_waited_long_goes_by_the_time_of_the_write(
     fleet: Fleet,
 ) -> None:
     with closing(sqlite3.connect(fleet.path, isolation_level=None)) as connection:
