@@ -13,7 +13,7 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
-from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, waking
+from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, notify
 from aiotaskq.errors import ConfigError
 from aiotaskq.testing.cancelling import CancelTests
 from aiotaskq.testing.leases import SettlementTests
@@ -122,7 +122,7 @@ async def test_where_no_notices_come_it_is_said_and_work_is_found_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(waking, "_PROOF_TIMEOUT", 0.3)
+    monkeypatch.setattr(notify, "_TEST_TIMEOUT", 0.3)
     caplog.set_level(logging.WARNING, logger="aiotaskq")
     broker = PostgresBroker(pgbouncer.url(postgres_url.rpartition("/")[2]))
     await broker.open()

@@ -12,10 +12,11 @@ import pytest
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Dead, Done, Release
-from aiotaskq.drivers.postgres import PostgresBroker, sql
+from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
-from aiotaskq.drivers.postgres.messages import announce, insert
-from aiotaskq.drivers.postgres.target import parse
+from aiotaskq.drivers.postgres.messages import insert, notify_on_commit
+from aiotaskq.drivers.postgres.sql import messages as messages_sql
+from aiotaskq.drivers.postgres.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, ConfigError, EncodeError, LeaseLost
 from tests.servers import PostgresServer
 
@@ -84,43 +85,43 @@ async def waiting(database: asyncpg.Connection[asyncpg.Record], count: int) -> N
 
 def counted(broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list to which every statement that the broker runs is added from now on."""
-    link, ran = broker._link, list[str]()
-    fetch = link.fetch
+    pool, ran = broker._pool, list[str]()
+    fetch = pool.fetch
 
     async def noting(template: str, *arguments: Any, repeat: bool = True) -> list[asyncpg.Record]:
         ran.append(template)
         return await fetch(template, *arguments, repeat=repeat)
 
-    monkeypatch.setattr(link, "fetch", noting)
+    monkeypatch.setattr(pool, "fetch", noting)
     return ran
 
 
 def losing(broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     """Let the answer to the next run of a statement be lost."""
-    link = broker._link
-    fetch = link.fetch
+    pool = broker._pool
+    fetch = pool.fetch
 
     async def failing(template: str, *arguments: Any, repeat: bool = True) -> Any:
         rows = await fetch(template, *arguments, repeat=repeat)
         if template == lost:
-            monkeypatch.setattr(link, "fetch", fetch)
+            monkeypatch.setattr(pool, "fetch", fetch)
             raise BrokerUnavailable("the answer was lost")
         return rows
 
-    monkeypatch.setattr(link, "fetch", failing)
+    monkeypatch.setattr(pool, "fetch", failing)
 
 
 def losing_commit(broker: PostgresBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the answer to the end of the next transaction be lost."""
-    link = broker._link
-    transact = link.transact
+    pool = broker._pool
+    transact = pool.transact
 
     async def failing(work: Any, *, repeat: bool) -> Any:
         await transact(work, repeat=repeat)
-        monkeypatch.setattr(link, "transact", transact)
+        monkeypatch.setattr(pool, "transact", transact)
         raise BrokerUnavailable("the answer was lost")
 
-    monkeypatch.setattr(link, "transact", failing)
+    monkeypatch.setattr(pool, "transact", failing)
 
 
 # --- waking -------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ async def test_as_many_are_woken_as_there_is_work_for(
     ran = counted(broker, monkeypatch)
     await broker.publish([envelope("a"), envelope("b")])
     await asyncio.sleep(0.2)
-    assert ran.count(sql.TAKE) == 2
+    assert ran.count(messages_sql.TAKE) == 2
     done = [task.result() for task in idle if task.done()]
     assert sorted(ids([one for got in done for one in got])) == ["a", "b"]
     await broker.publish([envelope(f"{number}") for number in range(8)])
@@ -211,12 +212,12 @@ async def test_what_is_stored_in_a_transaction_is_there_when_it_commits(
     consumer = await join()
     task = asyncio.create_task(consumer.fetch(1, PATIENCE))
     await waiting(database, 1)
-    names = broker._link.names
+    names = broker._pool.names
     for commits in (False, True):
         transaction = database.transaction()
         await transaction.start()
         assert not await insert(database.fetch, names, [envelope("a", unique=True)])
-        await announce(database.fetch, names)
+        await notify_on_commit(database.fetch, names)
         await asyncio.sleep(0.05)
         assert not task.done()
         await (transaction.commit() if commits else transaction.rollback())
@@ -232,7 +233,7 @@ async def test_what_a_fetch_took_whose_answer_was_lost_comes_with_the_next(
 ) -> None:
     consumer = await join()
     await broker.publish([envelope(one) for one in "abcde"])
-    losing(broker, monkeypatch, sql.TAKE)
+    losing(broker, monkeypatch, messages_sql.TAKE)
     with pytest.raises(BrokerUnavailable):
         await consumer.fetch(3, 0)
     assert await broker.depth() == {"q": Depth(ready=2, held=3)}
@@ -249,7 +250,7 @@ async def test_what_a_lost_answer_told_comes_in_the_order_of_queues_and_prioriti
 ) -> None:
     consumer = await join("q", "p")
     await broker.publish([envelope("p1", queue="p"), envelope("q1"), envelope("q2", priority=9)])
-    losing(broker, monkeypatch, sql.TAKE)
+    losing(broker, monkeypatch, messages_sql.TAKE)
     with pytest.raises(BrokerUnavailable):
         await consumer.fetch(3, 0)
     assert ids(await consumer.fetch(3, 0)) == ["q2", "q1", "p1"]
@@ -268,7 +269,7 @@ async def test_a_fetch_that_is_cancelled_while_it_wakes_others_loses_nothing(
         await asyncio.sleep(PATIENCE)
 
     with monkeypatch.context() as patched:
-        patched.setattr(broker._bell, "wake", wake)
+        patched.setattr(broker._notifier, "wake", wake)
         fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
         await asyncio.wait_for(wakes.wait(), PATIENCE)
         fetching.cancel()
@@ -287,15 +288,15 @@ async def test_what_is_cancelled_is_let_go_though_the_server_was_away(
     consumer = await join()
     await broker.publish([envelope("a")])
     await database.execute("INSERT INTO aiotaskq_cancelled VALUES ('a', 1e10)")
-    fetch = broker._link.fetch
+    fetch = broker._pool.fetch
 
     async def failing(template: str, *arguments: Any, repeat: bool = True) -> Any:
-        if template == sql.DONE:
+        if template == messages_sql.DONE:
             raise BrokerUnavailable("away")
         return await fetch(template, *arguments, repeat=repeat)
 
     with monkeypatch.context() as patched:
-        patched.setattr(broker._link, "fetch", failing)
+        patched.setattr(broker._pool, "fetch", failing)
         with pytest.raises(BrokerUnavailable):
             await consumer.fetch(1, 0)
     assert not await consumer.fetch(1, 0)
@@ -306,13 +307,13 @@ async def test_a_fetch_that_comes_too_late_takes_nothing(
     broker: PostgresBroker, join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = await join()
-    losing(broker, monkeypatch, sql.TAKE)
+    losing(broker, monkeypatch, messages_sql.TAKE)
     with pytest.raises(BrokerUnavailable):
         await consumer.fetch(3, 0)
     lost = consumer._token
     assert not await consumer.fetch(3, 0)
     await broker.publish([envelope("a")])
-    late = await broker._link.fetch(sql.TAKE, 0.0, consumer._number, lost, ["q"], 3, True)
+    late = await broker._pool.fetch(messages_sql.TAKE, 0.0, consumer._number, lost, ["q"], 3, True)
     assert late == []
     assert ids(await consumer.fetch(3, 0)) == ["a"]
 
@@ -325,18 +326,18 @@ async def test_what_was_settled_by_a_call_whose_answer_was_lost_is_not_lost(
     await broker.publish([envelope("a"), envelope("b")])
     a, b = await consumer.fetch(2, 0)
     batch = [kind(a, "bad") if kind is Dead else kind(a)]
-    link = broker._link
-    transact = link.transact
+    pool = broker._pool
+    transact = pool.transact
 
     async def failing(*arguments: Any, **more: Any) -> Any:
         await transact(*arguments, **more)
-        monkeypatch.setattr(link, "transact", transact)
+        monkeypatch.setattr(pool, "transact", transact)
         raise BrokerUnavailable("the answer was lost")
 
     if kind is Done:
-        losing(broker, monkeypatch, sql.DONE)
+        losing(broker, monkeypatch, messages_sql.DONE)
     else:
-        monkeypatch.setattr(link, "transact", failing)
+        monkeypatch.setattr(pool, "transact", failing)
     with pytest.raises(BrokerUnavailable):
         await consumer.settle(batch)
     assert await consumer.settle(batch) == []
@@ -364,7 +365,7 @@ async def test_after_a_lost_lease_nothing_counts_as_settled_by_a_lost_answer(
     consumer = await join()
     await broker.publish([envelope("a")])
     [got] = await consumer.fetch(1, 0)
-    losing(broker, monkeypatch, sql.DONE)
+    losing(broker, monkeypatch, messages_sql.DONE)
     with pytest.raises(BrokerUnavailable):
         await consumer.settle([Done(got)])
     lease = broker.lease(consumer.grant)
@@ -408,7 +409,7 @@ async def test_who_is_given_up_in_the_middle_of_a_fetch_loses_what_that_took(
     lease = broker.lease(consumer.grant)
     transaction = database.transaction()
     await transaction.start()
-    statement = broker._link.names.render(sql.TAKE)
+    statement = broker._pool.names.render(messages_sql.TAKE)
     rows = await database.fetch(statement, 0.0, consumer._number, 1, ["q"], 5, True)
     assert [row["id"] for row in rows] == [None, "a"]
     assert await lease.renew(), "a sign of life waits for no fetch"
@@ -430,7 +431,7 @@ async def test_what_was_cancelled_while_it_was_being_stored_is_not_handed_out(
 ) -> None:
     transaction = database.transaction()
     await transaction.start()
-    await insert(database.fetch, broker._link.names, [envelope("a"), envelope("b")])
+    await insert(database.fetch, broker._pool.names, [envelope("a"), envelope("b")])
     await broker.cancel(["a"])
     await transaction.commit()
     consumer = await join()
@@ -446,7 +447,7 @@ async def test_cancelling_what_waits_takes_no_turn_with_a_fetch(
     await broker.publish([envelope("a")])
     transaction = database.transaction()
     await transaction.start()
-    statement = broker._link.names.render(sql.TAKE)
+    statement = broker._pool.names.render(messages_sql.TAKE)
     await database.fetch(statement, 0.0, consumer._number, 1, ["q"], 5, True)
     cancelling = asyncio.create_task(broker.cancel(["a"], running=False))
     locks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -487,7 +488,7 @@ async def test_a_process_that_stands_still_in_a_transaction_holds_up_nobody_for_
 ) -> None:
     broker = PostgresBroker(postgres_url, timeout=1.0)
     await broker.open()
-    link, name = broker._link, postgres_url.rpartition("/")[2]
+    pool, name = broker._pool, postgres_url.rpartition("/")[2]
     lock = "SELECT single FROM aiotaskq_silence FOR UPDATE"
 
     async def stand_still(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
@@ -495,8 +496,8 @@ async def test_a_process_that_stands_still_in_a_transaction_holds_up_nobody_for_
         return postgres_server.sql(lock, database=name)  # blocks the event loop
 
     with pytest.raises(BrokerUnavailable):
-        await link.transact(stand_still, repeat=False)
-    assert len(await link.fetch(lock)) == 1
+        await pool.transact(stand_still, repeat=False)
+    assert len(await pool.fetch(lock)) == 1
     await broker.close()
 
 
@@ -583,16 +584,16 @@ async def test_a_reason_may_hold_anything(broker: PostgresBroker, join: Join) ->
 
 
 async def test_what_is_no_key_is_refused(broker: PostgresBroker) -> None:
-    with pytest.raises(ConfigError, match="no key"):
+    with pytest.raises(ConfigError, match="not the key"):
         await broker.dead("q", before="x")
 
 
 def test_listen_leads_elsewhere_with_the_same_user_and_database() -> None:
-    target = parse("postgresql://u:secret@pool:6432/d?listen=db:5433&sslmode=require")
-    assert target.url == "postgresql://u:***@pool:6432/d?sslmode=require"
-    assert target.listen is not None
-    assert target.listen.arguments["dsn"].startswith("postgresql://db:5433/d?sslmode=require")
-    assert (target.listen.arguments["user"], target.listen.arguments["password"]) == ("u", "secret")
+    parsed = parse_url("postgresql://u:secret@pool:6432/d?listen=db:5433&sslmode=require")
+    assert parsed.shown == "postgresql://u:***@pool:6432/d?sslmode=require"
+    assert parsed.listen is not None
+    assert parsed.listen.arguments["dsn"].startswith("postgresql://db:5433/d?sslmode=require")
+    assert (parsed.listen.arguments["user"], parsed.listen.arguments["password"]) == ("u", "secret")
 
 
 @pytest.mark.parametrize("listen", ["", "a/b", "postgresql:%2F%2Fu:secret%40h"])
@@ -604,10 +605,10 @@ def test_listen_that_is_no_place_is_refused(listen: str) -> None:
 
 def test_a_whole_url_to_listen_at_is_an_argument() -> None:
     broker = PostgresBroker("postgresql://h/d", listen_url="postgresql://u:secret@db/d")
-    assert broker.clone()._target.listen is not None
+    assert broker.clone()._url.listen is not None
     assert "secret" not in repr(broker) + broker.url
     backend = broker.backend()
-    assert backend._link.target.listen is not None
+    assert backend._pool.url.listen is not None
 
 
 async def test_a_sign_of_life_after_a_silence_is_seen_only_when_all_are_spared(

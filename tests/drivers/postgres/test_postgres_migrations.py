@@ -10,7 +10,7 @@ import pytest
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
-from aiotaskq.drivers.postgres.migrating import MIGRATIONS
+from aiotaskq.drivers.postgres.migrate import MIGRATIONS
 from aiotaskq.errors import BrokerUnavailable, ConfigError
 from tests.servers import PostgresServer
 

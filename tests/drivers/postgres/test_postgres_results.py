@@ -17,8 +17,8 @@ from msgspec import UNSET, Raw
 
 from aiotaskq.contract.message import Attempt
 from aiotaskq.contract.outcome import Outcome, RemoteError, TaskStatus
-from aiotaskq.drivers.postgres import PostgresBackend, results
-from aiotaskq.drivers.postgres.target import parse
+from aiotaskq.drivers.postgres import PostgresBackend, results, subscription
+from aiotaskq.drivers.postgres.url import parse_url
 from aiotaskq.errors import BackendUnavailable, ConfigError, DecodeError
 from tests.servers import PostgresServer
 
@@ -123,7 +123,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_user_and_password_are_unquoted() -> None:
-    arguments = parse("postgresql://u%40x:p%2F%3A@h/d").arguments
+    arguments = parse_url("postgresql://u%40x:p%2F%3A@h/d").arguments
     assert (arguments["user"], arguments["password"]) == ("u@x", "p/:")
 
 
@@ -152,7 +152,7 @@ async def test_settings_in_the_url_reach_the_server(make: Make, postgres_url: st
     backend = await make(
         f"{postgres_url}?application_name=mine&statement_cache_size=0&connect_timeout=9"
     )
-    rows = await backend._link.fetch("SHOW application_name")
+    rows = await backend._pool.fetch("SHOW application_name")
     assert rows[0][0] == "mine"
     for _ in range(3):
         await backend.store([outcome("a")], 60)
@@ -651,8 +651,8 @@ async def test_a_connection_that_went_dead_is_noticed(
     postgres_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(results, "_PING_EVERY", 0.2)
-    monkeypatch.setattr(results, "_PING_TIMEOUT", 1.0)
+    monkeypatch.setattr(subscription, "_PING_EVERY", 0.2)
+    monkeypatch.setattr(subscription, "_PING_TIMEOUT", 1.0)
     between, port = wire
     backend = await make(postgres_url.replace(str(postgres_server.port), str(port)), timeout=1.0)
     other = await make()
