@@ -116,7 +116,7 @@ async def test_notices_come_from_the_server_itself(pooled_url: str) -> None:
     await backend.close()
 
 
-async def test_where_no_notices_come_it_is_said_and_work_is_found_all_the_same(
+async def test_without_notices_there_is_a_warning_and_messages_are_found_by_looking(
     pgbouncer: PgBouncer,
     postgres_url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +137,7 @@ async def test_where_no_notices_come_it_is_said_and_work_is_found_all_the_same(
     await broker.close()
 
 
-async def test_a_url_without_the_word_for_poolers_is_refused_with_it(
+async def test_a_url_without_the_option_for_poolers_is_refused_with_advice(
     pgbouncer: PgBouncer, postgres_url: str
 ) -> None:
     url = pgbouncer.url(postgres_url.rpartition("/")[2]).partition("?")[0]

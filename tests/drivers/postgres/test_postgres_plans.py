@@ -1,4 +1,4 @@
-"""How PostgreSQL runs what is run for each task, where a million of them wait."""
+"""Plans of the statements that run for each task, where a million messages wait."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ _MESSAGES = "aiotaskq_messages"
 _TINY = ("aiotaskq_consumers", "aiotaskq_silence")
 
 
-async def test_a_plan_that_was_made_for_an_empty_table_is_right_for_a_full_one(
+async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
     postgres_url: str,
 ) -> None:
     broker = PostgresBroker(postgres_url, pool_size=1)
