@@ -11,8 +11,8 @@ or one transaction: a crash, a cancelled call or a lost connection leaves it don
 - `publish` is one transaction for each thousand messages. The call's id is recorded with them. A
   call repeated after a lost answer stores only the chunks that are not recorded.
 - A fetch takes rows that no other transaction has locked; see `consumer`.
-- `cancel` marks ids before it looks which of them are held. So each message is either deleted, or
-  found held, or refused by the next publish or fetch that sees the mark.
+- `cancel` marks ids before it looks which of them are held. So each message is deleted, or found
+  held, or dropped by the publish or fetch that sees the mark.
 - A message leaves the table when it is settled, and never before: it is held by a consumer whose
   lease runs, or `maintenance` gives it to others.
 

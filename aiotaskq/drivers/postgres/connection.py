@@ -13,8 +13,8 @@ connection is first needed. Each call borrows a connection, uses it, and returns
   calls that may take effect twice without harm are marked so.
 - Transactions have a time limit on the server: when this process is stopped in the middle of one,
   the server ends it and frees its locks.
-- No session state is used (no SET, no LISTEN), so a pooler in transaction mode may stand between.
-  LISTEN uses `connect`, which can lead past the pooler.
+- Behind a pooler in transaction mode no session state is used: no SET, no LISTEN, no prepared
+  statement. Listeners use `connect`, which can lead past the pooler.
 """
 
 from __future__ import annotations
