@@ -13,7 +13,7 @@ import pytest
 
 from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.errors import AioTaskQError
-from tests.drivers.redis.tools import outcome
+from tests.drivers.postgres.tools import outcome
 from tests.servers import Certificates, PostgresServer, ServerMissing, Watchdog
 from tests.servers.postgres import owner
 

@@ -104,7 +104,7 @@ def test_the_value_of_a_secret_option_is_never_shown() -> None:
     with pytest.raises(ConfigError, match=r"^\*\*\* is not a value of the option") as caught:
         read_options(parts, {"ssl_password": refuse})
     assert "hush" not in str(caught.value)
-    assert is_secret("sslpassword")
+    assert all(map(is_secret, ("sslpassword", "Passwd", "pwd", "client_secret")))
     assert masked_query([("sslpassword", "hush"), ("a b", "1,2")]) == "sslpassword=***&a%20b=1,2"
 
 

@@ -97,7 +97,8 @@ def masked_query(options: Iterable[tuple[str, str]]) -> str:
 
 def is_secret(option: str) -> bool:
     """Whether the value of an option is for nobody's eyes."""
-    return any(word in option.lower() for word in ("password", "passphrase", "secret", "token"))
+    words = ("password", "passwd", "pwd", "passphrase", "secret", "token")
+    return any(word in option.lower() for word in words)
 
 
 # --- readers ------------------------------------------------------------------------------------

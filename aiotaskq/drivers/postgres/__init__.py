@@ -1,4 +1,4 @@
-"""PostgreSQL: a broker whose tasks are rows, and results that anybody can read with psql."""
+"""The PostgreSQL driver: messages and results as rows that can be read with psql."""
 
 from __future__ import annotations
 

@@ -1,15 +1,30 @@
-"""One incarnation of a worker at the PostgreSQL broker: a row with a lease, and what is held.
+"""A consumer at the PostgreSQL broker: a row with a lease, and the messages held under it.
 
-A receipt is the row's number in the line and the token of the fetch that took it. A fetch whose
-answer was lost, or was not waited for, is made good by the next one, which asks what the tokens
-since then took, and raises a floor so that nothing is taken under them any more.
+Theory of operation. A consumer is new (it has no row), open, or closed. While it is open, another
+process may fence its row at any moment: then `fetch` and `news` raise `LeaseLost`, `settle` reports
+every delivery as no longer held, and the messages go to other consumers.
+
+A receipt is the number of the message's row and the token of the fetch that took it; each fetch has
+a higher token than the one before. Between any two steps a call may be cancelled, or may lose the
+answer of the server:
+
+- Fetching. Invariant: each message that the consumer holds was returned to the caller, or is in
+  `_buffer`, or is in `_cancelled`, or was taken with the token `_unanswered` or a later one.
+  A fetch without an answer leaves `_unanswered` behind. The next one first raises the floor of the
+  row above all tokens used so far, so that a statement that arrives late takes nothing. Then it
+  loads the messages taken since. An answer is put into `_buffer` before anything else is awaited.
+- Settling. A call without an answer leaves its receipts in `_unsure`. When the caller repeats it
+  and the server no longer finds a receipt, the earlier call has settled it: no other process could,
+  as long as the lease was not lost.
+- Waiting. `_waits` says that the row is marked as waiting, or that the mark was cleared by a notice
+  that is on its way; see `notify`. A consumer that stops waiting with such a notice unheard, or
+  with a message about to fall due, notifies another one in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,41 +33,44 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
+from aiotaskq.backoff import jittered
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
-from aiotaskq.drivers.postgres import sql
-from aiotaskq.drivers.postgres.housekeeping import promote, spare
-from aiotaskq.drivers.postgres.link import Connection, Link
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
+from aiotaskq.drivers.postgres.maintenance import extend_leases, promote
 from aiotaskq.drivers.postgres.messages import insert
-from aiotaskq.drivers.postgres.repair import cleaned
-from aiotaskq.drivers.postgres.waking import Bell, Ear
+from aiotaskq.drivers.postgres.notify import PostgresListener, PostgresNotifier
+from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
+from aiotaskq.drivers.postgres.sql import messages as messages_sql
+from aiotaskq.drivers.postgres.storable import storable_text
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
 Receipt: TypeAlias = tuple[int, int]
 
-_LONGEST_NAP = 2.0  # seconds: what it takes to find work whose notice was lost
+# Seconds. A consumer that waits looks at least that often, to find messages whose notice was lost.
+_LONGEST_PAUSE = 2.0
 
 
 class PostgresConsumer:
-    """See `aiotaskq.contract.broker.Consumer`.
+    """A consumer; see `aiotaskq.contract.broker.Consumer`.
 
     Args:
-        link: Of the broker.
-        bell: Of the broker.
-        shift: Returns the seconds that the clock is ahead, for tests.
-        queues: In the order of draining.
-        name: For people.
-        lease: Seconds.
-        about: What it tells of itself.
+        pool: The pool of the broker.
+        notifier: The notifier of the broker.
+        shift: Returns the offset of the clock in seconds, for tests.
+        queues: The queues, in the order of draining.
+        name: The name of the worker, for people.
+        lease: The length of the lease in seconds.
+        about: Information about the worker, for `Broker.consumers`.
     """
 
     def __init__(
         self,
-        link: Link,
-        bell: Bell,
+        pool: PostgresPool,
+        notifier: PostgresNotifier,
         shift: Callable[[], float],
         queues: Sequence[str],
         *,
@@ -61,25 +79,25 @@ class PostgresConsumer:
         about: bytes,
     ) -> None:
         self.id = f"{name}.{uuid.uuid4().hex}"
-        self._link = link
-        self._bell = bell
+        self._pool = pool
+        self._notifier = notifier
         self._shift = shift
         self._queues = list(queues)
         self._name = name
         self._lease = lease
         self._about = about
-        self._number = 0  # of its row; no row has 0
+        self._number = 0  # of its row; 0 while it has none
         self._closed = False
-        self._turn = asyncio.Lock()
-        self._ear = Ear()
-        self._spare: deque[Delivery] = deque()  # taken, not yet returned
+        self._fetch_lock = asyncio.Lock()
+        self._listener = PostgresListener()
+        self._buffer: deque[Delivery] = deque()  # taken, but not returned yet
         self._token = 0  # of the last fetch
-        self._missed: int | None = None  # token where unanswered fetches began
-        self._waits = False  # whether its row says so, unless a notice is on its way
-        self._passed_over = False  # whether the last fetch left suspects to others
-        self._vain: list[Receipt] = []  # of what was taken and is cancelled, until it is settled
-        self._told: set[Receipt] = set()  # receipts whose cancelling was told
-        # Receipts of settlements whose calls failed midway, and their kinds.
+        self._unanswered: int | None = None  # the first token of fetches without an answer
+        self._cancelled: list[Receipt] = []  # taken, but cancelled: to be deleted
+        self._waits = False  # whether its row is marked, or a notice is on its way
+        self._left_suspects = False  # whether the last fetch left suspects to others
+        self._reported: set[Receipt] = set()  # receipts reported as cancelled by `news`
+        # Receipts of calls of `settle` without an answer, and the kinds of their settlements.
         self._unsure: dict[Receipt, type[Settlement]] = {}
 
     @property
@@ -89,13 +107,13 @@ class PostgresConsumer:
     async def open(self) -> None:
         if self._number:
             return
-        names = self._link.names
+        names = self._pool.names
 
         async def join(connection: Connection) -> int:
-            # Nobody judges before this is committed, as in `PostgresLease.renew`.
-            await connection.fetch(names.render(sql.SILENCE))
+            # Until this is committed nobody is fenced, as in `PostgresLease.renew`.
+            await connection.fetch(names.render(consumers_sql.LOCK_SILENCE))
             [row] = await connection.fetch(
-                names.render(sql.ADD_CONSUMER),
+                names.render(consumers_sql.ADD_CONSUMER),
                 self._shift(),
                 self.id,
                 self._name,
@@ -103,13 +121,13 @@ class PostgresConsumer:
                 self._about,
                 self._lease,
             )
-            # The server was started after the last sign of life, so it was away, and the others,
-            # who come back in a moment, are not to be judged by that.
+            # The server was started after the last sign of life. So it was away, and the other
+            # consumers, which will be back in a moment, could not renew their leases.
             if row["last_beat"] is not None and row["started"] > row["last_beat"]:
-                await spare(connection, names, self._shift())
+                await extend_leases(connection, names, self._shift())
             return int(row["number"])
 
-        self._number = await self._link.transact(join, repeat=True)
+        self._number = await self._pool.transact(join, repeat=True)
 
     async def fetch(
         self, limit: int, wait: float, *, order: Sequence[str] | None = None
@@ -117,21 +135,21 @@ class PostgresConsumer:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         queues = self._queues if order is None else list(order)
-        async with self._turn:
+        async with self._fetch_lock:
             while True:
-                nap = _LONGEST_NAP
-                if not self._spare:
-                    self._ear.event.clear()
-                    nap = await self._take(limit, queues)
-                if self._spare:
-                    await self._wait_no_more(nap)
-                    return self._return(limit)
+                pause = _LONGEST_PAUSE
+                if not self._buffer:
+                    self._listener.event.clear()
+                    pause = await self._take(limit, queues)
+                if self._buffer:
+                    await self._stop_waiting(pause)
+                    return self._from_buffer(limit)
                 left = until - loop.time()
                 if left <= 0.0:
                     return []
-                # Whoever has just said that it waits looks once more: see `waking`.
-                if not await self._say_that_it_waits():
-                    await self._doze(min(left, nap))
+                # After marking its row it looks once more: see `notify`.
+                if not await self._mark_as_waiting():
+                    await self._wait_for_notice(min(left, pause))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         if not batch:
@@ -141,92 +159,97 @@ class PostgresConsumer:
         except BaseException:  # any part may have taken effect
             self._unsure.update((one.delivery.receipt, type(one)) for one in batch)
             raise
-        if self._passed_over:
-            self._ear.event.set()  # it may hold nothing any more
-        gone = [one for one in batch if not _strike(settled, one)]
+        if self._left_suspects:
+            self._listener.event.set()  # it may hold nothing now, and so may be given a suspect
+        gone = [one for one in batch if not _remove(settled, one)]
         if self._unsure:
             gone = await self._without_unsure(batch, gone)
         return [one.delivery for one in gone]
 
     async def news(self) -> News:
-        rows = await self._link.fetch(sql.NEWS, self._number, self._queues)
+        rows = await self._pool.fetch(consumers_sql.NEWS, self._number, self._queues)
         if not rows:
             raise LeaseLost(f"the lease of {self.id} is lost")
         cancelled: dict[Receipt, str] = {}
         if rows[0]["cancels"]:
-            for row in await self._link.fetch(sql.CANCELLED_OF, self._number):
+            for row in await self._pool.fetch(messages_sql.CANCELLED_OF, self._number):
                 cancelled[row["seq"], row["token"]] = row["id"]
-        before, self._told = self._told, set(cancelled)
-        told = {name for receipt, name in cancelled.items() if receipt not in before}
-        return News(cancelled=told, suspects=rows[0]["suspects"])
+        before, self._reported = self._reported, set(cancelled)
+        new = {name for receipt, name in cancelled.items() if receipt not in before}
+        return News(cancelled=new, suspects=rows[0]["suspects"])
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._ear.event.set()  # a `fetch` that waits finds out
+        self._listener.event.set()  # a `fetch` that waits looks, and finds the lease lost
         if not self._number:
             return
-        self._bell.forget(self._number)
+        self._notifier.forget(self._number)
         try:
-            back = await self._link.transact(self._end, repeat=True)
+            back = await self._pool.transact(self._leave, repeat=True)
         except BrokerUnavailable:
-            return  # as the protocol has it: the lease lapses by itself
-        await self._bell.wake(back)
+            return  # the lease lapses by itself
+        await self._notifier.wake(back)
 
-    async def _end(self, connection: Connection) -> dict[str, int]:
-        render = self._link.names.render
-        if not await connection.fetch(render(sql.LOCK_CONSUMER), self._number):
-            return {}  # what it held is taken back, and counted, by others
-        rows = await connection.fetch(render(sql.GIVE_BACK_ALL), self._number)
-        await connection.fetch(render(sql.REMOVE_CONSUMER), self._number)
+    async def _leave(self, connection: Connection) -> dict[str, int]:
+        """Hand back all messages and remove the row; return the number for each queue."""
+        render = self._pool.names.render
+        if not await connection.fetch(render(consumers_sql.LOCK_CONSUMER), self._number):
+            return {}  # fenced: others take its messages back, and count the crash
+        rows = await connection.fetch(render(messages_sql.RELEASE_ALL), self._number)
+        await connection.fetch(render(consumers_sql.REMOVE_CONSUMER), self._number)
         return {row["queue"]: row["count"] for row in rows}
 
     # --- taking ---------------------------------------------------------------------------------
 
-    def _return(self, limit: int) -> list[Delivery]:
-        if self._spare[0].crashes >= SUSPECT:
-            return [self._spare.popleft()]
-        return [self._spare.popleft() for _ in range(min(limit, len(self._spare)))]
+    def _from_buffer(self, limit: int) -> list[Delivery]:
+        if self._buffer[0].crashes >= SUSPECT:
+            return [self._buffer.popleft()]
+        return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
     async def _take(self, limit: int, queues: list[str]) -> float:
-        """Take up to a limit; return the seconds until it is worth to look again."""
-        if self._missed is not None:
-            await self._recall()
-            if self._spare:
-                return _LONGEST_NAP
-        await self._drop_vain()
+        """Take messages into the buffer; return the seconds after which to look again."""
+        if self._unanswered is not None:
+            await self._recover()
+            if self._buffer:
+                return _LONGEST_PAUSE
+        await self._delete_cancelled()
         head, rows = await self._try_to_take(limit, queues, promoted=False)
         now, next_due = head["now"], head["expires_at"]
-        found: dict[str, int] = {}
+        promoted: dict[str, int] = {}
         if next_due is not None and next_due <= now:
-            found = await promote(self._link, self._shift())
+            promoted = await promote(self._pool, self._shift())
             head, rows = await self._try_to_take(limit, queues, promoted=True)
             now, next_due = head["now"], head["expires_at"]
-        # Before anything else is waited for, as this call may be cancelled there.
+        # Before the next await, at which this call may be cancelled.
         deliveries = [_delivery(row, now, self._token) for row in rows if not row["cancelled"]]
-        self._keep(deliveries, queues)
-        self._vain += [(row["seq"], self._token) for row in rows if row["cancelled"]]
-        self._passed_over = head["cancelled"] and not deliveries
-        if sum(found.values()) > len(rows):
-            await self._bell.wake(found)
-        await self._drop_vain()
-        nap = _LONGEST_NAP * random.uniform(0.8, 1.0)  # not all at the same time
-        return nap if next_due is None else min(max(next_due - now, 0.0), nap)
+        self._add_to_buffer(deliveries, queues)
+        self._cancelled += [(row["seq"], self._token) for row in rows if row["cancelled"]]
+        self._left_suspects = head["cancelled"] and not deliveries
+        if sum(promoted.values()) > len(rows):
+            await self._notifier.wake(promoted)
+        await self._delete_cancelled()
+        pause = jittered(_LONGEST_PAUSE)  # consumers do not all look at the same moment
+        return pause if next_due is None else min(max(next_due - now, 0.0), pause)
 
-    async def _drop_vain(self) -> None:
-        if self._vain:
-            seqs, tokens = zip(*self._vain, strict=True)
-            await self._link.fetch(sql.DONE, self._number, list(seqs), list(tokens))
-            self._vain.clear()
+    async def _delete_cancelled(self) -> None:
+        if self._cancelled:
+            seqs, tokens = zip(*self._cancelled, strict=True)
+            await self._pool.fetch(messages_sql.DONE, self._number, list(seqs), list(tokens))
+            self._cancelled.clear()
 
     async def _try_to_take(
         self, limit: int, queues: list[str], *, promoted: bool
     ) -> tuple[asyncpg.Record, Sequence[asyncpg.Record]]:
+        """Run the statement that takes messages; return its overview, and the rows taken.
+
+        In the overview, `expires_at` is the next due time, and `cancelled` says that suspects wait.
+        """
         self._token += 1
-        self._missed = self._token
-        rows = await self._link.fetch(
-            sql.TAKE,
+        self._unanswered = self._token
+        rows = await self._pool.fetch(
+            messages_sql.TAKE,
             self._shift(),
             self._number,
             self._token,
@@ -235,98 +258,107 @@ class PostgresConsumer:
             not promoted,
             repeat=False,
         )
-        self._missed = None
+        self._unanswered = None
         if not rows:
             raise LeaseLost(f"the lease of {self.id} is lost")
         return rows[0], rows[1:]
 
-    async def _recall(self) -> None:
-        async def recall(connection: Connection) -> list[asyncpg.Record] | None:
-            render = self._link.names.render
-            if not await connection.fetch(render(sql.RAISE_FLOOR), self._number, self._token + 1):
+    async def _recover(self) -> None:
+        """Put the messages that fetches without an answer took into the buffer."""
+
+        async def recover(connection: Connection) -> list[asyncpg.Record] | None:
+            render = self._pool.names.render
+            floor = self._token + 1
+            if not await connection.fetch(render(consumers_sql.RAISE_FLOOR), self._number, floor):
                 return None
             return await connection.fetch(
-                render(sql.RECALL), self._shift(), self._number, self._missed
+                render(messages_sql.TAKEN_SINCE), self._shift(), self._number, self._unanswered
             )
 
-        rows = await self._link.transact(recall, repeat=True)
+        rows = await self._pool.transact(recover, repeat=True)
         if rows is None:
             raise LeaseLost(f"the lease of {self.id} is lost")
-        self._missed = None
-        self._keep([_delivery(row, row["now"], row["token"]) for row in rows], self._queues)
+        self._unanswered = None
+        deliveries = [_delivery(row, row["now"], row["token"]) for row in rows]
+        self._add_to_buffer(deliveries, self._queues)
 
-    def _keep(self, deliveries: list[Delivery], queues: Sequence[str]) -> None:
-        """Add deliveries to the spare ones, in the order in which they are to be handed out."""
+    def _add_to_buffer(self, deliveries: list[Delivery], queues: Sequence[str]) -> None:
+        """Add deliveries in the order in which they are to be returned."""
         places = {queue: place for place, queue in enumerate(queues)}
         deliveries.sort(key=lambda one: (places[one.queue], -one.priority, one.receipt))
-        self._spare.extend(deliveries)
+        self._buffer.extend(deliveries)
 
     # --- waiting --------------------------------------------------------------------------------
 
-    async def _say_that_it_waits(self) -> bool:
-        """Return whether nobody could know it before."""
-        await self._bell.listen(self._number, self._ear)
-        if self._waits and not self._ear.called:
+    async def _mark_as_waiting(self) -> bool:
+        """Mark its row; return whether the mark is new, so that it has to look once more."""
+        await self._notifier.listen(self._number, self._listener)
+        if self._waits and not self._listener.notified:
             return False
-        self._waits, self._ear.called = True, False
-        return bool(await self._link.fetch(sql.WAIT, self._number))
+        self._waits, self._listener.notified = True, False
+        return bool(await self._pool.fetch(consumers_sql.SET_WAITING, self._number))
 
-    async def _wait_no_more(self, nap: float) -> None:
-        """Before it goes to work: have another one wait for what only this one may know of."""
+    async def _stop_waiting(self, pause: float) -> None:
+        """Clear the mark of its row, and notify another consumer if this one may be missed."""
         if not self._waits:
             return
-        was_called, self._waits, self._ear.called = self._ear.called, False, False
+        notified, self._waits, self._listener.notified = self._listener.notified, False, False
         try:
-            # Called in the meantime, by a notice that is on its way, for something that may be
-            # left to do when this one is at work.
-            was_called = was_called or bool(await self._link.fetch(sql.WAIT_NO_MORE, self._number))
-        except BrokerUnavailable as error:  # what was taken is to be returned all the same
-            logger.debug("still noted as waiting: %s", error)
+            # If it was not notified and its mark is gone, a notice is on its way here, perhaps for
+            # a message that is left when this consumer goes to work.
+            wasted = not notified and not await self._pool.fetch(
+                consumers_sql.CLEAR_WAITING, self._number
+            )
+        except BrokerUnavailable as error:  # its messages are to be returned all the same
+            logger.debug("still marked as waiting: %s", error)
             return
-        if not was_called or nap < _LONGEST_NAP / 2:
-            await self._bell.wake({self._queues[0]: 1})
+        # With a short pause, a message is about to fall due, and only this consumer may know it.
+        if wasted or pause < _LONGEST_PAUSE / 2:
+            await self._notifier.wake({self._queues[0]: 1})
 
-    async def _doze(self, seconds: float) -> None:
+    async def _wait_for_notice(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(max(seconds, 0.001)):
-                await self._ear.event.wait()
+                await self._listener.event.wait()
         except TimeoutError:
             return  # it is time to look
 
     # --- settling -------------------------------------------------------------------------------
 
     async def _settle(self, batch: Sequence[Settlement]) -> set[Receipt]:
-        """Settle; return the receipts that were settled by it."""
+        """Settle a batch; return the receipts that it settled."""
         if all(type(one) is Done for one in batch):
-            rows = await self._link.fetch(sql.DONE, *self._receipts(batch), repeat=False)
+            rows = await self._pool.fetch(messages_sql.DONE, *self._receipts(batch), repeat=False)
             return {(row["seq"], row["token"]) for row in rows}
-        settled, back = await self._link.transact(
+        settled, back = await self._pool.transact(
             lambda connection: self._settle_any(connection, batch), repeat=False
         )
-        await self._bell.wake(back)
+        await self._notifier.wake(back)
         return settled
 
     async def _settle_any(
         self, connection: Connection, batch: Sequence[Settlement]
     ) -> tuple[set[Receipt], dict[str, int]]:
+        """Settle a batch of any kinds; return the receipts settled, and the messages stored."""
         settled: set[Receipt] = set()
         back: dict[str, int] = {}
 
         async def run(template: str, some: Sequence[Settlement], *more: Any) -> None:
             if some:
-                statement = self._link.names.render(template)
+                statement = self._pool.names.render(template)
                 rows = await connection.fetch(statement, *self._receipts(some), *more)
                 settled.update((row["seq"], row["token"]) for row in rows)
 
         ended = [one for one in batch if isinstance(one, Done | Again)]
-        await run(sql.DONE, ended)
-        again = _follow([one for one in ended if isinstance(one, Again)], settled)
-        await insert(connection.fetch, self._link.names, again, shift=self._shift())
+        await run(messages_sql.DONE, ended)
+        again = _successors([one for one in ended if isinstance(one, Again)], settled)
+        await insert(connection.fetch, self._pool.names, again, shift=self._shift())
         dead = [one for one in batch if isinstance(one, Dead)]
-        reasons = [cleaned(one.reason) for one in dead]
-        await run(sql.BURY, dead, reasons, [one.details for one in dead], self._shift())
+        reasons = [storable_text(one.reason) for one in dead]
+        details = [one.details for one in dead]
+        await run(messages_sql.MOVE_TO_DEAD, dead, reasons, details, self._shift())
         released = [one for one in batch if isinstance(one, Release)]
-        await run(sql.RELEASE, released)
+        await run(messages_sql.RELEASE, released)
         for queue in [*(one.queue for one in again), *(one.delivery.queue for one in released)]:
             back[queue] = back.get(queue, 0) + 1
         return settled, back
@@ -338,31 +370,36 @@ class PostgresConsumer:
     async def _without_unsure(
         self, batch: Sequence[Settlement], gone: list[Settlement]
     ) -> list[Settlement]:
-        """Leave out what an earlier call settled in the same way, whose answer was lost.
+        """Leave out what an earlier call without an answer has settled in the same way.
 
-        While the lease lasts, nobody else can have.
+        While the lease is alive, nobody else can have done it.
         """
         sure = [one for one in gone if self._unsure.get(one.delivery.receipt) is not type(one)]
         for one in batch:
             self._unsure.pop(one.delivery.receipt, None)
-        if len(sure) < len(gone) and not await self._link.fetch(sql.IS_ALIVE, self._number):
+        if len(sure) < len(gone) and not await self._pool.fetch(
+            consumers_sql.IS_ALIVE, self._number
+        ):
             return gone
         return sure
 
 
-def _strike(settled: set[Receipt], one: Settlement) -> bool:
-    """Strike a receipt off; what is settled twice in one batch is gone the second time."""
+def _remove(settled: set[Receipt], one: Settlement) -> bool:
+    """Remove a receipt; return whether it was there. Settled twice in a batch, it counts once."""
     if one.delivery.receipt not in settled:
         return False
     settled.discard(one.delivery.receipt)
     return True
 
 
-def _follow(batch: Sequence[Again], settled: set[Receipt]) -> list[Envelope]:
-    """Return the envelopes that follow what was held, each once, and none refused as known."""
+def _successors(batch: Sequence[Again], settled: set[Receipt]) -> list[Envelope]:
+    """Return the envelopes to store in place of settled ones, each once.
+
+    Not as unique ones: those of the same id would be refused.
+    """
     left = set(settled)
     return [
-        msgspec.structs.replace(one.envelope, unique=False) for one in batch if _strike(left, one)
+        msgspec.structs.replace(one.envelope, unique=False) for one in batch if _remove(left, one)
     ]
 
 

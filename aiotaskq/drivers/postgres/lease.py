@@ -1,65 +1,65 @@
-"""The sign of life of a consumer at the PostgreSQL broker, which any process can give, or end."""
+"""The lease of a consumer, which any process can renew or end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from aiotaskq.contract.records import Grant
-from aiotaskq.drivers.postgres import sql
-from aiotaskq.drivers.postgres.housekeeping import spare, take_back
-from aiotaskq.drivers.postgres.link import Connection, Link
-from aiotaskq.drivers.postgres.messages import BUDGET
-from aiotaskq.drivers.postgres.repair import cleaned
-from aiotaskq.drivers.postgres.waking import ALL, Bell
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
+from aiotaskq.drivers.postgres.maintenance import STEP_ROWS, extend_leases, take_back
+from aiotaskq.drivers.postgres.notify import ALL, PostgresNotifier
+from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
+from aiotaskq.drivers.postgres.storable import storable_text
 
 
 class PostgresLease:
-    """See `aiotaskq.contract.broker.Lease`. It has a connection of its own.
+    """The lease of a consumer over a connection of its own; see `aiotaskq.contract.broker.Lease`.
 
     Args:
-        link: For it alone.
-        shift: Returns the seconds that the clock is ahead, for tests.
-        grant: Whose.
+        pool: A pool for this lease alone.
+        shift: Returns the offset of the clock in seconds, for tests.
+        grant: The grant of the consumer.
     """
 
-    def __init__(self, link: Link, shift: Callable[[], float], grant: Grant) -> None:
-        self._link = link
-        self._bell = Bell(link)
+    def __init__(self, pool: PostgresPool, shift: Callable[[], float], grant: Grant) -> None:
+        self._pool = pool
+        self._notifier = PostgresNotifier(pool)
         self._shift = shift
         self._grant = grant
 
     async def renew(self) -> bool:
-        await self._link.open()
+        await self._pool.open()
         arguments = self._shift(), self._grant.consumer, self._grant.seconds
-        if await self._link.fetch(sql.RENEW_IN_COMPANY, *arguments):
+        if await self._pool.fetch(consumers_sql.RENEW_UNLESS_SILENT, *arguments):
             return True
 
         async def renew(connection: Connection) -> bool:
-            # Nobody judges before this is committed: the sign of life alone would say that the
-            # others had time to give theirs.
-            await connection.fetch(self._link.names.render(sql.SILENCE))
-            rows = await connection.fetch(self._link.names.render(sql.RENEW), *arguments)
-            # Nobody gave a sign of life for so long, and here is one who lives: it was the server
-            # that stood still. The others are about to say that they live, too.
+            # Until this is committed nobody is fenced: this sign of life alone would say that the
+            # other consumers had the time to give theirs.
+            await connection.fetch(self._pool.names.render(consumers_sql.LOCK_SILENCE))
+            rows = await connection.fetch(self._pool.names.render(consumers_sql.RENEW), *arguments)
+            # Nobody gave a sign of life for that long, and this consumer lives: so it was the
+            # server that stood still, and the others are about to give their signs.
             if rows and rows[0]["silence"] > self._grant.seconds / 2:
-                await spare(connection, self._link.names, self._shift())
+                await extend_leases(connection, self._pool.names, self._shift())
             return bool(rows)
 
-        return await self._link.transact(renew, repeat=True)
+        return await self._pool.transact(renew, repeat=True)
 
     async def end(self, note: str) -> int:
-        await self._link.open()
+        await self._pool.open()
 
         async def end(connection: Connection) -> tuple[int, dict[str, int]]:
-            statement = self._link.names.render(sql.FENCE_ONE)
-            rows = await connection.fetch(statement, self._grant.consumer, cleaned(note))
+            statement = self._pool.names.render(consumers_sql.FENCE_ONE)
+            rows = await connection.fetch(statement, self._grant.consumer, storable_text(note))
             if not rows:
                 return 0, {}
-            return await take_back(connection, self._link.names, rows[0]["number"], BUDGET)
+            return await take_back(connection, self._pool.names, rows[0]["number"], STEP_ROWS)
 
-        count, back = await self._link.transact(end, repeat=False)
-        await self._bell.wake(dict.fromkeys(back, ALL))
+        count, back = await self._pool.transact(end, repeat=False)
+        # All consumers, because not each of them may be given a suspect.
+        await self._notifier.wake(dict.fromkeys(back, ALL))
         return count
 
     async def close(self) -> None:
-        await self._link.close()
+        await self._pool.close()

@@ -1,28 +1,24 @@
-"""Storing envelopes: on a connection of the driver's or a caller's own, in whatever transaction."""
+"""Envelopes stored as rows, in the driver's own transaction or in a caller's."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 from aiotaskq.contract.message import Envelope
-from aiotaskq.drivers.postgres import sql
-from aiotaskq.drivers.postgres.names import Names
+from aiotaskq.drivers.postgres.chunks import chunks
+from aiotaskq.drivers.postgres.names import PostgresNames
+from aiotaskq.drivers.postgres.sql import messages as messages_sql
 
 _CHUNK_ROWS = 1000
-_CHUNK_BYTES = 4 * 1024 * 1024
 
-BUDGET = 1000
-"""Rows that one step of housekeeping touches at most, so that no transaction takes long."""
-
-
-Run: TypeAlias = Callable[..., Awaitable[Sequence[Any]]]
-"""What runs a statement with its parameters and returns its rows: `fetch` of a connection."""
+Execute: TypeAlias = Callable[..., Awaitable[Sequence[Any]]]
+"""Runs a statement with its parameters and returns its rows, as `fetch` of a connection does."""
 
 
 async def insert(
-    run: Run,
-    names: Names,
+    execute: Execute,
+    names: PostgresNames,
     batch: Sequence[Envelope],
     *,
     shift: float = 0.0,
@@ -30,32 +26,36 @@ async def insert(
 ) -> Collection[str]:
     """Store envelopes; return the ids refused because they were stored before.
 
-    Nobody is told: see `announce`, and `Bell.wake` for after the commit.
+    No consumer is notified. The caller does that: with `notify_on_commit` inside a transaction, or
+    with `PostgresNotifier.wake` after the commit.
 
     Args:
-        run: On a connection in a transaction, or not; then each thousand is one of its own.
-        names: Of the tables.
-        batch: Of any size.
-        shift: Seconds that the clock is ahead, for tests.
+        execute: Runs the statements. If its connection is in no transaction, each chunk of the
+            batch is a transaction of its own.
+        names: The names of the tables.
+        batch: Envelopes, any number.
+        shift: The offset of the clock in seconds, for tests.
         call_id: As in `Broker.publish`.
     """
     refused: dict[str, None] = {}
     claimed: set[str] = set()
-    for number, chunk in enumerate(_chunks(batch)):
+    sizes = [len(one.body) for one in batch]
+    for number, chunk in enumerate(chunks(batch, sizes, rows=_CHUNK_ROWS)):
+        # An id for each chunk: if the call fails after some of them, a repeated call skips those.
         call = None if call_id is None else f"{call_id}:{number}"
         template, arguments = _statement(chunk, claimed, refused)
-        rows = await run(names.render(template), shift, call, *arguments)
+        rows = await execute(names.render(template), shift, call, *arguments)
         refused.update((row["id"], None) for row in rows)
     return refused.keys()
 
 
-async def announce(run: Run, names: Names) -> None:
-    """Have everybody who waits look again, as soon as the transaction commits."""
-    await run(sql.ANNOUNCE, names.channel("wake"))
+async def notify_on_commit(execute: Execute, names: PostgresNames) -> None:
+    """Make every waiting consumer look for messages when the transaction commits."""
+    await execute(messages_sql.NOTIFY, names.channel("wake"))
 
 
-def counted(batch: Sequence[Envelope]) -> dict[str, int]:
-    """Return how many envelopes there are for each queue."""
+def count_by_queue(batch: Sequence[Envelope]) -> dict[str, int]:
+    """Return the number of envelopes for each queue."""
     counts: dict[str, int] = {}
     for one in batch:
         counts[one.queue] = counts.get(one.queue, 0) + 1
@@ -65,8 +65,16 @@ def counted(batch: Sequence[Envelope]) -> dict[str, int]:
 def _statement(
     chunk: Sequence[Envelope], claimed: set[str], refused: dict[str, None]
 ) -> tuple[str, list[list[Any]]]:
-    """Return what stores a chunk; note the unique ids in it, and those that come again."""
-    rows = [one for one in chunk if not (one.unique and _comes_again(one.id, claimed, refused))]
+    """Return the statement that stores a chunk, and its arguments.
+
+    A statement cannot insert an id twice, so an id that is repeated is refused here.
+
+    Args:
+        chunk: The envelopes.
+        claimed: The unique ids of the batch so far; those of this chunk are added.
+        refused: The ids refused so far; repeated ones of this chunk are added.
+    """
+    rows = [one for one in chunk if not (one.unique and _is_repeated(one.id, claimed, refused))]
     arguments: list[list[Any]] = [
         [one.id for one in rows],
         [one.queue for one in rows],
@@ -74,7 +82,7 @@ def _statement(
         [one.body for one in rows],
     ]
     if all(map(_is_plain, rows)):
-        return sql.ADD, arguments
+        return messages_sql.ADD, arguments
     arguments += [
         [one.not_before for one in rows],
         [one.delay for one in rows],
@@ -82,10 +90,10 @@ def _statement(
         [one.expires_in for one in rows],
         [one.unique for one in rows],
     ]
-    return sql.ADD_ANY, arguments
+    return messages_sql.ADD_ANY, arguments
 
 
-def _comes_again(name: str, claimed: set[str], refused: dict[str, None]) -> bool:
+def _is_repeated(name: str, claimed: set[str], refused: dict[str, None]) -> bool:
     if name in claimed:
         refused[name] = None
         return True
@@ -101,16 +109,3 @@ def _is_plain(one: Envelope) -> bool:
         and one.expires_at is None
         and one.expires_in is None
     )
-
-
-def _chunks(batch: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
-    """Cut into pieces that one statement may carry."""
-    start, size = 0, 0
-    for number, one in enumerate(batch):
-        own = len(one.body)
-        if number > start and (number - start == _CHUNK_ROWS or size + own > _CHUNK_BYTES):
-            yield batch[start:number]
-            start, size = number, 0
-        size += own
-    if start < len(batch):
-        yield batch[start:]

@@ -1,20 +1,21 @@
-"""What tables, indexes and channels are called under a prefix."""
+"""Names of tables, indexes and channels under a prefix."""
 
 from __future__ import annotations
 
 from aiotaskq.errors import ConfigError
 
-_LONGEST_PREFIX = 40  # bytes; PostgreSQL cuts names at 63, and an index has the longest ending
+# Bytes. PostgreSQL cuts names at 63, and the longest name of an index adds 23 to the prefix.
+_LONGEST_PREFIX = 40
 
 
-class Names:
-    """The names under one prefix.
+class PostgresNames:
+    """Names of tables, indexes and channels under one prefix.
 
     Attributes:
-        prefix: As it was given.
+        prefix: The prefix, unquoted.
 
     Raises:
-        ConfigError: PostgreSQL has no such names.
+        ConfigError: The prefix cannot begin the name of a table.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -28,16 +29,16 @@ class Names:
         self._rendered: dict[str, str] = {}
 
     def render(self, template: str) -> str:
-        """Return a statement with the prefix in the place of ``{prefix}``, inside of quotes."""
+        """Return a statement with the prefix in place of ``{prefix}``, which is inside quotes."""
         text = self._rendered.get(template)
         if text is None:
             text = self._rendered[template] = template.replace("{prefix}", self._quoted)
         return text
 
     def table(self, name: str) -> str:
-        """Return a table's name, quoted."""
+        """Return the quoted name of a table."""
         return f'"{self._quoted}_{name}"'
 
     def channel(self, name: str | int) -> str:
-        """Return the name of a channel for LISTEN and NOTIFY, unquoted."""
+        """Return the unquoted name of a channel for LISTEN and NOTIFY."""
         return f"{self.prefix}_{name}"

@@ -1,4 +1,18 @@
-"""Transactions in which a task writes, and in which its outcome is stored."""
+"""Transactions in which a task writes, and which end with its outcome.
+
+Theory of operation. A transaction has a connection of the pool for itself. The task writes through
+that connection; then `commit` stores the task's outcome on it, and commits. The outcome has the
+task's id as its key, so of two runs of one task, even at the same time, one can store it: the other
+waits for the row, finds it taken, and is rolled back.
+
+- Invariant: rows of the task are committed if and only if its outcome is.
+- The transaction is open, or over. It is over once its connection is released, which happens once,
+  whatever ends it: a commit, a rollback, an error, or a cancelled call.
+- Before the commit, a crash or a lost connection makes the server undo everything. If it happens
+  during the commit, the transaction may be committed or not, and the worker gets
+  `BackendUnavailable`. If it is committed, the outcome is there, and later ones are refused.
+- A connection in an unknown state is terminated and not returned to the pool.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +24,49 @@ from typing import Any, Self, TypeAlias
 import asyncpg
 
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.postgres.link import Connection, Link, Rejected
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool, UnstorableValue
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
-Store: TypeAlias = Callable[[Connection, Outcome, "float | None"], Awaitable[bool]]
+StoreOutcome: TypeAlias = Callable[[Connection, Outcome, "float | None"], Awaitable[bool]]
+"""Stores an outcome on a connection, for some seconds; returns False if the id has an outcome."""
 
 
 class PostgresTransaction:
-    """A transaction on a connection of its own; see `aiotaskq.contract.results.Transaction`.
+    """A transaction of a task; see `aiotaskq.contract.results.Transaction`.
 
     Args:
-        link: Where the connection came from.
-        connection: In no transaction yet.
-        store: What stores an outcome on a connection; False if the id has one.
-        timeout: Seconds until its beginning and its end are given up; what the task does in it
-            takes the time that it takes.
+        pool: The pool that the connection belongs to.
+        connection: A connection of it, in no transaction yet.
+        store: Stores the outcome.
+        timeout: The time limit in seconds of its beginning and of its end. What the task does in
+            between has no limit here.
     """
 
-    def __init__(self, link: Link, connection: Connection, store: Store, *, timeout: float) -> None:
+    def __init__(
+        self, pool: PostgresPool, connection: Connection, store: StoreOutcome, *, timeout: float
+    ) -> None:
         self.connection: Any = connection
-        self._link = link
+        self._pool = pool
         self._store = store
         self._timeout = timeout
-        self._around = connection.transaction()
+        self._transaction = connection.transaction()
         self._over = False
 
     @classmethod
-    async def begin(cls, link: Link, store: Store, *, timeout: float) -> Self:
-        """Wait for a free connection, and begin.
+    async def begin(cls, pool: PostgresPool, store: StoreOutcome, *, timeout: float) -> Self:
+        """Wait for a free connection, and begin a transaction on it.
 
         Raises:
             BackendUnavailable: The server cannot be reached now.
         """
-        transaction = cls(link, await link.take(), store, timeout=timeout)
+        transaction = cls(pool, await pool.acquire(), store, timeout=timeout)
         try:
-            with link.errors():
+            with pool.errors():
                 async with asyncio.timeout(timeout):
-                    await transaction._around.start()
+                    await transaction._transaction.start()
         except BaseException:
-            await transaction._give_back(sound=False)
+            await transaction._release(usable=False)
             raise
         return transaction
 
@@ -57,13 +74,13 @@ class PostgresTransaction:
         try:
             stored = await self._store_and_commit(outcome, ttl)
         except asyncpg.InFailedSQLTransactionError as error:
-            raise Rejected(
-                "a statement of the task failed, and with it PostgreSQL has aborted the whole"
-                " transaction; to go on after an error, put the statement into"
+            raise UnstorableValue(
+                "a statement of the task failed, and PostgreSQL has aborted the whole transaction;"
+                " to go on after an error, put the statement into"
                 " `async with connection.transaction()`"
             ) from error
         if stored:
-            await self._give_back(sound=True)
+            await self._release(usable=True)
         else:
             await self.roll_back()
         return stored
@@ -73,16 +90,16 @@ class PostgresTransaction:
             async with asyncio.timeout(self._timeout):
                 stored = await self._store(self.connection, outcome, ttl)
                 if stored:
-                    await self._around.commit()
+                    await self._transaction.commit()
         except (
             asyncpg.InFailedSQLTransactionError,
-            asyncpg.IntegrityConstraintViolationError,  # a deferred one, of the task's own rows
-            asyncpg.TransactionRollbackError,  # a conflict with others, of the task's making
+            asyncpg.IntegrityConstraintViolationError,  # a deferred constraint on the task's rows
+            asyncpg.TransactionRollbackError,  # a conflict of the task's statements with others
         ):
-            raise
+            raise  # the task's own errors; the worker rolls back
         except Exception as error:
-            await self._give_back(sound=False)  # who knows what state it is in
-            with self._link.errors():
+            await self._release(usable=False)  # its state is unknown
+            with self._pool.errors():
                 raise error
         return stored
 
@@ -91,17 +108,17 @@ class PostgresTransaction:
             return
         try:
             async with asyncio.timeout(self._timeout):
-                await self._around.rollback()
-        except Exception as error:  # the server undoes it in any case, when the connection ends
-            logger.debug("rolled back the hard way: %s", error)
-            await self._give_back(sound=False)
+                await self._transaction.rollback()
+        except Exception as error:  # the server rolls back when the connection ends
+            logger.debug("terminated a connection that did not roll back: %s", error)
+            await self._release(usable=False)
         except BaseException:
-            await self._give_back(sound=False)
+            await self._release(usable=False)
             raise
         else:
-            await self._give_back(sound=True)
+            await self._release(usable=True)
 
-    async def _give_back(self, *, sound: bool) -> None:
+    async def _release(self, *, usable: bool) -> None:
         if not self._over:
             self._over = True
-            await self._link.give_back(self.connection, sound=sound)
+            await self._pool.release(self.connection, usable=usable)

@@ -13,7 +13,7 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
-from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, waking
+from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, notify
 from aiotaskq.errors import ConfigError
 from aiotaskq.testing.cancelling import CancelTests
 from aiotaskq.testing.leases import SettlementTests
@@ -116,13 +116,13 @@ async def test_notices_come_from_the_server_itself(pooled_url: str) -> None:
     await backend.close()
 
 
-async def test_where_no_notices_come_it_is_said_and_work_is_found_all_the_same(
+async def test_without_notices_there_is_a_warning_and_messages_are_found_by_looking(
     pgbouncer: PgBouncer,
     postgres_url: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(waking, "_PROOF_TIMEOUT", 0.3)
+    monkeypatch.setattr(notify, "_TEST_TIMEOUT", 0.3)
     caplog.set_level(logging.WARNING, logger="aiotaskq")
     broker = PostgresBroker(pgbouncer.url(postgres_url.rpartition("/")[2]))
     await broker.open()
@@ -137,7 +137,7 @@ async def test_where_no_notices_come_it_is_said_and_work_is_found_all_the_same(
     await broker.close()
 
 
-async def test_a_url_without_the_word_for_poolers_is_refused_with_it(
+async def test_a_url_without_the_option_for_poolers_is_refused_with_advice(
     pgbouncer: PgBouncer, postgres_url: str
 ) -> None:
     url = pgbouncer.url(postgres_url.rpartition("/")[2]).partition("?")[0]

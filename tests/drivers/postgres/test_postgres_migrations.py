@@ -1,27 +1,19 @@
-"""The tables of the PostgreSQL driver: who makes them, and when."""
+"""Migrations of the tables of the PostgreSQL driver."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
-from aiotaskq.drivers.postgres.migrating import MIGRATIONS
+from aiotaskq.drivers.postgres.migrate import MIGRATIONS
 from aiotaskq.errors import BrokerUnavailable, ConfigError
 from tests.servers import PostgresServer
 
 STEPS = [one.name for one in MIGRATIONS]
-
-
-@pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(postgres_url)
-    yield connection
-    await connection.close()
 
 
 async def applied(database: asyncpg.Connection[asyncpg.Record]) -> list[str]:
@@ -39,7 +31,7 @@ def test_the_steps_are_numbered_without_a_gap() -> None:
     assert {one.part for one in MIGRATIONS} == {"results", "broker"}
 
 
-async def test_many_that_start_at_once_make_the_tables_once(
+async def test_many_programs_that_start_at_once_make_the_tables_once(
     postgres_url: str, database: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     brokers = [PostgresBroker(postgres_url) for _ in range(8)]
@@ -51,7 +43,7 @@ async def test_many_that_start_at_once_make_the_tables_once(
     await asyncio.gather(*(one.close() for one in brokers), *(one.close() for one in backends))
 
 
-async def test_who_keeps_results_only_has_no_other_tables(
+async def test_a_program_that_only_stores_results_gets_no_other_tables(
     postgres_url: str, database: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     backend = PostgresBackend(postgres_url)
@@ -124,7 +116,7 @@ async def test_a_user_who_may_not_create_tables_is_told_to_migrate_and_then_work
     await broker.close()
 
 
-async def test_a_server_that_is_away_is_no_matter_of_configuration(
+async def test_a_server_that_is_away_is_not_a_config_error(
     postgres_server: PostgresServer,
 ) -> None:
     broker = PostgresBroker(f"postgresql://127.0.0.1:{1}/x")

@@ -1,4 +1,4 @@
-"""How PostgreSQL runs what is run for each task, where a million of them wait."""
+"""Plans of the statements that run for each task, where a million messages wait."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from aiotaskq.drivers.postgres import PostgresBroker, sql
-from aiotaskq.drivers.postgres.names import Names
+from aiotaskq.drivers.postgres import PostgresBroker
+from aiotaskq.drivers.postgres.names import PostgresNames
+from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
+from aiotaskq.drivers.postgres.sql import messages as messages_sql
 from tests.servers import PostgresServer
 
 ROWS = 1_000_000
@@ -39,7 +41,7 @@ async def crowded(
     await broker.migrate()
     await broker.open()
     # As the driver's own are, settings and all.
-    connection = await broker._link.connect()
+    connection = await broker._pool.connect()
     # Indexes are made faster at once than row by row.
     indexes = await connection.fetch(
         "SELECT indexname, indexdef FROM pg_indexes"
@@ -73,7 +75,9 @@ async def explain(
     await around.start()
     try:
         await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        await connection.execute(f"PREPARE p ({types}) AS {Names('aiotaskq').render(template)}")
+        await connection.execute(
+            f"PREPARE p ({types}) AS {PostgresNames('aiotaskq').render(template)}"
+        )
         told = await connection.fetchval(
             f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE p ({values})"
         )
@@ -91,21 +95,21 @@ FETCH = "float8, bigint, bigint, text[], bigint, boolean"
 PUBLISH = "float8, text, text[], text[], int2[], bytea[]"
 PUBLISH_ANY = f"{PUBLISH}, float8[], float8[], float8[], float8[], boolean[]"
 HOT = {
-    "publish": (sql.ADD, PUBLISH, f"0, 'call', {BODIES}"),
+    "publish": (messages_sql.ADD, PUBLISH, f"0, 'call', {BODIES}"),
     "publish with conditions": (
-        sql.ADD_ANY,
+        messages_sql.ADD_ANY,
         PUBLISH_ANY,
         f"0, 'call 2', {BODIES}, {TIMES}, {TIMES}, ARRAY[true, false]",
     ),
-    "fetch": (sql.TAKE, FETCH, "0, 7, 2, ARRAY['q'], 100, true"),
-    "fetch from two": (sql.TAKE, FETCH, "0, 8, 2, ARRAY['nothing', 'other'], 100, true"),
-    "settle": (sql.DONE, "bigint, bigint[], bigint[]", f"2, {RECEIPTS}"),
-    "hand back": (sql.RELEASE, "bigint, bigint[], bigint[]", f"2, {RECEIPTS}"),
-    "promote": (sql.PROMOTE, "float8, bigint", "2.4e9, 1000"),
-    "news": (sql.NEWS, "bigint, text[]", "7, ARRAY['q']"),
-    "take back": (sql.TAKE_BACK, "bigint, bigint", "7, 1000"),
-    "cancel": (sql.CANCEL, "float8, text[]", f"0, {IDS}"),
-    "look what there is to do": (sql.OUTLOOK, "float8, float8", "0, NULL"),
+    "fetch": (messages_sql.TAKE, FETCH, "0, 7, 2, ARRAY['q'], 100, true"),
+    "fetch from two": (messages_sql.TAKE, FETCH, "0, 8, 2, ARRAY['nothing', 'other'], 100, true"),
+    "settle": (messages_sql.DONE, "bigint, bigint[], bigint[]", f"2, {RECEIPTS}"),
+    "hand back": (messages_sql.RELEASE, "bigint, bigint[], bigint[]", f"2, {RECEIPTS}"),
+    "promote": (messages_sql.PROMOTE, "float8, bigint", "2.4e9, 1000"),
+    "news": (consumers_sql.NEWS, "bigint, text[]", "7, ARRAY['q']"),
+    "take back": (messages_sql.TAKE_BACK, "bigint, bigint", "7, 1000"),
+    "cancel": (messages_sql.CANCEL, "float8, text[]", f"0, {IDS}"),
+    "look what there is to do": (consumers_sql.OVERVIEW, "float8, float8", "0, NULL"),
 }
 MOVED = {
     **dict.fromkeys(["fetch", "fetch from two", "settle", "hand back", "take back", "cancel"], 100),
@@ -140,22 +144,22 @@ _MESSAGES = "aiotaskq_messages"
 _TINY = ("aiotaskq_consumers", "aiotaskq_silence")
 
 
-async def test_a_plan_that_was_made_for_an_empty_table_is_right_for_a_full_one(
+async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
     postgres_url: str,
 ) -> None:
     broker = PostgresBroker(postgres_url, pool_size=1)
     await broker.open()
     consumer = broker.consumer(["q"], name="w", lease=600)
     await consumer.open()
-    await broker._link.fetch("VACUUM ANALYZE")
+    await broker._pool.fetch("VACUUM ANALYZE")
     for _ in range(8):  # from the sixth time on, the plan is kept
         assert not await consumer.fetch(10, 0)
-    await broker._link.fetch(FILL.replace(f"{ROWS}", "50000"))
-    await broker._link.fetch("SELECT pg_stat_force_next_flush()")
+    await broker._pool.fetch(FILL.replace(f"{ROWS}", "50000"))
+    await broker._pool.fetch("SELECT pg_stat_force_next_flush()")
     before = await _rows_read(broker)
     for _ in range(5):
         assert len(await consumer.fetch(10, 0)) == 10
-    await broker._link.fetch("SELECT pg_stat_force_next_flush()")
+    await broker._pool.fetch("SELECT pg_stat_force_next_flush()")
     assert await _rows_read(broker) == before
     await consumer.close()
     await broker.close()
@@ -163,7 +167,7 @@ async def test_a_plan_that_was_made_for_an_empty_table_is_right_for_a_full_one(
 
 async def _rows_read(broker: PostgresBroker) -> int:
     """Return how many rows of messages were read one after the other, without an index."""
-    [row] = await broker._link.fetch(
+    [row] = await broker._pool.fetch(
         "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'aiotaskq_messages'"
     )
     return int(row[0])

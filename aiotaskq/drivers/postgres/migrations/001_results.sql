@@ -1,5 +1,5 @@
--- Releases before there was a version table made this table without it, the first of them
--- without the column history: what is there is taken over.
+-- The first releases had no table of migrations, and the very first made this table without the
+-- column history. Such a table is kept and completed.
 CREATE TABLE IF NOT EXISTS "{prefix}_results" (
     task_id        text PRIMARY KEY,
     status         text NOT NULL,

@@ -1,8 +1,10 @@
-"""Every statement about the table of results, for `Names.render`."""
+"""Statements about results.
+
+The first parameter of each is the offset of the clock in seconds, for tests.
+"""
 
 from __future__ import annotations
 
-# In every statement below, the first parameter is the clock's shift in seconds: 0 but in tests.
 _NOW = "(now() + make_interval(secs => $1::float8))"
 _ALIVE = f"(r.expires_at IS NULL OR r.expires_at > {_NOW})"
 
@@ -11,11 +13,11 @@ def _timed(template: str) -> str:
     return template.replace("~now", _NOW).replace("~alive", _ALIVE)
 
 
-# Stores a batch, and tells subscribers the ids of final outcomes, in one statement: no outcome
-# without its notice, no notice without its outcome. Rows are taken in the order of their ids, so
-# that two batches that share some cannot wait for each other.
-# A notice holds a JSON array of ids, below PostgreSQL's 8000 bytes, or nothing: then somebody has
-# to look, because an id is too long to be told.
+# Stores a batch and notifies subscribers of the ids of final outcomes, in one statement: there is
+# no outcome without its notice, and no notice without its outcome. Rows are locked in the order of
+# their ids, so that two batches that share some cannot deadlock.
+# A notice is a JSON array of ids, shorter than the 8000 bytes that PostgreSQL allows. It is empty
+# where an id is too long for one: then subscribers have to look.
 STORE = _timed("""
 WITH kept AS (
     INSERT INTO "{prefix}_results" AS r (
@@ -55,6 +57,7 @@ UNION ALL
 SELECT pg_notify($3::text, '')::text WHERE EXISTS (SELECT FROM news WHERE size >= 900)
 """)
 
+# Returns outcomes that have not expired. Locks nothing: it only informs.
 LOAD = _timed("""
 SELECT task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries, queue,
     execution_time, children, history
@@ -62,12 +65,14 @@ FROM "{prefix}_results" AS r
 WHERE task_id = ANY($2::text[]) AND ~alive
 """)
 
+# Deletes outcomes, and counts those that had not expired. Locks their rows,
+# as every DELETE does.
 FORGET = _timed("""
 WITH gone AS (DELETE FROM "{prefix}_results" WHERE task_id = ANY($2::text[]) RETURNING expires_at)
 SELECT count(*) AS count FROM gone AS r WHERE ~alive
 """)
 
-# A bounded piece of work; several at once take different rows.
+# Deletes some expired outcomes. Skips locked rows: several processes delete different ones.
 SWEEP = _timed("""
 WITH old AS (
     SELECT task_id FROM "{prefix}_results" AS r

@@ -1,0 +1,387 @@
+"""Connections to a PostgreSQL server and the mapping of asyncpg's errors.
+
+Theory of operation. A `PostgresPool` is closed, or open with an asyncpg pool that connects when a
+connection is first needed. Each call borrows a connection, uses it, and returns it.
+
+- Invariant: a connection in the pool runs no query and is in no transaction. A call that was
+  cancelled or timed out terminates its connection, because waiting for the end of its query could
+  take for ever; the server may still complete the query. An error that the server reported leaves
+  the connection usable.
+- A lost connection, or a lost answer, says nothing about the statement: it may have taken effect.
+  The caller gets `Unavailable`. Connections that were idle when the server restarted fail in the
+  same way at their next use, so a call marked ``repeat`` runs once more on a new connection. Only
+  calls that may take effect twice without harm are marked so.
+- Transactions have a time limit on the server: when this process is stopped in the middle of one,
+  the server ends it and frees its locks.
+- Behind a pooler in transaction mode no session state is used: no SET, no LISTEN, no prepared
+  statement. Listeners use `connect`, which can lead past the pooler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeAlias, TypeVar
+
+import asyncpg
+
+from aiotaskq.drivers.postgres.names import PostgresNames
+from aiotaskq.drivers.postgres.url import PostgresUrl
+from aiotaskq.errors import AioTaskQError, ConfigError, EncodeError, Unavailable
+
+logger = logging.getLogger("aiotaskq.drivers.postgres")
+
+T = TypeVar("T")
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+_Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+_CONNECT_TIMEOUT = 5.0  # seconds, unless the URL has connect_timeout
+_CLOSE_TIMEOUT = 2.0
+
+
+class UnstorableValue(EncodeError):
+    """A value that PostgreSQL cannot store; the message is the reason."""
+
+
+# Errors of a call on a connection that ended while it was idle.
+_STALE = (
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleSessionTimeoutError,
+    ConnectionError,
+)
+UNSTORABLE_ERRORS = (
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.StatementTooComplexError,
+)
+"""Errors of asyncpg for a value that PostgreSQL cannot store: `UnstorableValue`."""
+
+_PGBOUNCER = "behind PgBouncer, add statement_cache_size=0 to the URL"
+# Errors that stay until somebody changes something, each with advice. The order matters: some are
+# subclasses of others.
+_ADVICE: tuple[tuple[type[Exception], str], ...] = (
+    (asyncpg.DuplicatePreparedStatementError, _PGBOUNCER),
+    (asyncpg.InvalidSQLStatementNameError, _PGBOUNCER),
+    (asyncpg.InvalidAuthorizationSpecificationError, "correct the user or password in the URL"),
+    (asyncpg.InvalidCatalogNameError, "create the database (createdb), or correct the URL"),
+    (asyncpg.InsufficientPrivilegeError, "grant it to the user, or use another user in the URL"),
+    (asyncpg.UndefinedTableError, "run `aiotaskq migrate tasks:app`"),
+    (asyncpg.SyntaxOrAccessError, "correct the URL, or the table"),
+    (asyncpg.CantChangeRuntimeParamError, "correct the URL"),
+    (asyncpg.InvalidParameterValueError, "correct the URL"),
+    (asyncpg.ClientConfigurationError, "correct the URL"),
+)
+
+
+# asyncpg prepares statements, and PostgreSQL keeps their plans. A plan made while a table is nearly
+# empty must not read the whole table when it has grown, so the planner may use nothing but indexes.
+# Behind PgBouncer, where no setting of a session is possible, each statement is planned anew. The
+# isolation level is set because the statements are written for READ COMMITTED.
+_SETTINGS = {"default_transaction_isolation": "read committed"} | dict.fromkeys(
+    (
+        "enable_seqscan",
+        "enable_bitmapscan",
+        "enable_sort",
+        "enable_hashjoin",
+        "enable_mergejoin",
+        "jit",
+    ),
+    "off",
+)
+
+
+class PostgresPool:
+    """A pool of connections for one event loop, and the statements that run on them.
+
+    Args:
+        url: The server.
+        names: The names that statements are rendered with.
+        unavailable: The error to raise when the server cannot be reached.
+        full: The error to raise when its disk is full; None: `unavailable`.
+        pool_size: The largest number of connections.
+        timeout: The time limit of a call in seconds; None: no limit.
+        by_index: Let the planner use indexes only.
+    """
+
+    def __init__(
+        self,
+        url: PostgresUrl,
+        names: PostgresNames,
+        unavailable: type[Unavailable],
+        *,
+        full: type[Unavailable] | None = None,
+        pool_size: int,
+        timeout: float | None,
+        by_index: bool = False,
+    ) -> None:
+        self.url = url
+        self.names = names
+        self._unavailable = unavailable
+        self._full = full or unavailable
+        self._by_index = by_index and not url.is_pooled
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._connections: _Pool | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self, prepare: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        """Make the pool, and prepare the database first. Does nothing if it is open.
+
+        Args:
+            prepare: Prepares the database over a connection of its own.
+
+        Raises:
+            ConfigError: The server refuses the connection for good.
+            Unavailable: The server cannot be reached now.
+        """
+        async with self._opening:
+            if self._connections is None:
+                if prepare is not None:
+                    await self.once(prepare)
+                self._connections = await self._make_pool()
+
+    async def once(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `work` on a connection of its own; the pool need not be open.
+
+        Raises:
+            ConfigError: The server refuses it for good.
+            Unavailable: The server cannot be reached now.
+        """
+        connection = await self.connect()
+        try:
+            with self.errors():
+                async with asyncio.timeout(self._timeout):
+                    return await work(connection)
+        finally:
+            await self.disconnect(connection)
+
+    async def close(self) -> None:
+        """Close every connection. Never raises."""
+        connections, self._connections = self._connections, None
+        if connections is None:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await connections.close()
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.debug("terminated connections that did not close: %s", error)
+            connections.terminate()
+
+    async def fetch(
+        self, template: str, *arguments: Any, repeat: bool = True
+    ) -> list[asyncpg.Record]:
+        """Run a statement and return its rows.
+
+        Cancelling the call terminates its connection; the server may still complete the statement.
+
+        Args:
+            template: The statement, for `PostgresNames.render`.
+            *arguments: The parameters of the statement.
+            repeat: Whether to run the statement again if the connection was stale.
+
+        Raises:
+            ConfigError: The server refuses the statement for good.
+            UnstorableValue: PostgreSQL cannot store one of the values.
+            Unavailable: The server cannot be reached now; the statement may have taken effect.
+        """
+        return await self.query(self.names.render(template), *arguments, repeat=repeat)
+
+    async def query(
+        self, statement: str, *arguments: Any, repeat: bool = True
+    ) -> list[asyncpg.Record]:
+        """Run a statement that is rendered already; otherwise like `fetch`."""
+
+        async def work(connection: Connection) -> list[asyncpg.Record]:
+            return await connection.fetch(statement, *arguments)
+
+        return await self._run(work, repeat)
+
+    async def transact(self, work: Callable[[Connection], Awaitable[T]], *, repeat: bool) -> T:
+        """Run `work` in a transaction at the isolation level READ COMMITTED.
+
+        Args:
+            work: Runs statements on the connection that it is given.
+            repeat: Whether to run the transaction again if the connection was stale.
+
+        Raises:
+            ConfigError: The server refuses it for good.
+            UnstorableValue: PostgreSQL cannot store one of the values.
+            Unavailable: The server cannot be reached now; the transaction may be committed.
+        """
+        # If this process is stopped in the middle, the server ends the transaction: other
+        # processes wait for its locks.
+        milliseconds = round((self._timeout or 0.0) * 1000)  # 0 means "never" in PostgreSQL too
+        begin = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED;"
+            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+        )
+
+        async def transaction(connection: Connection) -> T:
+            await connection.execute(begin)
+            try:
+                made = await work(connection)
+            except asyncpg.PostgresError:
+                await connection.execute("ROLLBACK")
+                raise
+            await connection.execute("COMMIT")
+            return made
+
+        return await self._run(transaction, repeat)
+
+    async def _run(self, work: Callable[[Connection], Awaitable[T]], repeat: bool) -> T:
+        with self.errors():
+            try:
+                return await self._attempt(work)
+            except (*_STALE, asyncpg.ReadOnlySQLTransactionError) as error:
+                # Most likely the server was restarted, or a standby was promoted, while the
+                # connections were idle. New connections may work.
+                if self._connections is not None:
+                    await self._connections.expire_connections()
+                if not repeat:
+                    raise
+                logger.debug("trying again on a new connection: %s", error)
+                return await self._attempt(work)
+
+    async def _attempt(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self._acquired() as connection:
+            try:
+                return await work(connection)
+            except asyncpg.PostgresError:
+                raise  # reported by the server; the connection is still usable
+            except BaseException:
+                # Waiting for the end of a cancelled query could take for ever.
+                _terminate(connection)
+                raise
+
+    @property
+    def _opened(self) -> _Pool:
+        if self._connections is None:
+            raise self._unavailable(f"{self.url.shown} is not open")
+        return self._connections
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
+        connections = self._opened
+        async with asyncio.timeout(self._timeout):
+            connection = await connections.acquire()
+            try:
+                # A proxy, which only the pool can tell from a connection.
+                yield connection  # type: ignore[misc]  # see above
+            finally:
+                await connections.release(connection)
+
+    async def acquire(self) -> Connection:
+        """Wait for a free connection and return it. It has to be released.
+
+        Raises:
+            ConfigError: The server refuses the connection for good.
+            Unavailable: The server cannot be reached now, or the pool is closed.
+        """
+        with self.errors():
+            # A proxy, which only the pool can tell from a connection.
+            return await self._opened.acquire()  # type: ignore[return-value]  # see above
+
+    async def release(self, connection: Connection, *, usable: bool) -> None:
+        """Return a connection to the pool, after terminating it if it is not usable.
+
+        Never raises.
+        """
+        if not usable:
+            _terminate(connection)
+        connections = self._connections
+        if connections is not None:
+            await connections.release(connection)  # type: ignore[arg-type]  # from `acquire`
+
+    async def connect(self, *, listens: bool = False) -> Connection:
+        """Return a new connection outside the pool, to be closed by `disconnect`.
+
+        Args:
+            listens: Whether it is for LISTEN, and has to lead to the server itself.
+
+        Raises:
+            ConfigError: The server refuses the connection for good.
+            Unavailable: The server cannot be reached now.
+        """
+        arguments = self._arguments
+        if listens and self.url.listen is not None:
+            arguments |= self.url.listen.arguments
+        with self.errors():
+            return await asyncpg.connect(**arguments)
+
+    async def disconnect(self, connection: Connection) -> None:
+        """Close a connection in any state. Never raises."""
+        try:
+            # `close` has a timeout of its own, but some releases of asyncpg wait for the end of a
+            # cancelled query in spite of it.
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await connection.close()
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.debug("terminated a connection that did not close: %s", error)
+            connection.terminate()
+
+    async def _make_pool(self) -> _Pool:
+        async def nothing(_: object) -> None:
+            """Replace the query that undoes SET and LISTEN, which are not used here."""
+
+        with self.errors():
+            return await asyncpg.create_pool(
+                min_size=0, max_size=self._pool_size, reset=nothing, **self._arguments
+            )
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        arguments = {
+            "timeout": _CONNECT_TIMEOUT,
+            "command_timeout": self._timeout,
+            **self.url.arguments,
+        }
+        if self._by_index:
+            arguments["server_settings"] = _SETTINGS
+        return arguments
+
+    @contextmanager
+    def errors(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Translate errors of asyncpg into errors of aiotaskq.
+
+        Args:
+            but: Errors that are not translated.
+        """
+        try:
+            yield
+        except but:
+            raise
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+            TimeoutError,
+            ValueError,
+        ) as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: Exception) -> AioTaskQError:
+        text = str(error) or type(error).__name__
+        if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in text:
+            return ConfigError(f"PostgreSQL at {self.url.shown} says: {text}; {_PGBOUNCER}")
+        if isinstance(error, asyncpg.DiskFullError):
+            return self._full(f"the disk of PostgreSQL at {self.url.shown} is full: {text}")
+        for kind, advice in _ADVICE:
+            if isinstance(error, kind):
+                return ConfigError(f"PostgreSQL at {self.url.shown} says: {text}; {advice}")
+        if isinstance(error, UNSTORABLE_ERRORS):
+            return UnstorableValue(text)
+        if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
+            return ConfigError(f"PostgreSQL at {self.url.shown}: {text}; correct the URL")
+        return self._unavailable(f"PostgreSQL at {self.url.shown} cannot be reached: {text}")
+
+
+def _terminate(connection: Connection) -> None:
+    """End a connection at once. Does nothing if the pool has taken it back already."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()

@@ -1,0 +1,88 @@
+"""Subscriptions to the notices of stored results.
+
+A notice is a JSON array of ids, or empty where an id is too long for a notice. A subscription that
+loses its connection ends with an error; `PostgresBackend.subscribe` begins another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Self
+
+import msgspec
+
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
+from aiotaskq.errors import BackendUnavailable
+
+_PING_EVERY = 15.0  # seconds without a notice until the connection is checked
+_PING_TIMEOUT = 5.0
+
+
+class PostgresSubscription:
+    """Notices of results, over a connection of its own, from `__aenter__` to `__aexit__`.
+
+    Args:
+        pool: The pool of the backend.
+        channel: The channel of the notices.
+    """
+
+    def __init__(self, pool: PostgresPool, channel: str) -> None:
+        self._pool = pool
+        self._channel = channel
+        self._connection: Connection | None = None
+        self._notices: deque[str] = deque()
+        self._received = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        connection = await self._pool.connect(listens=True)
+        try:
+            with self._pool.errors():
+                connection.add_termination_listener(self._end)
+                await connection.add_listener(self._channel, self._receive)
+        except BaseException:
+            await self._pool.disconnect(connection)
+            raise
+        self._connection = connection
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._pool.disconnect(connection)
+
+    async def next(self) -> Sequence[str]:
+        """Wait for notices; return the ids, or an empty list if subscribers have to look.
+
+        Raises:
+            BackendUnavailable: The connection is lost.
+        """
+        while not self._notices:
+            self._received.clear()
+            try:
+                async with asyncio.timeout(_PING_EVERY):
+                    await self._received.wait()
+            except TimeoutError:
+                await self._ping()
+            if self._connection is None or self._connection.is_closed():
+                raise BackendUnavailable(f"the connection to {self._pool.url.shown} is lost")
+        notices, self._notices = self._notices, deque()
+        with_ids = [notice for notice in notices if notice]
+        if with_ids and len(with_ids) < len(notices):
+            self._notices.append("")  # makes the next item an empty one
+        return [one for notice in with_ids for one in msgspec.json.decode(notice, type=list[str])]
+
+    async def _ping(self) -> None:
+        # A connection that a firewall has dropped would look usable for hours.
+        assert self._connection is not None
+        with self._pool.errors():
+            async with asyncio.timeout(_PING_TIMEOUT):
+                await self._connection.execute("SELECT 1")
+
+    def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self._notices.append(str(payload))
+        self._received.set()
+
+    def _end(self, _connection: object) -> None:
+        self._received.set()
