@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from aiotaskq.cli import main
-from aiotaskq.processes.lease_keeper import NAME
+from aiotaskq.processes.lease_keeper_process import PROCESS_TITLE
 from tests.integrations.shell import Shell
 
 LONG = 40.0  # seconds: what takes longer has failed; nothing waits for it otherwise
@@ -125,7 +125,7 @@ class Program:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if child.name() == NAME:
+                    if child.name() == PROCESS_TITLE:
                         found.append(child)
         return found
 
