@@ -103,7 +103,7 @@ def test_a_list_fits_the_terminal_and_says_when_each_runs(programs: Programs) ->
     assert re.search(rf" at {far:%Y-%m-%d} .* {far:%Y-%m-%d}, in 40[01] d ", listed)
 
 
-def test_times_are_those_of_the_clock_on_the_wall(programs: Programs) -> None:
+def test_times_are_in_the_time_zone_of_the_machine(programs: Programs) -> None:
     add(programs, "daily", "all", "--cron", "0 12 * * *")
     assert " 12:00, in " in done(programs, "tasks:app", TZ="UTC")
     assert " 17:30, in " in done(programs, "tasks:app", TZ="Asia/Kolkata")
@@ -446,7 +446,7 @@ def test_a_store_that_one_process_sees_is_refused(programs: Programs) -> None:
     ("command", "words"),
     [
         ((), ["list", "show", "add", "remove", "pause", "resume", "run"]),
-        (("list",), ["--json", "clock on the wall"]),
+        (("list",), ["--json", "time zone of this machine"]),
         (("show",), ["--json", "Exit status"]),
         (
             ("add",),

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_a_process_begins_with_signals_of_its_own_and_tells_how_it_ended(ignored
     assert not set(blocked) & set(STOP_SIGNALS)
     assert process.is_alive()
     process.send_signal(signal.SIGKILL)
-    assert multiprocessing.connection.wait([process.sentinel], timeout=20)
+    assert wait([process.sentinel], timeout=20)
     process.join(20)
     process.send_signal(signal.SIGKILL)  # it has ended: nothing is sent
     assert process.collect() == -signal.SIGKILL
