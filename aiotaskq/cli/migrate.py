@@ -39,8 +39,9 @@ def migrate(
 
     [bold]aiotaskq migrate tasks:app[/bold]
 
-    Programs do this by themselves if their database user may create tables. If not, run this
-    command as a user who may, once for each release, before the release starts.
+    Programs do this by themselves if their database user may create tables.
+    If not, run this command as a user who may, once for each release, before
+    the release starts.
     """
     app = find_app(only_app(context, words))
     import_tasks(app)

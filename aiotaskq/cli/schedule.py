@@ -49,7 +49,7 @@ cli = typer.Typer(
 def list_schedules(context: typer.Context, words: _Words = None, as_json: _Json = False) -> None:
     """List the schedules: when each runs, the next run and the last.
 
-    Times are those of the clock on the wall here; a crontab goes by its own time zone.
+    Times are in the time zone of this machine; a crontab goes by its own.
     """
     target, words = choose_app(context, words or [])
     if words:

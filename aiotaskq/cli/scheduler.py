@@ -40,9 +40,9 @@ def scheduler(
 
     [bold]aiotaskq scheduler tasks:app[/bold]
 
-    Any number of schedulers may run, here and on other machines, beside those in workers
-    (worker -B): each run is sent once, and when one dies the others go on. Ctrl-C or SIGTERM
-    stops it.
+    Any number of schedulers may run, here and on other machines, beside those
+    in workers (worker -B): each run is sent once, and when one dies the others
+    go on. Ctrl-C or SIGTERM stops it.
     """
     target = only_app(context, words)
     level = read_log_level(loglevel)

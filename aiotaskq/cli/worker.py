@@ -86,11 +86,12 @@ def worker(
 
     [bold]aiotaskq worker tasks:app -c 200 -w 2 -Q critical,default[/bold]
 
-    With weights, [bold]-Q critical:6,default:3,low:1[/bold], each queue gets its share of the
-    worker while all are full, and none waits for ever.
+    With weights, [bold]-Q critical:6,default:3,low:1[/bold], each queue gets its
+    share of the worker while all are full, and none waits for ever.
 
-    Ctrl-C or SIGTERM: no more tasks are taken, and running ones get the grace period; tasks that
-    are left then are handed back for other workers. A second signal skips the wait.
+    Ctrl-C or SIGTERM: no more tasks are taken, and running ones get the
+    grace period; tasks that are left then are handed back for other workers.
+    A second signal skips the wait.
     """
     target = only_app(context, words)
     options = WorkerProcessOptions(

@@ -129,7 +129,7 @@ def _exit_within(seconds: float, status: int) -> None:
     """Exit for good then, if a task that ignores its cancellation or a thread holds the process."""
 
     def leave() -> None:
-        logger.warning("something does not end by itself, leaving it behind")
+        logger.warning("a task or a thread does not end by itself: exiting without it")
         logging.shutdown()
         os._exit(status)
 

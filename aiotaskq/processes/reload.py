@@ -1,8 +1,9 @@
 """The process that watches files, for `aiotaskq worker --reload`, and the supervisor's side of it.
 
 Theory of operation. Watching needs threads, and the supervisor forks, so it must have none: the
-watching is done by a process of its own. It is spawned, not forked, as the library that it uses
-is not to be loaded in the supervisor. It tells over a pipe, without a content that matters:
+watching is done by another process. That one is spawned, not forked, so that the supervisor does
+not load the library that watches. It writes to a pipe, and only the number of messages
+matters:
 
 1. Once when it watches. `FileWatcher` waits for that, so that a change from then on is seen.
 2. At each change. Changes that come before the supervisor looks are one change.

@@ -17,10 +17,10 @@ of these states::
 - *done*: in neither. It had nothing more to do (in a burst), or the supervisor stops, or the code
   is broken and the next change of a file is waited for.
 
-Process 1 starts alone, so that a mistake in the set-up is said once. The others are due when it is
-ready. Before a first process was ever ready any failure ends everything, as it would only be
-repeated. Later a process that ended, for whatever reason, is replaced after a pause that grows
-while it keeps ending; the first pause is short.
+Process 1 starts alone, so that a mistake in the set-up is reported once. The others are due when
+it is ready. Until then any failure ends everything, as it would only be repeated. Later a process
+that ended, for whatever reason, is replaced after a pause that grows while it keeps ending; the
+first pause is short.
 
 `run` is a loop: wait for an event (`_wait`), then do all that is to be done (`_step`). An event is
 the end of a process, a message, a signal, a changed file, or a moment. What may happen between any
@@ -241,7 +241,7 @@ class Supervisor:
             self._restart_all()
         self._kill_stuck()
         self._start_due()
-        self._lease_keeper.check()  # after the rest: no start of a child is to wait for it
+        self._lease_keeper.check()  # last: no start of a child has to wait for it
 
     # --- messages ---
 
@@ -331,7 +331,7 @@ class Supervisor:
 
     def _restart_all(self) -> None:
         """Have all children replaced, as a file has changed."""
-        logger.warning("a file changed, starting anew")
+        logger.warning("a file changed, restarting all worker processes")
         self._broken = False
         self._begun = set(self._children)
         if not self._children:
