@@ -1,4 +1,9 @@
-"""The command line. Every mistake is one line on stderr and exit status 2."""
+"""The command line. Every mistake is one line on stderr and exit status 2.
+
+Each command has the file of its name: `worker.py`, `scheduler.py`, `call.py`, `result.py`,
+`queues.py`, `dead.py`, `schedule.py` and `migrate.py`. The worker processes that `aiotaskq worker`
+starts run `worker_process.py`; the other files hold what several commands need.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,29 @@ from typing import Annotated
 
 import typer
 
-from aiotaskq.cli import dead, migrate, queues, scheduler, schedules, tasks, worker
-from aiotaskq.cli.common import ROOT_HELP, Settings, complain
+from aiotaskq.cli import call, dead, migrate, queues, result, schedule, scheduler, worker
+from aiotaskq.cli.common import GROUP_SETTINGS, GlobalOptions, print_error
+from aiotaskq.cli.exit_status import SETUP_ERROR, STOPPED
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.ids import version
-from aiotaskq.processes.supervisor import SETUP_ERROR
+
+ROOT_HELP = """A task queue for asyncio.
+
+Write [bold]tasks.py[/bold]:
+
+    from aiotaskq import TaskQueue
+    app = TaskQueue("tasks", broker="redis://localhost:6379/0")
+
+    @app.task
+    async def add(x: int, y: int) -> int:
+        return x + y
+
+Then start a worker, [bold]aiotaskq worker tasks:app[/bold], and send it something:
+[bold]aiotaskq call tasks:app tasks.add 2 8 --wait[/bold]
+
+APP is [bold]module:name[/bold], or a module or package that holds one TaskQueue.
+As in Celery: [bold]aiotaskq -A tasks worker[/bold]
+"""
 
 cli = typer.Typer(
     name="aiotaskq",
@@ -21,17 +44,17 @@ cli = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=GROUP_SETTINGS,
 )
 cli.command("worker", no_args_is_help=False)(worker.worker)
 cli.command("scheduler")(scheduler.scheduler)
 cli.command("beat", hidden=True)(scheduler.scheduler)
-cli.command("call")(tasks.call)
-cli.command("result")(tasks.result)
+cli.command("call")(call.call)
+cli.command("result")(result.result)
 cli.command("migrate")(migrate.migrate)
 cli.add_typer(queues.cli, name="queues")
 cli.add_typer(dead.cli, name="dead")
-cli.add_typer(schedules.cli, name="schedule")
+cli.add_typer(schedule.cli, name="schedule")
 
 
 def _show_version(wanted: bool) -> None:
@@ -54,8 +77,8 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Take what comes before the command. `ROOT_HELP` is what people read."""
-    context.obj = Settings(app=app)
+    """Keep the options before the command. The help of this level is `ROOT_HELP`."""
+    context.obj = GlobalOptions(app=app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,23 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = cli(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except AioTaskQError as error:
-        complain(str(error))
+        print_error(str(error))
         status = SETUP_ERROR
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("stopped", err=True)
-        status = 130
+        status = STOPPED
     except Exception as error:
         # Typer's own usage errors; it carries its copy of click, whose classes are not public.
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
-        if message := _with_mend(describe()):  # empty where the help was shown instead
-            complain(message)
+        if message := _with_advice(describe()):  # empty where the help was shown instead
+            print_error(message)
         status = SETUP_ERROR
     raise SystemExit(status)
 
 
-def _with_mend(message: str) -> str:
+def _with_advice(message: str) -> str:
     if re.search(r"No such option: -\d", message):
         return f"{message} Put -- before a negative number."
     return message

@@ -1,4 +1,4 @@
-"""What a worker prints first, in the words that Celery users look for."""
+"""The first lines that a worker or a scheduler prints, in the words that Celery users look for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aiotaskq.worker.worker_options import WorkerOptions
 
 
 def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) -> str:
-    """Return the banner: where it connects, without passwords, what it takes and knows."""
+    """Return the banner of a worker: its connections, without passwords, its queues and tasks."""
     broker, backend = app.drivers()
     lines = [
         f"aiotaskq {version()} on {options.name}",
@@ -22,10 +22,10 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
         ),
         "",
         "[queues]",
-        *(_queue(queue, options) for queue in options.queues),
+        *(_queue_line(queue, options) for queue in options.queues),
         "",
         "[tasks]",
-        *(_line(app, name, options) for name in sorted(app.tasks)),
+        *(_task_line(app, name, options) for name in sorted(app.tasks)),
         *([] if app.tasks else ["  (none: does the module import those that define them?)"]),
         "",
     ]
@@ -33,7 +33,7 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
 
 
 def scheduler_banner(app: TaskQueue, target: str) -> str:
-    """Return the banner of a scheduler: where it connects, and what stands in the code."""
+    """Return the banner of a scheduler: its connection, and the schedules of the code."""
     broker, _ = app.drivers()
     declared = sorted(app.declared_schedules().items())
     zone = app.conf.timezone
@@ -54,13 +54,13 @@ def scheduler_banner(app: TaskQueue, target: str) -> str:
     return "\n".join(lines)
 
 
-def _queue(queue: str, options: WorkerOptions) -> str:
+def _queue_line(queue: str, options: WorkerOptions) -> str:
     weights = options.weights
     share = f"  (weight {weights[queue]} of {sum(weights.values())})" if weights else ""
     return f"  . {queue}{share}"
 
 
-def _line(app: TaskQueue, name: str, options: WorkerOptions) -> str:
+def _task_line(app: TaskQueue, name: str, options: WorkerOptions) -> str:
     queue = app.effective_options(name).queue
     served = "" if queue in options.queues else f"  (goes to {queue}, which is not served here)"
     return f"  . {name}{served}"

@@ -1,9 +1,9 @@
-"""`aiotaskq dead`: what could not end well, sent back or dropped."""
+"""`aiotaskq dead`: list and show dead letters, run them again or drop them."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
@@ -15,27 +15,27 @@ from rich.table import Table
 from rich.text import Text
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.cli.common import DefaultToList, choose_app, in_app
-from aiotaskq.cli.texts import between, indented, moment, plain
+from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
+from aiotaskq.cli.exit_status import NOT_DONE
+from aiotaskq.cli.formatting import duration, indented, local_time, printable, task_count
 from aiotaskq.client.dead_letters import DeadTask, Which
 from aiotaskq.errors import ConfigError
 
-NOT_DONE = 1
-
-_REASON = 200  # characters that are shown of a reason in a list
-_UNREADABLE = 2000  # bytes that are shown of what is no message
+_REASON_LENGTH = 200  # characters of a reason that a list shows
+_UNREADABLE_LENGTH = 2000  # bytes of a payload that cannot be read as a message
 
 _Words = Annotated[list[str] | None, typer.Argument(metavar="APP", help="The application.")]
 _Ids = Annotated[
     list[str] | None,
     typer.Argument(metavar="APP [ID]...", help="The application, and the ids of tasks."),
 ]
-_Queue = Annotated[str | None, typer.Option("--queue", help="Only of this queue.")]
+_Queue = Annotated[str | None, typer.Option("--queue", help="Only those of this queue.")]
 _Task = Annotated[
-    str | None, typer.Option("--task", metavar="NAME", help="Only of this task, or 'billing.*'.")
+    str | None,
+    typer.Option("--task", metavar="NAME", help="Only those of this task, or 'billing.*'."),
 ]
 _Reason = Annotated[
-    str | None, typer.Option("--reason", metavar="TEXT", help="Only with this in the reason.")
+    str | None, typer.Option("--reason", metavar="TEXT", help="Only those with this in the reason.")
 ]
 _All = Annotated[bool, typer.Option("--all", help="All of them.")]
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -43,10 +43,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")
 _Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
 
 cli = typer.Typer(
-    cls=DefaultToList,
+    cls=GroupWithDefaultList,
     help="Look at dead letters, run them again, or drop them.",
     no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=GROUP_SETTINGS,
 )
 
 
@@ -62,7 +62,7 @@ def list_dead(
 ) -> None:
     """List dead letters, the newest of each queue first.
 
-    "tries" are the attempts that ended with an error; "crashes" the workers that died.
+    "tries" counts the attempts that ended with an error, "crashes" the workers that died.
     """
     target, words = choose_app(context, words or [])
     if words:
@@ -73,14 +73,14 @@ def list_dead(
         # One more than is shown, to know whether there are more.
         return (await app.broker()).url, await app.dead.list(limit=limit + 1, **which)
 
-    url, found = in_app(target, work)
+    url, found = run_with_app(target, work)
     shown = found[:limit]
     if as_json:
         _print_json(shown, payload=False)
     elif not found:
-        typer.echo(f"no dead letters at {url}{_among(which)}")
+        typer.echo(f"no dead letters at {url}{_describe_filters(which)}")
     else:
-        Console().print(_table(url, shown))
+        Console().print(_letters_table(url, shown))
         if len(found) > limit:
             typer.echo(f"there are more than these {limit:,}: --limit shows them", err=True)
 
@@ -89,19 +89,19 @@ def list_dead(
 def show(
     context: typer.Context, words: _Ids = None, queue: _Queue = None, as_json: _Json = False
 ) -> None:
-    """Show all that is known of dead letters: arguments, reason, attempts with tracebacks.
+    """Show everything about dead letters: arguments, reason, attempts with tracebacks.
 
     Exit status 1: there is no dead letter of one of these ids.
     """
     target, ids = choose_app(context, words or [])
     if not ids:
         raise ConfigError(f"which task? aiotaskq dead show {target} ID")
-    found = in_app(target, lambda app: app.dead.list(limit=None, id=ids, queue=queue))
+    found = run_with_app(target, lambda app: app.dead.list(limit=None, id=ids, queue=queue))
     if as_json:
         _print_json(found, payload=True)
     elif found:
-        typer.echo("\n\n".join(_described(one) for one in found))
-    _miss(ids, {one.id for one in found})
+        typer.echo("\n\n".join(_describe(one) for one in found))
+    _report_missing(ids, {one.id for one in found})
 
 
 @cli.command()
@@ -117,19 +117,21 @@ def retry(
 ) -> None:
     """Run dead tasks again, under their old ids and from the first attempt on.
 
-    Their stored failures are forgotten. It asks first where there are several.
+    Their stored failures are forgotten. The command asks first if there are several.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
-    found = _meant(target, which, everything=everything)
-    if _agreed(found, which, limit, yes=yes, question="Run {} again?", refused="retried"):
-        count = in_app(
+    selection = _select(target, which, everything=everything)
+    if _confirm(selection, which, limit, yes=yes, question="Run {} again?", refused="retried"):
+        count = run_with_app(
             target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
         )
-        typer.echo(f"sent {_tasks(count)} back to {'its queue' if count == 1 else 'their queues'}")
-    _miss(ids, found.ids)
+        typer.echo(
+            f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}"
+        )
+    _report_missing(ids, selection.ids)
 
 
 @cli.command()
@@ -143,62 +145,79 @@ def discard(
     limit: _Limit = None,
     yes: _Yes = False,
 ) -> None:
-    """Drop dead letters. It cannot be undone, and asks first where there are several.
+    """Drop dead letters. It cannot be undone; the command asks first if there are several.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
-    found = _meant(target, which, everything=everything)
-    if _agreed(found, which, limit, yes=yes, question="Drop {} for good?", refused="dropped"):
-        count = in_app(
+    selection = _select(target, which, everything=everything)
+    if _confirm(selection, which, limit, yes=yes, question="Drop {} for good?", refused="dropped"):
+        count = run_with_app(
             target, lambda app: app.dead.discard(everything=everything, limit=limit, **which)
         )
-        typer.echo(f"dropped {_tasks(count)}")
-    _miss(ids, found.ids)
+        typer.echo(f"dropped {task_count(count)}")
+    _report_missing(ids, selection.ids)
 
 
-class _Found(NamedTuple):
-    """What a command is about, before it does anything."""
+class _Selection(NamedTuple):
+    """The dead letters that a command is about to change.
+
+    Attributes:
+        url: Where they are.
+        total: How many there are.
+        ids: Their ids, if the command was given ids; else none.
+    """
 
     url: str
-    many: int
-    ids: Collection[str]  # only where ids were asked for
+    total: int
+    ids: Collection[str]
 
 
-def _meant(target: str, which: Which, *, everything: bool) -> _Found:
+def _select(target: str, which: Which, *, everything: bool) -> _Selection:
     if everything and any(which.values()):
         raise ConfigError("--all means all dead letters: leave the ids and other options out")
     if not everything and not any(which.values()):
         raise ConfigError("which dead letters? Give their ids, --queue, --task, --reason, or --all")
 
-    async def look(app: TaskQueue) -> _Found:
+    async def look(app: TaskQueue) -> _Selection:
         url = (await app.broker()).url
         if not which.get("id"):
-            return _Found(url, await app.dead.count(**which), ())
+            return _Selection(url, await app.dead.count(**which), ())
         letters = await app.dead.list(limit=None, **which)
-        return _Found(url, len(letters), {one.id for one in letters})
+        return _Selection(url, len(letters), {one.id for one in letters})
 
-    return in_app(target, look)
+    return run_with_app(target, look)
 
 
-def _agreed(
-    found: _Found, which: Which, limit: int | None, *, yes: bool, question: str, refused: str
+def _confirm(
+    selection: _Selection,
+    which: Which,
+    limit: int | None,
+    *,
+    yes: bool,
+    question: str,
+    refused: str,
 ) -> bool:
-    """Say whether there is something to do, after asking if it is much."""
-    count = found.many if limit is None else min(found.many, limit)
+    """Return whether there is something to do, after asking where it is more than one letter.
+
+    Raises:
+        typer.Exit: The answer was no.
+    """
+    count = selection.total if limit is None else min(selection.total, limit)
     if not count:
-        if not which.get("id"):  # else each of them is told of by `_miss`
-            typer.echo(f"no dead letters at {found.url}{_among(which)}")
+        if not which.get("id"):  # missing ids are told one by one
+            typer.echo(f"no dead letters at {selection.url}{_describe_filters(which)}")
         return False
-    asked = f"{question.format(_tasks(count))} They are at {found.url}."
+    asked = f"{question.format(task_count(count))} They are at {selection.url}."
     if count > 1 and not yes and not typer.confirm(asked):
         typer.echo(f"nothing was {refused}", err=True)
         raise typer.Exit(NOT_DONE)
     return True
 
 
-def _miss(ids: Iterable[str], found: Collection[str]) -> None:
+def _report_missing(ids: Sequence[str], found: Collection[str]) -> None:
+    """Tell which ids have no dead letter, and exit if there are any."""
     missing = [task_id for task_id in ids if task_id not in found]
     for task_id in missing:
         typer.echo(f"no dead letter has the id {task_id}", err=True)
@@ -206,19 +225,15 @@ def _miss(ids: Iterable[str], found: Collection[str]) -> None:
         raise typer.Exit(NOT_DONE)
 
 
-def _among(which: Which) -> str:
-    said = [f"{name} {value!r}" for name, value in which.items() if value and name != "id"]
-    return f" with {', '.join(said)}" if said else ""
+def _describe_filters(which: Which) -> str:
+    given = [f"{name} {value!r}" for name, value in which.items() if value and name != "id"]
+    return f" with {', '.join(given)}" if given else ""
 
 
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count:,} tasks"
+# --- output -------------------------------------------------------------------------------------
 
 
-# What is shown
-
-
-def _table(url: str, letters: Sequence[DeadTask]) -> Table:
+def _letters_table(url: str, letters: Sequence[DeadTask]) -> Table:
     """Return a table that fits 80 columns, as an id alone takes 36: two lines for each letter."""
     title = f"dead letters at {url}"
     table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD)
@@ -228,28 +243,28 @@ def _table(url: str, letters: Sequence[DeadTask]) -> Table:
     table.add_column("tries\ncrashes", justify="right", no_wrap=True)
     now = datetime.now(UTC)
     for one in letters:
-        reason = " ".join(one.reason.split())
+        reason = textwrap.shorten(one.reason, _REASON_LENGTH, placeholder=" ...")
         cells = (
-            f"{one.id or 'without an id'}\n{textwrap.shorten(reason, _REASON, placeholder=' ...')}",
+            f"{one.id or 'without an id'}\n{reason}",
             f"{one.task or 'cannot be read'}\n{one.queue}",
-            f"{one.died_at.astimezone():%m-%d %H:%M}\n{between(one.died_at, now)} ago",
-            f"{_tries(one)}\n{one.crashes}",
+            f"{one.died_at.astimezone():%m-%d %H:%M}\n{duration(one.died_at, now)} ago",
+            f"{_attempt_count(one)}\n{one.crashes}",
         )
-        # Text, as a reason may have brackets, which would be taken for markup.
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+        # Text: brackets in a reason would be taken for markup.
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
-def _described(one: DeadTask) -> str:
-    """Return all that is known of a dead letter, as lines."""
+def _describe(one: DeadTask) -> str:
+    """Return everything that is known of a dead letter, as lines."""
     now = datetime.now(UTC)
     facts = {
         "task": one.task or "cannot be read",
         "queue": one.queue,
         "reason": one.reason,
-        "died": f"{moment(one.died_at)} ({between(one.died_at, now)} ago)",
+        "died": f"{local_time(one.died_at)} ({duration(one.died_at, now)} ago)",
         "buried by": one.worker,
-        "attempts": str(_tries(one)),
+        "attempts": str(_attempt_count(one)),
         "crashes": str(one.crashes),
         "last crash": one.crash_note,
         "args": one.args,
@@ -257,17 +272,17 @@ def _described(one: DeadTask) -> str:
         "payload": f"{len(one.payload):,} bytes",
     }
     if not one.args:
-        facts["payload"] += f": {one.payload[:_UNREADABLE]!r}"
+        facts["payload"] += f": {one.payload[:_UNREADABLE_LENGTH]!r}"
     lines = [one.id or "without an id"]
     lines += [f"  {name:<10} {indented(value, 13)}" for name, value in facts.items() if value]
     for attempt in one.attempts:
-        at = moment(datetime.fromtimestamp(attempt.at, UTC))
+        at = local_time(datetime.fromtimestamp(attempt.at, UTC))
         lines.append(f"  attempt {attempt.number}, {at}, {attempt.worker}: {attempt.error}")
         lines += [f"    {line}" for line in attempt.traceback.rstrip().splitlines()]
-    return plain("\n".join(lines))
+    return printable("\n".join(lines))
 
 
-def _tries(one: DeadTask) -> int:
+def _attempt_count(one: DeadTask) -> int:
     return one.attempts[-1].number if one.attempts else 0  # a retry begins at 1 again
 
 
@@ -278,5 +293,5 @@ def _print_json(letters: Sequence[DeadTask], *, payload: bool) -> None:
         if not payload:
             del fields["payload"]
         shown.append(fields)
-    # The payload is in Base64: it may be anything.
+    # Base64 for the payload, which need not be text.
     typer.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())

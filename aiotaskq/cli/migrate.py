@@ -10,15 +10,15 @@ import typer
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import only_app
-from aiotaskq.cli.target import find_app, import_tasks
+from aiotaskq.cli.find_app import find_app, import_tasks
 
 
 @runtime_checkable
-class Migrated(Protocol):
+class MigratableDriver(Protocol):
     """A driver whose tables change from release to release."""
 
     async def migrate(self, *, dry_run: bool = False) -> Sequence[tuple[str, str]]:
-        """Apply what is missing, all or nothing; return the name and the statements of each."""
+        """Apply the missing steps, all or none; return the name and the statements of each."""
         ...
 
 
@@ -29,7 +29,7 @@ def migrate(
         typer.Argument(metavar="APP", help="The application: tasks:app", show_default=False),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be applied, and change nothing.")
+        bool, typer.Option("--dry-run", help="Show the missing steps, and change nothing.")
     ] = False,
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the statements instead, to be run by psql.")
@@ -39,8 +39,9 @@ def migrate(
 
     [bold]aiotaskq migrate tasks:app[/bold]
 
-    Programs do this by themselves where their database user may create tables; where not, have one
-    who may do it, once for each release, before the release starts.
+    Programs do this by themselves if their database user may create tables.
+    If not, run this command as a user who may, once for each release, before
+    the release starts.
     """
     app = find_app(only_app(context, words))
     import_tasks(app)
@@ -56,17 +57,18 @@ async def _migrate(app: TaskQueue, *, dry_run: bool, sql: bool) -> None:
     ):
         if driver is None:
             continue
-        if not isinstance(driver, Migrated):
-            _note(f"{role} {driver.url}: has no tables to migrate", sql)
+        if not isinstance(driver, MigratableDriver):
+            _print_note(f"{role} {driver.url}: has no tables to migrate", sql)
             continue
         steps = await driver.migrate(dry_run=dry_run)
         for name, statements in steps:
-            _note(f"{role} {driver.url}: {name}{' is missing' if dry_run else ' applied'}", sql)
+            done = " is missing" if dry_run else " applied"
+            _print_note(f"{role} {driver.url}: {name}{done}", sql)
             if sql:
                 typer.echo(statements)
         if not steps:
-            _note(f"{role} {driver.url}: up to date", sql)
+            _print_note(f"{role} {driver.url}: up to date", sql)
 
 
-def _note(text: str, sql: bool) -> None:
-    typer.echo(f"-- {text}" if sql else text)
+def _print_note(text: str, sql: bool) -> None:
+    typer.echo(f"-- {text}" if sql else text)  # a comment among the statements

@@ -1,4 +1,4 @@
-"""`aiotaskq queues`: how much waits where, and emptying one."""
+"""`aiotaskq queues`: how many tasks wait, and emptying a queue."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.cli.common import DefaultToList, choose_app, in_app
+from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
+from aiotaskq.cli.exit_status import NOT_DONE
+from aiotaskq.cli.formatting import task_count
 from aiotaskq.contract.records import Depth
 from aiotaskq.errors import ConfigError
 
 cli = typer.Typer(
-    cls=DefaultToList,
+    cls=GroupWithDefaultList,
     help="Show how many tasks wait, or empty a queue.",
     no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=GROUP_SETTINGS,
 )
 
 
@@ -29,7 +31,7 @@ def list_queues(
         list[str] | None, typer.Argument(metavar="APP", help="The application.")
     ] = None,
 ) -> None:
-    """Show each queue: what is ready, delayed, held by workers, and dead."""
+    """Show each queue: how many tasks are ready, delayed, held by workers, and dead."""
     target, words = choose_app(context, words or [])
     if words:
         raise ConfigError(f"no such command: {words[0]!r}; there are list and purge")
@@ -38,7 +40,7 @@ def list_queues(
         broker = await app.broker()
         return broker.url, await broker.depth()
 
-    url, depths = in_app(target, work)
+    url, depths = run_with_app(target, work)
     if not depths:
         typer.echo(f"no queue at {url} holds anything")
         return
@@ -59,9 +61,9 @@ def purge(
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Drop what waits in a queue, delayed tasks included. It cannot be undone.
+    """Drop all tasks that wait in a queue, delayed ones too. It cannot be undone.
 
-    What workers hold goes on, and dead letters stay.
+    Tasks held by workers go on, and dead letters stay.
     """
     target, words = choose_app(context, words)
     if len(words) != 1:
@@ -75,16 +77,12 @@ def purge(
     async def drop(app: TaskQueue) -> int:
         return await (await app.broker()).purge(queue)
 
-    url, depth = in_app(target, count)
+    url, depth = run_with_app(target, count)
     waiting = depth.ready + depth.delayed
     if not waiting:
         typer.echo(f"nothing waits in {queue!r} at {url}")
         return
-    if not yes and not typer.confirm(f"Drop {_tasks(waiting)} waiting in {queue!r} at {url}?"):
+    if not yes and not typer.confirm(f"Drop {task_count(waiting)} waiting in {queue!r} at {url}?"):
         typer.echo("nothing was dropped", err=True)
-        raise typer.Exit(1)
-    typer.echo(f"dropped {_tasks(in_app(target, drop))}")
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count:,} tasks"
+        raise typer.Exit(NOT_DONE)
+    typer.echo(f"dropped {task_count(run_with_app(target, drop))}")

@@ -1,4 +1,4 @@
-"""`aiotaskq worker`."""
+"""`aiotaskq worker`: run a worker, as worker processes below a supervisor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from aiotaskq.cli.child import ChildOptions, serve
-from aiotaskq.cli.common import LEVELS, level_of, only_app
+from aiotaskq.cli.common import LOG_LEVELS, only_app, read_log_level
+from aiotaskq.cli.worker_process import WorkerProcessOptions, run_worker_process
 from aiotaskq.config import Config
 from aiotaskq.errors import ConfigError
 from aiotaskq.processes.supervisor import Supervisor
 
-_WEIGHT = re.compile(r"(.+):([+-]?[0-9]+(?:\.[0-9]+)?)")  # behind the name of a queue
+_WEIGHT = re.compile(r"(.+):([+-]?[0-9]+(?:\.[0-9]+)?)")  # follows the name of a queue
 
 
 def worker(
@@ -26,7 +26,9 @@ def worker(
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option("-c", "--concurrency", min=1, help="Tasks at once in each process. [100]"),
+        typer.Option(
+            "-c", "--concurrency", min=1, help="Tasks at the same time in each process. [100]"
+        ),
     ] = None,
     processes: Annotated[
         int | None, typer.Option("-w", "--processes", min=1, help="Worker processes. [1]")
@@ -41,7 +43,7 @@ def worker(
             "-Q",
             "--queues",
             metavar="A,B",
-            help="Queues, the one to drain first first; or with weights, A:6,B:1.",
+            help="Queues, in the order in which they are drained; or with weights: A:6,B:1.",
         ),
     ] = None,
     hostname: Annotated[
@@ -50,19 +52,21 @@ def worker(
     ] = None,
     loglevel: Annotated[
         str,
-        typer.Option("-l", "--loglevel", metavar="LEVEL", help=f"One of {', '.join(LEVELS)}."),
+        typer.Option("-l", "--loglevel", metavar="LEVEL", help=f"One of {', '.join(LOG_LEVELS)}."),
     ] = "info",
     beat: Annotated[
-        bool, typer.Option("-B", "--beat", help="Run schedules as well; any number may.")
+        bool, typer.Option("-B", "--beat", help="Run schedules as well; any number of workers may.")
     ] = False,
     burst: Annotated[bool, typer.Option("--burst", help="Stop when the queues are empty.")] = False,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start anew when a Python file changes.")
+        bool, typer.Option("--reload", help="Restart when a Python file changes.")
     ] = False,
     grace_period: Annotated[
         float | None,
         typer.Option(
-            "--grace-period", min=0, help="Seconds that running tasks get when it stops. [25]"
+            "--grace-period",
+            min=0,
+            help="Seconds that running tasks get when the worker stops. [25]",
         ),
     ] = None,
     max_tasks: Annotated[
@@ -74,7 +78,7 @@ def worker(
         typer.Option(
             "--max-memory-per-child",
             metavar="KIB",
-            help="Replace a process that uses more memory: KiB, or 200MB.",
+            help="Replace a process that uses more memory than this: KiB, or 200MB.",
         ),
     ] = None,
 ) -> None:
@@ -82,16 +86,17 @@ def worker(
 
     [bold]aiotaskq worker tasks:app -c 200 -w 2 -Q critical,default[/bold]
 
-    With weights, [bold]-Q critical:6,default:3,low:1[/bold], each queue gets its share of the
-    worker while all are full, and none waits for ever.
+    With weights, [bold]-Q critical:6,default:3,low:1[/bold], each queue gets its
+    share of the worker while all are full, and none waits for ever.
 
-    Ctrl-C or SIGTERM: no more tasks are taken, running ones get the grace period,
-    what is left then is handed back for other workers. A second one skips the wait.
+    Ctrl-C or SIGTERM: no more tasks are taken, and running ones get the
+    grace period; tasks that are left then are handed back for other workers.
+    A second signal skips the wait.
     """
     target = only_app(context, words)
-    options = ChildOptions(
+    options = WorkerProcessOptions(
         app=target,
-        loglevel=level_of(loglevel),
+        loglevel=read_log_level(loglevel),
         processes=processes,
         concurrency=concurrency,
         threads=threads,
@@ -104,11 +109,12 @@ def worker(
         max_memory=_kibibytes(max_memory),
     )
     logging.basicConfig(level=options.loglevel, format=Config().worker_log_format)
-    raise typer.Exit(Supervisor(partial(serve, options), finite=burst, reload=reload).run())
+    main = partial(run_worker_process, options)
+    raise typer.Exit(Supervisor(main, finite=burst, reload=reload).run())
 
 
 def _queues(text: str | None) -> list[str] | dict[str, int] | None:
-    """Return the queues in their order, or with their weights if they have any."""
+    """Return the queues in their order, or with weights if the option gives any."""
     if text is None:
         return None
     words = [word.strip() for word in text.split(",") if word.strip()]

@@ -1,1 +1,12 @@
-"""The processes of a worker: the supervisor, and the process that keeps the leases."""
+"""The processes of a worker: the supervisor, and the process that keeps the leases.
+
+::
+
+    supervisor ─── supervisor.py: the parent; starts, replaces, passes signals on
+      ├─ worker processes ─── cli/worker_process.py: each runs one `Worker`
+      ├─ lease keeper ─────── lease_keeper_process.py; the supervisor's side is lease_keeper.py
+      └─ file watcher ─────── reload.py, both sides; only with --reload
+
+`pipe.py` has the messages between them, `parent.py` how a child notices that its parent has died,
+and `operating_system.py` how processes are started, signalled and observed.
+"""

@@ -1,233 +1,203 @@
-"""The parent of worker processes: starts them, replaces one that dies, passes signals on.
+"""The parent of worker processes: starts them, replaces those that end, passes signals on.
 
-It imports none of the user's code and holds no connection, so there is little that can go wrong
-with it. Children are forked before any thread or event loop exists here, which makes a start
-cheap; where there is no fork they are spawned.
+Theory of operation. The supervisor imports none of the user's code, holds no connection and has
+neither threads nor an event loop. So little can go wrong with it, and a fork is cheap and safe. It
+knows the application only by the messages of its children; see `aiotaskq.processes.pipe`, also for
+the exit statuses by which a child says how it ended.
 
-A child tells over its `Line`, a pipe, that it takes tasks, and how the application is set up: only
-children know its code. It also tells of the leases that it works under; these are renewed, and
-ended when it dies, by yet another process: see
-`aiotaskq.processes.lease_keeper`. How it ended is its exit status:
+Worker processes have numbers, from 1 up to as many as the application wants. Each number is in one
+of these states::
 
-==============  ==========================================================================
-0               it was told to stop, or the queues were empty in a burst
-`SETUP_ERROR`   the set-up is wrong, and it has said so
-`RECYCLE`       it has reached a limit of its own and wants to be replaced, at once
-anything else   it died
-==============  ==========================================================================
+    (not begun) ──▶ due ──▶ running ──▶ done
+                     ▲         │
+                     └─────────┘ it ended and is to be replaced
 
-Before the first `Ready`, any failure ends everything: it would only be repeated. Later a child
+- *due*: in `_due`, with the time of the start;
+- *running*: in `_children`; ready once it has said so;
+- *done*: in neither. It had nothing more to do (in a burst), or the supervisor stops, or the code
+  is broken and the next change of a file is waited for.
+
+Process 1 starts alone, so that a mistake in the set-up is reported once. The others are due when
+it is ready. Until then any failure ends everything, as it would only be repeated. Later a process
 that ended, for whatever reason, is replaced after a pause that grows while it keeps ending; the
-first one is hardly any.
+first pause is short.
+
+`run` is a loop: wait for an event (`_wait`), then do all that is to be done (`_step`). An event is
+the end of a process, a message, a signal, a changed file, or a moment. What may happen between any
+two steps:
+
+- A child dies. The kernel keeps its last messages in the pipe; they are read before its leases are
+  given up (`_handle_end`), so a lease that began just before is not forgotten.
+- A signal arrives. Its handler only counts, and `_wait` is woken by a socket, so none is lost
+  between two waits. Signals are held back while a process is started.
+- A process cannot be started: its number is due again later, as if the process had died.
+- The supervisor itself is stopped and goes on. The ticks of its children are old then through no
+  fault of theirs, so `_kill_stuck` does not act on its first look after a gap.
+- The supervisor is killed. Its children notice it; see `aiotaskq.processes.parent`.
+
+To stop: each child gets SIGTERM, at a second signal SIGINT, and SIGKILL when its patience is over.
+From the first signal on no number is due any more, so the loop ends with the last child.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 import multiprocessing
-import os
-import select
 import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
-import msgspec
-
-from aiotaskq.contract.records import Grant
-from aiotaskq.errors import ConfigError
-from aiotaskq.processes.lease_keeper import SIGNALS, Holding, Keeper, LetGo, start_process
+from aiotaskq.backoff import Backoff
+from aiotaskq.processes.lease_keeper import LeaseKeeper
+from aiotaskq.processes.operating_system import (
+    STOP_SIGNALS,
+    describe_exit_status,
+    start_process,
+)
+from aiotaskq.processes.pipe import (
+    RECYCLE,
+    SETUP_ERROR,
+    EventLoopTick,
+    LeaseBegun,
+    LeaseEnded,
+    SupervisorMessage,
+    SupervisorPipe,
+    WorkerProcessReady,
+    receive,
+    supervisor_messages,
+)
+from aiotaskq.processes.reload import FileWatcher
 
 logger = logging.getLogger("aiotaskq.supervisor")
 
-SETUP_ERROR = 2
-RECYCLE = 75  # EX_TEMPFAIL: nothing else uses it
+WorkerProcessMain: TypeAlias = Callable[[int, bool, SupervisorPipe], None]
+"""The function that a worker process runs.
+
+Its arguments: the number of the process, counted from 1; whether it replaces another one; and the
+pipe to the supervisor.
+"""
+
+_FIRST_PAUSE = 0.1  # seconds before a process that died is replaced for the first time
+_LATER_PAUSES = (0.5, 30.0)  # seconds: the second pause, and the longest; each is twice the last
+_STEADY_LIFE = 10.0  # seconds of life after which a death counts as the first
+_PATIENCE = 30.0  # seconds to end for processes that have not said how long they need
+_STUCK_LOOK_INTERVAL = 1.0  # seconds between looks whether the event loops of children run
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """What a child sends when it takes tasks.
+class _RestartPauses:
+    """The pauses before one worker process is replaced, again and again."""
 
-    Args:
-        processes: How many children the application wants in all.
-        patience: Seconds that each needs to end.
-        block_limit: Seconds without a `Tick` after which it is to be killed; None: it sends none.
-    """
+    def __init__(self) -> None:
+        self._first = True
+        self._later = Backoff(*_LATER_PAUSES, jitter=False)
 
-    processes: int
-    patience: float
-    block_limit: float | None = None
-
-
-class Tick(msgspec.Struct, frozen=True, tag=True):
-    """The event loop of a child runs.
-
-    Args:
-        more: Another one will follow.
-    """
-
-    more: bool
+    def next(self, lived: float) -> float:
+        """Return the seconds to wait after a process has lived for so many seconds."""
+        if self._first or lived > _STEADY_LIFE:
+            self._first = False
+            self._later.reset()
+            return _FIRST_PAUSE
+        return self._later.next()
 
 
-_Word: TypeAlias = Ready | Tick | Holding | LetGo
+class _SupervisedProcess:
+    """A worker process, and what the supervisor knows of it."""
 
-
-class Line:
-    """A child's line to its supervisor. It never raises: an orphan learns of it by itself."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-
-    def ready(self, *, processes: int, patience: float, block_limit: float | None) -> None:
-        """Tell that tasks are taken. See `Ready`."""
-        self._send(Ready(processes, patience, block_limit))
-
-    def tick(self, *, more: bool) -> None:
-        """Tell that the event loop runs. See `Tick`."""
-        # A supervisor that is stopped must not stop us as well: what nobody reads is not sent.
-        if select.select([], [self._pipe], [], 0)[1]:
-            self._send(Tick(more))
-
-    def holding(self, grant: Grant, *, url: str, prefix: str, beat: float) -> None:
-        """Tell of a lease that has begun. See `Holding`."""
-        try:
-            folder = str(Path.cwd())
-        except OSError:  # it was removed: nothing is relative to it
-            folder = "/"
-        self._send(Holding(grant, url, prefix, folder, beat))
-
-    def let_go(self, grant: Grant) -> None:
-        """Tell of a lease that has been ended."""
-        self._send(LetGo(grant.consumer))
-
-    def _send(self, word: _Word) -> None:
-        with contextlib.suppress(OSError):
-            self._pipe.send_bytes(msgspec.msgpack.encode(word))
-
-
-ChildMain: TypeAlias = Callable[[int, bool, Line], None]
-"""What a child runs: its number, counted from 1, whether it replaces another, and its line."""
-
-# Seconds before a child that died is replaced: the first time, the second, and the longest.
-_PAUSE = (0.1, 0.5, 30.0)
-_PATIENCE = 30.0  # seconds to end for children that have not said how long they need
-_STEADY = 10.0  # seconds of life after which a death counts as the first
-_PARENT_LOOK = 0.5  # seconds between a child's looks whether its parent lives
-_WATCH_LOOK = 200  # milliseconds between looks of the process that watches files
-_BLOCK_LOOK = 1.0  # seconds between looks whether the event loops of children run
-
-
-class _Child:
-    """One process, and what is known of it."""
-
-    def __init__(self, number: int, again: bool, main: ChildMain) -> None:
+    def __init__(self, number: int, replaces: bool, main: WorkerProcessMain) -> None:
         self.number = number
         self.name = f"worker-{number}"
-        self.pipe, theirs = multiprocessing.Pipe(duplex=False)
-        self.open = True  # its end of the pipe
-        self.ready = False
+        self.pipe, childs_end = multiprocessing.Pipe(duplex=False)
+        self.pipe_open = True  # the child's end
         self.block_limit = math.inf
-        self.ticked = 0.0
-        self.doom: str | None = None  # why we killed it
+        self.ticked = 0.0  # when its event loop last ran
+        self.killed_because: str | None = None
         self.started = time.monotonic()
         try:
-            self.process = start_process(_be_child, (main, number, again, theirs), self.name)
+            self.process = start_process(
+                _run_worker_process, (main, number, replaces, childs_end), name=self.name
+            )
         except OSError:
             self.pipe.close()
             raise
         finally:
-            theirs.close()
+            childs_end.close()
+        self.pid = self.process.pid
 
-    @property
-    def pid(self) -> int | None:
-        return self.process.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.pid is not None and self.process.is_alive():
-            os.kill(self.pid, number)
-
-    def words(self) -> Iterator[_Word]:
-        """Read what it has sent."""
+    def messages(self) -> Iterator[SupervisorMessage]:
+        """Yield the messages that have arrived since the last call."""
         try:
-            while self.open and self.pipe.poll():
-                yield msgspec.msgpack.decode(self.pipe.recv_bytes(), type=_Word)
-        except (EOFError, OSError):
-            self.open = False  # it is about to end
+            if self.pipe_open:
+                yield from receive(self.pipe, supervisor_messages)
+        except EOFError:
+            self.pipe_open = False  # the process is about to end
 
-    def status(self) -> int:
-        """Collect the dead process and return its exit status; negative for a signal."""
-        self.process.join()
+    def collect(self) -> int:
+        """Free what the dead process takes here, and return its exit status."""
         self.pipe.close()
-        status = self.process.exitcode
-        self.process.close()
-        return 1 if status is None else status
+        return self.process.collect()
 
 
-def _be_child(main: ChildMain, number: int, again: bool, pipe: Connection) -> None:
-    """Be a child that a signal ends, until it says otherwise."""
-    signal.set_wakeup_fd(-1)  # a fork has ours
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    main(number, again, Line(pipe))
+def _run_worker_process(
+    main: WorkerProcessMain, number: int, replaces: bool, pipe: Connection
+) -> None:
+    main(number, replaces, SupervisorPipe(pipe))
 
 
 class Supervisor:
-    """Keeps as many children running as the first one asks for, until told to stop.
+    """Keeps as many worker processes running as the first one asks for, until told to stop.
 
     Args:
-        main: What each child runs.
-        finite: A child that ends by itself has nothing more to do, and is not replaced.
-        reload: Replace all children when a Python file below the working folder changes.
+        main: The function that each worker process runs.
+        finite: A process that ends by itself has nothing more to do, and is not replaced.
+        reload: Replace all processes when a Python file below the working folder changes.
     """
 
-    def __init__(self, main: ChildMain, *, finite: bool = False, reload: bool = False) -> None:
+    def __init__(
+        self, main: WorkerProcessMain, *, finite: bool = False, reload: bool = False
+    ) -> None:
         self._main = main
         self._finite = finite
-        self._wanted = 1
-        self._patience = _PATIENCE
         self._reload = reload
-        self._children: dict[int, _Child] = {}
-        self._begun: set[int] = set()  # the numbers of those that were started at all
-        self._due: dict[int, float] = {}  # when a child that died is to be replaced
-        self._pauses: dict[int, float] = {}
+        self._patience = _PATIENCE
+        self._children: dict[int, _SupervisedProcess] = {}  # by number, as all of these
+        self._due: dict[int, float] = {}  # when it is to be started
+        self._begun: set[int] = set()  # those that were started at all
+        self._pauses: dict[int, _RestartPauses] = {}
         self._ever_ready = False
-        self._signals = 0
-        self._kill_at: float | None = None
-        self._watcher: _Watcher | None = None
-        self._leaving: set[_Child] = set()  # told to end since a file changed
-        self._broken = False  # a child ended, and the next change is waited for
+        self._signals = 0  # that have arrived and were not acted on yet
+        self._kill_at: float | None = None  # set from the first stop signal on
+        self._lease_keeper = LeaseKeeper()
+        self._stuck_look = 0.0  # when we last looked whether the event loops of children run
+        self._file_watcher: FileWatcher | None = None
+        self._leaving: set[_SupervisedProcess] = set()  # told to end since a file changed
+        self._broken = False  # a child failed, and the next change of a file is waited for
         self._status = 0
-        self._keeper = Keeper()
-        self._looked = 0.0  # when we last looked whether the event loops of children run
 
     def run(self) -> int:
         """Run to the end and return the exit status."""
         self._wake, waker = socket.socketpair()
         for end in (self._wake, waker):
             end.setblocking(False)
-        before = {each: signal.signal(each, self._note) for each in SIGNALS}
+        before = {number: signal.signal(number, self._count_signal) for number in STOP_SIGNALS}
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         try:
             if self._reload:
-                self._watcher = _Watcher()
-            # The first one alone: what is wrong with the set-up is then said once.
+                self._file_watcher = FileWatcher()
             self._start(1)
             while self._children or self._due or self._broken:
+                self._wait()
                 self._step()
         finally:
-            self._keeper.stop()
-            if self._watcher is not None:
-                self._watcher.stop()
+            self._lease_keeper.stop()
+            if self._file_watcher is not None:
+                self._file_watcher.stop()
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -235,90 +205,96 @@ class Supervisor:
             waker.close()
         return self._status
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _count_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
 
-    def _step(self) -> None:
-        self._wait()
-        for child in list(self._children.values()):
-            self._hear(child)
-        for number, child in list(self._children.items()):
-            if not child.process.is_alive():
-                del self._children[number]
-                self._ended(child)
-        self._pass_signals_on()
-        if self._watcher is not None and self._watcher.heard() and not self._stopping:
-            self._restart_all()
-        self._end_the_stuck()
-        self._start_due()
-        self._keeper.look()  # after the rest: no start of a child is to wait for it
-
-    @property
-    def _stopping(self) -> bool:
-        return self._kill_at is not None
-
     def _wait(self) -> None:
+        """Wait for an event."""
         now = time.monotonic()
         moments = list(self._due.values())
-        moments += [moment for moment in (self._kill_at, self._keeper.due) if moment is not None]
+        moments += [
+            moment for moment in (self._kill_at, self._lease_keeper.due) if moment is not None
+        ]
         if any(child.block_limit < math.inf for child in self._children.values()):
-            moments.append(now + _BLOCK_LOOK)
+            moments.append(now + _STUCK_LOOK_INTERVAL)
         timeout = max(0.0, min(moments) - now) if moments else None
         watched: list[Any] = [self._wake]
-        if self._watcher is not None and not self._watcher.pipe.closed:
-            watched.append(self._watcher.pipe)
-        watched += self._keeper.sentinels
+        if self._file_watcher is not None and not self._file_watcher.pipe.closed:
+            watched.append(self._file_watcher.pipe)
+        watched += self._lease_keeper.sentinels
         watched += [child.process.sentinel for child in self._children.values()]
-        watched += [child.pipe for child in self._children.values() if child.open]
+        watched += [child.pipe for child in self._children.values() if child.pipe_open]
         connection.wait(watched, timeout)
         with contextlib.suppress(BlockingIOError):  # it was not a signal that ended the wait
             self._wake.recv(4096)
 
-    def _hear(self, child: _Child) -> None:
-        for word in child.words():
-            match word:
-                case Ready():
-                    self._become_ready(child, word)
-                case Tick():
-                    child.ticked = time.monotonic()
-                    if not word.more:
-                        child.block_limit = math.inf
-                case Holding():
-                    assert child.pid is not None  # it was started
-                    self._keeper.hold(child.pid, child.name, word)
-                case LetGo():
-                    self._keeper.let_go(word.consumer)
+    def _step(self) -> None:
+        """Do all that is to be done now."""
+        for child in list(self._children.values()):
+            self._read_messages(child)
+        for number, child in list(self._children.items()):
+            if not child.process.is_alive():
+                del self._children[number]
+                self._handle_end(child)
+        self._act_on_signals()
+        if self._file_watcher is not None and self._file_watcher.changed() and not self._stopping:
+            self._restart_all()
+        self._kill_stuck()
+        self._start_due()
+        self._lease_keeper.check()  # last: no start of a child has to wait for it
 
-    def _become_ready(self, child: _Child, ready: Ready) -> None:
-        child.ready = self._ever_ready = True
+    # --- messages ---
+
+    def _read_messages(self, child: _SupervisedProcess) -> None:
+        for message in child.messages():
+            match message:
+                case WorkerProcessReady():
+                    self._become_ready(child, message)
+                case EventLoopTick():
+                    child.ticked = time.monotonic()
+                    if not message.more:
+                        child.block_limit = math.inf
+                case LeaseBegun():
+                    self._lease_keeper.lease_begun(child.pid, child.name, message)
+                case LeaseEnded():
+                    self._lease_keeper.lease_ended(message.consumer)
+
+    def _become_ready(self, child: _SupervisedProcess, ready: WorkerProcessReady) -> None:
+        self._ever_ready = True
         child.ticked = time.monotonic()
         if ready.block_limit is not None:
             child.block_limit = ready.block_limit
-        self._wanted, self._patience = ready.processes, ready.patience
-        for number in range(1, self._wanted + 1):
-            # Not one that was there before: it had nothing more to do.
+        self._patience = ready.patience
+        for number in range(1, ready.processes + 1):
+            # Not one that has begun before: it is running, due, or done.
             if number not in self._begun and not self._stopping:
                 self._due.setdefault(number, 0.0)
 
-    def _end_the_stuck(self) -> None:
+    def _kill_stuck(self) -> None:
         """Kill the children whose event loops have been stuck for longer than they may."""
         now = time.monotonic()
-        # Where we were stopped ourselves, they may have been so with us: they get another look.
-        awake, self._looked = now - self._looked < 2 * _BLOCK_LOOK, now
-        for child in self._children.values() if awake else ():
+        on_time = now - self._stuck_look < 2 * _STUCK_LOOK_INTERVAL
+        self._stuck_look = now
+        if not on_time:
+            return  # we were stopped ourselves, perhaps, and our children with us
+        for child in self._children.values():
             stuck = now - child.ticked
-            if stuck > child.block_limit and child.doom is None:
-                child.doom = f"was killed, as its event loop had been stuck for {stuck:.1f} s"
-                logger.error("worker process %d %s", child.pid, child.doom)
-                child.signal(signal.SIGKILL)
+            if stuck > child.block_limit and child.killed_because is None:
+                child.killed_because = (
+                    f"was killed, as its event loop had been stuck for {stuck:.1f} s"
+                )
+                logger.error("worker process %d %s", child.pid, child.killed_because)
+                child.process.send_signal(signal.SIGKILL)
+
+    # --- starts and ends ---
 
     def _start(self, number: int) -> None:
         self._due.pop(number, None)
-        again = number in self._begun
+        replaces = number in self._begun
         self._begun.add(number)
         try:
-            self._children[number] = _Child(number, again, self._main)
-        except OSError as error:  # no memory, or too many processes, for now
+            self._children[number] = _SupervisedProcess(number, replaces, self._main)
+        except OSError as error:
             self._replace_later(number, 0.0, f"no worker process can be started: {error}")
 
     def _start_due(self) -> None:
@@ -326,151 +302,66 @@ class Supervisor:
             if moment <= time.monotonic():
                 self._start(number)
 
-    def _ended(self, child: _Child) -> None:
+    def _handle_end(self, child: _SupervisedProcess) -> None:
         lived = time.monotonic() - child.started
-        pid = child.pid
-        self._hear(child)  # its last words
-        status = child.status()
-        if pid is not None:
-            self._keeper.died(pid, child.doom or _how(status))
+        self._read_messages(child)  # its last ones
+        status = child.collect()
+        how = describe_exit_status(status)
+        self._lease_keeper.process_died(child.pid, child.killed_because or how)
         if self._stopping:
             return
         if child in self._leaving or status == RECYCLE:
             self._leaving.discard(child)
             self._due[child.number] = 0.0
         elif self._reload and status != 0:
-            logger.error("worker process %d %s; waiting for a change", pid, _how(status))
+            logger.error("worker process %d %s; waiting for a change", child.pid, how)
             self._broken = True
         elif status != 0 and not self._ever_ready:
-            if status != SETUP_ERROR:  # it has said so itself otherwise
-                logger.error("worker process %d %s at its start", pid, _how(status))
+            if status != SETUP_ERROR:  # else the process has said what is wrong
+                logger.error("worker process %d %s at its start", child.pid, how)
             self._status = status if status > 0 else 1
             self._stop()
-        elif status != 0 or not self._finite:  # somebody else may have told it to stop
-            self._replace_later(child.number, lived, f"worker process {pid} {_how(status)}")
+        elif status != 0 or not self._finite:  # status 0: somebody else told it to stop
+            self._replace_later(child.number, lived, f"worker process {child.pid} {how}")
 
     def _replace_later(self, number: int, lived: float, what: str) -> None:
-        first, second, longest = _PAUSE
-        pause = first if lived > _STEADY else self._pauses.get(number, first)
-        self._pauses[number] = min(max(pause * 2, second), longest)
+        pause = self._pauses.setdefault(number, _RestartPauses()).next(lived)
         self._due[number] = time.monotonic() + pause
         logger.error("%s; starting another in %.1f s", what, pause)
 
     def _restart_all(self) -> None:
-        logger.warning("a file changed, starting anew")
+        """Have all children replaced, as a file has changed."""
+        logger.warning("a file changed, restarting all worker processes")
         self._broken = False
         self._begun = set(self._children)
         if not self._children:
             self._due[1] = 0.0
-        for child in set(self._children.values()) - self._leaving:  # a second one means: hurry
-            child.signal(signal.SIGTERM)
+        for child in set(self._children.values()) - self._leaving:  # a second signal means: hurry
+            child.process.send_signal(signal.SIGTERM)
         self._leaving.update(self._children.values())
 
-    def _pass_signals_on(self) -> None:
+    # --- stopping ---
+
+    @property
+    def _stopping(self) -> bool:
+        return self._kill_at is not None
+
+    def _act_on_signals(self) -> None:
         """Tell the children of each signal: the first asks them to end, the second to hurry."""
         signals, self._signals = self._signals, 0
         for _ in range(signals):
             self._stop()
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             for child in self._children.values():
-                logger.error("worker process %d does not end, killing it", child.process.pid)
-                child.signal(signal.SIGKILL)
+                logger.error("worker process %d does not end, killing it", child.pid)
+                child.process.send_signal(signal.SIGKILL)
             self._kill_at = time.monotonic() + self._patience
 
     def _stop(self) -> None:
-        # Children take a second SIGTERM for the same wish, which somebody sent to all of us.
-        wish = signal.SIGINT if self._stopping else signal.SIGTERM
+        # A second SIGTERM is no haste for a child: a service manager sends one to all of us.
+        number = signal.SIGINT if self._stopping else signal.SIGTERM
         self._due.clear()
         self._broken = False
         self._kill_at = time.monotonic() + self._patience
         for child in self._children.values():
-            child.signal(wish)
-
-
-class _Watcher:
-    """A process that looks for changed files: its threads must not be there when we fork.
-
-    Attributes:
-        pipe: Readable when something changed.
-    """
-
-    def __init__(self) -> None:
-        if importlib.util.find_spec("watchfiles") is None:
-            raise ConfigError(
-                "--reload needs the library 'watchfiles': pip install 'aiotaskq[reload]'"
-            )
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe(duplex=False)
-        self._process = spawn.Process(target=_watch_files, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-        try:
-            self.pipe.recv_bytes()  # what changes from now on is seen
-        except EOFError:
-            raise ConfigError(f"--reload cannot look for changes in {Path.cwd()}") from None
-
-    def heard(self) -> bool:
-        """Whether anything changed since the last time."""
-        changed = False
-        while not self.pipe.closed and self.pipe.poll():
-            try:
-                self.pipe.recv_bytes()
-                changed = True
-            except EOFError:
-                logger.error("nobody looks for changed files any more: start me anew")
-                self.pipe.close()
-        return changed
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self.pipe.close()
-
-
-def _watch_files(pipe: Connection) -> None:
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which ends us
-    from watchfiles import PythonFilter, watch
-
-    parent = os.getppid()
-    begun = False
-    for changes in watch(
-        ".", watch_filter=PythonFilter(), rust_timeout=_WATCH_LOOK, yield_on_timeout=True
-    ):
-        if os.getppid() != parent:
-            return
-        if changes or not begun:
-            pipe.send_bytes(b"changed" if begun else b"begun")
-        begun = True
-
-
-def _how(status: int) -> str:
-    if status < 0:
-        return f"was killed by signal {-status} ({signal.strsignal(-status)})"
-    return f"ended with exit status {status}"
-
-
-def watch_parent(gone: Callable[[], object], *, patience: float) -> None:
-    """In a child: call `gone` from a thread when the parent has died, and exit for good later.
-
-    An orphan must not go on as if somebody still looked after it.
-
-    Args:
-        gone: Must be safe to call from a thread.
-        patience: Seconds that the process gets to end by itself.
-    """
-    started_by = multiprocessing.parent_process()
-    # Not getppid() alone: it may have died before we got here.
-    parent = os.getppid() if started_by is None else started_by.pid
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_LOOK)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: it is ending anyway
-            gone()
-        time.sleep(patience)
-        sys.stderr.flush()
-        os._exit(1)
-
-    threading.Thread(target=look, name="aiotaskq-parent", daemon=True).start()
+            child.process.send_signal(number)

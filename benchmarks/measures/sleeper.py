@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aiotaskq.cli.child import YOUNG_OBJECTS
+from aiotaskq.cli.worker_process import GC_THRESHOLD
 from aiotaskq.events import WorkerReady
 from benchmarks.drain import tell
 from benchmarks.measures.bench import resident
@@ -75,6 +75,6 @@ def steady_share(woken: Sequence[float], slots: int, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(YOUNG_OBJECTS)  # as `aiotaskq worker` has it
+    gc.set_threshold(GC_THRESHOLD)  # as `aiotaskq worker` has it
     gc.freeze()
     tell(work(slots=int(sys.argv[1]), seconds=float(sys.argv[2])))

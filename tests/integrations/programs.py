@@ -1,4 +1,4 @@
-"""Programs of ours as real processes, read line by line."""
+"""Programs of this package as real processes, read line by line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from aiotaskq.cli import main
-from aiotaskq.processes.lease_keeper import NAME
+from aiotaskq.processes.lease_keeper_process import PROCESS_TITLE
 from tests.integrations.shell import Shell
 
-LONG = 40.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+LONG = 40.0  # seconds that a test waits for an event before it fails
 COMMAND = (sys.executable, "-m", "aiotaskq")
 
 TASKS = """\
@@ -48,7 +48,7 @@ async def nap(seconds: float, marker: str = "") -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment without settings of the machine's."""
+    """Return this environment without the settings of aiotaskq."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOTASKQ_")}
     return {**kept, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "NO_COLOR": "1", **more}
 
@@ -89,7 +89,7 @@ class Program:
         return "\n".join(self.lines)
 
     def line(self, pattern: str, *, after: int = 0, times: int = 1) -> re.Match[str]:
-        """Wait for the line of this pattern, for the last of so many."""
+        """Wait for as many lines of this pattern, and return the match of the last one."""
         end = time.monotonic() + LONG
         with self._more:
             while True:
@@ -103,7 +103,7 @@ class Program:
 
     @property
     def here(self) -> int:
-        """How many lines there are, for `after`."""
+        """The number of lines so far, for `after`."""
         return len(self.lines)
 
     def signal(self, number: signal.Signals) -> None:
@@ -119,18 +119,35 @@ class Program:
                         found.append(child)
         return found
 
-    def keepers(self) -> list[psutil.Process]:
-        """Return what keeps the leases: one process, for most of the time."""
+    def worker_pids(self, count: int) -> list[int]:
+        """Wait until there are so many worker processes, and return their pids."""
+        wait_for(lambda: len(self.children()) == count, f"{count} children")
+        return sorted(child.pid for child in self.children())
+
+    def lease_keepers(self) -> list[psutil.Process]:
+        """Return the processes that keep leases: one, for most of the time."""
         found = []
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if child.name() == NAME:
+                    if child.name() == PROCESS_TITLE:
                         found.append(child)
         return found
 
+    def lease_keeper_pid(self) -> int:
+        """Wait until there is a lease keeper, and return its pid."""
+        wait_for(self.lease_keepers, "a lease keeper")
+        [keeper] = self.lease_keepers()
+        return keeper.pid
+
+    def all_pids(self) -> list[int]:
+        """Return the pids of all processes below it, with a lease keeper among them."""
+        self.lease_keeper_pid()
+        below = psutil.Process(self.pid).children(recursive=True)
+        return [process.pid for process in below]
+
     def wait(self) -> int:
-        """Wait for its end and for that of all that it started; return the exit status."""
+        """Wait until it and all that hold its output have ended; return the exit status."""
         status = self.process.wait(LONG)
         self._reader.join(LONG)
         assert not self._reader.is_alive(), "somebody still holds its output"
@@ -141,7 +158,7 @@ class Program:
         return self.wait()
 
     def close(self) -> None:
-        """End what is left of it: its own descendants, and nothing else."""
+        """Kill it and its descendants, as far as they still run."""
         left: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             left = psutil.Process(self.pid).children(recursive=True)
@@ -189,7 +206,7 @@ class Programs:
         )
 
     def call(self, *arguments: str) -> str:
-        """Send a task and return what was printed."""
+        """Send a task and return the printed text."""
         done = self.run("call", "tasks:app", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -207,7 +224,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_for(true: object, what: str) -> None:
-    """Wait until a function says so."""
+    """Wait until a function returns something true."""
     end = time.monotonic() + LONG
     while not true():  # type: ignore[operator]  # a function without arguments
         assert time.monotonic() < end, f"never: {what}"
@@ -215,7 +232,7 @@ def wait_for(true: object, what: str) -> None:
 
 
 def assert_help(command: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The help of a command says these words, within 80 columns."""
+    """Fail if the help of a command lacks one of these words, or is wider than 80 columns."""
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     printed = capsys.readouterr()

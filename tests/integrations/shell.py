@@ -1,7 +1,7 @@
-"""Runs commands of ours to their end without loading Python and the package for each anew.
+"""Commands of aiotaskq, run to their end without loading Python and the package for each.
 
-One process has loaded them, and forks for each command: a process of its own, with its own
-folder, environment and streams, in a hundredth of the time.
+One process has loaded both, and forks for each command: a process with a folder, an environment and
+streams of its own, in a hundredth of the time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
-# --- here: who asks ---------------------------------------------------------------------------
+# --- in the test run ------------------------------------------------------------------------------
 
 
 class Shell:
@@ -43,7 +43,7 @@ class Shell:
         typed: str | None,
         timeout: float,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; what takes longer than `timeout` seconds is killed."""
+        """Run a command to its end; it is killed if it takes longer than `timeout` seconds."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "in").write_text(typed or "")
@@ -80,7 +80,7 @@ class Shell:
         return self._process.stdout.readline().strip()
 
 
-# --- there: what forks ------------------------------------------------------------------------
+# --- in the process that forks --------------------------------------------------------------------
 
 _LATE = -1000  # no signal has this number
 
@@ -89,7 +89,7 @@ def _serve() -> None:
     import aiotaskq.cli
     import aiotaskq.drivers.redis
     import aiotaskq.drivers.sqlite
-    import aiotaskq.worker  # noqa: F401 - what commands load, as far as it starts nothing
+    import aiotaskq.worker  # noqa: F401 - modules that commands load and that start nothing
 
     for line in sys.stdin:
         status = "ready" if line == "\n" else str(_run(json.loads(line)))
@@ -135,7 +135,7 @@ def _become(request: Mapping[str, object]) -> NoReturn:
         main()
     except SystemExit as ended:
         status = ended.code
-    except BaseException as error:  # what Python does with what nobody caught
+    except BaseException as error:  # as Python itself does
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiotaskq.cli import main
-from aiotaskq.cli.timetable import Found, notes
+from aiotaskq.cli.schedule_table import ScheduleListing, listing_notes
 from aiotaskq.scheduling.schedules import ScheduleInfo
 from tests.integrations.programs import LONG, Programs, assert_help
 
@@ -103,7 +103,7 @@ def test_a_list_fits_the_terminal_and_says_when_each_runs(programs: Programs) ->
     assert re.search(rf" at {far:%Y-%m-%d} .* {far:%Y-%m-%d}, in 40[01] d ", listed)
 
 
-def test_times_are_those_of_the_clock_on_the_wall(programs: Programs) -> None:
+def test_times_are_in_the_time_zone_of_the_machine(programs: Programs) -> None:
     add(programs, "daily", "all", "--cron", "0 12 * * *")
     assert " 12:00, in " in done(programs, "tasks:app", TZ="UTC")
     assert " 17:30, in " in done(programs, "tasks:app", TZ="Asia/Kolkata")
@@ -133,8 +133,8 @@ def test_runs_that_nobody_sends_are_told_below_the_list() -> None:
         known("next", now + timedelta(seconds=5)),
         known("just now", now - timedelta(seconds=5)),
     ]
-    found = Found("sqlite:///x.db", now, [late, *soon, known("paused", None)], [])
-    (note,) = notes("tasks:app", found)
+    listing = ScheduleListing("sqlite:///x.db", now, [late, *soon, known("paused", None)], [])
+    (note,) = listing_notes("tasks:app", listing)
     assert note == (
         "not sent in time: late; if no scheduler runs, start `aiotaskq scheduler tasks:app`, or a"
         " worker with -B"
@@ -142,8 +142,10 @@ def test_runs_that_nobody_sends_are_told_below_the_list() -> None:
 
 
 def test_of_many_that_are_missing_a_few_are_named() -> None:
-    found = Found("sqlite:///x.db", datetime.now(UTC), [], [f"number {n}" for n in range(9)])
-    (note,) = notes("tasks:app", found)
+    listing = ScheduleListing(
+        "sqlite:///x.db", datetime.now(UTC), [], [f"number {n}" for n in range(9)]
+    )
+    (note,) = listing_notes("tasks:app", listing)
     assert "number 3, number 4 and 4 more; start" in note
 
 
@@ -444,7 +446,7 @@ def test_a_store_that_one_process_sees_is_refused(programs: Programs) -> None:
     ("command", "words"),
     [
         ((), ["list", "show", "add", "remove", "pause", "resume", "run"]),
-        (("list",), ["--json", "clock on the wall"]),
+        (("list",), ["--json", "time zone of this machine"]),
         (("show",), ["--json", "Exit status"]),
         (
             ("add",),

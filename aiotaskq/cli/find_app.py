@@ -1,4 +1,4 @@
-"""From what a user types to the `TaskQueue` that is meant."""
+"""Import of the application that a command names, with an error of one line where that fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from types import ModuleType
 from aiotaskq.app import TaskQueue
 from aiotaskq.errors import ConfigError
 
-_OURS = Path(__file__).parent.parent
-_USUAL_MODULES = ("app", "tasks", "celery", "queue", "worker")  # where a package may keep its app
+_OWN_FOLDER = Path(__file__).parent.parent
+_USUAL_MODULES = ("app", "tasks", "celery", "queue", "worker")  # of a package, for its application
 
 
 def find_app(target: str) -> TaskQueue:
     """Import the application that ``module:name`` or ``module`` names.
 
-    With a module or package alone, the one `TaskQueue` in it is meant.
+    A module or package alone names the one `TaskQueue` in it.
 
     Raises:
         ConfigError: There is no such module, it cannot be imported, or there is no such
@@ -38,7 +38,7 @@ def find_app(target: str) -> TaskQueue:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     module = _import(module_name)
-    return _named(module, name) if name else _only(module)
+    return _get_app(module, name) if name else _find_only_app(module)
 
 
 def _import(name: str) -> ModuleType:
@@ -49,32 +49,32 @@ def _import(name: str) -> ModuleType:
             raise ConfigError(
                 f"there is no module {error.name!r} in {Path.cwd()} or among the installed ones"
             ) from error
-        raise ConfigError(_broken(name, error)) from error
+        raise ConfigError(_describe_failure(name, error)) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module runs arbitrary code; sys.exit() is included
-        raise ConfigError(_broken(name, error)) from error
+        raise ConfigError(_describe_failure(name, error)) from error
 
 
 def import_tasks(app: TaskQueue) -> None:
-    """Import the modules that the settings name.
+    """Import the modules that the settings of an application name.
 
     Raises:
-        ConfigError: One is not there or cannot be imported.
+        ConfigError: One of them does not exist or cannot be imported.
     """
     try:
         app.import_tasks()
     except (ConfigError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # as in _import
-        raise ConfigError(_broken("what the setting imports names", error)) from error
+    except BaseException as error:  # as in `_import`
+        raise ConfigError(_describe_failure("what the setting imports names", error)) from error
 
 
-def _broken(name: str, error: BaseException) -> str:
+def _describe_failure(name: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         file, line, text = error.filename, error.lineno, error.msg
     else:
-        file, line = _where(error)
+        file, line = _failed_line(error)
         text = str(error)
     what = " ".join(text.split())
     if not isinstance(error, ConfigError):
@@ -82,25 +82,26 @@ def _broken(name: str, error: BaseException) -> str:
     return f"importing {name} fails: {what}" + (f" ({file}, line {line})" if file else "")
 
 
-def _where(error: BaseException) -> tuple[str | None, int | None]:
-    """Return the innermost line that led to an error and is the user's own."""
+def _failed_line(error: BaseException) -> tuple[str | None, int | None]:
+    """Return the innermost line of the user's own code that led to an error."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and not Path(frame.filename).is_relative_to(_OURS)
+        if "importlib" not in frame.filename
+        and not Path(frame.filename).is_relative_to(_OWN_FOLDER)
     ]
     libraries = ("site-packages", sysconfig.get_path("stdlib"))
     own = [f for f in frames if not any(part in f.filename for part in libraries)] or frames
     return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
 
-def _named(module: ModuleType, name: str) -> TaskQueue:
+def _get_app(module: ModuleType, name: str) -> TaskQueue:
     found: object = module
     for part in name.split("."):
         found = getattr(found, part, None)
     if isinstance(found, TaskQueue):
         return found
-    candidates = ", ".join(f"{module.__name__}:{known}" for known in _apps(module))
+    candidates = ", ".join(f"{module.__name__}:{known}" for known in _apps_in(module))
     if found is None:
         raise ConfigError(
             f"{module.__name__} has no {name!r}" + (f"; it has {candidates}" if candidates else "")
@@ -111,13 +112,13 @@ def _named(module: ModuleType, name: str) -> TaskQueue:
     )
 
 
-def _only(module: ModuleType) -> TaskQueue:
-    found = _apps(module)
+def _find_only_app(module: ModuleType) -> TaskQueue:
+    found = _apps_in(module)
     if not found and hasattr(module, "__path__"):
         for part in _USUAL_MODULES:
             name = f"{module.__name__}.{part}"
             if not found and find_spec(name) is not None:
-                found = _apps(_import(name))
+                found = _apps_in(_import(name))
     apps = {id(app): app for app in found.values()}
     if len(apps) == 1:
         return next(iter(apps.values()))
@@ -127,5 +128,5 @@ def _only(module: ModuleType) -> TaskQueue:
     raise ConfigError(f"{module.__name__} has several: say {names}")
 
 
-def _apps(module: ModuleType) -> dict[str, TaskQueue]:
+def _apps_in(module: ModuleType) -> dict[str, TaskQueue]:
     return {name: value for name, value in vars(module).items() if isinstance(value, TaskQueue)}

@@ -1,4 +1,4 @@
-"""`aiotaskq schedule`: what runs by the clock, looked at, made, paused and removed."""
+"""`aiotaskq schedule`: list, show, add, pause, resume, run and remove schedules."""
 
 from __future__ import annotations
 
@@ -11,27 +11,22 @@ import typer
 from rich.console import Console
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.cli.common import DefaultToList, choose_app, in_app
-from aiotaskq.cli.tasks import (
-    Keywords,
-    Priority,
-    Queue,
-    Timeout,
-    Wait,
-    check_results,
-    keywords_of,
-    report,
-    value_of,
-    wait_for,
+from aiotaskq.cli.call import Keywords, Priority, Queue, read_argument, read_keywords
+from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
+from aiotaskq.cli.exit_status import NOT_DONE
+from aiotaskq.cli.formatting import local_time
+from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
+from aiotaskq.cli.schedule_table import (
+    ScheduleListing,
+    describe_schedule,
+    listing_notes,
+    next_run,
+    schedule_table,
 )
-from aiotaskq.cli.texts import moment
-from aiotaskq.cli.timetable import Found, described, next_run, notes, table
 from aiotaskq.errors import ConfigError
 from aiotaskq.recurrence import At, Schedule, as_when
 from aiotaskq.scheduling.schedules import ScheduleInfo
 from aiotaskq.tasks.result import TaskResult
-
-NOT_DONE = 1
 
 _COMMANDS = "list, show, add, remove, pause, resume and run"
 
@@ -43,10 +38,10 @@ _Ids = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 cli = typer.Typer(
-    cls=DefaultToList,
+    cls=GroupWithDefaultList,
     help="Look at the schedules, make some, pause, remove or run them.",
     no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=GROUP_SETTINGS,
 )
 
 
@@ -54,37 +49,37 @@ cli = typer.Typer(
 def list_schedules(context: typer.Context, words: _Words = None, as_json: _Json = False) -> None:
     """List the schedules: when each runs, the next run and the last.
 
-    Times are those of this machine's clock on the wall; a crontab goes by its own time zone.
+    Times are in the time zone of this machine; a crontab goes by its own.
     """
     target, words = choose_app(context, words or [])
     if words:
         raise ConfigError(f"no such command: {words[0]!r}; there are {_COMMANDS}")
-    found = in_app(target, lambda app: _look(app, None))
+    listing = run_with_app(target, lambda app: _read(app, None))
     if as_json:
-        _print_json(found.schedules)
+        _print_json(listing.schedules)
         return
-    if found.schedules:
-        Console().print(table(found))
+    if listing.schedules:
+        Console().print(schedule_table(listing))
     else:
-        typer.echo(f"no schedules at {found.url}")
-    for note in notes(target, found):
+        typer.echo(f"no schedules at {listing.url}")
+    for note in listing_notes(target, listing):
         typer.echo(note, err=True)
 
 
 @cli.command("show")
 def show_schedules(context: typer.Context, words: _Ids = None, as_json: _Json = False) -> None:
-    """Show all that is known of schedules: arguments, options, runs so far.
+    """Show everything about schedules: arguments, options, runs so far.
 
     Exit status 1: there is no schedule of one of these ids.
     """
-    target, ids = _chosen(context, words, "show")
-    found = in_app(target, lambda app: _look(app, ids))
+    target, ids = _choose_schedules(context, words, "show")
+    listing = run_with_app(target, lambda app: _read(app, ids))
     if as_json:
-        _print_json(found.schedules)
-    elif found.schedules:
-        typer.echo("\n\n".join(described(one, found.now) for one in found.schedules))
-    there = {one.id for one in found.schedules}
-    _miss([one for one in ids if one not in there], found.missing)
+        _print_json(listing.schedules)
+    elif listing.schedules:
+        typer.echo("\n\n".join(describe_schedule(one, listing.now) for one in listing.schedules))
+    there = {one.id for one in listing.schedules}
+    _report_missing([one for one in ids if one not in there], listing.not_stored)
 
 
 @cli.command()
@@ -94,13 +89,14 @@ def add(
         list[str] | None,
         typer.Argument(
             metavar="APP ID TASK [ARGUMENT]...",
-            help="The application, an id of your own, the task's name, and its arguments: each"
-            " JSON, or else text. Put -- before a negative number.",
+            help="The application, an id for the schedule, the name of the task, and its"
+            " arguments: each is JSON, or else text. Put -- before a negative number.",
             show_default=False,
         ),
     ] = None,
     every: Annotated[
-        float | None, typer.Option("--every", metavar="SECONDS", help="Run each so many seconds.")
+        float | None,
+        typer.Option("--every", metavar="SECONDS", help="Run every so many seconds."),
     ] = None,
     cron: Annotated[
         str | None,
@@ -114,18 +110,20 @@ def add(
         typer.Option(
             "--timezone",
             metavar="NAME",
-            help="By whose clock, as Europe/Oslo; else that of the application.",
+            help="The time zone, such as Europe/Oslo; else that of the application.",
         ),
     ] = None,
     jitter: Annotated[
         float | None,
-        typer.Option("--jitter", metavar="SECONDS", help="Come up to so much later, evenly."),
+        typer.Option(
+            "--jitter", metavar="SECONDS", help="Delay each run by a random time up to this."
+        ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--start", metavar="TIME", help="No run is due before.")
+        str | None, typer.Option("--start", metavar="TIME", help="No run is due before this time.")
     ] = None,
     end: Annotated[
-        str | None, typer.Option("--end", metavar="TIME", help="No run is due after.")
+        str | None, typer.Option("--end", metavar="TIME", help="No run is due after this time.")
     ] = None,
     overlap: Annotated[
         str | None,
@@ -136,24 +134,28 @@ def add(
     misfire: Annotated[
         str | None,
         typer.Option(
-            "--misfire", help="Of runs that come too late send once (the default), skip or all."
+            "--misfire",
+            help="For runs that are too late: once (the default) sends one of them, skip sends"
+            " none, all sends all.",
         ),
     ] = None,
     grace: Annotated[
         float | None,
-        typer.Option("--grace", metavar="SECONDS", help="What is too late. [60]"),
+        typer.Option("--grace", metavar="SECONDS", help="A run is too late after this. [60]"),
     ] = None,
     queue: Queue = None,
     priority: Priority = None,
     expires: Annotated[
         float | None,
         typer.Option(
-            "--expires", metavar="SECONDS", help="A run no longer starts so long after it was sent."
+            "--expires",
+            metavar="SECONDS",
+            help="Seconds after which a run that was sent no longer starts.",
         ),
     ] = None,
     keywords: Keywords = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put it in place of one of this id.")
+        bool, typer.Option("--replace", help="Replace the schedule of this id, if there is one.")
     ] = False,
 ) -> None:
     """Make a schedule.
@@ -169,23 +171,23 @@ def add(
     bounds = {
         "timezone": timezone,
         "jitter": jitter,
-        "start": _time("--start", start),
-        "end": _time("--end", end),
+        "start": _read_time("--start", start),
+        "end": _read_time("--end", end),
         "overlap": overlap,
         "misfire": misfire,
         "grace": grace,
     }
     options = {"queue": queue, "priority": priority, "expires": expires}
     schedule = Schedule(
-        _when(every, cron, at),
-        args=[value_of(text) for text in texts],
-        kwargs=keywords_of(keywords or []),
-        options=_given(options),
-        **_given(bounds),
+        _read_when(every, cron, at),
+        args=[read_argument(text) for text in texts],
+        kwargs=read_keywords(keywords or []),
+        options=_without_none(options),
+        **_without_none(bounds),
     )
 
     async def work(app: TaskQueue) -> tuple[ScheduleInfo, datetime, bool]:
-        now = await _now(app)
+        now = await _store_time(app)
         await _check_new(app, schedule_id, schedule, now, replace=replace)
         try:
             added = await app.schedules.add(schedule_id, name, schedule, replace=replace)
@@ -193,7 +195,7 @@ def add(
             raise ConfigError(str(error)) from error
         return added, now, name in app.tasks
 
-    added, now, known = in_app(target, work)
+    added, now, known = run_with_app(target, work)
     if not known:
         typer.echo(f"{name} is not registered in {target}; added all the same", err=True)
     typer.echo(f"added {added.id}: {next_run(added, now)}")
@@ -201,9 +203,9 @@ def add(
 
 @cli.command()
 def remove(context: typer.Context, words: _Ids = None) -> None:
-    """Remove schedules. What they have sent stays sent.
+    """Remove schedules. Runs that were sent stay sent.
 
-    One that stands in the code comes back with the next start of a scheduler.
+    A schedule that stands in the code comes back with the next start of a scheduler.
 
     Exit status 1: there is no schedule of one of these ids.
     """
@@ -218,7 +220,7 @@ def remove(context: typer.Context, words: _Ids = None) -> None:
             )
         return f"removed {schedule_id}"
 
-    _to_each(context, words, "remove", drop)
+    _change_each(context, words, "remove", drop)
 
 
 @cli.command()
@@ -234,12 +236,12 @@ def pause(context: typer.Context, words: _Ids = None) -> None:
         await app.schedules.pause(schedule_id)
         return f"paused {schedule_id}"
 
-    _to_each(context, words, "pause", stop)
+    _change_each(context, words, "pause", stop)
 
 
 @cli.command()
 def resume(context: typer.Context, words: _Ids = None) -> None:
-    """Send runs of paused schedules again; those that came meanwhile stay left out.
+    """Send runs of paused schedules again; those that were due meanwhile stay left out.
 
     Exit status 1: there is no schedule of one of these ids.
     """
@@ -248,9 +250,9 @@ def resume(context: typer.Context, words: _Ids = None) -> None:
         if await app.schedules.get(schedule_id) is None:
             return None
         resumed = await app.schedules.resume(schedule_id)
-        return f"resumed {schedule_id}: {next_run(resumed, await _now(app))}"
+        return f"resumed {schedule_id}: {next_run(resumed, await _store_time(app))}"
 
-    _to_each(context, words, "resume", start)
+    _change_each(context, words, "resume", start)
 
 
 @cli.command()
@@ -263,52 +265,57 @@ def run(
     wait: Wait = False,
     timeout: Timeout = None,
 ) -> None:
-    """Send what a schedule sends, once and now; print the task's id or its result.
+    """Send one run of a schedule now; print the id of its task, or the result.
 
-    Its own runs stay as they are, paused or not.
+    The other runs of the schedule stay as they are, paused or not.
 
     Exit status 1: there is no such schedule, or the task failed. 3: no result in time.
     """
-    target, ids = _chosen(context, words, "run")
+    target, ids = _choose_schedules(context, words, "run")
     if len(ids) > 1:
         raise ConfigError(f"one schedule at a time: aiotaskq schedule run {target} {ids[0]}")
     waits = wait or timeout is not None
 
     async def work(app: TaskQueue) -> TaskResult[Any] | str:
         if waits:
-            check_results(app, target)
+            check_keeps_results(app, target)
         if await app.schedules.get(ids[0]) is None:
-            _miss(ids, app.declared_schedules())
+            _report_missing(ids, app.declared_schedules())
         handle = await app.schedules.run_now(ids[0])
         return await wait_for(handle, timeout) if waits else handle.id
 
-    report(in_app(target, work))
+    print_result(run_with_app(target, work))
 
 
-# What is asked of the application
+# --- the application ----------------------------------------------------------------------------
 
 
-async def _look(app: TaskQueue, ids: Iterable[str] | None) -> Found:
-    """Return some schedules, or all of them, and what else stands in the code."""
-    url, now = (await app.broker()).url, await _now(app)
+async def _read(app: TaskQueue, ids: Iterable[str] | None) -> ScheduleListing:
+    """Return some schedules, or all of them, and the ids of others that stand in the code."""
+    url, now = (await app.broker()).url, await _store_time(app)
     if ids is None:
         found = await app.schedules.list()
     else:
         asked = [await app.schedules.get(one) for one in dict.fromkeys(ids)]
         found = [one for one in asked if one is not None]
     there = {one.id for one in found}
-    return Found(url, now, found, [one for one in app.declared_schedules() if one not in there])
+    return ScheduleListing(
+        url, now, found, [one for one in app.declared_schedules() if one not in there]
+    )
 
 
-async def _now(app: TaskQueue) -> datetime:
-    """Return the time by the store's clock, by which schedules go."""
+async def _store_time(app: TaskQueue) -> datetime:
+    """Return the time by the clock of the store, which decides when schedules run."""
     return datetime.fromtimestamp((await (await app.broker()).schedules().due(1)).now, UTC)
 
 
 async def _check_new(
     app: TaskQueue, schedule_id: str, schedule: Schedule, now: datetime, *, replace: bool
 ) -> None:
-    """Refuse in the words of the shell; one that stands in the code `add` itself refuses."""
+    """Refuse a schedule that cannot be added, in the words of the command line.
+
+    `app.schedules.add` itself refuses the id of a schedule that stands in the code.
+    """
     there = await app.schedules.get(schedule_id)
     if there is not None and not there.in_code and not replace:
         raise ConfigError(
@@ -318,18 +325,25 @@ async def _check_new(
     if timing.after(now.timestamp()) is None:
         raise ConfigError(
             f"{timing.describe()}: no run would ever come, as its time has passed; it is"
-            f" {moment(now)}"
+            f" {local_time(now)}"
         )
 
 
-def _to_each(
+def _change_each(
     context: typer.Context,
     words: list[str] | None,
     verb: str,
     change: Callable[[TaskQueue, str], Awaitable[str | None]],
 ) -> None:
-    """Do something to schedules, and say of each what was done; None: there is none."""
-    target, ids = _chosen(context, words, verb)
+    """Change schedules one by one, and print what was done.
+
+    Args:
+        context: As the command got it.
+        words: As the command got them: an application and ids.
+        verb: The command.
+        change: Changes the schedule of an id and returns a line to print; None if there is none.
+    """
+    target, ids = _choose_schedules(context, words, verb)
 
     async def work(app: TaskQueue) -> None:
         missing = []
@@ -339,23 +353,25 @@ def _to_each(
                 missing.append(schedule_id)
             else:
                 typer.echo(done)
-        _miss(missing, app.declared_schedules())
+        _report_missing(missing, app.declared_schedules())
 
-    in_app(target, work)
-
-
-# What was typed
+    run_with_app(target, work)
 
 
-def _chosen(context: typer.Context, words: list[str] | None, verb: str) -> tuple[str, list[str]]:
-    """Return the application and the ids that are meant."""
+# --- arguments and messages ---------------------------------------------------------------------
+
+
+def _choose_schedules(
+    context: typer.Context, words: list[str] | None, verb: str
+) -> tuple[str, list[str]]:
+    """Return the name of the application and the ids, each once."""
     target, ids = choose_app(context, words or [])
     if not ids:
         raise ConfigError(f"which schedule? aiotaskq schedule {verb} {target} ID")
     return target, list(dict.fromkeys(ids))
 
 
-def _when(every: float | None, cron: str | None, at: str | None) -> object:
+def _read_when(every: float | None, cron: str | None, at: str | None) -> object:
     given = [one for one in (every, cron, at) if one is not None]
     if len(given) != 1:
         raise ConfigError(
@@ -365,7 +381,7 @@ def _when(every: float | None, cron: str | None, at: str | None) -> object:
     return At(at) if at is not None else as_when(given[0])
 
 
-def _time(option: str, text: str | None) -> datetime | None:
+def _read_time(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
@@ -376,12 +392,12 @@ def _time(option: str, text: str | None) -> datetime | None:
         ) from error
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _miss(ids: Sequence[str], declared: Collection[str]) -> None:
-    """Tell of ids of which there is no schedule, and exit if there are any."""
+def _report_missing(ids: Sequence[str], declared: Collection[str]) -> None:
+    """Tell which ids have no schedule, and exit if there are any."""
     for schedule_id in ids:
         yet = (
             " yet: it stands in the code, and a scheduler that starts puts it into the store"

@@ -1,4 +1,4 @@
-"""What the keeper does with leases, over a broker of the test's own."""
+"""The lease keeper process, in the event loop of a test and with a broker of the test's own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ import pytest
 
 from aiotaskq.contract.records import Grant
 from aiotaskq.errors import BrokerUnavailable
-from aiotaskq.processes import lease_keeper as keeper
-from aiotaskq.processes.lease_keeper import Died, Held, Holding, Keeping, Leave, LetGo, Word
+from aiotaskq.processes import lease_keeper_process
+from aiotaskq.processes.lease_keeper_process import LeaseKeeperProcess
+from aiotaskq.processes.pipe import (
+    KeepLease,
+    LeaseBegun,
+    LeaseEnded,
+    LeaseKeeperMessage,
+    StopLeaseKeeper,
+    WorkerProcessDied,
+)
 
-pytestmark = pytest.mark.may_block(reason="a keeper reads /proc, and serves nobody meanwhile")
+pytestmark = pytest.mark.may_block(reason="the lease keeper reads /proc, and serves nobody else")
 
 PATIENCE = 20.0
 BEAT = 0.05
@@ -63,27 +71,27 @@ class FakeBroker:
         return self.leases.setdefault(grant.consumer, FakeLease(grant))
 
 
-class Desk:
-    """A keeper in this event loop, and the supervisor's end of its pipe."""
+class Supervision:
+    """A lease keeper in this event loop, and the supervisor's end of its pipe."""
 
     def __init__(self) -> None:
         self.broker = FakeBroker()
         self.made: list[tuple[str, str]] = []
         self._pipe, self.ours = Pipe(duplex=False)
-        self.keeping = Keeping(self._pipe, os.getppid())
+        self.keeper = LeaseKeeperProcess(self._pipe, os.getppid())
 
     def create(self, url: str, *, prefix: str) -> Any:
         self.made.append((url, prefix))
         return self.broker
 
-    def tell(self, *words: Word) -> None:
-        for word in words:
-            self.ours.send_bytes(msgspec.msgpack.encode(word))
+    def tell(self, *messages: LeaseKeeperMessage) -> None:
+        for message in messages:
+            self.ours.send_bytes(msgspec.msgpack.encode(message))
 
     def hold(self, pid: int, consumer: str = "c1", seconds: float = 60.0) -> None:
         grant = Grant(consumer, ("default",), seconds)
-        holding = Holding(grant, SECRET, "aiotaskq", "/", BEAT)
-        self.tell(Held(pid, "worker-1", holding))
+        begun = LeaseBegun(grant, SECRET, "aiotaskq", "/", BEAT)
+        self.tell(KeepLease(pid, "worker-1", begun))
 
     async def lease(self, consumer: str = "c1") -> FakeLease:
         await until(lambda: consumer in self.broker.leases)
@@ -101,19 +109,19 @@ async def until(true: Callable[[], Any]) -> None:
 
 
 @asynccontextmanager
-async def running(desk: Desk) -> AsyncIterator[None]:
-    main = asyncio.create_task(desk.keeping.run())
+async def running(supervision: Supervision) -> AsyncIterator[None]:
+    main = asyncio.create_task(supervision.keeper.run())
     yield
-    desk.tell(Leave())
+    supervision.tell(StopLeaseKeeper())
     async with asyncio.timeout(PATIENCE):
         await main
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def supervision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervision]:
     monkeypatch.chdir(os.curdir)  # it goes where the worker is
-    made = Desk()
-    monkeypatch.setattr(keeper, "create_broker", made.create)
+    made = Supervision()
+    monkeypatch.setattr(lease_keeper_process, "create_broker", made.create)
     yield made
     made.close()
 
@@ -127,71 +135,73 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-async def test_leases_of_a_process_that_lives_are_renewed(desk: Desk) -> None:
-    async with running(desk):
-        desk.hold(os.getpid(), "c1")
-        desk.hold(os.getpid(), "c2")
-        first, second = await desk.lease("c1"), await desk.lease("c2")
+async def test_leases_of_a_process_that_lives_are_renewed(supervision: Supervision) -> None:
+    async with running(supervision):
+        supervision.hold(os.getpid(), "c1")
+        supervision.hold(os.getpid(), "c2")
+        first, second = await supervision.lease("c1"), await supervision.lease("c2")
         await until(lambda: first.renewals > 3 and second.renewals > 3)
-        assert desk.made == [(SECRET, "aiotaskq")]  # one driver for both
+        assert supervision.made == [(SECRET, "aiotaskq")]  # one driver for both
     assert first.closed
     assert first.notes == []
 
 
 async def test_a_process_that_is_stopped_is_not_renewed(
-    desk: Desk, sleeper: subprocess.Popen[bytes]
+    supervision: Supervision, sleeper: subprocess.Popen[bytes]
 ) -> None:
     os.kill(sleeper.pid, signal.SIGSTOP)
     os.waitpid(sleeper.pid, os.WUNTRACED)
-    async with running(desk):
-        desk.hold(sleeper.pid)
-        lease = await desk.lease()
+    async with running(supervision):
+        supervision.hold(sleeper.pid)
+        lease = await supervision.lease()
         await asyncio.sleep(5 * BEAT)
         assert lease.renewals == 0
         os.kill(sleeper.pid, signal.SIGCONT)
         await until(lambda: lease.renewals > 1)
 
 
-async def test_a_zombie_is_not_renewed(desk: Desk, sleeper: subprocess.Popen[bytes]) -> None:
+async def test_a_zombie_is_not_renewed(
+    supervision: Supervision, sleeper: subprocess.Popen[bytes]
+) -> None:
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
-    async with running(desk):
-        desk.hold(sleeper.pid)
-        lease = await desk.lease()
+    async with running(supervision):
+        supervision.hold(sleeper.pid)
+        lease = await supervision.lease()
         await asyncio.sleep(5 * BEAT)
         assert lease.renewals == 0
 
 
-async def test_a_lease_that_was_let_go_is_left_alone(desk: Desk) -> None:
-    async with running(desk):
-        desk.hold(os.getpid())
-        lease = await desk.lease()
-        desk.tell(LetGo("c1"), LetGo("unknown"))
+async def test_a_lease_that_its_process_has_ended_is_left_alone(supervision: Supervision) -> None:
+    async with running(supervision):
+        supervision.hold(os.getpid())
+        lease = await supervision.lease()
+        supervision.tell(LeaseEnded("c1"), LeaseEnded("unknown"))
         await until(lambda: lease.closed)
-        desk.tell(Died(os.getpid(), "was killed"))
+        supervision.tell(WorkerProcessDied(os.getpid(), "was killed"))
     assert lease.notes == []
 
 
-async def test_a_lease_that_was_lost_is_forgotten(desk: Desk) -> None:
-    async with running(desk):
-        desk.hold(os.getpid())
-        lease = await desk.lease()
+async def test_a_lease_that_was_lost_is_forgotten(supervision: Supervision) -> None:
+    async with running(supervision):
+        supervision.hold(os.getpid())
+        lease = await supervision.lease()
         lease.lost = True
         await until(lambda: lease.closed)
-        desk.tell(Died(os.getpid(), "was killed"))
+        supervision.tell(WorkerProcessDied(os.getpid(), "was killed"))
     assert lease.notes == []
 
 
 async def test_every_lease_of_a_dead_process_is_ended_with_a_note(
-    desk: Desk, sleeper: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+    supervision: Supervision, sleeper: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(desk):
-        desk.hold(sleeper.pid, "c1")
-        desk.hold(sleeper.pid, "c2")
-        desk.hold(os.getpid(), "c3")
-        leases = [await desk.lease(consumer) for consumer in ("c1", "c2", "c3")]
+    async with running(supervision):
+        supervision.hold(sleeper.pid, "c1")
+        supervision.hold(sleeper.pid, "c2")
+        supervision.hold(os.getpid(), "c3")
+        leases = [await supervision.lease(consumer) for consumer in ("c1", "c2", "c3")]
         sleeper.kill()
-        desk.tell(Died(sleeper.pid, "was killed by signal 9 (Killed)"))
+        supervision.tell(WorkerProcessDied(sleeper.pid, "was killed by signal 9 (Killed)"))
         await until(lambda: leases[0].closed and leases[1].closed)
     [note] = leases[0].notes
     assert note.startswith(f"worker-1 (pid {sleeper.pid} on ")
@@ -202,77 +212,79 @@ async def test_every_lease_of_a_dead_process_is_ended_with_a_note(
     assert f"gave 2 tasks back: {note}" in caplog.text
 
 
-async def test_a_death_is_told_at_once_though_its_lease_was_never_renewed(desk: Desk) -> None:
-    desk.hold(2**22 + 1)  # no such pid
-    desk.tell(Died(2**22 + 1, "ended with exit status 1"))
-    async with running(desk):
-        lease = await desk.lease()
+async def test_a_death_is_told_at_once_though_its_lease_was_never_renewed(
+    supervision: Supervision,
+) -> None:
+    supervision.hold(2**22 + 1)  # no such pid
+    supervision.tell(WorkerProcessDied(2**22 + 1, "ended with exit status 1"))
+    async with running(supervision):
+        lease = await supervision.lease()
         await until(lambda: lease.closed)
     assert lease.renewals == 0
     assert len(lease.notes) == 1
 
 
 async def test_a_broker_that_is_away_is_asked_again(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    supervision: Supervision, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(desk):
-        desk.hold(os.getpid())
-        lease = await desk.lease()
+    async with running(supervision):
+        supervision.hold(os.getpid())
+        lease = await supervision.lease()
         lease.failures = [BrokerUnavailable("away"), OSError("a fault of the driver's")]
         await until(lambda: not lease.failures)
         seen = lease.renewals
         await until(lambda: lease.renewals > seen)
         lease.failures = [BrokerUnavailable("away")] * 3
-        desk.tell(Died(os.getpid(), "was killed"))
+        supervision.tell(WorkerProcessDied(os.getpid(), "was killed"))
         await until(lambda: lease.closed)
     assert len(lease.notes) == 1
     assert caplog.text.count("cannot be renewed") == 1  # an outage is told by the worker itself
 
 
-async def test_a_lease_that_lapsed_meanwhile_needs_no_end(desk: Desk) -> None:
-    async with running(desk):
-        desk.hold(os.getpid(), seconds=0.3)
-        lease = await desk.lease()
-        desk.tell(Died(os.getpid(), "was killed"))
+async def test_a_lease_that_lapsed_meanwhile_needs_no_end(supervision: Supervision) -> None:
+    async with running(supervision):
+        supervision.hold(os.getpid(), seconds=0.3)
+        lease = await supervision.lease()
+        supervision.tell(WorkerProcessDied(os.getpid(), "was killed"))
         lease.failures = [BrokerUnavailable("away")] * 1000
         await until(lambda: lease.closed)
     assert lease.notes == []
 
 
 async def test_a_driver_that_cannot_be_made_costs_nobody_else_and_no_password(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    supervision: Supervision, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(url: str, *, prefix: str) -> Any:
         raise ValueError(url)
 
-    async with running(desk):
+    async with running(supervision):
         with monkeypatch.context() as patch:
-            patch.setattr(keeper, "create_broker", fail)
-            desk.hold(os.getpid(), "c1")
+            patch.setattr(lease_keeper_process, "create_broker", fail)
+            supervision.hold(os.getpid(), "c1")
             await until(lambda: "kept by itself alone" in caplog.text)
-        desk.hold(os.getpid(), "c2")
-        await desk.lease("c2")
+        supervision.hold(os.getpid(), "c2")
+        await supervision.lease("c2")
     assert caplog.records[0].levelno == logging.ERROR
     assert "swordfish" not in caplog.text
 
 
 def test_nothing_that_may_be_logged_shows_the_password() -> None:
-    holding = Holding(Grant("c1", ("default",), 1.0), SECRET, "aiotaskq", "/", BEAT)
-    held = Held(1, "worker-1", holding)
-    assert "swordfish" not in f"{holding!r} {holding} {held!r} {held}"
+    begun = LeaseBegun(Grant("c1", ("default",), 1.0), SECRET, "aiotaskq", "/", BEAT)
+    kept = KeepLease(1, "worker-1", begun)
+    assert "swordfish" not in f"{begun!r} {begun} {kept!r} {kept}"
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "end of the pipe"])
 async def test_it_leaves_when_told_or_when_nobody_can_tell_it_anything(
-    desk: Desk, told: bool
+    supervision: Supervision, told: bool
 ) -> None:
-    main = asyncio.create_task(desk.keeping.run())
-    desk.hold(os.getpid())
-    lease = await desk.lease()
+    main = asyncio.create_task(supervision.keeper.run())
+    supervision.hold(os.getpid())
+    lease = await supervision.lease()
     if told:
-        desk.tell(Leave())
+        supervision.tell(StopLeaseKeeper())
     else:
-        desk.ours.close()
+        supervision.ours.close()
     async with asyncio.timeout(PATIENCE):
         await main
     assert lease.closed
@@ -281,6 +293,6 @@ async def test_it_leaves_when_told_or_when_nobody_can_tell_it_anything(
 async def test_it_leaves_when_the_supervisor_is_another_process() -> None:
     ours, theirs = Pipe(duplex=False)
     async with asyncio.timeout(PATIENCE):
-        await Keeping(ours, os.getpid()).run()  # nobody is the parent of itself
+        await LeaseKeeperProcess(ours, os.getpid()).run()  # nobody is the parent of itself
     ours.close()
     theirs.close()

@@ -1,0 +1,104 @@
+"""`aiotaskq call`: send one task."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from aiotaskq.app import TaskQueue
+from aiotaskq.cli.common import choose_app, run_with_app
+from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
+from aiotaskq.errors import ConfigError
+from aiotaskq.tasks.options import CallOptions
+from aiotaskq.tasks.result import TaskResult
+
+# Also options of `aiotaskq schedule add`.
+Queue = Annotated[str | None, typer.Option("--queue", help="Send it to this queue.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="0 to 9; 9 runs first.")]
+Keywords = Annotated[
+    list[str] | None,
+    typer.Option("-k", "--keyword", metavar="NAME=VALUE", help="A keyword argument."),
+]
+
+
+def call(
+    context: typer.Context,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="APP TASK [ARGUMENT]...",
+            help="The application, the name of the task, and its arguments: each is JSON, or else"
+            " text. Put -- before a negative number.",
+            show_default=False,
+        ),
+    ],
+    keywords: Keywords = None,
+    queue: Queue = None,
+    countdown: Annotated[
+        float | None, typer.Option("--countdown", help="Seconds before it may start.")
+    ] = None,
+    expires: Annotated[
+        float | None, typer.Option("--expires", help="Seconds after which it no longer starts.")
+    ] = None,
+    priority: Priority = None,
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", help="The id of the task; else it gets a new one.")
+    ] = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
+) -> None:
+    """Send a task, and print its id or its result.
+
+    [bold]aiotaskq call tasks:app tasks.add 2 8 --wait[/bold]
+
+    Exit status 1: the task failed. 3: no result in time.
+    """
+    target, words = choose_app(context, words)
+    if not words:
+        raise ConfigError(f"which task? aiotaskq call {target} module.function ARGUMENT...")
+    name, *texts = words
+    options: dict[str, Any] = {
+        "queue": queue,
+        "countdown": countdown,
+        "expires": expires,
+        "priority": priority,
+        "task_id": task_id,
+    }
+    chosen: CallOptions = {k: v for k, v in options.items() if v is not None}  # type: ignore[assignment]  # keys of CallOptions
+
+    waits = wait or timeout is not None
+
+    async def work(app: TaskQueue) -> TaskResult[Any] | str:
+        args = [read_argument(text) for text in texts]
+        if waits:
+            check_keeps_results(app, target)
+        try:
+            handle = await app.send(name, args, read_keywords(keywords or []), **chosen)
+        except TypeError as error:  # the task is registered here and the call does not fit it
+            raise ConfigError(str(error)) from error
+        if name not in app.tasks:
+            typer.echo(f"{name} is not registered in {target}; sent all the same", err=True)
+        return await wait_for(handle, timeout) if waits else handle.id
+
+    print_result(run_with_app(target, work))
+
+
+def read_argument(text: str) -> Any:
+    """Return the value of an argument of a task: JSON, or else text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def read_keywords(pairs: list[str]) -> dict[str, Any]:
+    """Return the keyword arguments of a task, each given as name=value."""
+    keywords = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise ConfigError(f"{pair!r} is no keyword argument; write it as name=value")
+        keywords[name] = read_argument(text)
+    return keywords
