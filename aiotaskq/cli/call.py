@@ -11,12 +11,19 @@ from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, run_with_app
 from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
 from aiotaskq.errors import ConfigError
+from aiotaskq.tasks.option_table import OPTIONS
 from aiotaskq.tasks.options import CallOptions
 from aiotaskq.tasks.result import TaskResult
 
+
+def _call_option(flag: str, name: str) -> Any:
+    """Return the flag of an option of calls, whose help is the meaning in the table of options."""
+    return typer.Option(flag, help=OPTIONS[name].meaning.replace("``", "`"))
+
+
 # Also options of `aiotaskq schedule add`.
-Queue = Annotated[str | None, typer.Option("--queue", help="Send it to this queue.")]
-Priority = Annotated[int | None, typer.Option("--priority", help="0 to 9; 9 runs first.")]
+Queue = Annotated[str | None, _call_option("--queue", "queue")]
+Priority = Annotated[int | None, _call_option("--priority", "priority")]
 Keywords = Annotated[
     list[str] | None,
     typer.Option("-k", "--keyword", metavar="NAME=VALUE", help="A keyword argument."),
@@ -36,16 +43,10 @@ def call(
     ],
     keywords: Keywords = None,
     queue: Queue = None,
-    countdown: Annotated[
-        float | None, typer.Option("--countdown", help="Seconds before it may start.")
-    ] = None,
-    expires: Annotated[
-        float | None, typer.Option("--expires", help="Seconds after which it no longer starts.")
-    ] = None,
+    countdown: Annotated[float | None, _call_option("--countdown", "countdown")] = None,
+    expires: Annotated[float | None, _call_option("--expires", "expires")] = None,
     priority: Priority = None,
-    task_id: Annotated[
-        str | None, typer.Option("--task-id", help="The id of the task; else it gets a new one.")
-    ] = None,
+    task_id: Annotated[str | None, _call_option("--task-id", "task_id")] = None,
     wait: Wait = False,
     timeout: Timeout = None,
 ) -> None:
