@@ -5,7 +5,7 @@ The driver is built in layers, each file using those above it:
 - `url.py`, `names.py`, `channel.py`, `transport.py`: AMQP.
 - `connection.py`: a connection that comes back after a failure.
 - `messages.py`, `delays.py`: the form of messages at rest.
-- `membership/`: the facts that all processes share, and that the server cannot tell.
+- `membership/`: facts that all processes share, and that the server does not report.
 - `topology.py`: the queues and exchanges, declared when they are needed.
 - `unacked.py`, `consumer_loop.py`, `consumer_thread.py`, `consumer.py`: a consumer.
 - `dead_letters.py`, `lease.py`, `broker.py`, `results.py`: the rest of the contract.

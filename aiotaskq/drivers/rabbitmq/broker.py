@@ -2,13 +2,13 @@
 
 Theory of operation
 -------------------
-A broker is closed or open. Open, it has one connection, which comes back by itself after a failure,
-and what is built on it: the membership and the topology.
+A broker is closed or open. An open one has one connection, which comes back by itself after a
+failure, and on it the membership and the topology.
 
 `publish` sends batches of limited size and waits for the confirms of each, so a failure leaves the
-first batches stored, perhaps a part of one, and none of the rest. What is left of a call is
-remembered under its `call_id` for a minute: the same call made again publishes only that. Of the
-batch that failed in the middle a part may be stored twice, and the trait `idempotent` says so.
+first batches stored, perhaps a part of one, and none of the rest. The unconfirmed batches of a call
+are remembered under its `call_id` for a minute: the same call made again publishes only those. Of
+the batch that failed in the middle a part may be stored twice; so the trait `idempotent` is false.
 
 The shared facts (consumers, cancellations, queues) are asked of the membership at the moment of the
 call; nothing is cached here. Dead letters are held by one reader at a time. `revive` publishes the

@@ -248,7 +248,7 @@ class RabbitChannel:
         self._consumers[consumer_tag] = receive
 
     def unlisten(self, consumer_tag: str) -> None:
-        """Drop what is delivered for a consumer tag from now on."""
+        """Drop the deliveries for a consumer tag from now on."""
         self._consumers.pop(consumer_tag, None)
 
     def ack(self, tags: Collection[int], among: Iterable[int] = ()) -> None:

@@ -13,12 +13,12 @@ the publisher channel, any number at once.
 
 Between any two steps the server may close the connection or one channel, stop reading because it
 has no memory or disk left, or be killed. Then calls and confirmations fail with the channel.
-`publish` may have stored any part of a batch when it fails; `sent` tells its caller which part is
-known to be stored.
+`publish` may have stored any part of a batch when it fails; from `sent` its caller learns which
+part is known to be stored.
 
 Invariants: on return from `publish` the server has stored every message of the batch. Nothing is
-known here about the queues of a new transport: `topology.py`, which remembers what was declared, is
-told of a new transport by `on_connected`, and of queues that have vanished by `on_returned`.
+assumed here about queues: `topology.py`, which remembers its declarations, gets a call of
+`on_connected` for each new transport, and of `on_returned` when a queue has vanished.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from aiotaskq.errors import ConfigError, Unavailable
 
 _CHECK_BLOCKED_EVERY = 0.25  # seconds, while confirmations are missing
 _RECOVERY_PAUSE = 0.1  # seconds
-_REFUSALS = 5  # of one batch, each followed by a pause
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds after a refusal
+_MOST_RETRIES = 5  # of publications that were refused
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds before them
 
 NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 404, 405, 406
 # 406 has several meanings. With this text a queue or exchange has other arguments than declared.
@@ -214,8 +214,8 @@ class RabbitConnection:
             ConfigError: One is larger than the server takes.
             Unavailable: There was no answer, the server takes no more, or some lead to no queue.
         """
-        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        while backoff.failures < _REFUSALS:
+        backoff: Backoff | None = None  # made when it is needed, which is hardly ever
+        while True:
             confirmation = await self.begin_publish(batch)
             if sent is not None:
                 sent.append(confirmation)
@@ -223,9 +223,11 @@ class RabbitConnection:
             if not refused:
                 return
             # A quorum queue refuses while it has no leader, as after it was made.
+            backoff = backoff or Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+            if backoff.failures == _MOST_RETRIES:
+                raise self._full(f"{self.address.url} takes no more messages: a queue is full")
             batch = refused
             await asyncio.sleep(backoff.next())
-        raise self._full(f"{self.address.url} takes no more messages: a queue is full")
 
     async def begin_publish(self, batch: Sequence[AmqpPublication]) -> AmqpConfirmation:
         """Send messages; `finish_publish` waits until the server has stored them."""
@@ -298,7 +300,7 @@ class RabbitConnection:
                 ) from None
             if error.code == RESOURCE_LOCKED:
                 raise self._unavailable(
-                    f"{url}: another connection has it for itself alone: {error}"
+                    f"{url}: another connection has exclusive use of it: {error}"
                 )
         raise self._unavailable(f"{url}: {str(error) or type(error).__name__}") from error
 

@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 A consumer is closed, open, or closed for good. `open` starts the thread and opens the consumer in
 it (`consumer_loop.py`); if that fails or is cancelled, the thread ends. A call that is cancelled
-runs on in the thread, and a fetch is told to end soon. `close` hands back what is held and ends the
-thread, also when it is cancelled.
+runs on in the thread, and a fetch is made to end soon. `close` hands back the held messages and
+ends the thread, also when it is cancelled.
 
-Open consumers of this process are found by id, so that a lease of the same process looks at the
+Open consumers of this process are found by id, so that a lease of the same process checks the
 connection itself. The table holds no consumer alive.
 """
 

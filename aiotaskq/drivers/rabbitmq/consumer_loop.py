@@ -10,32 +10,33 @@ call can come in between.
 
 Life. `open` connects, joins the membership, and opens the channel. From then on the consumer is
 open until its transport fails, which happens once: by the network, by the server, by `close`, or
-because its channel failed (`_on_channel_failed`): what a channel holds goes to others when it is
-closed, and half a consumer would be no use. Everything it held is void then. Calls that follow
-raise `LeaseLost`, or that the server is unreachable.
+because its channel failed (`_on_channel_failed`), whose messages go to others at that moment. All
+receipts are void then. Calls that follow raise `LeaseLost`, or `Unavailable` if the server cannot
+be reached.
 
-Fetching. A fetch declares the queues passively to count their messages, takes as many as it wants,
-and no more: nothing flows in that was not asked for. Few messages of a queue are taken one by one,
-with `Basic.Get`; more by consuming with a prefetch count and cancelling when all have arrived. Only
-a fetch that found nothing waits: it consumes one message of each queue.
+Fetching. A fetch counts the messages of its queues (the reply to a declaration has the count), and
+takes as many as it wants, and no more: no message arrives that was not asked for. Few messages of a
+queue are taken one by one, with `Basic.Get`; more by consuming with a prefetch count and cancelling
+when all have arrived. Only a fetch that found nothing waits: it consumes one message of each queue.
 
 A count may be out of date when it arrives, because others take messages too. So a consuming that
-brings less than counted is ended after a short wait, and a count is good for a moment of its own
-(`_expected`): it spares the next fetches a round trip while queues are long.
+brings fewer than counted is ended after a short wait. While queues are long, a count is used for a
+moment (`_expected`), which saves the next fetches a round trip.
 
-What the server must not see. RabbitMQ counts a message as lost if it is on its way while the
-consuming that brings it is cancelled, and trips over a cancellation that overtakes the answer to
-its beginning. So a consuming is cancelled only when it was answered, and one that waits for a
-message is never cancelled: it goes on, over any number of fetches, until it has brought its one
-message (`_waiting`). And a fetch is told to end (`FetchCall.is_over`); its coroutine is not
-cancelled.
+Cancelling. RabbitMQ counts a message as lost if it is on its way while the consuming that brings it
+is cancelled, and it fails when a consuming is cancelled before its beginning was answered. So a
+consuming is cancelled only after the answer, and one that waits for a message is never cancelled:
+it goes on, over any number of fetches, until it has brought its one message (`_waiting`). For the
+same reason a fetch whose caller is gone ends by a flag (`FetchCall.is_over`), not by cancelling its
+coroutine.
 
 Unclaimed messages. A message may arrive while no fetch is under way, or beyond the limit of one, or
 for a fetch whose caller is gone. The next fetch gets it. If none comes soon, `_return_unclaimed`
 puts it back for others, and tries until it can.
 
-Invariant: fetching, returning and closing change the unclaimed messages only while they hold
-`_turn`. Messages may arrive at any moment, and settlements are applied in between.
+Invariant: a fetch, a return of unclaimed messages, and closing exclude each other by `_turn`. What
+may happen in between at any await: messages arrive, settlements are applied, `end_fetch` gives
+messages back.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class ConsumerLoop:
                 self._return_unclaimed_soon()
 
     async def fetch(self, call: FetchCall) -> Sequence[Delivery]:
-        """Return up to the wanted number of messages, or one suspect; nothing if told to end.
+        """Return up to the wanted number of messages, or one suspect; none if it has to end.
 
         Raises:
             LeaseLost: The connection is gone, and the server is there.
@@ -397,7 +398,7 @@ class ConsumerLoop:
         return gone
 
     async def news(self) -> News:
-        """Return what was cancelled since the last call, and whether suspects wait.
+        """Return the ids cancelled since the last call, and whether suspects wait.
 
         Raises:
             LeaseLost: The connection is gone, and the server is there.

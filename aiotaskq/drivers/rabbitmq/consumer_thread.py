@@ -11,9 +11,9 @@ bear it well when a call is broken off in the middle. Its caller may pass a func
 work end early.
 
 `stop` ends the loop with everything that runs in it: tasks are cancelled until none is left, as
-aiormq's tasks start others to clean up. The end is reported before the executor of the loop is
-shut down, since that waits for name lookups, which may take minutes. The event loop of the owner
-may be closed at any moment; then nobody hears of the end.
+aiormq's tasks start others to clean up. The end is reported before the executor of the loop is shut
+down, since that waits for name lookups, which may take minutes. The event loop of the owner may be
+closed at any moment; then nobody hears of the end.
 """
 
 from __future__ import annotations

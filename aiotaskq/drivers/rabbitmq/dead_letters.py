@@ -1,15 +1,14 @@
 """Dead letters: a queue that is read as a whole, by one reader at a time.
 
-AMQP cannot look at a queue without taking its messages. So a reader takes all of them (or the
-oldest ones), acknowledges those that are to go, and closes the channel: the server puts the rest
-back in the old order.
+AMQP cannot read a queue without taking its messages. So a reader takes all of them (or the oldest
+ones), acknowledges those that are to go, and closes the channel: the server puts the rest back in
+the old order.
 
 Theory of operation
 -------------------
 A reader first waits for its turn in this process (`_turns`), then for the lock at the server: a
 queue that belongs to the connection alone. Two readers at once would each see a part of the queue.
-While it holds both, messages may still be added by workers that bury a task; those are for the next
-reader.
+While a reader has the lock, workers may add letters; those are for the next reader.
 
 Between any two steps the reader may die, be cancelled, or lose its connection. The server then puts
 everything back that was not acknowledged, and deletes the lock with the connection. So a letter is
@@ -46,7 +45,7 @@ _LOCK_PAUSE = 0.02  # seconds between attempts to get the lock
 
 _MOST = 65_535  # letters that can be read at once: the largest prefetch count of AMQP
 
-# The lock tells connections apart, not the tasks that share one.
+# The lock excludes other connections, not other tasks on the same one.
 _turns: WeakKeyDictionary[RabbitConnection, defaultdict[str, asyncio.Lock]] = WeakKeyDictionary()
 
 

@@ -1,8 +1,9 @@
 """Delays at RabbitMQ: the queues that a delayed message passes before it reaches its own.
 
-RabbitMQ has queues in which all messages wait for the same time. So a delay is written as a
-hexadecimal number of milliseconds, and each digit that is not zero is a wait in the queue for this
-digit at this position. Nothing waits behind a message that is due later.
+A message can leave a queue only at its head, so all messages of a queue must wait for the same
+time, or one would wait behind another that is due later. So a delay is written as a hexadecimal
+number of milliseconds, and each digit that is not zero is a wait in the queue for this digit at
+this position.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class RabbitLease:
         return await self._membership.is_present(self._grant.consumer)
 
     async def end(self, note: str) -> int:
-        # The server saw the connection of a dead process end before anybody could say so.
+        # The server has seen the connection of a dead process end, before this call could be made.
         await self._connection.ping()
         return 0
 

@@ -5,7 +5,7 @@ with access to the server can write to a queue, so a header of an odd type or va
 were absent; nothing here raises on a message that arrived.
 
 Lineage. A message that goes back to its queue uncounted is a copy, and one that is tried again is a
-new message under the same id. The lineage tells them apart: copies share it, so that losses which
+new message under the same id. The lineage distinguishes them: copies share it, so that losses which
 were no crashes (`membership/`) stay known for them; a new message gets another one.
 """
 
@@ -66,8 +66,8 @@ def publication_of(
         names: The names of queues.
         path: The queues in which it waits before it is due.
         now: The current Unix time.
-        anew: Whether a message of this id may have been lost before. Losses of that one say
-            nothing about this one, so it gets a lineage of its own.
+        anew: Whether a message of this id may have been lost before. Losses of that one must
+            not be subtracted from those of this one, so it gets a lineage of its own.
     """
     expires = envelope.expires_at
     if envelope.expires_in is not None:
@@ -167,7 +167,7 @@ class RabbitMessage:
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]}... and {len(reason) - _LONGEST_REASON} more"
         if len(details) > _LONGEST_DETAILS:
-            details = b""  # a part of them cannot be read; the payload says the most of it
+            details = b""  # a part of them cannot be read, and the payload is worth more
         if len(reason.encode()) + len(details) <= _LONGEST_HEADERS:
             # bytearray: pamqp writes bytes as text, and these need not be text.
             headers |= {_REASON: reason, _DETAILS: bytearray(details)}

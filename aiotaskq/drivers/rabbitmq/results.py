@@ -7,7 +7,7 @@ Theory of operation
 -------------------
 `RabbitOutcomes` is the memory of one process, shared by all backends of the same URL and prefix; a
 forked child has another one. It is used from several threads under a lock. The first final outcome
-of an id stays. Listeners are told after the outcome was put, so one that hears of it finds it.
+of an id stays. Listeners are notified after the outcome was put, so that they find it.
 
 A backend receives nothing until `reply_address` is called. Then one task (`_receive_replies`)
 consumes from the client's queue as long as the backend is open, and connects again when the
@@ -117,7 +117,7 @@ class RabbitOutcomes:
         return None
 
     def notify_missed(self) -> None:
-        """Tell all listeners that they may have missed outcomes."""
+        """Notify all listeners that they may have missed outcomes."""
         for listener in list(self._listeners):
             listener.notify([])
 

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-`ensure` declares what is missing and remembers it. The memory is about one transport: on a new one,
-and after a message was returned because its queue is gone, everything is declared again when it is
-next needed. Declaring is idempotent, so any number of processes may do it at once, and one that
-dies in the middle leaves nothing that another would not complete.
+`ensure` declares the missing ones and remembers them. The memory is about one transport: on a new
+one, and after a message was returned because its queue is gone, everything is declared again when
+it is next needed. Declaring is idempotent, so any number of processes may do it at once, and one
+that dies in the middle leaves nothing that another would not complete.
 
 Invariant: a queue is on the list of queues (`membership/`) before it exists. So every queue that
 holds a message is found by `RabbitMembership.queues`, though AMQP itself cannot list queues.
@@ -25,7 +25,7 @@ from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 
 
 class RabbitTopology:
-    """What was declared over one connection.
+    """The declarations made over one connection.
 
     Args:
         connection: The connection to declare on; this object takes its callbacks.
@@ -43,7 +43,7 @@ class RabbitTopology:
         connection.on_returned = self._forget
 
     async def ensure(self, queues: Iterable[str] = (), paths: Iterable[Sequence[Hop]] = ()) -> None:
-        """Declare queues, and what delays messages on their way to them, unless that was done.
+        """Declare queues, and the queues of delays before them, unless that was done.
 
         Raises:
             ConfigError: There is a queue with other arguments.
@@ -51,7 +51,7 @@ class RabbitTopology:
         """
         names = self._names
         if not self._connection.is_connected:
-            await self._connection.transport()  # which may have forgotten what was declared
+            await self._connection.transport()  # which clears `_declared`
         missing = {name: one for one in queues if (name := names.ready(one)) not in self._declared}
         hops = {names.delay_queue(hop.position, hop.digit): hop for path in paths for hop in path}
         hops = {name: hop for name, hop in hops.items() if name not in self._declared}

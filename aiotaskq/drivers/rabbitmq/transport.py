@@ -1,23 +1,24 @@
 """A TCP or TLS connection to RabbitMQ, made by aiormq: handshake, heartbeats, frames.
 
-Its channels are our own (`channel.py`): aiormq's reader hands each channel its frames, and what
-the channels send goes out through aiormq's write queue.
+Its channels are our own (`channel.py`): aiormq's reader hands each channel its frames, and the
+frames of all channels go out through aiormq's write queue.
 
 Theory of operation
 -------------------
-`connect` opens the socket and runs aiormq's handshake, both within one time limit; a cancelled
-call leaves nothing behind. The result is an open `RabbitTransport` (`error` is None). It fails
-once, in `fail`: when aiormq's reader or writer ends (the server closed the connection, the network
-failed, heartbeats did not arrive), when a call got no answer in time, or in `close`. From then on
-all its channels have failed too, the socket is aborted, `closed` is done, and writing does nothing.
-A failed transport never recovers; `connection.py` makes a new one.
+`connect` opens the socket and runs aiormq's handshake, both within one time limit; a cancelled call
+leaves nothing behind. The result is an open `RabbitTransport` (`error` is None). It fails once, in
+`fail`: when aiormq's reader or writer ends (the server closed the connection, the network failed,
+heartbeats did not arrive), when a call got no answer in time, or in `close`. From then on all its
+channels have failed too, the socket is aborted, `closed` is done, and writing does nothing. A
+failed transport never recovers; `connection.py` makes a new one.
 
 Two tasks end a transport and may overlap: `_watch`, which waits for aiormq, and `_end`, which has
 aiormq end its own tasks. An event loop may be closed at any await without a call of `close`; then
 `_watch` is cancelled with aiormq's tasks, and ends only when those have ended.
 
-Invariant: a channel number is in aiormq's table exactly as long as the server may still speak of
-it. So `open_channel`, when it is cancelled between sending and reply, closes the channel.
+Invariant: a channel is in aiormq's table from its opening until both sides have closed it, so no
+number is given to two channels. `open_channel` that is cancelled before the reply closes its
+channel, or that number would stay taken.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ class RabbitTransport:
         self.closed.set_result(None)
 
     async def close(self) -> None:
-        """Disconnect; what was sent before goes out first, if the server reads. Never raises."""
+        """Disconnect; earlier frames go out first, if the server reads them. Never raises."""
         try:
             if self.error is None:
                 # aiormq's writer was woken for earlier frames before, so it sends them first.

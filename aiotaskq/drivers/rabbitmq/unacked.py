@@ -9,25 +9,25 @@ A message is held (`held`) from its arrival until it is acknowledged or the chan
 is held, the server gives it to nobody else; once the channel has failed, all that was held is void
 and belongs to others. In between it is in one of these states:
 
-- `arrived`: nobody has looked at it;
+- `arrived`: it was not sorted yet;
 - `available`: it can be handed out;
-- `returning`: a copy is to take its place in a queue, and could not yet be published;
+- `returning`: it must go back to a queue as a copy, which could not be published yet;
 - in none of the three: a worker has it.
 
 `sort_arrived` moves messages from `arrived` on: cancelled ones are dropped, suspects that must be
 handed out alone and messages that may be counted wrong return, all others become available.
 
 Every step that publishes may fail halfway: the caller is cancelled, the server has no memory, the
-connection is lost. The copy may then be stored or not. So `_attempts` keeps, for each message, what
-was published in its place and the confirmations, until the message is acknowledged. Before anything
-is published again, unfinished confirmations are waited for, and whatever is stored is not published
-again. Two invariants follow:
+connection is lost. The copy may then be stored or not. So `_attempts` keeps, for each message, the
+publication in its place and its confirmations, until the message is acknowledged. Before it is
+published again, unfinished confirmations are waited for, and a publication that is stored is not
+repeated. Two invariants follow:
 
-1. No message is acknowledged before what takes its place is stored: nothing is lost.
+1. A message is acknowledged only after its copy, retry or dead letter is stored: nothing is lost.
 2. A message whose copy may be stored is not handed out: others may have that copy.
 
 Publishing goes over another connection, and the consumer's own may have ended without a sign. So a
-round trip on the channel precedes each publication: an answer says that everything is still held.
+round trip on the channel precedes each publication: an answer proves that everything is still held.
 A loss right after it leaves a message and its copy; results before settlements, and the first final
 outcome of an id stays, so the task may run twice and has one result.
 
@@ -74,7 +74,7 @@ class UnackedMessages:
     Attributes:
         channel: The channel on which they arrived.
         held: All of them, by delivery tag.
-        arrived: Those that nobody has looked at.
+        arrived: Those that were not sorted yet.
         returning: The copies of those that could not be returned yet, by delivery tag.
         available: Those that can be handed out.
     """
@@ -147,7 +147,7 @@ class UnackedMessages:
     # --- returning to the queues ----------------------------------------------------------------
 
     async def sort_arrived(self) -> None:
-        """Move messages on that have arrived; what cannot return now is left in `returning`.
+        """Move messages on that have arrived; those that cannot return now stay in `returning`.
 
         Raises:
             AmqpDisconnected, AmqpRefused: The channel failed, and all that was held is void.
@@ -180,7 +180,7 @@ class UnackedMessages:
         try:
             await self._return(dict(self.returning))
         except Unavailable:
-            return  # out of memory, say: available messages must not wait for that
+            return  # the server has no memory, for example; available messages must not wait
 
     async def return_available(self) -> None:
         """Return the available messages; those that cannot return now stay available.
@@ -219,7 +219,7 @@ class UnackedMessages:
                 self.available = deque(one for one in self.available if one.receipt[1] in self.held)
 
     async def _replace(self, publications: Mapping[int, AmqpPublication]) -> None:
-        """Publish what takes the place of messages, unless an earlier attempt has stored it."""
+        """Publish replacements of messages, except those that an earlier attempt has stored."""
         # A server without memory has earlier attempts in its buffers, and may store them yet.
         attempts = [self._attempts[tag] for tag in publications if tag in self._attempts]
         unfinished = {one for _, sent in attempts for one in sent if not one.done.done()}
@@ -238,14 +238,14 @@ class UnackedMessages:
                 self._attempts |= {tag: (one, sent) for tag, one in missing.items()}
 
     def _is_replaced(self, tag: int) -> bool:
-        """Whether what was published in the place of a message is stored."""
+        """Whether the replacement of a message is stored."""
         if tag not in self._attempts:
             return False
         publication, sent = self._attempts[tag]
         return any(one.is_stored(publication) for one in sent)
 
     async def _round_trip(self) -> None:
-        """Wait for an answer: the server has read what was sent before, and all is still held."""
+        """Wait for an answer: earlier frames were read, and every message is still held here."""
         assert self.channel is not None  # the messages arrived on it
         await self.channel.call(Basic.Qos(prefetch_count=1))
 
@@ -286,8 +286,8 @@ class UnackedMessages:
                 self._ack(list(taken))
                 await self._round_trip()
             except (AmqpDisconnected, AmqpRefused) as error:
-                # Also after a refusal the same call may be made again, and then tells which
-                # deliveries are void.
+                # Also after a refusal the same call may be made again, and then returns the
+                # deliveries that are void.
                 self._connection.raise_mapped(AmqpDisconnected(str(error)))
             return gone
 
@@ -296,7 +296,7 @@ class UnackedMessages:
         return self.channel is not None and self.channel.error is not None
 
     async def _publish(self, pairs: Collection[tuple[RabbitMessage, Settlement]]) -> None:
-        """Publish what takes the place of messages that are settled."""
+        """Publish the replacements of messages that are settled."""
         now = time.time()
         batch: dict[int, AmqpPublication] = {}
         queues: set[str] = set()

@@ -118,7 +118,7 @@ def parse_url(url: str) -> RabbitAddress:
         host=unquote(parts.hostname or "localhost"),
         port=port,
         virtual_host=unquote(parts.path.removeprefix("/")) or "/",
-        # Without a user, the client's certificate says who it is.
+        # Without a user, the client's certificate authenticates it.
         mechanism="EXTERNAL" if external else "PLAIN",
         user=unquote(parts.username or "guest"),
         password=unquote(parts.password or "guest"),

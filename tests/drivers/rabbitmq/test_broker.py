@@ -25,6 +25,8 @@ from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq import broker as driver
 from aiotaskq.drivers.rabbitmq.channel import AmqpRefused, RabbitChannel
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
+from aiotaskq.drivers.rabbitmq.transport import connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import (
     BrokerFull,
     BrokerUnavailable,
@@ -432,3 +434,21 @@ async def test_a_refusal_that_nobody_waits_for_is_no_answer_to_the_next_call(
         with pytest.raises(asyncio.CancelledError):
             await asking
         await connection.ping()
+
+
+async def test_a_queue_that_vanished_with_the_connection_is_declared_by_the_next_call(
+    rabbit_server: RabbitServer, url: str, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    transport = await connect(parse_url(url))
+    queue = broker._names.ready("q")
+    await (await transport.open_channel()).call(Queue.Delete(queue=queue))
+    await transport.close()
+    connection = broker._connection
+    assert connection is not None  # it is open
+    await asyncio.to_thread(rabbit_server.close_connections)
+    async with asyncio.timeout(PATIENCE):
+        while connection.is_connected:
+            await asyncio.sleep(0.01)
+    await broker.publish([envelope("b")])
+    assert (await broker.depth())["q"].ready == 1

@@ -124,23 +124,23 @@ async def test_results_are_received_again_when_only_their_channel_was_lost(
     sender, worker = RabbitBackend(url, prefix=prefix), RabbitBackend(url, prefix=prefix)
     await sender.open()
     await worker.open()
-    ear = sender.subscribe()
-    assert await anext(ear) == []
+    arriving = sender.subscribe()
+    assert await anext(arriving) == []
     address = await sender.reply_address()
-    assert await anext(ear) == []  # it listens
+    assert await anext(arriving) == []  # it listens
     connection = sender._connection
     assert connection is not None
     channels = (await connection.transport())._connection.channels.values()
     [channel] = [one for one in channels if "replies" in one._consumers]  # type: ignore[union-attr]  # our own
     channel.ack([999])  # type: ignore[union-attr]  # which the server refuses: there is no such delivery
-    assert await anext(ear) == []  # it listens again
+    assert await anext(arriving) == []  # it listens again
     sent = msgspec.structs.replace(outcome("a", value=1), reply_to=address)
     assert not await worker.store([sent], 60.0)
     async with asyncio.timeout(PATIENCE):
-        [got] = await anext(ear)
+        [got] = await anext(arriving)
     assert isinstance(got, Outcome)
     assert got.task_id == "a"
-    await ear.aclose()
+    await arriving.aclose()
     await worker.close()
     await sender.close()
 

@@ -1,38 +1,42 @@
-"""Facts that all processes at one RabbitMQ server share, and that the server cannot tell.
+"""Facts that all processes at one RabbitMQ server share, and that the server does not report.
 
-`RabbitMembership` is the only part that the rest of the driver uses. It answers which consumers
-live and what they hold, which messages are cancelled, which losses of a connection were no crashes,
-and which queues there are; and it is told the same things.
+`RabbitMembership` is the only part that the rest of the driver uses. It knows the consumers that
+live and the messages that they hold, the messages that are cancelled, the losses of connections
+that were no crashes, and the queues.
 
-AMQP lists neither queues nor consumers, cannot look at a message, and counts every lost connection
-alike. A driver without these facts would be smaller by a fifth, and would promise less: no
-`Broker.consumers`, no held messages in `Broker.depth`, no `Broker.cancel` and `Consumer.news`, and
-a long task that is buried as a killer of workers after three restarts of its server. The contract
-promises these to every user of a queue, whatever the broker is, and they are what people miss first
-in operation. So the driver keeps the facts itself, in two streams that every process reads from
-the beginning, and the price is paid in one place, behind one class.
+The decision behind it. AMQP lists neither queues nor consumers, cannot find a message in a queue,
+and counts every lost connection alike. There were two ways:
+
+- Promise less. A driver without these facts has a fifth less code. It has no `Broker.consumers`, no
+  held messages in `Broker.depth`, no `Broker.cancel` and no `Consumer.news`, and it takes a long
+  task for a killer of workers after three restarts of the server.
+- Keep the facts in two streams at the server, which every process reads from the beginning.
+
+The second was chosen. The contract promises these things for every broker, applications rely on
+cancelling, and operators on lists of workers and on counts. The price is paid in one place, behind
+one class.
 
 Theory of operation
 -------------------
-- `ledger.py` is the shared state: records in a stream (`stream.py`, `records.py`), and what follows
-  from those that were read.
+- `ledger.py` is the shared state: records in a stream (`stream.py`, `records.py`), and the state
+  that follows from those that were read.
 - `survey.py` asks the consumers that live. Their answers are not shared state: they are true at the
   moment of the answer.
 - `member.py` is one consumer's part in this, and `losses.py` its report of a lost connection.
 
-There is no leader, no election and no timeout after which a consumer counts as dead: the server
-deletes the queue of a consumer with its connection, and that is the only judge.
+There is no leader, no election, and no timeout after which a consumer counts as dead: the server
+deletes the queue of a consumer with its connection, and nothing else decides it.
 
 Between any two steps a process may die, lose its connection, or be cancelled, and others may write
 records. Three invariants hold:
 
-1. Who writes a record and reads to the end of the ledger knows all records before its own. So of a
-   cancellation and a consumer that joins, at least one side knows of the other.
+1. A process that writes a record and reads to the end of the ledger knows all records before its
+   own. So of a cancellation and a consumer that joins, at least one side knows of the other.
 2. A call of `cancel` returns when every consumer that lives has read the record, or did not answer
    in time. With ``running=False`` it first marks the ids and then restores those that are held. If
    it fails or is cancelled in between, this process goes on restoring in the background: otherwise
-   the retry of a held message would be dropped, and nobody would hear of it. If the process dies
-   there, this can happen.
+   the retry of a held message would be dropped, and its caller would wait for ever. If this process
+   dies in between, that can happen.
 3. A queue is on the list before it is declared (`topology.py`), and never leaves it.
 """
 
@@ -68,7 +72,7 @@ _RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the back
 class RabbitMembership:
     """Consumers, cancellations and queues, as far as all processes agree on them.
 
-    Everybody may ask. A consumer also joins, with an object of its own.
+    Every process may ask. A consumer also joins, with an object of its own.
 
     Args:
         connection: The connection to write and ask on; it is used and not closed.
@@ -144,7 +148,7 @@ class RabbitMembership:
         await self._queue_list.write(queue.encode())
 
     async def cancel(self, ids: Collection[str], *, running: bool) -> Collection[str]:
-        """Cancel messages, as `Broker.cancel` says.
+        """Cancel messages, as `Broker.cancel` does.
 
         Raises:
             Unavailable: The server cannot be reached; it may have been done.
@@ -216,7 +220,7 @@ class RabbitMembership:
 
         Args:
             transport: The consumer's connection, which stands for its life.
-            consumer: What others are told of it.
+            consumer: The consumer, as others see it.
             held: Its messages.
 
         Raises:
@@ -248,7 +252,7 @@ class RabbitMembership:
             self._member.losses.close()
 
     async def leave(self) -> None:
-        """Tell everybody that this consumer is gone, and holds nothing.
+        """Record that this consumer is gone, and holds nothing.
 
         Raises:
             Unavailable: The server cannot be reached. Others find out by themselves.

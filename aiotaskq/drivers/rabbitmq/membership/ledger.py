@@ -3,14 +3,14 @@
 Theory of operation
 -------------------
 The state is a pure function of the records read so far, applied in their order. Two processes that
-have read up to the same record agree on it, apart from the age of what they forget: the server
-drops records after `_DAYS` days, in whole segments and so possibly later, and a process forgets ids
-that many days after it read them.
+have read up to the same record agree on it, except for old records: the server drops them after
+`_DAYS` days, in whole segments and so possibly later, and a process forgets ids that many days
+after it read them.
 
 After the stream was deleted or moved, it is read again from its beginning. So applying a record a
 second time must change nothing: joining again replaces the entry, and a cancellation is followed by
-the same restoration as the first time. What was cancelled in a stream that is gone stays known to
-the processes that had read it.
+the same restoration as the first time. The cancellations of a stream that is gone stay known to the
+processes that have read them.
 
 A consumer is known until a record says that it has left. One that died cannot write it: `survey.py`
 finds it gone and writes it for all.

@@ -1,7 +1,7 @@
-"""Losses that were no crashes: the server counts one for each lost connection, dead process or not.
+"""Lost connections that were no crashes, though the server counts all of them alike.
 
-A process that lives on records what its consumer has lost, and all processes subtract that loss. A
-dead process records nothing, and its losses stay crashes.
+A process that lives on records the messages that its consumer has lost, and all processes subtract
+these losses. A dead process records nothing, and its losses stay crashes.
 
 Theory of operation
 -------------------

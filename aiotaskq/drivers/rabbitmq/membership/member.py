@@ -1,18 +1,18 @@
-"""One consumer as a member: it announces itself, answers questions, and hears of cancellations.
+"""One consumer as a member: it announces itself, answers questions, and learns of cancellations.
 
 Theory of operation
 -------------------
 `open` declares the consumer's queue, which lives as long as the connection, then records that the
 consumer has joined, then reads the ledger. Only then may the consumer fetch. This order matters:
 
-- Whoever cancels a message writes its record and then asks every consumer known by then. A consumer
-  that is not known yet has written its own record later, and so reads the cancellation.
+- A process that cancels a message writes the record and then asks every consumer known by then. A
+  consumer that is not known yet writes its own record later, and so reads the cancellation.
 - A consumer is recorded only when its queue exists, so no survey takes it for dead.
 
 After that a member is reading or not. When the server ends the reading (the ledger was deleted or
 moved), it joins and reads again, until that works or the connection is gone. Questions that refer
-to a record are answered when that record was read; if this takes too long there is no answer,
-since the asker would rely on it.
+to a record are answered when that record was read; if this takes too long there is no answer, since
+the asker would rely on it.
 
 `close` and the loss of the connection end it. A member whose process dies leaves no record: others
 find its queue gone.
@@ -83,7 +83,7 @@ class ConsumerMember:
     Args:
         connection: The connection to write and publish on; not the consumer's own.
         ledger: The ledger; this object takes its callback.
-        consumer: What others are told of the consumer.
+        consumer: The consumer, as others see it.
         held: The messages of the consumer.
 
     Attributes:

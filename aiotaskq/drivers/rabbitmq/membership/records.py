@@ -1,7 +1,7 @@
-"""Records of the ledger, and the question that consumers are asked with its answer.
+"""Records of the ledger, and the questions to consumers with their answers.
 
 They are MessagePack, and processes of different versions read them: field names and tags stay as
-they are. A record of a later version is read as one that says nothing.
+they are. A record of a later version is read as one that changes nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ConsumerQuestion(msgspec.Struct, frozen=True):
 
     Args:
         after: The name of a record; it is answered when that was read. Empty: at once.
-        ids: Messages; the answer says which of them a worker was given.
+        ids: Messages; the answer lists those of them that a worker was given.
     """
 
     after: str = ""
@@ -113,7 +113,7 @@ decode_answer = msgspec.msgpack.Decoder(ConsumerAnswer).decode
 
 
 def decode_record(body: bytes) -> LedgerRecord:
-    """Read a record; one of a later version says nothing."""
+    """Read a record; one of a later version becomes one that changes nothing."""
     try:
         record: LedgerRecord = _decode_record(body)
     except msgspec.MsgspecError:

@@ -169,7 +169,7 @@ class RabbitStream:
 
         channel.listen("end", receive)
         try:
-            # The server sends its last chunk of records, and what follows.
+            # The server sends its last chunk of records, and later ones.
             await self._consume(channel, "end", "last")
             async with asyncio.timeout(transport.answer_timeout):
                 await arrived

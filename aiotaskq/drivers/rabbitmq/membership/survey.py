@@ -1,7 +1,7 @@
-"""Questions to all consumers: which live, and what they hold.
+"""Questions to all consumers: whether they live, and which messages they hold.
 
-The server tells neither. Each consumer has a queue of its own that vanishes with its connection. A
-question published to that queue comes back when the queue is gone, so nobody waits for the dead.
+The server reports neither. Each consumer has a queue of its own that vanishes with its connection.
+A question published to that queue comes back when the queue is gone, so nobody waits for the dead.
 
 Theory of operation
 -------------------
@@ -14,8 +14,8 @@ and die (they do not answer, and count as alive and silent until the next survey
 is gone is recorded as such, so that nobody asks it again; several processes may write the same
 record, which does no harm.
 
-One survey at a time uses the reply channel (`_turn`); a mark tells its answers from late ones of
-earlier surveys.
+One survey at a time uses the reply channel (`_turn`); a mark separates its answers from late ones
+of earlier surveys.
 """
 
 from __future__ import annotations
