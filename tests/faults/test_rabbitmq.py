@@ -11,7 +11,7 @@ import pytest
 
 from aiotaskq import TaskQueue
 from aiotaskq.drivers.rabbitmq import RabbitBroker
-from aiotaskq.drivers.rabbitmq.items import Hop
+from aiotaskq.drivers.rabbitmq.delays import Hop
 from tests.faults.ledger import Ended, Fault, Started
 from tests.faults.plays import kill_workers
 from tests.faults.producer import Some
@@ -40,7 +40,7 @@ def durable_from(rabbit_server: RabbitServer) -> float:
         # For every delay of up to four seconds.
         digits = [(position, digit) for position in range(3) for digit in range(1, 16)]
         hops = [Hop(position, digit, digit << 4 * position) for position, digit in digits]
-        await broker._opened().need(paths=[hops])
+        await broker._topology.ensure(paths=[hops])
         await consumer.close()
         await broker.close()
 

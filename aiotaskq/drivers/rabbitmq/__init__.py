@@ -1,4 +1,15 @@
-"""RabbitMQ: a broker on its queues, and results that are sent to who waits for them."""
+"""RabbitMQ: a broker on its queues, and a result backend that sends results to the callers.
+
+The driver is built in layers, each file using those above it:
+
+- `url.py`, `names.py`, `channel.py`, `transport.py`: AMQP.
+- `connection.py`: a connection that comes back after a failure.
+- `messages.py`, `delays.py`: the form of messages at rest.
+- `membership/`: facts that all processes share, and that the server does not report.
+- `topology.py`: the queues and exchanges, declared when they are needed.
+- `unacked.py`, `consumer_loop.py`, `consumer_thread.py`, `consumer.py`: a consumer.
+- `dead_letters.py`, `lease.py`, `broker.py`, `results.py`: the rest of the contract.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,27 @@
-"""The RabbitMQ broker: quorum queues, confirms, and delays in queues of their own.
+"""The RabbitMQ broker: quorum queues, publisher confirms, and delays in queues of their own.
 
-A message is published to the queue that it waits in, and is there when the server has confirmed it.
-What RabbitMQ cannot tell of itself (which queues there are, who consumes, what was cancelled) is in
-two streams that everybody reads.
+Theory of operation
+-------------------
+A broker is closed or open. An open one has one connection, which comes back by itself after a
+failure, and on it the membership and the topology.
+
+`publish` sends batches of limited size and waits for the confirms of each, so a failure leaves the
+first batches stored, perhaps a part of one, and none of the rest. The unconfirmed batches of a call
+are remembered under its `call_id` for a minute: the same call made again publishes only those. Of
+the batch that failed in the middle a part may be stored twice; so the trait `idempotent` is false.
+
+The shared facts (consumers, cancellations, queues) are asked of the membership at the moment of the
+call; nothing is cached here. Dead letters are held by one reader at a time. `revive` publishes the
+new message before it drops the letter: a failure in between leaves both, and loses neither.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Self
 
 from pamqp.commands import Queue
 
@@ -20,27 +29,26 @@ from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.drivers.rabbitmq import ledger
-from aiotaskq.drivers.rabbitmq.address import Address, parse
-from aiotaskq.drivers.rabbitmq.channel import Disconnected, Refused
+from aiotaskq.drivers.common.dead_letter_keys import not_a_key
+from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.drivers.rabbitmq.items import delay_of, hops, write
+from aiotaskq.drivers.rabbitmq.dead_letters import hold_dead_letters
+from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
 from aiotaskq.drivers.rabbitmq.lease import RabbitLease
-from aiotaskq.drivers.rabbitmq.ledger import Cancel, Recent, Record, Restore, Stream
-from aiotaskq.drivers.rabbitmq.letters import graveyard
-from aiotaskq.drivers.rabbitmq.link import Link
-from aiotaskq.drivers.rabbitmq.names import Names
+from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
+from aiotaskq.drivers.rabbitmq.messages import is_key, publication_of
+from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.results import RabbitBackend
-from aiotaskq.drivers.rabbitmq.roster import Question, Roster
+from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerFull, BrokerUnavailable, Unsupported
 
 _MOST = 1000  # messages that wait for their confirms at once
 _MOST_BYTES = 4 * 2**20
-_TRIMMED = 1000  # dead letters, in one call
-_LOOKED_AT = 50  # of these at once: they are held in memory
+_MOST_TRIMMED = 1000  # dead letters, in one call
+_READ_AT_ONCE = 50  # dead letters to trim: they are held in memory
 _REMEMBERED = 60.0  # seconds for which the id of a call is known
-_SPARE_EVERY = 0.5  # seconds between attempts to spare what is held
-_OLD_LOOK = 60.0  # seconds at most between looks for dead letters that are too old
+_LONGEST_UNREAD = 60.0  # seconds at most between searches for dead letters that are too old
 
 
 class RabbitBroker:
@@ -48,10 +56,10 @@ class RabbitBroker:
 
     Args:
         url: ``amqp://[user[:password]@]host[:port][/virtual host]``, or ``amqps://`` for TLS.
-        prefix: What the names of all queues and exchanges begin with.
+        prefix: The beginning of the names of all queues and exchanges.
 
     Raises:
-        ConfigError: The URL is none of these.
+        ConfigError: It is not a RabbitMQ URL, or has an unknown option.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -68,11 +76,10 @@ class RabbitBroker:
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._given_url = url
-        self._address: Address = parse(url)
+        self._address = parse_url(url)
         self._prefix = prefix
-        self._names = Names(prefix, self._address.queue_type)
-        self._link: Link | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._names = RabbitNames(prefix, self._address.queue_type)
+        self._connection: RabbitConnection | None = None
         self._calls: OrderedDict[str, tuple[float, list[Envelope]]] = OrderedDict()  # oldest first
 
     @property
@@ -86,43 +93,33 @@ class RabbitBroker:
         return RabbitBackend(self._given_url, prefix=self._prefix)
 
     async def open(self) -> None:
-        if self._link is not None:
+        if self._connection is not None:
             return
-        link = Link(self._address, self._names, BrokerUnavailable, BrokerFull)
+        connection = RabbitConnection(self._address, self._names, BrokerUnavailable, BrokerFull)
         try:
-            await link.wire()
+            await connection.transport()
         except BaseException:
-            await link.close()
+            await connection.close()
             raise
-        if self._link is not None:  # two tasks opened it at once
-            await link.close()
+        if self._connection is not None:  # two tasks opened it at once
+            await connection.close()
             return
-        self._link = link
-        self._roster = Roster(link)
-        self._cancelled = Recent()
-        self._queues: dict[str, None] = {}
-        self._look_at: dict[str, float] = {}
-        self._ledger = Stream(
-            link,
-            self._names.declare_stream(self._names.ledger, days=ledger.DAYS),
-            self._note,
-            ledger.encode(ledger.Look()),
-        )
-        self._list = Stream(
-            link,
-            self._names.declare_stream(self._names.queues),
-            lambda body: self._queues.update({body.decode(): None} if body else {}),
-            b"",
-        )
+        self._connection = connection
+        self._membership = RabbitMembership(connection)
+        self._topology = RabbitTopology(connection, self._membership)
+        self._trim_at: dict[str, float] = {}  # when a dead letter of a queue may be too old
 
     async def close(self) -> None:
-        link, self._link = self._link, None
-        if link is None:
+        connection, self._connection = self._connection, None
+        if connection is None:
             return
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await link.close()
+        await self._membership.close()
+        await connection.close()
+
+    def _opened(self) -> RabbitConnection:
+        if self._connection is None:
+            raise BrokerUnavailable(f"{self.url}: the broker is not open")
+        return self._connection
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -146,7 +143,7 @@ class RabbitBroker:
         return ()
 
     def _recall(self, batch: Sequence[Envelope], call_id: str | None) -> list[Envelope]:
-        """Return what of a call is still to be stored, as far as this client knows."""
+        """Return the part of a call that is still to be stored, as far as this client knows."""
         now = asyncio.get_running_loop().time()
         while self._calls:
             at, _ = next(iter(self._calls.values()))
@@ -159,14 +156,30 @@ class RabbitBroker:
     async def _publish(self, batch: Sequence[Envelope], *, anew: bool = False) -> None:
         now = time.time()
         paths = [hops(delay_of(envelope, now)) for envelope in batch]
-        link = self._opened()
-        await link.need({one.queue for one in batch}, paths)
-        await link.publish(
+        connection = self._opened()
+        await self._topology.ensure({one.queue for one in batch}, paths)
+        await connection.publish(
             [
-                write(envelope, self._names, path, now, anew=anew)
+                publication_of(envelope, self._names, path, now, anew=anew)
                 for envelope, path in zip(batch, paths, strict=True)
             ]
         )
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        self._opened()
+        if not ids:
+            return ()
+        return await self._membership.cancel(ids, running=running)
+
+    async def purge(self, queue: str) -> int:
+        connection = self._opened()
+        if queue not in await self._membership.queues():
+            return 0
+        replies = await connection.declare(
+            Queue.Purge(queue=self._names.suspects(queue)),
+            Queue.Purge(queue=self._names.ready(queue)),
+        )
+        return sum(reply.message_count for reply in replies)
 
     # --- consuming ------------------------------------------------------------------------------
 
@@ -188,120 +201,30 @@ class RabbitBroker:
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
         self._opened()
-        answers = await self._roster.ask(self._ledger, Question())
-        return [info for info, _ in answers.values()]
+        return await self._membership.consumers()
 
-    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
-        self._opened()
-        if not ids:
-            return ()
-        await self._ledger.declare()
-        name, wanted = ledger.new_name(), tuple(ids)
-        if not running:
-            # Who was cancelled before is not spared, though it is held still.
-            wanted = tuple(set(wanted) - await self._cancelled_among(wanted))
-            if not wanted:
-                return ()
-        question = Question(name, wanted)
-        record = ledger.encode(Cancel(name, wanted, running))
-        if running:
-            await self._ledger.write(record)
-            # When all who consume have read it, it is done.
-            await self._roster.ask(self._ledger, question)
-            return ()
-        try:
-            await self._ledger.write(record)
-            return await self._spare(question)
-        except (BrokerUnavailable, asyncio.CancelledError):
-            # It may be written. What is held now would be dropped when its retry comes, and
-            # nobody would hear of it: so the rest is done as soon as the server is there again.
-            if self._link is not None:
-                self._start(self._spare_later(question))
-            raise
-
-    async def _cancelled_among(self, ids: Collection[str]) -> set[str]:
-        link = self._opened()
-        try:
-            await self._ledger.read(await link.wire())
-        except (Disconnected, Refused) as error:
-            link.explain(error)
-        return {one for one in ids if one in self._cancelled}
-
-    async def _spare(self, question: Question) -> set[str]:
-        """Restore what is held of what was cancelled; return what that is."""
-        answers = await self._roster.ask(self._ledger, question)
-        held = {one for _, answer in answers.values() if answer for one in answer.held}
-        if held:
-            await self._restore(held)
-        return held
-
-    async def _spare_later(self, question: Question) -> None:
-        while True:
-            await asyncio.sleep(_SPARE_EVERY)
-            with contextlib.suppress(BrokerUnavailable):  # whoever cancelled has been told of it
-                await self._spare(question)
-                return
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _restore(self, ids: Collection[str]) -> None:
-        name = ledger.new_name()
-        await self._ledger.write(ledger.encode(Restore(name, tuple(ids))))
-        await self._roster.ask(self._ledger, Question(name))
-
-    def _note(self, body: bytes) -> None:
-        record: Record = ledger.decode(body)
-        self._roster.apply(record)
-        if isinstance(record, Cancel):
-            self._cancelled.note(record.ids)
-        elif isinstance(record, Restore):
-            self._cancelled.drop(record.ids)
-
-    # --- looking --------------------------------------------------------------------------------
+    # --- counting -------------------------------------------------------------------------------
 
     async def depth(self) -> Mapping[str, Depth]:
         waiting = await self._count()
-        held: dict[str, int] = {}
-        for _, answer in (await self._roster.ask(self._ledger, Question())).values():
-            for queue, count in answer.counts.items() if answer else ():
-                held[queue] = held.get(queue, 0) + count
+        held = await self._membership.held()
         depths = {
             queue: Depth(ready=ready, held=held.get(queue, 0), dead=dead)
             for queue, (ready, dead) in waiting.items()
         }
         return {queue: depth for queue, depth in depths.items() if depth != Depth()}
 
-    async def purge(self, queue: str) -> int:
-        if queue not in await self._all_queues():
-            return 0
-        replies = await self._opened().declare(
-            Queue.Purge(queue=self._names.suspects(queue)),
-            Queue.Purge(queue=self._names.ready(queue)),
-        )
-        return sum(reply.message_count for reply in replies)
-
-    async def _all_queues(self) -> Collection[str]:
-        link = self._opened()
-        try:
-            await self._list.read(await link.wire())
-        except (Disconnected, Refused) as error:
-            link.explain(error)
-        return self._queues
-
     async def _count(self) -> Mapping[str, tuple[int, int]]:
-        """Return how many wait in each queue, and how many are dead."""
-        queues = list(await self._all_queues())
-        link, names = self._opened(), self._names
-        await link.need(queues)
+        """Return the number of messages that wait, and of dead letters, by queue."""
+        connection, names = self._opened(), self._names
+        queues = list(await self._membership.queues())
+        await self._topology.ensure(queues)
         declarations = [
-            make(queue)
+            declaration(queue)
             for queue in queues
-            for make in (names.declare_ready, names.declare_suspects, names.declare_dead)
+            for declaration in (names.declare_ready, names.declare_suspects, names.declare_dead)
         ]
-        counts = [reply.message_count for reply in await link.declare(*declarations)]
+        counts = [reply.message_count for reply in await connection.declare(*declarations)]
         triples = zip(counts[::3], counts[1::3], counts[2::3], strict=True)
         return {
             queue: (ready + suspects, dead)
@@ -318,49 +241,51 @@ class RabbitBroker:
         return Maintained(trimmed=trimmed)
 
     def _may_be_old(self, queue: str, limits: DeadLimits) -> bool:
-        return limits.age is not None and time.time() >= self._look_at.get(queue, 0.0)
+        return limits.age is not None and time.time() >= self._trim_at.get(queue, 0.0)
 
     async def _trim(self, queue: str, limits: DeadLimits) -> int:
         trimmed = count = 0
-        while trimmed < _TRIMMED:
-            count = await self._trim_some(queue, limits)
+        while trimmed < _MOST_TRIMMED:
+            count = await self._trim_oldest(queue, limits)
             trimmed += count
-            if count < _LOOKED_AT:
+            if count < _READ_AT_ONCE:
                 break
         return trimmed
 
-    async def _trim_some(self, queue: str, limits: DeadLimits) -> int:
-        # Each may be large: to find that the oldest is young the others are not read.
-        async with graveyard(self._opened(), queue, most=_LOOKED_AT) as yard:
-            letters, now = yard.letters, time.time()
+    async def _trim_oldest(self, queue: str, limits: DeadLimits) -> int:
+        # Letters may be large: the others are not read to find that the oldest is young.
+        async with hold_dead_letters(self._opened(), queue, most=_READ_AT_ONCE) as held:
+            letters, now = held.letters, time.time()
             oldest = -float("inf") if limits.age is None else now - limits.age
-            beyond = yard.total - limits.most
+            beyond = held.total - limits.most
             out = [
                 one
                 for number, one in enumerate(letters)
                 if number < beyond or one.letter.died_at <= oldest
             ]
-            await yard.drop(out)
+            await held.drop(out)
             if limits.age is not None:
                 left = [one.letter for one in letters if one not in out]
                 due = left[0].died_at + limits.age if left else now
-                self._look_at[queue] = min(due, now + _OLD_LOOK)
+                self._trim_at[queue] = min(due, now + _LONGEST_UNREAD)
         return len(out)
 
     async def dead(
         self, queue: str, limit: int = 100, *, before: str | None = None
     ) -> Sequence[DeadLetter]:
-        async with graveyard(self._opened(), queue) as yard:
-            letters = [one.letter for one in reversed(yard.letters)]
+        if before is not None and not is_key(before):
+            raise not_a_key(before)
+        async with hold_dead_letters(self._opened(), queue) as held:
+            letters = [one.letter for one in reversed(held.letters)]
+        # Keys begin with 20 digits each, so their order as texts is that of their numbers.
         return [one for one in letters if before is None or one.key < before][:limit]
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
         if not letters:
             return ()
-        link = self._opened()
         missing: list[str] = []
-        async with graveyard(link, queue) as yard:
-            there = {one.letter.key: one for one in yard.letters}
+        async with hold_dead_letters(self._opened(), queue) as held:
+            there = {one.letter.key: one for one in held.letters}
             found = []
             for key, envelope in letters:
                 letter = there.pop(key, None)
@@ -369,31 +294,23 @@ class RabbitBroker:
                 else:
                     found.append((letter, envelope))
             if found:
-                await self._ledger.read(await link.wire())
-                ids = {one.id for _, one in found if one.id in self._cancelled}
-                if ids:
-                    await self._restore(ids)
+                await self._membership.restore([one.id for _, one in found])
                 await self._publish([envelope for _, envelope in found], anew=True)
-                await yard.drop([letter for letter, _ in found])
+                await held.drop([letter for letter, _ in found])
         return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
         if not keys:
             return 0
         wanted = set(keys)
-        async with graveyard(self._opened(), queue) as yard:
-            found = [one for one in yard.letters if one.letter.key in wanted]
-            await yard.drop(found)
+        async with hold_dead_letters(self._opened(), queue) as held:
+            found = [one for one in held.letters if one.letter.key in wanted]
+            await held.drop(found)
         return len(found)
-
-    def _opened(self) -> Link:
-        if self._link is None:
-            raise BrokerUnavailable(f"{self.url}: the broker is not open")
-        return self._link
 
 
 def _portion(batch: Sequence[Envelope]) -> int:
-    """Return how many to publish before their confirms are waited for; at least one."""
+    """Return how many messages to publish before their confirms are awaited; at least one."""
     size = 0
     for count, envelope in enumerate(batch[:_MOST]):
         size += len(envelope.body)

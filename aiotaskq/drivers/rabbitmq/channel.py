@@ -1,13 +1,29 @@
-"""Channels: AMQP 0-9-1 as it is spoken on one of them.
+"""AMQP 0-9-1 channels: many calls at once, batches of publications, deliveries in the reader.
 
-The connection is aiormq's, on which aio-pika is built, and so is the reading of frames; pamqp,
-which comes with it, says how they look as bytes. aiormq's own `Channel` is not used: it makes a
-task for each delivery, sends the next question only when the last one is answered, knows returned
-messages by nothing but a message id, and closes itself when a call is cancelled. This one asks many
-things at once, publishes in batches, and hands out deliveries in the reader.
+The connection belongs to aiormq, the core of aio-pika, and so does the reading of frames; pamqp,
+which comes with it, packs frames into bytes. aiormq's own `Channel` is not used: it starts a task
+for each delivery, sends a call only when the last one is answered, recognizes returned messages by
+their message id alone, and closes itself when a call is cancelled.
 
-Commands of a channel go out in the order in which they were given, and replies come in that order,
-but for those of consuming.
+Theory of operation
+-------------------
+A channel is open (`error` is None) or failed. It fails once, in `fail`: when the server refuses a
+method and closes the channel, when its transport fails, or when it is closed here. At that moment
+every reply and every confirmation that is still missing gets the error, so nobody waits for a
+channel that cannot answer.
+
+Replies carry no number, they are matched by order. The future of each reply is queued in the same
+step in which the call is written, without an await in between. A caller that is cancelled, or runs
+out of time, leaves its future in the queue: the server answers all the same, and that answer must
+not be taken for the next one. The replies to `Basic.Consume` have a queue of their own, because
+RabbitMQ sends them for quorum queues later than the replies of calls that were sent after them.
+
+Publications are numbered in the order in which they are written; confirms name these numbers. A
+message that leads to no queue is returned before it is confirmed, and the return names its routing
+key only: it is noted in every unfinished confirmation that has the key.
+
+A message arrives in parts: a method, a header, any number of bodies. The parts of one message are
+never mixed with those of another one on the same channel, so one place for them is enough.
 """
 
 from __future__ import annotations
@@ -26,17 +42,17 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 _OVERHEAD = constants.FRAME_HEADER_SIZE + len(constants.FRAME_END_CHAR)  # bytes of a frame
-_INDEX_SIZE = 4  # bytes, with which a method begins
-# What brings content along: a header, and perhaps bodies.
+_INDEX_SIZE = 4  # bytes; a packed method begins with its index
+# The methods that are followed by content: a header, and perhaps bodies.
 _CARRIERS = (commands.Basic.Deliver, commands.Basic.GetOk, commands.Basic.Return)
 _CLOSE = commands.Channel.Close(200, "", 0, 0)
 
 
-class Connection(Protocol):
-    """What a channel needs of its connection."""
+class ChannelTransport(Protocol):
+    """The part of a transport that a channel uses."""
 
     loop: asyncio.AbstractEventLoop
-    patience: float
+    answer_timeout: float
     frame_max: int
 
     def write(self, data: bytes) -> None:
@@ -48,19 +64,19 @@ class Connection(Protocol):
         ...
 
 
-class Disconnected(Exception):
-    """The connection is gone, or a channel that was closed for good."""
+class AmqpDisconnected(Exception):
+    """The connection is gone, or a channel was closed for good."""
 
 
-class Silent(Disconnected):
+class AmqpNoAnswer(AmqpDisconnected):
     """The server did not answer in time."""
 
 
-class Refused(Exception):
-    """The server refused what was asked, and closed the channel, or the connection.
+class AmqpRefused(Exception):
+    """The server refused a call, and closed the channel or the connection.
 
     Attributes:
-        code: As AMQP has it: 404 for what is not there, 406 for what is there and differs.
+        code: AMQP's reply code, such as 404 for a missing queue and 406 for one that differs.
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -68,69 +84,69 @@ class Refused(Exception):
         self.code = code
 
 
-class Content(NamedTuple):
-    """A message as it came: handed out, fetched or returned."""
+class AmqpMessage(NamedTuple):
+    """A message as it arrived: delivered, fetched or returned."""
 
     method: Any  # Deliver, GetOk or Return
-    properties: Any  # Basic.Properties, which pamqp gives odder types than it reads
+    properties: Any  # Basic.Properties; pamqp declares other types than it reads
     body: bytes
 
 
-class Publication(NamedTuple):
-    """A message to be published, as bytes but for its channel."""
+class AmqpPublication(NamedTuple):
+    """A message to publish, packed but for the number of its channel."""
 
     exchange: str
     routing_key: str
-    properties: bytes  # a content header without the size, as `pack` makes it
+    properties: bytes  # a content header without the size, from `pack_properties`
     body: bytes
 
 
-class Confirmation:
-    """What becomes of a batch that was published.
+class AmqpConfirmation:
+    """The server's answers to one batch of publications.
 
     Attributes:
-        done: Done when all of it was confirmed, refused or returned, or the channel is gone.
-        returned: Routing keys that led nowhere.
-        refused: What the server did not take.
+        done: Done when each publication was confirmed or refused, or the channel failed.
+        returned: Routing keys that led to no queue.
+        refused: Publications that the server did not take.
         largest: Bytes of the largest body.
     """
 
-    def __init__(self, batch: Sequence[Publication], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, batch: Sequence[AmqpPublication], loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
         self.returned: set[str] = set()
-        self.refused: list[Publication] = []
+        self.refused: list[AmqpPublication] = []
         self.largest = max((len(one.body) for one in batch), default=0)
-        self._taken: set[int] = set()  # ids of publications, which the sender keeps
+        self._taken: set[int] = set()  # ids of the objects, which the sender keeps alive
         self._keys = {one.routing_key for one in batch}
         self._left = len(batch)
 
-    def note(self, one: Publication, *, taken: bool) -> None:
-        """Note that one was confirmed, or refused."""
+    def note(self, publication: AmqpPublication, *, taken: bool) -> None:
+        """Note that a publication was confirmed or refused."""
         self._left -= 1
         if taken:
-            self._taken.add(id(one))
+            self._taken.add(id(publication))
         else:
-            self.refused.append(one)
+            self.refused.append(publication)
         if not self._left and not self.done.done():
             self.done.set_result(None)
 
-    def has_safe(self, one: Publication) -> bool:
-        """Whether the server has one of the batch safe by now, whatever becomes of the others."""
-        return id(one) in self._taken and one.routing_key not in self.returned
+    def is_stored(self, publication: AmqpPublication) -> bool:
+        """Whether the server has stored this publication, whatever happens to the others."""
+        return id(publication) in self._taken and publication.routing_key not in self.returned
 
     def note_returned(self, routing_key: str) -> None:
-        """Note that one came back, as its routing key leads nowhere."""
+        """Note that a publication with this routing key led to no queue."""
         if routing_key in self._keys:
             self.returned.add(routing_key)
 
 
-def pack(properties: commands.Basic.Properties) -> bytes:
-    """Return properties as a `Publication` has them."""
+def pack_properties(properties: commands.Basic.Properties) -> bytes:
+    """Return properties as an `AmqpPublication` has them."""
     return properties.marshal()
 
 
-class _Packed:
-    """Properties that are bytes, for pamqp to put into a header."""
+class _PackedProperties:
+    """Properties that are bytes already, for pamqp to put into a header."""
 
     __slots__ = ("_bytes",)
 
@@ -141,39 +157,39 @@ class _Packed:
         return self._bytes
 
 
-class _Intake:
-    """Where aiormq's reader puts what comes for a channel; it is taken in at once."""
+class _FrameReceiver:
+    """The queue into which aiormq's reader puts the frames of a channel; handles each at once."""
 
     def __init__(self, receive: Callable[[Any], None]) -> None:
         self._receive = receive
 
     async def put(self, item: tuple[int, Any]) -> None:
-        """Take in a frame; its size in bytes, which comes with it, is nothing to us."""
+        """Handle a frame; its size in bytes, which comes with it, is not needed."""
         self._receive(item[1])
 
 
-class Channel:
-    """A channel that is open. It dies of the first refusal, with all that waits on it.
+class RabbitChannel:
+    """An open channel. It fails with the first refusal, and every call on it with it.
 
     Attributes:
-        error: Why it is dead; None while it lives.
-        frames: Where aiormq puts what comes.
-        on_cancelled: Called with a consumer's tag when the server ends it, as its queue is gone.
-        on_failed: Called when it dies.
+        error: The reason why it failed; None while it is open.
+        frames: The place where aiormq's reader puts frames.
+        on_cancelled: Called with a consumer tag when the server ends that consumer, because its
+            queue is gone.
+        on_failed: Called when the channel fails.
     """
 
-    def __init__(self, wire: Connection, number: int) -> None:
-        self._wire = wire
+    def __init__(self, transport: ChannelTransport, number: int) -> None:
+        self._transport = transport
         self._number = number
-        self.frames = _Intake(self.receive)
+        self.frames = _FrameReceiver(self.receive)
         self._replies: deque[asyncio.Future[Any]] = deque()
-        # Those of `Basic.Consume`, apart: for a quorum queue RabbitMQ sends them later than the
-        # replies of what was asked after it.
         self._consume_replies: deque[asyncio.Future[Any]] = deque()
-        self._consumers: dict[str, Callable[[Content], None]] = {}
-        self._unconfirmed: dict[int, tuple[Confirmation, Publication]] = {}
+        self._consumers: dict[str, Callable[[AmqpMessage], None]] = {}
+        self._unconfirmed: dict[int, tuple[AmqpConfirmation, AmqpPublication]] = {}
         self._published = 0
-        self._carrier: Any = None  # the method whose content is coming
+        # The message that is arriving.
+        self._carrier: Any = None
         self._properties: Any = None
         self._size = 0
         self._bodies: list[bytes] = []
@@ -181,132 +197,132 @@ class Channel:
         self.on_cancelled: Callable[[str], None] = lambda _: None
         self.on_failed: Callable[[], None] = lambda: None
 
-    # --- asking ---------------------------------------------------------------------------------
+    # --- calls ----------------------------------------------------------------------------------
 
     async def call(self, *methods: Frame) -> list[Any]:
         """Send methods that each have a reply; return the replies.
 
         Raises:
-            Refused: The server refuses one, and the channel is gone.
-            Disconnected: There was no answer.
+            AmqpRefused: The server refuses one, and the channel is gone.
+            AmqpDisconnected: There was no answer.
         """
         return await self.send(self.pack(*methods), len(methods))
 
     async def send(self, packed: bytes, count: int) -> list[Any]:
-        """Send methods that are packed already, and return their replies, which are as many."""
+        """Send that number of packed methods, and return their replies."""
         futures = self.start(packed, count)
-        wire = self._wire
+        transport = self._transport
         try:
-            async with asyncio.timeout(wire.patience):
+            async with asyncio.timeout(transport.answer_timeout):
                 return [await future for future in futures]
         except TimeoutError:
-            wire.fail(Silent("no answer in time"))
-            raise Silent("no answer in time") from None
+            transport.fail(AmqpNoAnswer("no answer in time"))
+            raise AmqpNoAnswer("no answer in time") from None
         finally:
-            for future in futures:  # what is not asked for any more
+            for future in futures:  # nobody waits for the rest any more
                 future.cancel()
 
     def start(self, packed: bytes, count: int) -> list[asyncio.Future[Any]]:
-        """Send methods that are packed already; return the futures of their replies."""
+        """Send that number of packed methods; return the futures of their replies."""
         if self.error is not None:
-            raise self._why()
-        futures = [self._wire.loop.create_future() for _ in range(count)]
+            raise self._error_for_caller()
+        futures = [self._transport.loop.create_future() for _ in range(count)]
         for future, index in zip(futures, _indexes(packed), strict=True):
             late = index == commands.Basic.Consume.index
             (self._consume_replies if late else self._replies).append(future)
-        self._wire.write(packed)
+        self._transport.write(packed)
         return futures
 
     def pack(self, *methods: Frame) -> bytes:
-        """Return methods as bytes for `send`, `start` or `tell`."""
+        """Return methods as bytes for `send`, `start` or `send_unanswered`."""
         return b"".join(frame.marshal(one, self._number) for one in methods)
 
-    def tell(self, packed: bytes) -> None:
-        """Send methods that have no reply."""
+    def send_unanswered(self, packed: bytes) -> None:
+        """Send packed methods that have no reply."""
         if self.error is not None:
-            raise self._why()
-        self._wire.write(packed)
+            raise self._error_for_caller()
+        self._transport.write(packed)
 
-    def listen(self, consumer_tag: str, receive: Callable[[Content], None]) -> None:
-        """Have what comes for a consumer handed to a function, on this event loop."""
+    def listen(self, consumer_tag: str, receive: Callable[[AmqpMessage], None]) -> None:
+        """Have the deliveries for a consumer tag handed to a function, in the reader."""
         self._consumers[consumer_tag] = receive
 
     def unlisten(self, consumer_tag: str) -> None:
-        """Hear no more of a consumer."""
+        """Drop the deliveries for a consumer tag from now on."""
         self._consumers.pop(consumer_tag, None)
 
     def ack(self, tags: Collection[int], among: Iterable[int] = ()) -> None:
         """Acknowledge deliveries.
 
         Args:
-            tags: Theirs.
-            among: Of all that are held over this channel. Then those from the first on go in one
-                word, which a quorum queue has done before the channel can be closed; many single
-                ones it may still have to do, and forgets.
+            tags: The tags of the deliveries.
+            among: The tags of all deliveries that are held on this channel. Those of `tags` that
+                come first among them are acknowledged by one method: a quorum queue has applied
+                that before the channel can be closed, while many single ones may be lost.
         """
         wanted = set(tags)
         first = list(itertools.takewhile(wanted.__contains__, sorted(among)))
         wanted.difference_update(first)
         acks = [commands.Basic.Ack(first[-1], multiple=True)] if first else []
         acks += [commands.Basic.Ack(tag) for tag in wanted]
-        self.tell(self.pack(*acks))
+        self.send_unanswered(self.pack(*acks))
 
-    def publish(self, batch: Sequence[Publication]) -> Confirmation:
-        """Publish messages on a channel with confirms; each has to lead to a queue."""
+    def publish(self, batch: Sequence[AmqpPublication]) -> AmqpConfirmation:
+        """Publish messages on a channel with confirms; each must lead to a queue."""
         if self.error is not None:
-            raise self._why()
-        confirmation = Confirmation(batch, self._wire.loop)
-        number, most = self._number, self._wire.frame_max - _OVERHEAD
+            raise self._error_for_caller()
+        confirmation = AmqpConfirmation(batch, self._transport.loop)
+        number, most = self._number, self._transport.frame_max - _OVERHEAD
         parts: list[bytes] = []
         for one in batch:
             self._published += 1
             self._unconfirmed[self._published] = confirmation, one
-            properties = cast("commands.Basic.Properties", _Packed(one.properties))
+            properties = cast("commands.Basic.Properties", _PackedProperties(one.properties))
             content = ContentHeader(body_size=len(one.body), properties=properties)
-            parts.append(_publish(number, one.exchange, one.routing_key))
+            parts.append(_packed_publish(number, one.exchange, one.routing_key))
             parts.append(frame.marshal(content, number))
             for start in range(0, len(one.body), most):
                 piece = ContentBody(one.body[start : start + most])
                 parts.append(frame.marshal(piece, number))
-        self._wire.write(b"".join(parts))
+        self._transport.write(b"".join(parts))
         return confirmation
 
     async def close(self) -> None:
-        """Close it: what it holds goes back to its queues. Never raises."""
+        """Close the channel; unacknowledged messages go back to their queues. Never raises."""
         if self.error is None:
-            with contextlib.suppress(Disconnected, Refused):  # then it is closed
+            with contextlib.suppress(AmqpDisconnected, AmqpRefused):  # then it is closed
                 await self.call(_CLOSE)
-            self.fail(Disconnected("the channel was closed"))
+            self.fail(AmqpDisconnected("the channel was closed"))
 
     def abandon(self) -> None:
-        """Have it closed, and do not wait for that: nobody uses it any more."""
+        """Begin to close a channel that nobody uses any more, without waiting for the reply."""
         if self.error is None:
             self.start(self.pack(_CLOSE), 1)
 
-    # --- what comes -----------------------------------------------------------------------------
+    # --- frames from the server -----------------------------------------------------------------
 
     def fail(self, error: Exception) -> None:
-        """Give it up."""
+        """Give the channel up; every call that waits for it gets the error."""
         if self.error is not None:
             return
         self.error = error
         self.on_failed()
         for replies in (self._replies, self._consume_replies):
             for future in replies:
-                _refuse(future, error)
+                _set_error(future, error)
             replies.clear()
         for confirmation in {confirmation for confirmation, _ in self._unconfirmed.values()}:
-            _refuse(confirmation.done, error)
+            _set_error(confirmation.done, error)
         self._unconfirmed.clear()
 
     def receive(self, part: Any) -> None:
-        """Take in a frame, as pamqp has read it."""
+        """Handle a frame, as pamqp has read it."""
         match part:
             case ContentHeader():
                 self._size = part.body_size
                 self._properties = part.properties
                 if not self._size:
-                    self._deliver(b"")
+                    self._complete(b"")
             case ContentBody():
                 self._receive_body(part.value)
             case commands.Basic.Ack() | commands.Basic.Nack():
@@ -315,39 +331,40 @@ class Channel:
             case _ if isinstance(part, _CARRIERS):
                 self._carrier = part
             case _:
-                self._answer(part)
+                self._receive_method(part)
 
     def _receive_body(self, payload: bytes) -> None:
         if len(payload) == self._size and not self._bodies:
-            self._deliver(payload)
+            self._complete(payload)
             return
         self._bodies.append(payload)
         if sum(map(len, self._bodies)) == self._size:
             body, self._bodies = b"".join(self._bodies), []
-            self._deliver(body)
+            self._complete(body)
 
-    def _deliver(self, body: bytes) -> None:
+    def _complete(self, body: bytes) -> None:
+        """Pass the message that has arrived on."""
         method, self._carrier = self._carrier, None
-        content = Content(method, self._properties, body)
+        message = AmqpMessage(method, self._properties, body)
         if isinstance(method, commands.Basic.Deliver):
             receive = self._consumers.get(str(method.consumer_tag))
             if receive is not None:
-                receive(content)
+                receive(message)
         elif isinstance(method, commands.Basic.Return):
             for confirmation in {confirmation for confirmation, _ in self._unconfirmed.values()}:
                 confirmation.note_returned(str(method.routing_key))
         else:
-            self._reply(content)
+            self._reply(message)
 
-    def _answer(self, method: Any) -> None:
+    def _receive_method(self, method: Any) -> None:
         if isinstance(method, commands.Channel.Close):
-            self._wire.write(self.pack(commands.Channel.CloseOk()))
-            self.fail(Refused(int(method.reply_code or 0), str(method.reply_text)))
+            self._transport.write(self.pack(commands.Channel.CloseOk()))
+            self.fail(AmqpRefused(int(method.reply_code or 0), str(method.reply_text)))
         elif isinstance(method, commands.Basic.Cancel):
             self.unlisten(str(method.consumer_tag))
             self.on_cancelled(str(method.consumer_tag))
         elif isinstance(method, commands.Channel.Flow):
-            self._wire.write(self.pack(commands.Channel.FlowOk(method.active)))
+            self._transport.write(self.pack(commands.Channel.FlowOk(method.active)))
         else:
             self._reply(method)
 
@@ -355,7 +372,7 @@ class Channel:
         late = isinstance(value, commands.Basic.ConsumeOk)
         replies = self._consume_replies if late else self._replies
         if not replies:
-            self._wire.fail(Disconnected("an answer that nobody asked for"))
+            self._transport.fail(AmqpDisconnected("an answer to no call"))
             return
         future = replies.popleft()
         if not future.done():
@@ -364,7 +381,7 @@ class Channel:
     def _confirm(self, tag: int, *, multiple: bool, taken: bool) -> None:
         confirmed = [tag]
         if multiple:
-            # In the order of publishing, so that it ends at the first that comes later.
+            # In the order of publishing, so it ends at the first one that comes later.
             confirmed = list(itertools.takewhile(lambda one: one <= tag, self._unconfirmed))
         for number in confirmed:
             found = self._unconfirmed.pop(number, None)
@@ -372,22 +389,22 @@ class Channel:
                 confirmation, one = found
                 confirmation.note(one, taken=taken)
 
-    def _why(self) -> Exception:
+    def _error_for_caller(self) -> Exception:
         error = self.error
         assert error is not None
-        # Of its own: one exception that is raised in many tasks would gather their tracebacks.
+        # A new one: an exception that is raised in many tasks would collect their tracebacks.
         return (
-            Refused(error.code, str(error))
-            if isinstance(error, Refused)
-            else Disconnected(str(error))
+            AmqpRefused(error.code, str(error))
+            if isinstance(error, AmqpRefused)
+            else AmqpDisconnected(str(error))
         )
 
 
-# Nearly all that is published goes to few queues. To pack it takes as long as all else that is to
-# be done here for a message (7 us of 10): it is done once.
+# Nearly all messages go to few queues. Packing this method takes as long as everything else that
+# has to be done here for a message (7 us of 10), so the result is kept.
 @lru_cache(maxsize=1024)
-def _publish(number: int, exchange: str, routing_key: str) -> bytes:
-    """Pack the method by which a message is published that has to lead to a queue."""
+def _packed_publish(number: int, exchange: str, routing_key: str) -> bytes:
+    """Pack the method that publishes a message which must lead to a queue."""
     method = commands.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
     return frame.marshal(method, number)
 
@@ -402,7 +419,7 @@ def _indexes(packed: bytes) -> Iterator[int]:
         at += (size or 0) + _OVERHEAD
 
 
-def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
+def _set_error(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # or it would be told of as never read, where nobody waits any more
+        future.exception()  # read it, or asyncio logs an error where nobody waits any more

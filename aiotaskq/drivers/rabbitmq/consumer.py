@@ -1,4 +1,15 @@
-"""One incarnation of a worker at RabbitMQ, as the worker's event loop sees it."""
+"""The consumer as the worker's event loop sees it: each call is passed on to its thread.
+
+Theory of operation
+-------------------
+A consumer is closed, open, or closed for good. `open` starts the thread and opens the consumer in
+it (`consumer_loop.py`); if that fails or is cancelled, the thread ends. A call that is cancelled
+runs on in the thread, and a fetch is made to end soon. `close` hands back the held messages and
+ends the thread, also when it is cancelled.
+
+Open consumers of this process are found by id, so that a lease of the same process checks the
+connection itself. The table holds no consumer alive.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +18,35 @@ from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from aiotaskq.contract.message import Delivery
-from aiotaskq.contract.records import Grant, News
+from aiotaskq.contract.records import ConsumerInfo, Grant, News
 from aiotaskq.contract.settlement import Settlement
-from aiotaskq.drivers.rabbitmq.address import Address
-from aiotaskq.drivers.rabbitmq.calls import FetchCall
-from aiotaskq.drivers.rabbitmq.inside import Inside
-from aiotaskq.drivers.rabbitmq.link import Link
-from aiotaskq.drivers.rabbitmq.names import Names
-from aiotaskq.drivers.rabbitmq.thread import LoopThread
+from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
+from aiotaskq.drivers.rabbitmq.consumer_loop import ConsumerLoop, FetchCall
+from aiotaskq.drivers.rabbitmq.consumer_thread import ConsumerThread
+from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.url import RabbitAddress
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
-_here: WeakValueDictionary[str, RabbitConsumer] = WeakValueDictionary()
+_open_consumers: WeakValueDictionary[str, RabbitConsumer] = WeakValueDictionary()
 
 
-def find(consumer_id: str) -> RabbitConsumer | None:
-    """Return a consumer of this process; None if it is of another."""
-    return _here.get(consumer_id)
+def find_consumer(consumer_id: str) -> RabbitConsumer | None:
+    """Return an open consumer of this process; None if there is none of this id."""
+    return _open_consumers.get(consumer_id)
 
 
 class RabbitConsumer:
     """Fetches and settles over a connection that lives in a thread of its own.
 
     Attributes:
-        id: Its own, never used again.
-        grant: What names its lease.
+        id: Its id, never used again.
+        grant: Names its lease.
     """
 
     def __init__(
         self,
-        address: Address,
-        names: Names,
+        address: RabbitAddress,
+        names: RabbitNames,
         queues: Sequence[str],
         *,
         name: str,
@@ -47,53 +57,55 @@ class RabbitConsumer:
         self.grant = Grant(self.id, tuple(queues), lease)
         self._url = address.url
         self._queues = list(queues)
-        link = Link(address, names, BrokerUnavailable, BrokerFull)
-        self._inside = Inside(link, self.id, queues, about)
-        self._thread: LoopThread | None = None
+        self._loop = ConsumerLoop(
+            RabbitConnection(address, names, BrokerUnavailable, BrokerFull),
+            ConsumerInfo(id=self.id, queues=tuple(queues), about=about),
+        )
+        self._thread: ConsumerThread | None = None
 
     @property
     def lives(self) -> bool:
         """Whether it is open and its connection stands."""
-        return self._thread is not None and not self._inside.lost
+        return self._thread is not None and not self._loop.lost
 
     @property
     def holds(self) -> Mapping[str, int]:
-        """How many messages it holds, by queue. For test harnesses."""
-        return self._inside.holds()
+        """The number of messages that it holds, by queue. For test harnesses."""
+        return self._loop.counts()
 
     async def open(self) -> None:
         if self._thread is not None:
             return
-        thread = self._thread = LoopThread()
+        thread = self._thread = ConsumerThread()
         thread.start()
         try:
-            await thread.run(self._inside.open())
+            await thread.run(self._loop.open())
         except BaseException:
             await self.close()
             raise
-        _here[self.id] = self
+        _open_consumers[self.id] = self
 
     async def fetch(
         self, limit: int, wait: float, *, order: Sequence[str] | None = None
     ) -> Sequence[Delivery]:
         call = FetchCall(limit, wait, order or self._queues)
-        inside = self._inside
-        return await self._running().run(inside.fill(call), lambda: inside.interrupt(call))
+        loop = self._loop
+        return await self._running().run(loop.fetch(call), lambda: loop.end_fetch(call))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         if not batch:
             return ()
-        return await self._running().run(self._inside.settle(batch))
+        return await self._running().run(self._loop.settle(batch))
 
     async def news(self) -> News:
-        return await self._running().run(self._inside.news())
+        return await self._running().run(self._loop.news())
 
     async def close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            _here.pop(self.id, None)
+            _open_consumers.pop(self.id, None)
             try:
-                await thread.run(self._inside.close())
+                await thread.run(self._loop.close())
             finally:
                 await thread.stop()
 
@@ -101,11 +113,11 @@ class RabbitConsumer:
         """Drop the connection, as the death of the process does. For test harnesses."""
 
         async def abort() -> None:
-            self._inside.abort()
+            self._loop.abort()
 
         await self._running().run(abort())
 
-    def _running(self) -> LoopThread:
+    def _running(self) -> ConsumerThread:
         if self._thread is None:
             raise BrokerUnavailable(f"{self._url}: the consumer is not open")
         return self._thread

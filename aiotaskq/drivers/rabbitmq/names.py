@@ -1,4 +1,4 @@
-"""What exchanges and queues are called, and what they are made of."""
+"""Names of exchanges and queues at RabbitMQ, and the arguments that they are declared with."""
 
 from __future__ import annotations
 
@@ -10,54 +10,59 @@ from pamqp.commands import Queue
 from aiotaskq.errors import ConfigError
 
 _LONGEST = 255  # bytes: AMQP's short string
-_PLAIN = "-_.:@#,/ "  # and letters and digits; pamqp takes these and + in a name
+_PLAIN = "-_.:@#,/ "  # beside letters and digits; pamqp takes these and + in a name
 _LONGEST_HELD = 4_000_000_000  # milliseconds: 46 days; timers of Erlang end soon after that
-_NEVER = 1_000_000  # hand-outs after which the server itself takes a message out of its queue
+_NEVER = 1_000_000  # deliveries after which the server itself takes a message out of its queue
 
 Declaration = Queue.Declare
 
 
-class Names:
-    """Every name begins with the prefix, and then says what it is of.
+class RabbitNames:
+    """Names that begin with a prefix, followed by a word for the kind of object.
 
     Args:
-        prefix: What all names begin with.
-        queue_type: ``quorum`` or ``classic``: of everything that holds messages.
+        prefix: The beginning of each name.
+        queue_type: ``quorum`` or ``classic``: the type of every queue that holds messages.
+
+    Attributes:
+        ledger: The stream of membership records.
+        queue_list: The stream of queue names.
+        dead_exchange: The exchange that leads to the queues of dead letters.
     """
 
     def __init__(self, prefix: str, queue_type: str) -> None:
         self.prefix = prefix
         self.queue_type = queue_type
         self.ledger = f"{prefix}.ledger"
-        self.queues = f"{prefix}.queues"
-        self.graves = f"{prefix}.dead"
+        self.queue_list = f"{prefix}.queues"
+        self.dead_exchange = f"{prefix}.dead"
 
     def ready(self, queue: str) -> str:
-        """Return what holds the messages of a queue."""
-        return self._fit("queue", queue)
+        """Return the queue that holds the messages of a task queue."""
+        return self._name("queue", queue)
 
     def suspects(self, queue: str) -> str:
-        """Return what holds those messages of a queue that are to be handed out alone."""
-        return self._fit("suspects", queue)
+        """Return the queue that holds those messages that are handed out alone."""
+        return self._name("suspects", queue)
 
     def dead(self, queue: str) -> str:
-        """Return what holds the dead letters of a queue."""
-        return self._fit("dead", queue)
+        """Return the queue that holds the dead letters of a task queue."""
+        return self._name("dead", queue)
 
     def lock(self, queue: str) -> str:
-        """Return the queue that is there while somebody looks through the dead letters."""
-        return self._fit("lock", queue)
+        """Return the queue that exists while somebody reads the dead letters."""
+        return self._name("lock", queue)
 
-    def level(self, position: int) -> str:
-        """Return the exchange that sends on what has `position` digits of its delay left."""
+    def delay_exchange(self, position: int) -> str:
+        """Return the exchange for messages that have `position` digits of their delay left."""
         return f"{self.prefix}.delay.{position}"
 
-    def delay(self, position: int, digit: int) -> str:
+    def delay_queue(self, position: int, digit: int) -> str:
         """Return the queue in which a message waits for one digit of its delay."""
         return f"{self.prefix}.delay.{position}.{digit:x}"
 
     def consumer(self, consumer_id: str) -> str:
-        """Return the queue that is there while a consumer is."""
+        """Return the queue that exists while a consumer is connected."""
         return f"{self.prefix}.consumer.{consumer_id.rpartition(':')[2]}"
 
     def replies(self, name: str) -> str:
@@ -65,29 +70,31 @@ class Names:
         return f"{self.prefix}.reply.{name}"
 
     def declare_ready(self, queue: str) -> Declaration:
-        """Return how to make what holds the messages of a queue."""
-        return self._durable(self.ready(queue), exchange=self.graves, key=self.dead(queue))
+        """Return the declaration of `ready`."""
+        return self._durable(self.ready(queue), exchange=self.dead_exchange, key=self.dead(queue))
 
     def declare_suspects(self, queue: str) -> Declaration:
-        """Return how to make what holds the suspects of a queue."""
-        return self._durable(self.suspects(queue), exchange=self.graves, key=self.dead(queue))
+        """Return the declaration of `suspects`."""
+        return self._durable(
+            self.suspects(queue), exchange=self.dead_exchange, key=self.dead(queue)
+        )
 
     def declare_dead(self, queue: str) -> Declaration:
-        """Return how to make what holds the dead letters of a queue."""
+        """Return the declaration of `dead`."""
         return self._durable(self.dead(queue))
 
     def declare_delay(self, position: int, digit: int, milliseconds: int) -> Declaration:
-        """Return how to make a queue in which messages wait, each for the same time."""
-        onward = self.level(position - 1) if position else ""
-        declaration = self._durable(self.delay(position, digit), exchange=onward)
+        """Return the declaration of a `delay_queue`: every message waits there equally long."""
+        onward = self.delay_exchange(position - 1) if position else ""
+        declaration = self._durable(self.delay_queue(position, digit), exchange=onward)
         declaration.arguments["x-message-ttl"] = milliseconds
         return declaration
 
     def declare_stream(self, name: str, *, days: int | None = None) -> Declaration:
-        """Return how to make a stream."""
+        """Return the declaration of a stream; it keeps records that many days, None: for ever."""
         arguments: dict[str, Any] = {
             "x-queue-type": "stream",
-            "x-stream-max-segment-size-bytes": 1_000_000,  # a segment goes as a whole
+            "x-stream-max-segment-size-bytes": 1_000_000,  # old records go by whole segments
         }
         if days is not None:
             arguments["x-max-age"] = f"{days}D"
@@ -103,17 +110,17 @@ class Names:
             arguments["x-dead-letter-routing-key"] = key
         if self.queue_type == "quorum":
             arguments["x-queue-type"] = "quorum"
-            # RabbitMQ 4 drops what was handed out twenty times, unless told otherwise.
+            # By default RabbitMQ 4 drops a message that was delivered twenty times.
             arguments["x-delivery-limit"] = _NEVER
-            # RabbitMQ 3.12 and later would take a message from whoever holds it for half an hour.
+            # By default RabbitMQ takes a message from a consumer that holds it for half an hour.
             arguments["x-consumer-timeout"] = _LONGEST_HELD
             if exchange is not None:
-                # Without, what is sent on may be lost on its way.
+                # Without these, a message that the server moves on may be lost on its way.
                 arguments["x-dead-letter-strategy"] = "at-least-once"
                 arguments["x-overflow"] = "reject-publish"
         return Queue.Declare(queue=name, durable=True, arguments=arguments)
 
-    def _fit(self, kind: str, queue: str) -> str:
+    def _name(self, kind: str, queue: str) -> str:
         name = f"{self.prefix}.{kind}.{quote(queue, safe=_PLAIN).replace('%', '+')}"
         if len(name) > _LONGEST:
             raise ConfigError(

@@ -1,7 +1,22 @@
-"""Results over RabbitMQ, as `rpc://` has them: sent to the one who sent the task, to nobody else.
+"""Results over RabbitMQ, as Celery's `rpc://`: sent to the client that sent the task, to no other.
 
-Each client has a queue of its own, whose name travels with its messages. What arrives is kept in
-the memory of the process, where every event loop of it finds it.
+Each client has a queue of its own, whose name travels with its messages. Outcomes that arrive are
+kept in the memory of the process, where all its event loops find them.
+
+Theory of operation
+-------------------
+`RabbitOutcomes` is the memory of one process, shared by all backends of the same URL and prefix; a
+forked child has another one. It is used from several threads under a lock. The first final outcome
+of an id stays. Listeners are notified after the outcome was put, so that they find it.
+
+A backend receives nothing until `reply_address` is called. Then one task (`_receive_replies`)
+consumes from the client's queue as long as the backend is open, and connects again when the
+channel, the queue or the connection is lost. The queue is durable and belongs to no connection:
+results that arrive in between wait in it. It vanishes by itself an hour after its last use.
+
+A result is acknowledged before it is put. Both happen in one step of the event loop, so only the
+death of the process comes in between, and its memory is lost then anyway. After each reconnect the
+listeners get an empty batch, because a queue that was deleted has taken its results along.
 """
 
 from __future__ import annotations
@@ -11,7 +26,6 @@ import contextlib
 import logging
 import math
 import os
-import random
 import threading
 import time
 import uuid
@@ -22,18 +36,19 @@ from typing import Any, ClassVar, Self
 import msgspec
 from pamqp.commands import Basic, Queue
 
+from aiotaskq.backoff import Backoff
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.rabbitmq.address import parse
 from aiotaskq.drivers.rabbitmq.channel import (
-    Channel,
-    Content,
-    Disconnected,
-    Publication,
-    Refused,
-    pack,
+    AmqpDisconnected,
+    AmqpMessage,
+    AmqpPublication,
+    AmqpRefused,
+    RabbitChannel,
+    pack_properties,
 )
-from aiotaskq.drivers.rabbitmq.link import Link
-from aiotaskq.drivers.rabbitmq.names import Names
+from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
+from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BackendUnavailable, ConfigError
 
 logger = logging.getLogger("aiotaskq.rabbitmq")
@@ -42,25 +57,26 @@ _KEPT = 10_000  # outcomes in the memory of a process, the latest
 _UNREAD_FOR = 3600.0  # seconds after which the queue of a client that is gone is removed
 _AHEAD = 1000  # outcomes that the server sends before the first is acknowledged
 _MOST = 1000  # outcomes in one batch
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds between attempts to connect
+_DELETE_WAIT = 1.0  # seconds in which the queue is deleted at the end
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds between attempts to consume
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Outcome).decode
 
 
-class Inbox:
+class RabbitOutcomes:
     """The outcomes that a process was sent, for all its event loops."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._outcomes: OrderedDict[str, tuple[Outcome, float]] = OrderedDict()  # until when
-        self._ears: set[Ear] = set()
+        self._listeners: set[RabbitOutcomeListener] = set()
 
     def put(self, outcomes: Sequence[Outcome], ttl: float | None = None) -> list[str]:
         """Keep outcomes for some seconds; return the ids of those whose task has ended before."""
         until = math.inf if ttl is None else time.monotonic() + ttl
         refused: list[str] = []
-        taken: list[Outcome] = []
+        final: list[Outcome] = []
         with self._lock:
             for outcome in outcomes:
                 known = self._find(outcome.task_id)
@@ -70,15 +86,17 @@ class Inbox:
                 self._outcomes[outcome.task_id] = outcome, until
                 self._outcomes.move_to_end(outcome.task_id)
                 if outcome.status.final:
-                    taken.append(outcome)
+                    final.append(outcome)
             while len(self._outcomes) > _KEPT:
                 self._outcomes.popitem(last=False)
-            ears = list(self._ears)
-        self.tell(taken, ears)
+            listeners = list(self._listeners)
+        if final:
+            for listener in listeners:
+                listener.notify(final)
         return refused
 
     def get(self, ids: Collection[str]) -> dict[str, Outcome]:
-        """Return those that are there."""
+        """Return the outcomes of those ids that have one."""
         with self._lock:
             found = {one: self._find(one) for one in ids}
         return {one: outcome for one, outcome in found.items() if outcome is not None}
@@ -98,70 +116,69 @@ class Inbox:
         del self._outcomes[task_id]
         return None
 
-    def tell(self, outcomes: Sequence[Outcome], ears: Collection[Ear] | None = None) -> None:
-        """Tell those who listen of outcomes; of none: that something may have been missed."""
-        for ear in list(self._ears) if ears is None else ears:
-            if outcomes or ears is None:
-                ear.hear(outcomes)
+    def notify_missed(self) -> None:
+        """Notify all listeners that they may have missed outcomes."""
+        for listener in list(self._listeners):
+            listener.notify([])
 
-    def listen(self) -> Ear:
-        """Begin to listen, on the running event loop."""
-        ear = Ear()
+    def listen(self) -> RabbitOutcomeListener:
+        """Return a new listener for the running event loop."""
+        listener = RabbitOutcomeListener()
         with self._lock:
-            self._ears.add(ear)
-        return ear
+            self._listeners.add(listener)
+        return listener
 
-    def unlisten(self, ear: Ear) -> None:
-        """Listen no more."""
+    def unlisten(self, listener: RabbitOutcomeListener) -> None:
+        """Drop a listener."""
         with self._lock:
-            self._ears.discard(ear)
+            self._listeners.discard(listener)
 
 
-class Ear:
-    """Hears of outcomes on the event loop that made it, whoever puts them."""
+class RabbitOutcomeListener:
+    """Brings outcomes to the event loop that made it, from any thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.news: asyncio.Queue[Sequence[Outcome]] = asyncio.Queue()
+        self.batches: asyncio.Queue[Sequence[Outcome]] = asyncio.Queue()
 
-    def hear(self, outcomes: Sequence[Outcome]) -> None:
-        """Take note, called in any thread."""
-        with contextlib.suppress(RuntimeError):  # that loop is closed
-            self._loop.call_soon_threadsafe(self.news.put_nowait, outcomes)
-
-
-_inboxes: dict[tuple[int, str, str], Inbox] = {}
-_inboxes_lock = threading.Lock()
+    def notify(self, outcomes: Sequence[Outcome]) -> None:
+        """Pass outcomes on. Safe to call in any thread."""
+        with contextlib.suppress(RuntimeError):  # its event loop is closed
+            self._loop.call_soon_threadsafe(self.batches.put_nowait, outcomes)
 
 
-def _inbox(url: str, prefix: str) -> Inbox:
-    # By process: after a fork the child is another client.
-    with _inboxes_lock:
-        return _inboxes.setdefault((os.getpid(), url, prefix), Inbox())
+_outcomes: dict[tuple[int, str, str], RabbitOutcomes] = {}
+_outcomes_lock = threading.Lock()
+
+
+def _outcomes_of_process(url: str, prefix: str) -> RabbitOutcomes:
+    # By process id: after a fork the child is another client.
+    with _outcomes_lock:
+        return _outcomes.setdefault((os.getpid(), url, prefix), RabbitOutcomes())
 
 
 class RabbitBackend:
-    """Outcomes as messages to those who wait.
+    """Outcomes as messages to the clients that wait for them.
 
     Args:
-        url: As of `RabbitBroker`.
-        prefix: What the names of all queues begin with.
+        url: The URL of a server, as for `RabbitBroker`.
+        prefix: The beginning of the names of all queues.
 
     Raises:
-        ConfigError: The URL is none that there is.
+        ConfigError: It is not a RabbitMQ URL, or has an unknown option.
     """
 
     wants_arguments: ClassVar[bool] = False
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._given_url = url
-        self._address = parse(url)
+        self._address = parse_url(url)
         self._prefix = prefix
-        self._names = Names(prefix, self._address.queue_type)
-        self._inbox = _inbox(url, prefix)
+        self._names = RabbitNames(prefix, self._address.queue_type)
+        self._outcomes = _outcomes_of_process(url, prefix)
         self._queue = self._names.replies(uuid.uuid4().hex)
-        self._link: Link | None = None
-        self._hearing: asyncio.Task[None] | None = None
+        self._connection: RabbitConnection | None = None
+        self._receiving: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -171,105 +188,112 @@ class RabbitBackend:
         return type(self)(self._given_url, prefix=self._prefix)
 
     async def open(self) -> None:
-        if self._link is not None:
+        if self._connection is not None:
             return
-        link = Link(self._address, self._names, BackendUnavailable, BackendUnavailable)
+        connection = RabbitConnection(
+            self._address, self._names, BackendUnavailable, BackendUnavailable
+        )
         try:
-            await link.wire()
+            await connection.transport()
         except BaseException:
-            await link.close()
+            await connection.close()
             raise
-        if self._link is None:
-            self._link = link
+        if self._connection is None:
+            self._connection = connection
         else:  # two tasks opened it at once
-            await link.close()
+            await connection.close()
 
     async def close(self) -> None:
-        link, self._link = self._link, None
-        hearing, self._hearing = self._hearing, None
-        if hearing is not None:
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
-        if link is not None:
-            if hearing is not None:
+        connection, self._connection = self._connection, None
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+        if connection is not None:
+            if receiving is not None:
                 try:
-                    async with asyncio.timeout(1.0):
-                        await link.call(Queue.Delete(queue=self._queue))
-                except (BackendUnavailable, ConfigError, Refused, TimeoutError):
-                    pass  # it goes by itself, later
-            await link.close()
+                    async with asyncio.timeout(_DELETE_WAIT):
+                        await connection.call(Queue.Delete(queue=self._queue))
+                except (BackendUnavailable, ConfigError, AmqpRefused, TimeoutError):
+                    pass  # it vanishes by itself, later
+            await connection.close()
 
     async def reply_address(self) -> str:
-        """Return where outcomes are to be sent; from then on they are heard."""
-        if self._hearing is None:
+        """Return where outcomes are to be sent; they are received from then on."""
+        if self._receiving is None:
             await self._declare(self._opened())
-            link = self._opened()  # it may have been closed meanwhile
-            if self._hearing is None:  # another call may have begun, too
-                self._hearing = asyncio.create_task(self._hear(link), name="aiotaskq-replies")
+            connection = self._opened()  # it may have been closed meanwhile
+            if self._receiving is None:  # another call may have started it
+                self._receiving = asyncio.create_task(
+                    self._receive_replies(connection), name="aiotaskq-replies"
+                )
         return self._queue
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
-        link = self._opened()
-        # Where there is no address, the one who waits is here, or nobody does.
-        refused = self._inbox.put([one for one in batch if not one.reply_to], ttl)
+        connection = self._opened()
+        # An outcome without an address is for this process, or for nobody.
+        refused = self._outcomes.put([one for one in batch if not one.reply_to], ttl)
         expiration = None if ttl is None else str(max(1, round(ttl * 1000)))
-        properties = pack(
+        properties = pack_properties(
             Basic.Properties(
                 content_type="application/json", delivery_mode=2, expiration=expiration
             )
         )
-        letters = [
-            Publication("", one.reply_to, properties, _encode(one)) for one in batch if one.reply_to
+        replies = [
+            AmqpPublication("", one.reply_to, properties, _encode(one))
+            for one in batch
+            if one.reply_to
         ]
-        if not letters:
-            await link.ping()
-        for start in range(0, len(letters), _MOST):
-            # Who is gone does not wait any more.
-            confirmation = await link.start(letters[start : start + _MOST])
-            await link.finish(confirmation, strict=False)
+        if not replies:
+            await connection.ping()
+        for start in range(0, len(replies), _MOST):
+            # Not strict: a client that is gone waits for nothing.
+            confirmation = await connection.begin_publish(replies[start : start + _MOST])
+            await connection.finish_publish(confirmation, strict=False)
         return refused
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         self._opened()
-        return self._inbox.get(ids)
+        return self._outcomes.get(ids)
 
     async def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
-        ear = self._inbox.listen()
+        listener = self._outcomes.listen()
         try:
             yield []
             while True:
-                yield await ear.news.get()
+                yield await listener.batches.get()
         finally:
-            self._inbox.unlisten(ear)
+            self._outcomes.unlisten(listener)
 
     async def forget(self, ids: Collection[str]) -> int:
         self._opened()
-        return self._inbox.forget(ids)
+        return self._outcomes.forget(ids)
 
-    def _opened(self) -> Link:
-        if self._link is None:
+    def _opened(self) -> RabbitConnection:
+        if self._connection is None:
             raise BackendUnavailable(f"{self._address.url}: the result backend is not open")
-        return self._link
+        return self._connection
 
-    async def _declare(self, link: Link) -> None:
-        # Durable, and not bound to the connection: what comes while it is away is not lost.
+    async def _declare(self, connection: RabbitConnection) -> None:
+        # Durable, and not bound to the connection: results that arrive while it is away must wait.
         lasting: dict[str, Any] = {"x-expires": round(_UNREAD_FOR * 1000)}
-        await link.declare(Queue.Declare(queue=self._queue, durable=True, arguments=lasting))
+        await connection.declare(Queue.Declare(queue=self._queue, durable=True, arguments=lasting))
 
-    async def _hear(self, link: Link) -> None:
-        failures = 0
+    async def _receive_replies(self, connection: RabbitConnection) -> None:
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
+            pause = _FIRST_PAUSE
             try:
-                wire = await link.wire()
-                await self._declare(link)
-                channel = await wire.channel()
-                gone = await self._consume(channel)
-                failures = 0
-                self._inbox.tell([])
-                await gone.wait()
+                transport = await connection.transport()
+                await self._declare(connection)
+                channel = await transport.open_channel()
+                ended = await self._consume(channel)
+                backoff.reset()
+                self._outcomes.notify_missed()
+                await ended.wait()
                 await channel.close()
-            except (Disconnected, Refused, BackendUnavailable, ConfigError) as error:
-                if not failures:
+            except (AmqpDisconnected, AmqpRefused, BackendUnavailable, ConfigError) as error:
+                if not backoff.failures:
                     logger.warning(
                         "The queue of results was lost; it is tried again",
                         extra={
@@ -278,27 +302,26 @@ class RabbitBackend:
                             "error": str(error),
                         },
                     )
-                failures += 1
-            longest = min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(failures, 10))
-            await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, longest))
+                pause = backoff.next()
+            await asyncio.sleep(pause)
 
-    async def _consume(self, channel: Channel) -> asyncio.Event:
-        """Begin to hear; return what is set when nothing is heard any more."""
+    async def _consume(self, channel: RabbitChannel) -> asyncio.Event:
+        """Begin to receive results; return an event that is set when none arrive any more."""
         # A channel fails with its connection, and may also fail by itself.
-        gone = asyncio.Event()
-        channel.on_failed = gone.set
-        channel.on_cancelled = lambda _: gone.set()
+        ended = asyncio.Event()
+        channel.on_failed = ended.set
+        channel.on_cancelled = lambda _: ended.set()
 
-        def receive(content: Content) -> None:
-            channel.ack([content.method.delivery_tag])
+        def receive(message: AmqpMessage) -> None:
+            channel.ack([message.method.delivery_tag])
             try:
-                self._inbox.put([_decode(content.body)])
+                self._outcomes.put([_decode(message.body)])
             except msgspec.MsgspecError:
-                return  # not of our making
+                return  # not written by this package
 
         channel.listen("replies", receive)
         await channel.call(
             Basic.Qos(prefetch_count=_AHEAD),
             Basic.Consume(queue=self._queue, consumer_tag="replies"),
         )
-        return gone
+        return ended

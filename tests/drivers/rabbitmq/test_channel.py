@@ -7,42 +7,42 @@ import asyncio
 from pamqp import commands
 from pamqp.base import Frame
 
-from aiotaskq.drivers.rabbitmq.channel import Channel
+from aiotaskq.drivers.rabbitmq.channel import RabbitChannel
 
 
-class Wire:
-    """Takes what is sent, and does nothing with it."""
+class SilentTransport:
+    """Takes frames, and answers nothing."""
 
-    patience = 10.0
+    answer_timeout = 10.0
     frame_max = 1 << 16
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
 
     def write(self, data: bytes) -> None:
-        """Nobody reads it."""
+        """Drop the frames."""
 
     def fail(self, error: Exception) -> None:
         raise error
 
 
-async def tell(channel: Channel, method: Frame) -> None:
-    """Hand it in as aiormq's reader does."""
+async def receive(channel: RabbitChannel, method: Frame) -> None:
+    """Pass a frame to a channel, as aiormq's reader does."""
     await channel.frames.put((0, method))
 
 
-async def test_an_answer_to_consuming_may_come_after_answers_to_what_was_asked_later() -> None:
+async def test_the_reply_to_consume_may_come_after_the_replies_to_later_calls() -> None:
     """As RabbitMQ does it with quorum queues."""
-    channel = Channel(Wire(), 1)
+    channel = RabbitChannel(SilentTransport(), 1)
     consuming = asyncio.create_task(
         channel.call(commands.Basic.Qos(), commands.Basic.Consume(queue="q", consumer_tag="t"))
     )
     await asyncio.sleep(0)
     counting = asyncio.create_task(channel.call(commands.Queue.Declare(queue="q", passive=True)))
     await asyncio.sleep(0)
-    await tell(channel, commands.Basic.QosOk())
-    await tell(channel, commands.Queue.DeclareOk("q", 7, 0))
-    await tell(channel, commands.Basic.ConsumeOk("t"))
+    await receive(channel, commands.Basic.QosOk())
+    await receive(channel, commands.Queue.DeclareOk("q", 7, 0))
+    await receive(channel, commands.Basic.ConsumeOk("t"))
     [declared] = await counting
     assert declared.message_count == 7
     assert [type(one) for one in await consuming] == [

@@ -1,4 +1,4 @@
-"""The ledger, which everybody reads, when the server ends the reading."""
+"""The ledger: reading it again when the server ended that, and ids that it forgets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pamqp.commands import Queue
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.rabbitmq import RabbitBroker
-from aiotaskq.drivers.rabbitmq.address import parse
-from aiotaskq.drivers.rabbitmq.ledger import Recent
-from aiotaskq.drivers.rabbitmq.names import Names
-from aiotaskq.drivers.rabbitmq.wire import connect
+from aiotaskq.drivers.rabbitmq.membership.ledger import RecentNames
+from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.transport import connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable
 from tests.servers import RabbitServer
 
@@ -34,9 +34,9 @@ def url(rabbit_server: RabbitServer) -> str:
 
 async def delete(url: str, queue: str) -> None:
     """As somebody does who has the right to."""
-    wire = await connect(parse(url))
-    await (await wire.channel()).call(Queue.Delete(queue=queue))
-    await wire.close()
+    transport = await connect(parse_url(url))
+    await (await transport.open_channel()).call(Queue.Delete(queue=queue))
+    await transport.close()
 
 
 async def count(broker: RabbitBroker) -> int:
@@ -47,14 +47,16 @@ async def count(broker: RabbitBroker) -> int:
         return 0
 
 
-async def test_consumers_read_on_in_a_ledger_that_was_made_anew(url: str, prefix: str) -> None:
+async def test_consumers_read_on_in_a_ledger_that_was_deleted_and_made_again(
+    url: str, prefix: str
+) -> None:
     broker = RabbitBroker(url, prefix=prefix)
     await broker.open()
     consumers = [broker.consumer(["q"], name="w", lease=60.0) for _ in range(3)]
     for one in consumers:
         await one.open()
     assert not await broker.cancel(["early"])
-    await delete(url, Names(prefix, "quorum").ledger)
+    await delete(url, RabbitNames(prefix, "quorum").ledger)
     async with asyncio.timeout(PATIENCE):
         while await count(broker) < 3:
             await asyncio.sleep(0.05)
@@ -72,9 +74,9 @@ async def test_consumers_read_on_in_a_ledger_that_was_made_anew(url: str, prefix
     await broker.close()
 
 
-def test_what_is_cancelled_is_known_for_a_week_and_not_for_ever() -> None:
+def test_cancelled_ids_are_known_for_a_week_and_not_for_ever() -> None:
     now, day = 0.0, 86_400.0
-    recent = Recent(lambda: now)
+    recent = RecentNames(lambda: now)
     recent.note(["a", "b", "c"])
     recent.drop(["c", "never"])
     now = 6.0 * day

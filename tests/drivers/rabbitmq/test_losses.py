@@ -1,4 +1,4 @@
-"""Which losses of a connection count as crashes: those whose process died of it, and no others."""
+"""Lost connections: they count as crashes where the process died, and nowhere else."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import ConsumerInfo
 from aiotaskq.contract.settlement import Again, Dead, Release
 from aiotaskq.drivers.rabbitmq import RabbitBroker
-from aiotaskq.drivers.rabbitmq.address import parse
-from aiotaskq.drivers.rabbitmq.channel import Disconnected
+from aiotaskq.drivers.rabbitmq.channel import AmqpDisconnected
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.drivers.rabbitmq.ledger import Alive, Restore, Stream, decode
-from aiotaskq.drivers.rabbitmq.losses import Spared
-from aiotaskq.drivers.rabbitmq.roster import Answer, Question, Roster
-from aiotaskq.drivers.rabbitmq.wire import connect
+from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger
+from aiotaskq.drivers.rabbitmq.membership.losses import HarmlessLosses
+from aiotaskq.drivers.rabbitmq.membership.records import (
+    ConsumerAnswer,
+    ConsumerQuestion,
+    ConsumerSurvived,
+    LedgerRecord,
+    MessagesRestored,
+)
+from aiotaskq.drivers.rabbitmq.membership.survey import ConsumerSurvey
+from aiotaskq.drivers.rabbitmq.transport import connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, LeaseLost, TaskFailed
 from tests.servers import RabbitServer
 
@@ -85,7 +92,7 @@ def envelope(name: str) -> Envelope:
     return Envelope(id=name, queue="q", body=b"x")
 
 
-async def test_what_is_lost_by_a_process_that_lives_counts_no_crash(
+async def test_messages_lost_by_a_process_that_lives_count_no_crash(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
     await broker.publish([envelope("a")])
@@ -179,14 +186,14 @@ async def test_a_retry_of_a_retry_begins_anew(
     await consumer.close()
 
 
-async def test_what_is_lost_with_a_refusal_counts_no_crash(url: str, broker: RabbitBroker) -> None:
+async def test_messages_lost_after_a_refusal_count_no_crash(url: str, broker: RabbitBroker) -> None:
     await broker.publish([envelope("a")])
     consumer = broker.consumer(["q", "p"], name="w", lease=60.0)
     await consumer.open()
     assert await consumer.fetch(1, PATIENCE)
-    wire = await connect(parse(url))
+    transport = await connect(parse_url(url))
     name = broker._names.ready("p")
-    await (await wire.channel()).call(
+    await (await transport.open_channel()).call(
         Queue.Delete(queue=name), Queue.Declare(queue=name, durable=True)
     )
     with pytest.raises(LeaseLost):
@@ -195,34 +202,34 @@ async def test_what_is_lost_with_a_refusal_counts_no_crash(url: str, broker: Rab
     consumer, got = await take(broker)
     assert got.crashes == 0
     await consumer.close()
-    await wire.close()
+    await transport.close()
 
 
-async def test_who_overtakes_the_note_counts_one_too_many_until_the_next(
+async def test_a_delivery_before_the_record_counts_one_crash_too_many_and_the_next_does_not(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, overtaken = Stream.write, threading.Event()
+    write, overtaken = Ledger.write, threading.Event()
 
-    async def write_later(stream: Stream, record: bytes) -> None:
-        if isinstance(decode(record), Alive) and not overtaken.is_set():
+    async def write_later(ledger: Ledger, record: LedgerRecord) -> None:
+        if isinstance(record, ConsumerSurvived) and not overtaken.is_set():
             raise BrokerUnavailable("not yet")
-        await write(stream, record)
+        await write(ledger, record)
 
-    monkeypatch.setattr(Stream, "write", write_later)
+    monkeypatch.setattr(Ledger, "write", write_later)
     await broker.publish([envelope("a")])
     loser, _ = await take(broker)
     other = broker.consumer(["q"], name="w", lease=60.0)
     await other.open()
     waiting = asyncio.create_task(other.fetch(1, PATIENCE))
-    wire = loser._inside._wire
-    assert wire is not None  # it is open
-    loser._running()._loop.call_soon_threadsafe(wire.fail, Disconnected("by a test"))
+    transport = loser._loop._transport
+    assert transport is not None  # it is open
+    loser._running()._loop.call_soon_threadsafe(transport.fail, AmqpDisconnected("by a test"))
     [got] = await waiting
     assert got.crashes == 1
     overtaken.set()
     await loser.close()  # by then it is told
     async with asyncio.timeout(PATIENCE):
-        while not other._inside._presence.spared.count(("a", "")):
+        while not other._loop._membership.harmless_losses(("a", "")):
             await asyncio.sleep(0.01)  # until it has heard
     assert not await other.settle([Release(got)])
     [got] = await other.fetch(1, PATIENCE)
@@ -230,35 +237,35 @@ async def test_who_overtakes_the_note_counts_one_too_many_until_the_next(
     await other.close()
 
 
-async def test_what_is_held_is_spared_by_a_cancel_whose_connection_is_lost(
+async def test_held_messages_are_restored_though_cancel_lost_its_connection(
     url: str, prefix: str, broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await broker.publish([envelope("a")])
     consumer, got = await take(broker)
     caller = RabbitBroker(url, prefix=prefix)
     await caller.open()
-    ask, write = Roster.ask, Stream.write
-    spared = asyncio.Event()
+    ask, write = ConsumerSurvey.ask, Ledger.write
+    restored = asyncio.Event()
 
     async def ask_and_lose(
-        roster: Roster, ledger: Stream, question: Question
-    ) -> Mapping[str, tuple[ConsumerInfo, Answer | None]]:
-        # The cancel is written by now.
-        (await roster._link.wire()).fail(Disconnected("by a test"))
-        monkeypatch.setattr(Roster, "ask", ask)
+        survey: ConsumerSurvey, question: ConsumerQuestion
+    ) -> Mapping[str, tuple[ConsumerInfo, ConsumerAnswer | None]]:
+        # The cancellation is written by now.
+        (await survey._connection.transport()).fail(AmqpDisconnected("by a test"))
+        monkeypatch.setattr(ConsumerSurvey, "ask", ask)
         raise BrokerUnavailable("by a test")
 
-    async def write_and_tell(stream: Stream, record: bytes) -> None:
-        await write(stream, record)
-        if isinstance(decode(record), Restore):
-            spared.set()
+    async def write_and_notify(ledger: Ledger, record: LedgerRecord) -> None:
+        await write(ledger, record)
+        if isinstance(record, MessagesRestored):
+            restored.set()
 
-    monkeypatch.setattr(Roster, "ask", ask_and_lose)
-    monkeypatch.setattr(Stream, "write", write_and_tell)
+    monkeypatch.setattr(ConsumerSurvey, "ask", ask_and_lose)
+    monkeypatch.setattr(Ledger, "write", write_and_notify)
     with pytest.raises(BrokerUnavailable):
         await caller.cancel(["a"], running=False)
     async with asyncio.timeout(PATIENCE):
-        await spared.wait()
+        await restored.wait()
     assert not await consumer.settle([Again(got, envelope("a"))])
     await consumer.close()
     consumer, _ = await take(broker)
@@ -288,13 +295,13 @@ def stand_still(seconds: float) -> None:
         pass
 
 
-def test_what_is_remembered_of_losses_is_bounded() -> None:
-    spared = Spared()
+def test_the_memory_of_losses_is_bounded() -> None:
+    losses = HarmlessLosses()
     for number in range(100_010):
-        spared.note("w", [(f"{number}", "")])
-    spared.note("w", [("100000", "")])
-    spared.note("v", [("100000", "")])
-    assert [spared.count((one, "")) for one in ("5", "99999", "100000")] == [0, 1, 2]
+        losses.note("w", [(f"{number}", "")])
+    losses.note("w", [("100000", "")])
+    losses.note("v", [("100000", "")])
+    assert [losses.count((one, "")) for one in ("5", "99999", "100000")] == [0, 1, 2]
 
 
 # --- workers ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,13 +14,13 @@ from pamqp.commands import Basic, Queue
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import DeadLimits
 from aiotaskq.contract.settlement import Again, Dead, Settlement
-from aiotaskq.drivers.rabbitmq import RabbitBroker, letters
-from aiotaskq.drivers.rabbitmq.address import parse
-from aiotaskq.drivers.rabbitmq.channel import Content, Publication, pack
-from aiotaskq.drivers.rabbitmq.letters import Letter
-from aiotaskq.drivers.rabbitmq.names import Names
-from aiotaskq.drivers.rabbitmq.wire import connect
-from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.drivers.rabbitmq import RabbitBroker, dead_letters
+from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication, pack_properties
+from aiotaskq.drivers.rabbitmq.dead_letters import HeldDeadLetter
+from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.transport import connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
+from aiotaskq.errors import BrokerUnavailable, ConfigError
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
@@ -79,7 +80,7 @@ async def test_a_long_reason_and_long_details_are_kept_and_harm_no_others(
     await consumer.close()
 
 
-async def test_what_no_server_would_take_of_a_reason_is_cut(broker: RabbitBroker) -> None:
+async def test_a_reason_too_long_for_any_server_is_cut(broker: RabbitBroker) -> None:
     await bury(broker, "x" * 20_000_000, details=b"{" * 20_000_000)
     [letter] = await broker.dead("q")
     assert letter.body == b"body of 0"
@@ -88,25 +89,25 @@ async def test_what_no_server_would_take_of_a_reason_is_cut(broker: RabbitBroker
     assert letter.details == b""
 
 
-async def test_who_looks_for_too_long_makes_them_unavailable_to_others(
+async def test_a_reader_that_takes_too_long_makes_dead_letters_unavailable_to_others(
     url: str, prefix: str
 ) -> None:
     broker = RabbitBroker(f"{url}?timeout=0.5", prefix=prefix)
     await broker.open()
     await bury(broker, "why")
-    wire = await connect(parse(url))
-    lock = Names(prefix, "quorum").lock("q")
-    await (await wire.channel()).call(Queue.Declare(queue=lock, exclusive=True))
+    transport = await connect(parse_url(url))
+    lock = RabbitNames(prefix, "quorum").lock("q")
+    await (await transport.open_channel()).call(Queue.Declare(queue=lock, exclusive=True))
     with pytest.raises(BrokerUnavailable, match="others look"):
         await broker.dead("q")
     with pytest.raises(BrokerUnavailable, match="others look"):
         await broker.maintain()
-    await wire.close()
+    await transport.close()
     assert len(await broker.dead("q")) == 1
     await broker.close()
 
 
-async def test_tasks_that_look_at_once_look_one_after_another(url: str, prefix: str) -> None:
+async def test_readers_of_one_process_take_turns(url: str, prefix: str) -> None:
     broker = RabbitBroker(f"{url}?timeout=3", prefix=prefix)
     await broker.open()
     await bury(broker, *["why"] * 5)
@@ -132,19 +133,19 @@ ODD: list[dict[str, Any]] = [
 
 
 async def write_by_hand(url: str, queue: str, *odd: dict[str, Any]) -> None:
-    wire = await connect(parse(url))
-    channel = await wire.channel(confirms=True)
+    transport = await connect(parse_url(url))
+    channel = await transport.open_channel(confirms=True)
     for headers in odd:
-        properties = pack(Basic.Properties(headers=headers, message_id="odd"))
-        await channel.publish([Publication("", queue, properties, b"body")]).done
-    await wire.close()
+        properties = pack_properties(Basic.Properties(headers=headers, message_id="odd"))
+        await channel.publish([AmqpPublication("", queue, properties, b"body")]).done
+    await transport.close()
 
 
 async def test_messages_with_odd_headers_are_handed_out_and_buried(
     broker: RabbitBroker, url: str, prefix: str
 ) -> None:
     await broker.publish([envelope("a")])  # makes the queues
-    await write_by_hand(url, Names(prefix, "quorum").ready("q"), *ODD)
+    await write_by_hand(url, RabbitNames(prefix, "quorum").ready("q"), *ODD)
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     await consumer.open()
     got: dict[Any, Delivery] = {}
@@ -162,11 +163,42 @@ async def test_dead_letters_with_odd_headers_are_shown(
     broker: RabbitBroker, url: str, prefix: str
 ) -> None:
     await bury(broker, "why")
-    await write_by_hand(url, Names(prefix, "quorum").dead("q"), *ODD)
+    await write_by_hand(url, RabbitNames(prefix, "quorum").dead("q"), *ODD)
     found = await broker.dead("q")
     assert len(found) == len(ODD) + 1
     assert found[0].reason == "why"
     assert {one.body for one in found[1:]} == {b"body"}
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "first", "1" * 19, "1" * 21, "-" + "1" * 19, "१" * 20, "1" * 20 + "x", "1" * 20 + "\n"],
+)
+async def test_a_text_that_is_no_key_is_refused_to_list_before_and_absent_to_others(
+    broker: RabbitBroker, before: str
+) -> None:
+    await bury(broker, "why")
+    with pytest.raises(ConfigError, match="is not the key of a dead letter"):
+        await broker.dead("q", before=before)
+    assert list(await broker.revive("q", [(before, envelope("a"))])) == [before]
+    assert await broker.discard("q", [before]) == 0
+    assert len(await broker.dead("q")) == 1
+
+
+async def test_letters_are_listed_before_each_key_that_was_given(
+    broker: RabbitBroker, url: str, prefix: str
+) -> None:
+    await bury(broker, "why", "why")
+    removals = [datetime(year, 1, 1, tzinfo=UTC) for year in (1999, 2099)]
+    odd = [{"x-death": [{"time": one, "reason": "maxlen"}]} for one in removals]
+    await write_by_hand(url, RabbitNames(prefix, "quorum").dead("q"), {}, *odd)
+    found = await broker.dead("q")
+    assert [one.id for one in found] == ["odd", "1", "0", "odd", "odd"]
+    assert "maxlen" in found[0].reason
+    for number, letter in enumerate(found, start=1):
+        assert await broker.dead("q", before=letter.key) == found[number:]
+    assert await broker.discard("q", [found[1].key]) == 1
+    assert await broker.dead("q", before=found[1].key) == found[2:]
 
 
 async def test_trimming_by_age_reads_no_further_than_it_has_to(
@@ -175,12 +207,12 @@ async def test_trimming_by_age_reads_no_further_than_it_has_to(
     await bury(broker, *["why"] * 120)
     read: list[str] = []
 
-    class Counted(Letter):
-        def __init__(self, content: Content, queue: str) -> None:
-            super().__init__(content, queue)
+    class Counted(HeldDeadLetter):
+        def __init__(self, message: AmqpMessage, queue: str) -> None:
+            super().__init__(message, queue)
             read.append(self.letter.id)
 
-    monkeypatch.setattr(letters, "Letter", Counted)
+    monkeypatch.setattr(dead_letters, "HeldDeadLetter", Counted)
     assert (await broker.maintain(DeadLimits(age=3600.0))).trimmed == 0
     assert 0 < len(read) <= 50
     assert (await broker.maintain(DeadLimits(most=110))).trimmed == 10

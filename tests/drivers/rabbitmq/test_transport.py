@@ -17,9 +17,15 @@ from pamqp.commands import Basic, Queue
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.rabbitmq import RabbitBroker
-from aiotaskq.drivers.rabbitmq.address import parse
-from aiotaskq.drivers.rabbitmq.channel import Content, Disconnected, Publication, Refused, Silent
-from aiotaskq.drivers.rabbitmq.wire import Wire, connect
+from aiotaskq.drivers.rabbitmq.channel import (
+    AmqpDisconnected,
+    AmqpMessage,
+    AmqpNoAnswer,
+    AmqpPublication,
+    AmqpRefused,
+)
+from aiotaskq.drivers.rabbitmq.transport import RabbitTransport, connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, ConfigError
 from tests.servers import Certificates, RabbitServer
 
@@ -34,10 +40,10 @@ def server(rabbit_server: RabbitServer) -> RabbitServer:
 
 
 @pytest.fixture
-async def wire(server: RabbitServer) -> AsyncIterator[Wire]:
-    wire = await connect(parse(server.url()))
-    yield wire
-    await wire.close()
+async def transport(server: RabbitServer) -> AsyncIterator[RabbitTransport]:
+    transport = await connect(parse_url(server.url()))
+    yield transport
+    await transport.close()
 
 
 def erlang(text: str) -> str:
@@ -62,12 +68,12 @@ def odd(server: RabbitServer) -> Iterator[str]:
 
 
 async def test_users_passwords_and_virtual_hosts_may_have_odd_names(odd: str) -> None:
-    wire = await connect(parse(odd))
-    await (await wire.channel()).call(Queue.Declare(exclusive=True))
-    await wire.close()
+    transport = await connect(parse_url(odd))
+    await (await transport.open_channel()).call(Queue.Declare(exclusive=True))
+    await transport.close()
 
 
-async def test_a_virtual_host_that_is_not_there_is_a_mistake_of_the_set_up(
+async def test_a_missing_virtual_host_is_a_configuration_error(
     server: RabbitServer,
 ) -> None:
     broker = RabbitBroker(server.url(query="nowhere"))
@@ -75,7 +81,7 @@ async def test_a_virtual_host_that_is_not_there_is_a_mistake_of_the_set_up(
         await broker.open()
 
 
-async def test_a_certificate_is_shown_where_there_is_no_user(
+async def test_a_client_certificate_authenticates_where_there_is_no_user(
     server: RabbitServer, certificates: Certificates
 ) -> None:
     ours = f"cafile={certificates.authority}&certfile={certificates.certificate}"
@@ -112,7 +118,7 @@ async def imposter(says: bytes) -> AsyncIterator[str]:
         (b"", "no answer to the greeting in time"),
     ],
 )
-async def test_a_server_that_speaks_otherwise_is_given_up(says: bytes, told: str) -> None:
+async def test_a_server_that_does_not_speak_amqp_is_given_up(says: bytes, told: str) -> None:
     async with imposter(says) as url:
         with pytest.raises(BrokerUnavailable, match=told) as caught:
             await RabbitBroker(f"{url}?connect_timeout=0.3").open()
@@ -121,7 +127,7 @@ async def test_a_server_that_speaks_otherwise_is_given_up(says: bytes, told: str
 
 async def test_connecting_can_be_cancelled() -> None:
     async with imposter(b"") as url:
-        connecting = asyncio.create_task(connect(parse(url)))
+        connecting = asyncio.create_task(connect(parse_url(url)))
         await asyncio.sleep(0.05)
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -132,71 +138,75 @@ async def test_connecting_can_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 1_000_000])
-async def test_a_message_is_cut_into_frames_and_put_together(wire: Wire, size: int) -> None:
-    channel = await wire.channel(confirms=True)
+async def test_a_message_is_cut_into_frames_and_put_together(
+    transport: RabbitTransport, size: int
+) -> None:
+    channel = await transport.open_channel(confirms=True)
     [queue] = await channel.call(Queue.Declare(exclusive=True))
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     properties = Basic.Properties(message_id="m", headers={"n": 1}).marshal()
-    confirmation = channel.publish([Publication("", queue.queue, properties, body)] * 2)
+    confirmation = channel.publish([AmqpPublication("", queue.queue, properties, body)] * 2)
     await confirmation.done
     for found in await channel.call(Basic.Get(queue=queue.queue), Basic.Get(queue=queue.queue)):
-        assert isinstance(found, Content)
+        assert isinstance(found, AmqpMessage)
         assert found.body == body
         assert (found.properties.message_id, found.properties.headers) == ("m", {"n": 1})
 
 
-async def test_much_can_be_said_without_waiting(wire: Wire) -> None:
-    channel = await wire.channel(confirms=True)
+async def test_many_batches_can_be_published_without_waiting(transport: RabbitTransport) -> None:
+    channel = await transport.open_channel(confirms=True)
     [queue] = await channel.call(Queue.Declare(exclusive=True))
-    one = Publication("", queue.queue, Basic.Properties().marshal(), b"x")
+    one = AmqpPublication("", queue.queue, Basic.Properties().marshal(), b"x")
     for confirmation in [channel.publish([one]) for _ in range(500)]:
         await confirmation.done
     [found] = await channel.call(Queue.Declare(queue=queue.queue, passive=True))
     assert found.message_count == 500
 
 
-async def test_a_refusal_costs_the_channel_and_not_the_connection(wire: Wire) -> None:
-    channel, other = await wire.channel(), await wire.channel()
-    with pytest.raises(Refused) as caught:
+async def test_a_refusal_costs_the_channel_and_not_the_connection(
+    transport: RabbitTransport,
+) -> None:
+    channel, other = await transport.open_channel(), await transport.open_channel()
+    with pytest.raises(AmqpRefused) as caught:
         await channel.call(Queue.Declare(queue="nothing", passive=True))
     assert caught.value.code == 404
     await channel.close()
     await other.call(Basic.Qos(prefetch_count=1))
-    assert wire.error is None
+    assert transport.error is None
 
 
-async def test_channels_come_and_go(wire: Wire) -> None:
+async def test_channels_come_and_go(transport: RabbitTransport) -> None:
     for _ in range(3000):  # the server allows 2047 at once
-        await (await wire.channel()).close()
+        await (await transport.open_channel()).close()
 
 
-async def test_a_channel_that_nobody_waits_for_any_more_is_closed(wire: Wire) -> None:
-    taken = wire._connection.channels
+async def test_a_channel_whose_opening_was_cancelled_is_closed(transport: RabbitTransport) -> None:
+    taken = transport._connection.channels
     before = len(taken)
     for turns in range(40):
-        opening = asyncio.create_task(wire.channel(confirms=True))
+        opening = asyncio.create_task(transport.open_channel(confirms=True))
         for _ in range(turns % 20):
             await asyncio.sleep(0)
         opening.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await (await opening).close()
-    await (await wire.channel()).close()  # which is answered last
+    await (await transport.open_channel()).close()  # which is answered last
     async with asyncio.timeout(PATIENCE):
         while len(taken) > before:
             await asyncio.sleep(0.01)
-    assert wire.error is None
+    assert transport.error is None
 
 
-async def test_who_publish_first_at_once_share_a_channel(server: RabbitServer) -> None:
+async def test_concurrent_first_publications_share_a_channel(server: RabbitServer) -> None:
     broker = RabbitBroker(server.url(), prefix="at once")
     await broker.open()
     await broker.publish([Envelope(id="a", queue="q", body=b"x")])
-    link = broker._link
-    assert link is not None
-    publisher = link._publisher
+    connection = broker._connection
+    assert connection is not None
+    publisher = connection._publisher
     assert publisher is not None
     await publisher.close()
-    taken = (await link.wire())._connection.channels
+    taken = (await connection.transport())._connection.channels
     before = len(taken)
     await asyncio.gather(
         *(broker.publish([Envelope(id=str(number), queue="q", body=b"x")]) for number in range(100))
@@ -205,14 +215,16 @@ async def test_who_publish_first_at_once_share_a_channel(server: RabbitServer) -
     await broker.close()
 
 
-async def test_what_was_said_last_is_sent_before_good_bye(server: RabbitServer, wire: Wire) -> None:
-    last = await connect(parse(server.url()))
-    channel = await last.channel()
+async def test_frames_sent_before_close_reach_the_server(
+    server: RabbitServer, transport: RabbitTransport
+) -> None:
+    last = await connect(parse_url(server.url()))
+    channel = await last.open_channel()
     [queue] = await channel.call(Queue.Declare(queue="last words", durable=True))
-    there = await wire.channel()
-    channel.tell(channel.pack(Queue.Delete(queue=queue.queue, nowait=True)))
+    there = await transport.open_channel()
+    channel.send_unanswered(channel.pack(Queue.Delete(queue=queue.queue, nowait=True)))
     await last.close()
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(AmqpRefused) as caught:
         await there.call(Queue.Declare(queue=queue.queue, passive=True))
     assert caught.value.code == 404
 
@@ -220,39 +232,41 @@ async def test_what_was_said_last_is_sent_before_good_bye(server: RabbitServer, 
 # --- the end ------------------------------------------------------------------------------------
 
 
-async def test_who_waits_is_told_that_the_server_ended_the_connection(
-    server: RabbitServer, wire: Wire, caplog: pytest.LogCaptureFixture
+async def test_waiting_calls_get_the_reason_when_the_server_closes_the_connection(
+    server: RabbitServer, transport: RabbitTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    channel = await wire.channel()
+    channel = await transport.open_channel()
     [queue] = await channel.call(Queue.Declare(exclusive=True))
     listening = channel.start(channel.pack(Basic.Get(queue=queue.queue)) * 2000, 2000)
     await asyncio.to_thread(server.close_connections)
     async with asyncio.timeout(PATIENCE):
-        await wire.closed
-    assert isinstance(wire.error, Refused)
-    assert wire.error.code == 320
-    assert "by a test" in str(wire.error)
+        await transport.closed
+    assert isinstance(transport.error, AmqpRefused)
+    assert transport.error.code == 320
+    assert "by a test" in str(transport.error)
     assert all(one.done() for one in listening)
-    with pytest.raises(Disconnected):
-        await wire.channel()
-    with pytest.raises(Refused):
+    with pytest.raises(AmqpDisconnected):
+        await transport.open_channel()
+    with pytest.raises(AmqpRefused):
         await channel.call(Basic.Qos())
     # What it means is for those to log who used it.
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
-async def test_a_server_that_stands_still_holds_up_nobody(server: RabbitServer, wire: Wire) -> None:
-    channel = await wire.channel()
+async def test_a_server_that_stands_still_does_not_delay_closing(
+    server: RabbitServer, transport: RabbitTransport
+) -> None:
+    channel = await transport.open_channel()
     server.pause()
     try:
         asking = asyncio.create_task(channel.call(Basic.Qos()))
         # More than fits into all buffers on the way.
-        wire.write(b"x" * 50_000_000)
+        transport.write(b"x" * 50_000_000)
         await asyncio.sleep(0.05)
         began = time.monotonic()
-        await wire.close()
+        await transport.close()
         assert time.monotonic() - began < 5.0
-        with pytest.raises(Disconnected):
+        with pytest.raises(AmqpDisconnected):
             await asking
     finally:
         server.resume()
@@ -260,34 +274,34 @@ async def test_a_server_that_stands_still_holds_up_nobody(server: RabbitServer, 
 
 @pytest.mark.slow
 async def test_a_server_without_a_sign_of_life_is_given_up(server: RabbitServer) -> None:
-    wire = await connect(parse(server.url(query="?heartbeat=1")))
+    transport = await connect(parse_url(server.url(query="?heartbeat=1")))
     await asyncio.sleep(3.0)
-    assert wire.error is None  # they come while nothing else does
+    assert transport.error is None  # they come while nothing else does
     server.pause()
     try:
         async with asyncio.timeout(PATIENCE):
-            await wire.closed
-        assert isinstance(wire.error, Silent)
+            await transport.closed
+        assert isinstance(transport.error, AmqpNoAnswer)
     finally:
         server.resume()
-    await wire.close()
+    await transport.close()
 
 
 @pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_an_event_loop_may_end_without_good_bye(
+def test_an_event_loop_may_end_before_the_transport_is_closed(
     server: RabbitServer,
     loops: Callable[[], asyncio.AbstractEventLoop],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with asyncio.Runner(loop_factory=loops) as runner:
-        wire = runner.run(connect(parse(server.url())))
-    assert isinstance(wire.error, Disconnected)
-    del wire
+        transport = runner.run(connect(parse_url(server.url())))
+    assert isinstance(transport.error, AmqpDisconnected)
+    del transport
     gc.collect()  # tasks that were left behind are told of then
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
-async def test_a_consumer_that_was_not_to_open_leaves_nothing_in_its_thread(
+async def test_a_consumer_whose_opening_was_cancelled_leaves_nothing_in_its_thread(
     server: RabbitServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = RabbitBroker(server.url(), prefix="unopened")

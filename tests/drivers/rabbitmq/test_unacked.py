@@ -1,4 +1,4 @@
-"""What becomes of what a consumer holds, when it has to go back or to be settled and that fails."""
+"""Messages of a consumer that return to their queues or are settled, when that fails halfway."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
-from aiotaskq.drivers.rabbitmq import RabbitBroker, inside
-from aiotaskq.drivers.rabbitmq.channel import Confirmation, Publication
+from aiotaskq.drivers.rabbitmq import RabbitBroker, consumer_loop
+from aiotaskq.drivers.rabbitmq.channel import AmqpConfirmation, AmqpPublication
+from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.drivers.rabbitmq.link import Link
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 from tests.servers import RabbitServer
 
@@ -55,49 +55,51 @@ async def until_it_holds(consumer: RabbitConsumer, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-def link_of(consumer: RabbitConsumer) -> Link:
-    return consumer._inside._link
+def connection_of(consumer: RabbitConsumer) -> RabbitConnection:
+    return consumer._loop._connection
 
 
 @pytest.fixture
-def failures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Link, Exception]]:
-    """Links whose next batch is confirmed, but nobody hears of it."""
-    finish = Link.finish
-    given: list[tuple[Link, Exception]] = []
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RabbitConnection, Exception]]:
+    """Connections whose next batch is confirmed, and whose caller gets an error instead."""
+    finish = RabbitConnection.finish_publish
+    given: list[tuple[RabbitConnection, Exception]] = []
 
     async def fail(
-        link: Link, confirmation: Confirmation, *, strict: bool = True
-    ) -> Sequence[Publication]:
-        refused = await finish(link, confirmation, strict=strict)
-        if given and given[0][0] is link:
+        connection: RabbitConnection, confirmation: AmqpConfirmation, *, strict: bool = True
+    ) -> Sequence[AmqpPublication]:
+        refused = await finish(connection, confirmation, strict=strict)
+        if given and given[0][0] is connection:
             raise given.pop(0)[1]
         return refused
 
-    monkeypatch.setattr(Link, "finish", fail)
+    monkeypatch.setattr(RabbitConnection, "finish_publish", fail)
     return given
 
 
 @pytest.fixture
-def refusals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Link, Exception]]:
-    """Links that cannot send their next batch."""
-    start = Link.start
-    given: list[tuple[Link, Exception]] = []
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RabbitConnection, Exception]]:
+    """Connections that cannot send their next batch."""
+    start = RabbitConnection.begin_publish
+    given: list[tuple[RabbitConnection, Exception]] = []
 
-    async def fail(link: Link, batch: Sequence[Publication]) -> Confirmation:
-        if given and given[0][0] is link:
+    async def fail(
+        connection: RabbitConnection, batch: Sequence[AmqpPublication]
+    ) -> AmqpConfirmation:
+        if given and given[0][0] is connection:
             raise given.pop(0)[1]
-        return await start(link, batch)
+        return await start(connection, batch)
 
-    monkeypatch.setattr(Link, "start", fail)
+    monkeypatch.setattr(RabbitConnection, "begin_publish", fail)
     return given
 
 
-async def test_what_nobody_fetches_goes_to_others_though_that_failed_at_first(
-    broker: RabbitBroker, refusals: list[tuple[Link, Exception]]
+async def test_an_unclaimed_message_goes_to_others_though_returning_it_failed_at_first(
+    broker: RabbitBroker, refusals: list[tuple[RabbitConnection, Exception]]
 ) -> None:
     idle = await consume(broker)
     assert not await idle.fetch(1, 0.05)  # from here on the queue sends its first message at once
-    refusals.append((link_of(idle), BrokerFull("by a test")))
+    refusals.append((connection_of(idle), BrokerFull("by a test")))
     await broker.publish([envelope("a")])
     other = await consume(broker)
     [got] = await other.fetch(1, PATIENCE)
@@ -106,8 +108,8 @@ async def test_what_nobody_fetches_goes_to_others_though_that_failed_at_first(
     await other.close()
 
 
-async def test_a_suspect_that_could_not_be_put_back_is_so_later(
-    broker: RabbitBroker, refusals: list[tuple[Link, Exception]]
+async def test_a_suspect_that_could_not_be_returned_is_returned_later(
+    broker: RabbitBroker, refusals: list[tuple[RabbitConnection, Exception]]
 ) -> None:
     await broker.publish([envelope("a")])
     for _ in range(2):
@@ -116,13 +118,13 @@ async def test_a_suspect_that_could_not_be_put_back_is_so_later(
         await consumer.abort()
         await consumer.close()
     consumer = await consume(broker)
-    refusals.append((link_of(consumer), BrokerFull("by a test")))
+    refusals.append((connection_of(consumer), BrokerFull("by a test")))
     [got] = await consumer.fetch(1, PATIENCE)
     assert (got.crashes, refusals) == (2, [])
     await consumer.close()
 
 
-async def test_what_comes_without_memory_for_a_copy_is_there_once_when_there_is_some(
+async def test_a_message_that_could_not_be_copied_without_memory_is_stored_once_later(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
     idle = await consume(broker)
@@ -143,7 +145,7 @@ async def test_what_comes_without_memory_for_a_copy_is_there_once_when_there_is_
     await other.close()
 
 
-async def test_what_a_cancelled_fetch_had_taken_goes_to_others(broker: RabbitBroker) -> None:
+async def test_messages_taken_by_a_cancelled_fetch_go_to_others(broker: RabbitBroker) -> None:
     await broker.publish([envelope(str(number)) for number in range(3)])
     consumer = await consume(broker)
     fetching = asyncio.create_task(consumer.fetch(3, PATIENCE))
@@ -164,10 +166,10 @@ async def test_what_a_cancelled_fetch_had_taken_goes_to_others(broker: RabbitBro
     await other.close()
 
 
-async def test_what_nobody_was_given_is_cancelled_like_what_waits(
+async def test_unclaimed_messages_are_cancelled_like_waiting_ones(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inside, "_GRACE", PATIENCE)
+    monkeypatch.setattr(consumer_loop, "_UNCLAIMED_WAIT", PATIENCE)
     consumer = await consume(broker)
     assert not await consumer.fetch(1, 0.05)  # from here on one may come by itself
     await broker.publish([envelope("a")])
@@ -183,7 +185,9 @@ async def test_what_nobody_was_given_is_cancelled_like_what_waits(
     assert not await broker.depth()
 
 
-async def test_what_was_fetched_stays_so_while_the_worker_stands(broker: RabbitBroker) -> None:
+async def test_a_fetched_message_stays_with_a_worker_whose_loop_is_blocked(
+    broker: RabbitBroker,
+) -> None:
     consumer = await consume(broker, "q", "p")
     assert not await consumer.fetch(1, 0.05)
     fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
@@ -205,14 +209,14 @@ async def test_what_was_fetched_stays_so_while_the_worker_stands(broker: RabbitB
     await consumer.close()
 
 
-async def test_a_batch_that_is_settled_once_more_is_not_stored_twice(
-    broker: RabbitBroker, failures: list[tuple[Link, Exception]]
+async def test_settling_a_batch_again_stores_nothing_twice(
+    broker: RabbitBroker, failures: list[tuple[RabbitConnection, Exception]]
 ) -> None:
     await broker.publish([envelope(one) for one in "abc"])
     consumer = await consume(broker)
     a, b, c = await consumer.fetch(3, PATIENCE)
     batch: list[Settlement] = [Again(a, envelope("a")), Release(b), Dead(c, "why")]
-    failures.append((link_of(consumer), BrokerUnavailable("by a test")))
+    failures.append((connection_of(consumer), BrokerUnavailable("by a test")))
     with pytest.raises(BrokerUnavailable, match="by a test"):
         await consumer.settle(batch)
     assert not await consumer.settle(batch)
@@ -221,24 +225,24 @@ async def test_a_batch_that_is_settled_once_more_is_not_stored_twice(
     await consumer.close()
 
 
-async def test_what_is_being_settled_as_it_closes_is_not_handed_back_too(
+async def test_messages_being_settled_during_close_are_not_handed_back_too(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await broker.publish([envelope(one) for one in "ab"])
     consumer = await consume(broker)
     a, b = await consumer.fetch(2, PATIENCE)
-    finish, link = Link.finish, link_of(consumer)
+    finish, connection = RabbitConnection.finish_publish, connection_of(consumer)
     loop, begun = asyncio.get_running_loop(), asyncio.Event()
 
     async def linger(
-        one: Link, confirmation: Confirmation, *, strict: bool = True
-    ) -> Sequence[Publication]:
-        if one is link and not begun.is_set():
+        one: RabbitConnection, confirmation: AmqpConfirmation, *, strict: bool = True
+    ) -> Sequence[AmqpPublication]:
+        if one is connection and not begun.is_set():
             loop.call_soon_threadsafe(begun.set)
             await asyncio.sleep(0.3)
         return await finish(one, confirmation, strict=strict)
 
-    monkeypatch.setattr(Link, "finish", linger)
+    monkeypatch.setattr(RabbitConnection, "finish_publish", linger)
     settling = asyncio.create_task(consumer.settle([Done(a), Again(b, envelope("b"))]))
     await asyncio.wait_for(begun.wait(), PATIENCE)
     settling.cancel()
@@ -251,17 +255,17 @@ async def test_what_is_being_settled_as_it_closes_is_not_handed_back_too(
     await other.close()
 
 
-async def test_a_late_word_over_a_dead_connection_stores_nothing(
+async def test_settling_late_over_a_dead_connection_stores_nothing(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
     await broker.publish([envelope("a")])
     late = await consume(broker)
     [held] = await late.fetch(1, PATIENCE)
-    wire = late._inside._wire
-    assert wire is not None  # it is open
-    wire.patience = 1.0
+    transport = late._loop._transport
+    assert transport is not None  # it is open
+    transport.answer_timeout = 1.0
     # As when the network drops all that belongs to a connection: it does not hear of its end.
-    reading = cast("asyncio.Transport", wire._transport)
+    reading = cast("asyncio.Transport", transport._socket)
     late._running()._loop.call_soon_threadsafe(reading.pause_reading)
     await asyncio.sleep(0.1)
     await asyncio.to_thread(rabbit_server.close_connections)
@@ -278,7 +282,7 @@ async def test_a_late_word_over_a_dead_connection_stores_nothing(
     await other.close()
 
 
-async def test_waking_up_leaves_nothing_behind(broker: RabbitBroker) -> None:
+async def test_waking_leaves_no_consumer_tags_behind(broker: RabbitBroker) -> None:
     consumer = await consume(broker)
     for number in range(20):
         fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
@@ -286,7 +290,7 @@ async def test_waking_up_leaves_nothing_behind(broker: RabbitBroker) -> None:
         await broker.publish([envelope(str(number))])
         [got] = await fetching
         assert not await consumer.settle([Done(got)])
-    channel = consumer._inside._channel
+    channel = consumer._loop._channel
     assert channel is not None  # it is open
     assert len(channel._consumers) < 10
     await consumer.close()

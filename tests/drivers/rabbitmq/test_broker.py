@@ -1,4 +1,4 @@
-"""What the suites do not ask of the RabbitMQ driver."""
+"""The RabbitMQ broker: limits, crashes, restarts of the server, TLS."""
 
 from __future__ import annotations
 
@@ -13,32 +13,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import msgspec
 import pytest
 from pamqp.base import Frame
 from pamqp.commands import Basic, Queue
 
 from aiotaskq import TaskQueue
 from aiotaskq.contract.message import Delivery, Envelope
-from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Done
-from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
+from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.rabbitmq import broker as driver
-from aiotaskq.drivers.rabbitmq.address import parse
-from aiotaskq.drivers.rabbitmq.channel import Channel, Refused
+from aiotaskq.drivers.rabbitmq.channel import AmqpRefused, RabbitChannel
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.drivers.rabbitmq.items import hops
-from aiotaskq.drivers.rabbitmq.link import Link
+from aiotaskq.drivers.rabbitmq.transport import connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import (
-    BackendUnavailable,
     BrokerFull,
     BrokerUnavailable,
     ConfigError,
     LeaseLost,
     Unsupported,
 )
-from aiotaskq.testing.ear import outcome, value
 from tests.servers import Certificates, RabbitServer
 
 PATIENCE = 30.0
@@ -88,55 +83,14 @@ def envelope(name: str, **fields: object) -> Envelope:
     return Envelope(**{"id": name, "queue": "q", "body": b"x", **fields})  # type: ignore[arg-type]  # any field
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ("amqp://h?colour=red", "no option 'colour'"),
-        ("amqp://h?heartbeat=0", "'0' is not a value"),
-        ("amqp://h?queue_type=mirrored", "'mirrored' is not a value"),
-        ("amqp://h?cafile=x", "no option 'cafile'"),
-        ("amqp://h:port", "not a RabbitMQ URL"),
-        ("http://h", "may begin with amqp:// or amqps://"),
-    ],
-)
-def test_a_url_that_is_wrong_is_refused(given: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        RabbitBroker(given)
-
-
-def test_no_password_is_shown() -> None:
-    address = parse("amqps://user:s3cret@h/v?certfile=x")
-    assert "s3cret" not in repr(address)
-    assert address.url == "amqps://user:***@h/v?certfile=x"
-    assert "s3cret" not in RabbitBroker("amqp://user:s3cret@h/v").url
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        "amqp://user:12{}s3cret@h/v",
-        "amqp://user:s3cret{}12@h/v",
-        "amqp://user:s3cret{0}s3cret=s3cret@h/v",
-        "amqp://user:12{0}heartbeat=s3cret@h/v",
-        "amqp://user:[s3cret{}@h/v",
-        "amqp://user:s3cret@h:s3cret{}/v",
-    ],
-)
-@pytest.mark.parametrize("mark", ["/", "?", "#"])
-def test_a_password_that_is_not_quoted_is_not_shown(given: str, mark: str) -> None:
-    with pytest.raises(ConfigError, match="not a RabbitMQ URL") as caught:
-        RabbitBroker(given.format(mark))
-    assert "s3cret" not in str(caught.value)
-
-
-async def test_a_wrong_password_is_a_mistake_of_the_set_up(rabbit_server: RabbitServer) -> None:
+async def test_a_wrong_password_is_a_configuration_error(rabbit_server: RabbitServer) -> None:
     rabbit_server.start()
     broker = RabbitBroker(rabbit_server.url(password="wrong"))
     with pytest.raises(ConfigError, match="refuses the connection"):
         await broker.open()
 
 
-async def test_a_queue_that_is_made_otherwise_is_told_of(url: str, prefix: str) -> None:
+async def test_a_queue_with_other_arguments_is_a_configuration_error(url: str, prefix: str) -> None:
     first = RabbitBroker(url, prefix=prefix)
     await first.open()
     await first.publish([envelope("a")])
@@ -148,7 +102,7 @@ async def test_a_queue_that_is_made_otherwise_is_told_of(url: str, prefix: str) 
     await second.close()
 
 
-async def test_who_sends_too_large_a_message_is_told_and_nobody_else(
+async def test_only_the_sender_of_a_message_that_is_too_large_gets_a_configuration_error(
     rabbit_server: RabbitServer, url: str, broker: RabbitBroker
 ) -> None:
     await broker.publish([envelope("a")])
@@ -184,25 +138,6 @@ async def test_calls_are_remembered_for_a_while_and_no_longer(
     monkeypatch.setattr(driver, "_REMEMBERED", 0.0)
     await broker.publish([envelope("a")], call_id="3")
     assert list(broker._calls) == ["3"]
-
-
-@pytest.mark.parametrize("seconds", [0.001, 0.015, 0.112, 1.0, 4095.999, 86_400.0, 38_000_000.0])
-def test_a_delay_is_as_long_as_its_hops(seconds: float) -> None:
-    path = hops(seconds)
-    late = sum(hop.milliseconds for hop in path) - seconds * 1000
-    assert 0 <= late <= len(path) + 2
-    assert [hop.position for hop in path] == sorted({hop.position for hop in path}, reverse=True)
-    assert path[-1].position == 0
-    assert all(0 < hop.milliseconds < 2**32 for hop in path)
-
-
-def test_without_a_delay_there_are_no_hops() -> None:
-    assert hops(0.0) == hops(-1.0) == []
-
-
-def test_a_delay_of_years_is_refused() -> None:
-    with pytest.raises(Unsupported, match="447"):
-        hops(500 * 86_400.0)
 
 
 async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> None:
@@ -243,7 +178,7 @@ async def held_too_long(server: RabbitServer, broker: RabbitBroker) -> AsyncIter
     await consumer.close()
 
 
-async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
+async def test_a_consumer_that_holds_a_message_too_long_for_the_server_loses_its_lease(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
     async with held_too_long(rabbit_server, broker) as (consumer, got):
@@ -257,7 +192,7 @@ async def test_who_holds_a_message_too_long_for_the_server_loses_its_lease(
     await second.close()
 
 
-async def test_what_was_held_too_long_is_void_to_who_settles_it(
+async def test_settling_a_message_that_was_held_too_long_returns_it_as_gone(
     rabbit_server: RabbitServer, broker: RabbitBroker
 ) -> None:
     async with held_too_long(rabbit_server, broker) as (consumer, got):
@@ -281,7 +216,9 @@ async def test_a_blocked_event_loop_does_not_cost_the_lease(url: str, prefix: st
     await broker.close()
 
 
-async def test_what_comes_beyond_what_was_asked_for_goes_to_others(broker: RabbitBroker) -> None:
+async def test_messages_beyond_the_limit_of_a_fetch_go_to_other_consumers(
+    broker: RabbitBroker,
+) -> None:
     busy = broker.consumer(["q", "p"], name="w", lease=60.0)
     await busy.open()
     assert not await busy.fetch(1, 0.05)  # from here on each queue sends its first message at once
@@ -339,7 +276,7 @@ async def _publish_for_ever(broker: RabbitBroker) -> None:
 # --- TLS ----------------------------------------------------------------------------------------
 
 
-async def test_it_speaks_tls_with_who_has_the_right_certificate(
+async def test_tls_needs_a_server_with_a_trusted_certificate(
     rabbit_server: RabbitServer, certificates: Certificates, prefix: str
 ) -> None:
     rabbit_server.start()
@@ -354,143 +291,7 @@ async def test_it_speaks_tls_with_who_has_the_right_certificate(
         await stranger.open()
 
 
-# --- results ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("which", ["rpc", "none", "redis and rpc", "redis", "postgresql"])
-async def test_each_combination_of_broker_and_results_returns_values(
-    which: str, url: str, prefix: str, redis_url: str, postgres_url: str
-) -> None:
-    brokers = {"redis and rpc": redis_url}
-    backends = {
-        "rpc": "rpc://",
-        "none": None,
-        "redis and rpc": url,
-        "redis": redis_url,
-        "postgresql": postgres_url,
-    }
-    app = TaskQueue("t", broker=brokers.get(which, url), backend=backends[which], prefix=prefix)
-
-    @app.task
-    async def double(number: int) -> int:
-        return 2 * number
-
-    @app.task
-    async def fail() -> None:
-        raise ZeroDivisionError("by zero")
-
-    await asyncio.to_thread(app.drivers)  # imports them, which reads files
-    async with app, app.worker(concurrency=10):
-        handles = await app.kiq_many([double.s(number) for number in range(50)])
-        values = [await handle.result(timeout=PATIENCE) for handle in handles]
-        assert values == [2 * number for number in range(50)]
-        with pytest.raises(ZeroDivisionError):
-            await (await fail.kiq()).result(timeout=PATIENCE)
-        later = await double.with_options(countdown=0.05).kiq(4)
-        assert await later.result(timeout=PATIENCE) == 8
-
-
-async def test_a_result_is_for_the_process_that_sent_and_outlives_its_connection(
-    rabbit_server: RabbitServer, url: str, prefix: str
-) -> None:
-
-    sender = RabbitBackend(url, prefix=prefix)
-    await sender.open()
-    address = await sender.reply_address()
-    rabbit_server.close_connections()
-
-    worker = RabbitBackend(url, prefix=prefix)
-    await worker.open()
-    sent = msgspec.structs.replace(outcome("a", value=1), reply_to=address)
-    assert not await worker.store([sent], 60.0)
-    async with asyncio.timeout(PATIENCE):
-        while "a" not in (found := await sender.load(["a"])):
-            await asyncio.sleep(0.01)
-    assert value(found["a"]) == 1
-    await worker.close()
-    await sender.close()
-
-
-def _listening() -> set[asyncio.Task[Any]]:
-    return {one for one in asyncio.all_tasks() if one.get_name() == "aiotaskq-replies"}
-
-
-async def test_results_are_heard_once_however_many_ask_where_to_send_them(
-    url: str, prefix: str
-) -> None:
-    backend = RabbitBackend(url, prefix=prefix)
-    await backend.open()
-    addresses = await asyncio.gather(*(backend.reply_address() for _ in range(4)))
-    assert len(set(addresses)) == len(_listening()) == 1
-    await backend.close()
-    assert not _listening()
-
-
-async def test_results_are_not_heard_by_who_closed_while_it_asked(
-    url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = RabbitBackend(url, prefix=prefix)
-    await backend.open()
-    declare = Link.declare
-
-    async def declare_and_close(link: Link, *declarations: Frame) -> list[Any]:
-        replies = await declare(link, *declarations)
-        await backend.close()
-        return replies
-
-    monkeypatch.setattr(Link, "declare", declare_and_close)
-    with pytest.raises(BackendUnavailable):
-        await backend.reply_address()
-    assert not _listening()
-
-
-async def test_results_are_heard_again_when_only_their_channel_was_lost(
-    url: str, prefix: str
-) -> None:
-    sender, worker = RabbitBackend(url, prefix=prefix), RabbitBackend(url, prefix=prefix)
-    await sender.open()
-    await worker.open()
-    ear = sender.subscribe()
-    assert await anext(ear) == []
-    address = await sender.reply_address()
-    assert await anext(ear) == []  # it listens
-    link = sender._link
-    assert link is not None
-    channels = (await link.wire())._connection.channels.values()
-    [channel] = [one for one in channels if "replies" in one._consumers]  # type: ignore[union-attr]  # our own
-    channel.ack([999])  # type: ignore[union-attr]  # which the server refuses: there is no such delivery
-    assert await anext(ear) == []  # it listens again
-    sent = msgspec.structs.replace(outcome("a", value=1), reply_to=address)
-    assert not await worker.store([sent], 60.0)
-    async with asyncio.timeout(PATIENCE):
-        [got] = await anext(ear)
-    assert isinstance(got, Outcome)
-    assert got.task_id == "a"
-    await ear.aclose()
-    await worker.close()
-    await sender.close()
-
-
-def test_rpc_without_rabbitmq_is_refused() -> None:
-    app = TaskQueue("t", broker="memory://", backend="rpc://")
-    with pytest.raises(ConfigError, match="amqp://"):
-        app.drivers()
-
-
-@pytest.mark.may_leave("the thread of plain code, once started, stays for good")
-async def test_plain_code_gets_results_over_rabbitmq(url: str, prefix: str) -> None:
-    app = TaskQueue("t", broker=url, prefix=prefix)
-
-    @app.task
-    def add(x: int, y: int) -> int:
-        return x + y
-
-    async with app.worker():
-        result = await asyncio.to_thread(add.delay, 2, 8)
-        assert await asyncio.to_thread(result.get, timeout=PATIENCE) == 10
-
-
-async def test_what_it_lacks_is_refused_where_it_is_sent(url: str, prefix: str) -> None:
+async def test_missing_traits_are_refused_where_the_message_is_sent(url: str, prefix: str) -> None:
     app = TaskQueue("t", broker=url, prefix=prefix)
 
     @app.task
@@ -587,21 +388,21 @@ async def test_a_killed_server_loses_nothing_that_was_confirmed(
     await broker.close()
 
 
-async def test_a_stream_that_does_not_run_yet_is_an_outage_and_no_mistake(
+async def test_a_stream_that_does_not_run_yet_is_an_outage_and_no_configuration_error(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await broker.publish([envelope("a")])
-    answer = Channel.call
+    answer = RabbitChannel.call
     text = "PRECONDITION_FAILED - stream queue 's' does not have a running replica on the node"
-    refusals = [Refused(406, text)]
+    refusals = [AmqpRefused(406, text)]
 
-    async def call(channel: Channel, *methods: Frame) -> list[Any]:
+    async def call(channel: RabbitChannel, *methods: Frame) -> list[Any]:
         # As a server that has just started does: the stream is there, and nobody can read it.
         if refusals and any(isinstance(one, Basic.Consume) and one.arguments for one in methods):
             channel.fail(refusals.pop())
         return await answer(channel, *methods)
 
-    monkeypatch.setattr(Channel, "call", call)
+    monkeypatch.setattr(RabbitChannel, "call", call)
     with pytest.raises(BrokerUnavailable, match="running replica"):
         await broker.depth()
     assert (await broker.depth())["q"].ready == 1
@@ -621,13 +422,33 @@ async def _until_it_is_back(broker: RabbitBroker) -> None:
 async def test_a_refusal_that_nobody_waits_for_is_no_answer_to_the_next_call(
     broker: RabbitBroker,
 ) -> None:
-    link = broker._link
-    assert link is not None  # it is open
+    connection = broker._connection
+    assert connection is not None  # it is open
     for _ in range(5):
-        await link.ping()
-        asking = asyncio.create_task(link.call(Queue.Declare(queue="not there", passive=True)))
+        await connection.ping()
+        asking = asyncio.create_task(
+            connection.call(Queue.Declare(queue="not there", passive=True))
+        )
         await asyncio.sleep(0)  # it is sent
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await link.ping()
+        await connection.ping()
+
+
+async def test_a_queue_that_vanished_with_the_connection_is_declared_by_the_next_call(
+    rabbit_server: RabbitServer, url: str, broker: RabbitBroker
+) -> None:
+    await broker.publish([envelope("a")])
+    transport = await connect(parse_url(url))
+    queue = broker._names.ready("q")
+    await (await transport.open_channel()).call(Queue.Delete(queue=queue))
+    await transport.close()
+    connection = broker._connection
+    assert connection is not None  # it is open
+    await asyncio.to_thread(rabbit_server.close_connections)
+    async with asyncio.timeout(PATIENCE):
+        while connection.is_connected:
+            await asyncio.sleep(0.01)
+    await broker.publish([envelope("b")])
+    assert (await broker.depth())["q"].ready == 1

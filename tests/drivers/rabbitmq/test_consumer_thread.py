@@ -1,4 +1,4 @@
-"""The thread in which a consumer's connection lives."""
+"""The thread of a consumer: its tasks, and its end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from aiotaskq.drivers.rabbitmq.thread import LoopThread
+from aiotaskq.drivers.rabbitmq.consumer_thread import ConsumerThread
 
 
-async def test_what_a_task_begins_as_it_is_cancelled_is_ended_as_well() -> None:
+async def test_tasks_that_cancelled_tasks_start_are_ended_as_well() -> None:
     """As aiormq's tasks do."""
     tasks: list[asyncio.Task[None]] = []
 
@@ -27,7 +27,7 @@ async def test_what_a_task_begins_as_it_is_cancelled_is_ended_as_well() -> None:
     async def start() -> None:
         begin()
 
-    thread = LoopThread()
+    thread = ConsumerThread()
     thread.start()
     await thread.run(start())
     await thread.stop()
@@ -35,14 +35,14 @@ async def test_what_a_task_begins_as_it_is_cancelled_is_ended_as_well() -> None:
     assert all(task.done() for task in tasks)
 
 
-async def test_who_ends_it_does_not_wait_for_a_name_look_up() -> None:
+async def test_stopping_does_not_wait_for_a_name_lookup() -> None:
     begun, answered = threading.Event(), threading.Event()
 
     def look_up() -> None:
         begun.set()
         answered.wait()
 
-    thread = LoopThread()
+    thread = ConsumerThread()
     thread.start()
     try:
         looking = asyncio.create_task(thread.run(asyncio.to_thread(look_up)))

@@ -1,0 +1,479 @@
+"""The consumer in its thread: fetches messages, holds them, and hands them back at the end.
+
+The connection of a consumer is its lease. It only consumes and acknowledges on it; publications go
+over another connection, since the server may stop reading from a connection that publishes.
+
+Theory of operation
+-------------------
+All of this runs on the event loop of the consumer's thread, so only awaits are points where another
+call can come in between.
+
+Life. `open` connects, joins the membership, and opens the channel. From then on the consumer is
+open until its transport fails, which happens once: by the network, by the server, by `close`, or
+because its channel failed (`_on_channel_failed`), whose messages go to others at that moment. All
+receipts are void then. Calls that follow raise `LeaseLost`, or `Unavailable` if the server cannot
+be reached.
+
+Fetching. A fetch counts the messages of its queues (the reply to a declaration has the count), and
+takes as many as it wants, and no more: no message arrives that was not asked for. Few messages of a
+queue are taken one by one, with `Basic.Get`; more by consuming with a prefetch count and cancelling
+when all have arrived. Only a fetch that found nothing waits: it consumes one message of each queue.
+
+A count may be out of date when it arrives, because others take messages too. So a consuming that
+brings fewer than counted is ended after a short wait. While queues are long, a count is used for a
+moment (`_expected`), which saves the next fetches a round trip.
+
+Cancelling. RabbitMQ counts a message as lost if it is on its way while the consuming that brings it
+is cancelled, and it fails when a consuming is cancelled before its beginning was answered. So a
+consuming is cancelled only after the answer, and one that waits for a message is never cancelled:
+it goes on, over any number of fetches, until it has brought its one message (`_waiting`). For the
+same reason a fetch whose caller is gone ends by a flag (`FetchCall.is_over`), not by cancelling its
+coroutine.
+
+Unclaimed messages. A message may arrive while no fetch is under way, or beyond the limit of one, or
+for a fetch whose caller is gone. The next fetch gets it. If none comes soon, `_return_unclaimed`
+puts it back for others, and tries until it can.
+
+Invariant: a fetch, a return of unclaimed messages, and closing exclude each other by `_turn`. What
+may happen in between at any await: messages arrive, settlements are applied, `end_fetch` gives
+messages back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+
+from pamqp.commands import Basic
+
+from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.records import ConsumerInfo, News
+from aiotaskq.contract.settlement import Settlement
+from aiotaskq.drivers.rabbitmq.channel import (
+    AmqpDisconnected,
+    AmqpMessage,
+    AmqpRefused,
+    RabbitChannel,
+)
+from aiotaskq.drivers.rabbitmq.connection import PRECONDITION_FAILED, RabbitConnection
+from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
+from aiotaskq.drivers.rabbitmq.messages import RabbitMessage
+from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
+from aiotaskq.drivers.rabbitmq.transport import RabbitTransport, connect
+from aiotaskq.drivers.rabbitmq.unacked import UnackedMessages
+from aiotaskq.errors import ConfigError, LeaseLost, Unavailable
+
+_FEW = 8  # messages that are taken one by one: no consuming has to begin and end for them
+_ARRIVAL = 0.01  # seconds in which counted messages arrive, unless others were faster
+_RECENTLY = 0.2  # seconds for which a count is good enough to take much less
+_HELD_TOO_LONG = "timed out"  # in the server's text when its consumer_timeout is over
+_UNCLAIMED_WAIT = 0.03  # seconds for which an unclaimed message waits for the next fetch
+_RETRY = 1.0  # seconds until a message that could not be returned is tried again
+_MOST_RETURNING = 100  # messages that wait for that while more are taken
+_CLOSING_WAIT = 5.0  # seconds in which messages are handed back at the end
+_LONGEST_WAIT = 60.0  # seconds until a waiting fetch counts again, which should find nothing
+
+
+class FetchCall:
+    """A call of `Consumer.fetch`, passed from the worker's event loop to the consumer's.
+
+    Attributes:
+        is_over: Whether it must end soon: its caller is gone.
+        taken: Its result. If the caller is gone, these deliveries become available again.
+    """
+
+    __slots__ = ("is_over", "limit", "order", "taken", "wait")
+
+    def __init__(self, limit: int, wait: float, order: Sequence[str]) -> None:
+        self.limit = limit
+        self.wait = wait
+        self.order = order
+        self.is_over = False
+        self.taken: Sequence[Delivery] = ()
+
+
+class ConsumerLoop:
+    """One incarnation of a worker, on the event loop of its own thread.
+
+    Args:
+        connection: The connection to publish on; this object closes it.
+        consumer: The consumer, as others see it; its queues in the order of draining.
+    """
+
+    def __init__(self, connection: RabbitConnection, consumer: ConsumerInfo) -> None:
+        self._connection = connection
+        self._names = connection.names
+        self._consumer = consumer
+        self._queues = list(consumer.queues)
+        self._membership = RabbitMembership(connection)
+        self._topology = RabbitTopology(connection, self._membership)
+        self._unacked = UnackedMessages(connection, self._topology, self._membership, consumer.id)
+        self._transport: RabbitTransport | None = None
+        self._channel: RabbitChannel | None = None
+        self._turn = asyncio.Lock()
+        self._call: FetchCall | None = None  # that is under way
+        self._count_request = b""  # packed; its replies say how many messages wait
+        self._expected: dict[str, int] = {}  # messages of each queue, as counted a moment ago
+        self._counted_at = -_RECENTLY
+        self._wanted = 0  # arrived messages at which `_wake` is set
+        self._wake = asyncio.Event()
+        self._ended: set[str] = set()  # tags of consuming that ended after the last count
+        self._ended_before: set[str] = set()  # after the count before that one
+        self._waiting: dict[tuple[str, bool], str] = {}  # tags that wait for their one message
+        self._returning: asyncio.Task[None] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether its connection is gone."""
+        return self._transport is not None and self._transport.error is not None
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of messages that it holds, by queue."""
+        return self._unacked.counts()
+
+    async def open(self) -> None:
+        """Connect, and become known to others.
+
+        Raises:
+            ConfigError: The server refuses the connection, or has a queue with other arguments.
+            Unavailable: The server cannot be reached.
+        """
+        await self._topology.ensure(self._queues)
+        address = self._connection.address
+        try:
+            transport = self._transport = await connect(address)
+            # An answer may take long: the messages must not be given up for it.
+            transport.answer_timeout = max(transport.answer_timeout, 2 * address.heartbeat)
+            transport.closed.add_done_callback(lambda _: self._wake.set())
+            await self._membership.join(transport, self._consumer, self._unacked)
+            self._channel = self._unacked.channel = await transport.open_channel()
+            self._channel.on_cancelled = self._on_queue_deleted
+            self._channel.on_failed = self._on_channel_failed
+            self._count_request = self._channel.pack(
+                *(self._names.declare_suspects(queue) for queue in self._queues),
+                *(self._names.declare_ready(queue) for queue in self._queues),
+            )
+        except (AmqpDisconnected, AmqpRefused) as error:
+            if self._transport is not None:
+                self._transport.fail(AmqpDisconnected("it was not opened"))
+            self._connection.raise_mapped(error)
+
+    # --- fetching -------------------------------------------------------------------------------
+
+    def end_fetch(self, call: FetchCall | None) -> None:
+        """Make a fetch end soon whose caller is gone; its deliveries become available again."""
+        if call is not None:
+            call.is_over = True
+            if call is self._call:
+                self._wake.set()
+            elif call.taken:
+                self._unacked.take_back(call.taken)
+                call.taken = []
+                self._return_unclaimed_soon()
+
+    async def fetch(self, call: FetchCall) -> Sequence[Delivery]:
+        """Return up to the wanted number of messages, or one suspect; none if it has to end.
+
+        Raises:
+            LeaseLost: The connection is gone, and the server is there.
+            Unavailable: The server cannot be reached.
+        """
+        async with self._turn:
+            self._call = call
+            try:
+                await self._make_available(call)
+                if not call.is_over:
+                    call.taken = self._unacked.hand_out(call.limit)
+                return call.taken
+            except (AmqpDisconnected, AmqpRefused) as error:
+                await self._check_lost()
+                self._connection.raise_mapped(error)
+            finally:
+                self._call = None
+                if self._unacked.has_unclaimed:
+                    self._return_unclaimed_soon()  # unless the next fetch comes first
+
+    async def _make_available(self, call: FetchCall) -> None:
+        """Wait until a message is available, or the time of the fetch is over."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + call.wait
+        unacked = self._unacked
+        await unacked.sort_arrived()
+        while not call.is_over:
+            channel = await self._open_channel()
+            await self._take_ready(channel, call.limit, call.order)
+            left = until - loop.time()
+            if unacked.available or left <= 0:
+                return
+            longest = _RETRY if unacked.returning else _LONGEST_WAIT
+            await self._wait_for_one(channel, call, min(left, longest))
+            await unacked.sort_arrived()
+
+    async def _take_ready(self, channel: RabbitChannel, limit: int, order: Sequence[str]) -> None:
+        """Take messages that wait in the queues, suspects first, until the limit is reached."""
+        unacked = self._unacked
+        while (
+            len(unacked.available) < limit
+            and not unacked.next_is_suspect
+            and len(unacked.returning) < _MOST_RETURNING
+        ):
+            room = limit - len(unacked.available)
+            if self._expects(order[0], room):
+                self._expected[order[0]] -= room
+                await self._take(channel, {(order[0], False): room})
+                await unacked.sort_arrived()
+                continue
+            suspects, ready = await self._count(channel)
+            if not unacked.held:
+                queue = next((one for one in order if suspects[one]), None)
+                if queue is not None:
+                    await self._take(channel, {(queue, True): 1})
+                    await unacked.sort_arrived()
+                    continue
+            plan: dict[tuple[str, bool], int] = {}
+            for queue in order:
+                count = min(room, ready[queue])
+                if count:
+                    plan[queue, False] = count
+                    self._expected[queue] -= count
+                    room -= count
+            if not plan:
+                return
+            await self._take(channel, plan)
+            await unacked.sort_arrived()
+
+    def _expects(self, queue: str, count: int) -> bool:
+        """Whether a queue has that many messages, by a count of a moment ago."""
+        recently = asyncio.get_running_loop().time() - self._counted_at < _RECENTLY
+        return recently and self._expected.get(queue, 0) >= max(2 * count, _FEW + 1)
+
+    async def _count(self, channel: RabbitChannel) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return the number of suspects and of other messages that wait, by queue."""
+        count = len(self._queues)
+        ended, before = set(self._ended), set(self._ended_before)
+        replies = await channel.send(self._count_request, 2 * count)
+        self._ended -= ended
+        self._ended_before = self._ended_before - before | ended
+        # These ended before the last count was sent, and this one was sent after the answer to
+        # that: nothing can arrive for them any more.
+        for tag in before:
+            channel.unlisten(tag)
+        counts = [reply.message_count for reply in replies]
+        ready = dict(zip(self._queues, counts[count:], strict=True))
+        self._expected = dict(ready)
+        self._counted_at = asyncio.get_running_loop().time()
+        return dict(zip(self._queues, counts[:count], strict=True)), ready
+
+    async def _take(self, channel: RabbitChannel, plan: Mapping[tuple[str, bool], int]) -> None:
+        """Take a number of messages from each queue, or as many as are left."""
+        few = {key: count for key, count in plan.items() if count <= _FEW}
+        many = {key: count for key, count in plan.items() if count > _FEW}
+        for (queue, suspects), count in few.items():
+            get = channel.pack(Basic.Get(queue=self._name(queue, suspects=suspects)))
+            for message in await channel.send(get * count, count):
+                if isinstance(message, AmqpMessage):
+                    self._receive(message, queue, suspects=suspects)
+        if many:
+            await self._take_many(channel, many)
+
+    async def _take_many(
+        self, channel: RabbitChannel, plan: Mapping[tuple[str, bool], int]
+    ) -> None:
+        self._wanted = len(self._unacked.arrived) + sum(plan.values())
+        self._wake.clear()
+        tags, packed = [], []
+        for (queue, suspects), count in plan.items():
+            tag, parts = self._consume(channel, queue, count, suspects=suspects)
+            tags.append(tag)
+            packed.append(parts)
+        await channel.send(b"".join(packed), 2 * len(plan))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ARRIVAL):
+                await self._wake.wait()
+        if not self._wake.is_set():
+            # Others have taken some of them. Two more answers must come before the end: that of the
+            # queues may overtake messages that they sent before, that of the channel cannot.
+            await self._count(channel)
+            await channel.call(Basic.Qos(prefetch_count=1))
+        self._end_consuming(channel, tags)
+
+    def _consume(
+        self, channel: RabbitChannel, queue: str, count: int, *, suspects: bool
+    ) -> tuple[str, bytes]:
+        """Return the tag of a consuming, and the packed methods that begin it."""
+        tag = uuid.uuid4().hex
+        channel.listen(tag, lambda message: self._receive(message, queue, suspects=suspects))
+        return tag, channel.pack(
+            Basic.Qos(prefetch_count=count),
+            Basic.Consume(queue=self._name(queue, suspects=suspects), consumer_tag=tag),
+        )
+
+    def _end_consuming(self, channel: RabbitChannel, tags: Collection[str]) -> None:
+        """End consumings whose beginning was answered."""
+        if channel.error is None:
+            channel.send_unanswered(channel.pack(*(Basic.Cancel(tag, nowait=True) for tag in tags)))
+            self._ended.update(tags)
+
+    def _receive(self, message: AmqpMessage, queue: str, *, suspects: bool) -> None:
+        unacked = self._unacked
+        unacked.add(RabbitMessage(message, queue, from_suspects=suspects))
+        if len(unacked.arrived) >= self._wanted:
+            self._wake.set()
+
+    async def _wait_for_one(self, channel: RabbitChannel, call: FetchCall, seconds: float) -> None:
+        """Wait until a message arrives, consuming one of each queue."""
+        self._wanted = 1
+        self._wake.clear()
+        kinds = (False,) if self._unacked.held else (False, True)
+        packed, count = [], 0
+        for key in [(queue, kind) for queue in self._queues for kind in kinds]:
+            if key not in self._waiting:
+                packed.append(self._consume_one(channel, *key))
+                count += 2
+        if packed:
+            await channel.send(b"".join(packed), count)
+        if self._unacked.arrived or call.is_over:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass  # nothing arrived
+
+    def _consume_one(self, channel: RabbitChannel, queue: str, suspects: bool) -> bytes:
+        """Return the packed methods that begin to wait for one message of a queue."""
+        tag, packed = self._consume(channel, queue, 1, suspects=suspects)
+        self._waiting[queue, suspects] = tag
+
+        def receive(message: AmqpMessage) -> None:
+            # It has its one message, and no other can be on its way to it.
+            self._waiting.pop((queue, suspects), None)
+            self._end_consuming(channel, [tag])
+            self._receive(message, queue, suspects=suspects)
+            if self._call is None:
+                self._return_unclaimed_soon()
+
+        channel.listen(tag, receive)
+        return packed
+
+    def _name(self, queue: str, *, suspects: bool) -> str:
+        return self._names.suspects(queue) if suspects else self._names.ready(queue)
+
+    # --- unclaimed messages ---------------------------------------------------------------------
+
+    def _return_unclaimed_soon(self) -> None:
+        if self._returning is None or self._returning.done():
+            self._returning = asyncio.get_running_loop().create_task(self._return_unclaimed())
+
+    async def _return_unclaimed(self) -> None:
+        """Return messages to their queues that no fetch takes soon."""
+        pause = _UNCLAIMED_WAIT
+        while self._unacked.has_unclaimed and not self.lost:
+            await asyncio.sleep(pause)
+            pause = _RETRY
+            if self._call is not None:
+                return  # its end starts this again
+            try:
+                async with self._turn:
+                    await self._unacked.sort_arrived()
+                    await self._unacked.return_available()
+            except Unavailable:
+                continue  # they are for the next fetch, if one comes before the next attempt
+            except (ConfigError, AmqpDisconnected, AmqpRefused):
+                return  # the next fetch reports it, or all goes back with the connection
+
+    # --- settling and news ----------------------------------------------------------------------
+
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
+        """Apply settlements; return the deliveries that were not held.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        gone = await self._unacked.settle(batch)
+        if not self._unacked.held:
+            self._wake.set()  # a fetch that waits may take a suspect now
+        return gone
+
+    async def news(self) -> News:
+        """Return the ids cancelled since the last call, and whether suspects wait.
+
+        Raises:
+            LeaseLost: The connection is gone, and the server is there.
+            Unavailable: The server cannot be reached.
+        """
+        try:
+            channel = await self._open_channel()
+            suspects, _ = await self._count(channel)
+        except (AmqpDisconnected, AmqpRefused) as error:
+            await self._check_lost()
+            self._connection.raise_mapped(error)
+        cancelled = self._membership.take_cancelled()
+        return News(cancelled=cancelled, suspects=any(suspects.values()))
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Hand back everything that is held, and disconnect. Never raises."""
+        try:
+            async with asyncio.timeout(_CLOSING_WAIT):
+                if not self.lost and self._channel is not None:
+                    await self._hand_back()
+                    await self._membership.leave()
+        except (Unavailable, AmqpDisconnected, AmqpRefused, TimeoutError):
+            pass  # the server hands it back, and counts a crash
+        await self._membership.close()
+        if self._returning is not None:
+            self._returning.cancel()
+        if self._transport is not None:
+            await self._transport.close()
+        await self._connection.close()
+
+    async def _hand_back(self) -> None:
+        self.end_fetch(self._call)
+        async with self._turn:
+            await self._unacked.return_all()
+
+    async def _open_channel(self) -> RabbitChannel:
+        await self._check_lost()
+        if self._channel is None:
+            raise AmqpDisconnected("the consumer is not open")
+        return self._channel
+
+    async def _check_lost(self) -> None:
+        """Raise `LeaseLost` if the connection is gone, or `Unavailable` if the server is, too."""
+        if self.lost:
+            await self._connection.ping()
+            assert self._transport is not None  # it was lost
+            raise LeaseLost(
+                f"{self._consumer.id} has lost its connection to RabbitMQ: {self._transport.error}"
+            )
+
+    def _on_queue_deleted(self, tag: str) -> None:
+        # The next count declares it again.
+        for key in [key for key, one in self._waiting.items() if one == tag]:
+            del self._waiting[key]
+        self._wake.set()
+
+    def _on_channel_failed(self) -> None:
+        """Give up the connection: all that the channel held is with others now."""
+        channel, transport = self._channel, self._transport
+        if transport is not None and transport.error is None and channel is not None:
+            error = channel.error
+            if (
+                isinstance(error, AmqpRefused)
+                and error.code == PRECONDITION_FAILED
+                and _HELD_TOO_LONG in str(error)
+            ):
+                # Or a task that is held longer than the server allows would be tried for ever.
+                self._membership.count_losses_as_crashes()
+            transport.fail(error or AmqpDisconnected("its channel is gone"))
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Drop the connection, as the death of the process does. For test harnesses."""
+        self._membership.count_losses_as_crashes()
+        if self._transport is not None:
+            self._transport.fail(AmqpDisconnected("it was aborted"))

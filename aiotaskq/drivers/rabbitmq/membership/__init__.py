@@ -1,0 +1,270 @@
+"""Facts that all processes at one RabbitMQ server share, and that the server does not report.
+
+`RabbitMembership` is the only part that the rest of the driver uses. It knows the consumers that
+live and the messages that they hold, the messages that are cancelled, the losses of connections
+that were no crashes, and the queues.
+
+The decision behind it. AMQP lists neither queues nor consumers, cannot find a message in a queue,
+and counts every lost connection alike. There were two ways:
+
+- Promise less. A driver without these facts has a fifth less code. It has no `Broker.consumers`, no
+  held messages in `Broker.depth`, no `Broker.cancel` and no `Consumer.news`, and it takes a long
+  task for a killer of workers after three restarts of the server.
+- Keep the facts in two streams at the server, which every process reads from the beginning.
+
+The second was chosen. The contract promises these things for every broker, applications rely on
+cancelling, and operators on lists of workers and on counts. The price is paid in one place, behind
+one class.
+
+Theory of operation
+-------------------
+- `ledger.py` is the shared state: records in a stream (`stream.py`, `records.py`), and the state
+  that follows from those that were read.
+- `survey.py` asks the consumers that live. Their answers are not shared state: they are true at the
+  moment of the answer.
+- `member.py` is one consumer's part in this, and `losses.py` its report of a lost connection.
+
+There is no leader, no election, and no timeout after which a consumer counts as dead: the server
+deletes the queue of a consumer with its connection, and nothing else decides it.
+
+Between any two steps a process may die, lose its connection, or be cancelled, and others may write
+records. Three invariants hold:
+
+1. A process that writes a record and reads to the end of the ledger knows all records before its
+   own. So of a cancellation and a consumer that joins, at least one side knows of the other.
+2. A call of `cancel` returns when every consumer that lives has read the record, or did not answer
+   in time. With ``running=False`` it first marks the ids and then restores those that are held. If
+   it fails or is cancelled in between, this process goes on restoring in the background: otherwise
+   the retry of a held message would be dropped, and its caller would wait for ever. If this process
+   dies in between, that can happen.
+3. A queue is on the list before it is declared (`topology.py`), and never leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Container, Coroutine, Mapping, Sequence
+from typing import Any
+
+from aiotaskq.contract.records import ConsumerInfo
+from aiotaskq.drivers.rabbitmq.channel import AmqpDisconnected, AmqpRefused
+from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
+from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger
+from aiotaskq.drivers.rabbitmq.membership.member import ConsumerMember, HeldMessages
+from aiotaskq.drivers.rabbitmq.membership.records import (
+    ConsumerQuestion,
+    MessagesCancelled,
+    MessagesRestored,
+    new_record_name,
+)
+from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
+from aiotaskq.drivers.rabbitmq.membership.survey import ConsumerSurvey
+from aiotaskq.drivers.rabbitmq.messages import Lineage
+from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
+from aiotaskq.errors import Unavailable
+
+__all__ = ["RabbitMembership"]
+
+_RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the background
+
+
+class RabbitMembership:
+    """Consumers, cancellations and queues, as far as all processes agree on them.
+
+    Every process may ask. A consumer also joins, with an object of its own.
+
+    Args:
+        connection: The connection to write and ask on; it is used and not closed.
+    """
+
+    def __init__(self, connection: RabbitConnection) -> None:
+        self._connection = connection
+        self._ledger = Ledger(connection)
+        self._survey = ConsumerSurvey(connection, self._ledger)
+        self._queues: dict[str, None] = {}
+        self._queue_list = RabbitStream(
+            connection,
+            connection.names.declare_stream(connection.names.queue_list),
+            lambda body: self._queues.update({body.decode(): None} if body else {}),
+            b"",
+        )
+        self._member: ConsumerMember | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # --- questions ------------------------------------------------------------------------------
+
+    async def consumers(self) -> Sequence[ConsumerInfo]:
+        """Return the consumers that live.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        answers = await self._survey.ask(ConsumerQuestion())
+        return [info for info, _ in answers.values()]
+
+    async def held(self) -> Mapping[str, int]:
+        """Return the number of messages that consumers hold, by queue.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        held: dict[str, int] = {}
+        for _, answer in (await self._survey.ask(ConsumerQuestion())).values():
+            for queue, count in answer.counts.items() if answer else ():
+                held[queue] = held.get(queue, 0) + count
+        return held
+
+    async def is_present(self, consumer_id: str) -> bool:
+        """Whether the connection of a consumer stands.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        return await self._survey.is_present(consumer_id)
+
+    async def queues(self) -> Collection[str]:
+        """Return the names of all queues that were ever used.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        try:
+            await self._queue_list.read(await self._connection.transport())
+        except (AmqpDisconnected, AmqpRefused) as error:
+            self._connection.raise_mapped(error)
+        return self._queues
+
+    # --- statements -----------------------------------------------------------------------------
+
+    async def add_queue(self, queue: str) -> None:
+        """Put a queue on the list of queues. Once is enough, twice does no harm.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        await self._queue_list.declare()
+        await self._queue_list.write(queue.encode())
+
+    async def cancel(self, ids: Collection[str], *, running: bool) -> Collection[str]:
+        """Cancel messages, as `Broker.cancel` does.
+
+        Raises:
+            Unavailable: The server cannot be reached; it may have been done.
+        """
+        await self._ledger.stream.declare()
+        name, wanted = new_record_name(), tuple(ids)
+        if running:
+            await self._ledger.write(MessagesCancelled(name, wanted, running))
+            # Done when every consumer has read it.
+            await self._survey.ask(ConsumerQuestion(name, wanted))
+            return ()
+        # A message that was cancelled before stays so, though somebody may still hold it.
+        await self._ledger.read()
+        wanted = tuple(one for one in dict.fromkeys(wanted) if one not in self._ledger.cancelled)
+        if not wanted:
+            return ()
+        question = ConsumerQuestion(name, wanted)
+        try:
+            await self._ledger.write(MessagesCancelled(name, wanted, running))
+            return await self._restore_held(question)
+        except (Unavailable, asyncio.CancelledError):
+            # The record may be written. See invariant 2 above.
+            if not self._closed:
+                self._start(self._restore_held_later(question))
+            raise
+
+    async def restore(self, ids: Collection[str]) -> None:
+        """Undo the cancellation of those of these messages that are cancelled.
+
+        Raises:
+            Unavailable: The server cannot be reached; it may have been done.
+        """
+        await self._ledger.read()
+        cancelled = {one for one in ids if one in self._ledger.cancelled}
+        if cancelled:
+            await self._restore(cancelled)
+
+    async def _restore(self, ids: Collection[str]) -> None:
+        name = new_record_name()
+        await self._ledger.write(MessagesRestored(name, tuple(ids)))
+        await self._survey.ask(ConsumerQuestion(name))
+
+    async def _restore_held(self, question: ConsumerQuestion) -> set[str]:
+        """Restore those of the cancelled messages that are held; return their ids."""
+        answers = await self._survey.ask(question)
+        held = {one for _, answer in answers.values() if answer for one in answer.held}
+        if held:
+            await self._restore(held)
+        return held
+
+    async def _restore_held_later(self, question: ConsumerQuestion) -> None:
+        while True:
+            await asyncio.sleep(_RESTORE_PAUSE)
+            with contextlib.suppress(Unavailable):  # the caller of `cancel` got that error already
+                await self._restore_held(question)
+                return
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- a consumer -----------------------------------------------------------------------------
+
+    async def join(
+        self, transport: RabbitTransport, consumer: ConsumerInfo, held: HeldMessages
+    ) -> None:
+        """Make a consumer known, and read everything that it must know before it fetches.
+
+        Args:
+            transport: The consumer's connection, which stands for its life.
+            consumer: The consumer, as others see it.
+            held: Its messages.
+
+        Raises:
+            AmqpDisconnected, AmqpRefused: The consumer's connection failed.
+            Unavailable: The other connection failed.
+        """
+        self._member = ConsumerMember(self._connection, self._ledger, consumer, held)
+        await self._member.open(transport)
+
+    @property
+    def cancelled(self) -> Container[str]:
+        """The ids of messages that must not be handed out, up to date after `join`."""
+        return self._ledger.cancelled
+
+    def take_cancelled(self) -> set[str]:
+        """Return the ids that were cancelled while this consumer's worker had them.
+
+        Each is returned once.
+        """
+        return set() if self._member is None else self._member.take_cancelled()
+
+    def harmless_losses(self, lineage: Lineage) -> int:
+        """Return how often a message was lost with a connection though its process lived."""
+        return 0 if self._member is None else self._member.harmless.count(lineage)
+
+    def count_losses_as_crashes(self) -> None:
+        """Stop reporting that this process lives: the consumer's losses stay crashes."""
+        if self._member is not None:
+            self._member.losses.close()
+
+    async def leave(self) -> None:
+        """Record that this consumer is gone, and holds nothing.
+
+        Raises:
+            Unavailable: The server cannot be reached. Others find out by themselves.
+        """
+        if self._member is not None:
+            await self._member.leave()
+
+    async def close(self) -> None:
+        """End all background work, after a lost connection was reported. Never raises."""
+        self._closed = True
+        if self._member is not None:
+            await self._member.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,285 @@
+"""Messages and dead letters as they rest in RabbitMQ: the body unchanged, the rest in properties.
+
+Facts that a broker acts on are headers. A message whose only fact is its id needs none. Anybody
+with access to the server can write to a queue, so a header of an odd type or value is read as if it
+were absent; nothing here raises on a message that arrived.
+
+Lineage. A message that goes back to its queue uncounted is a copy, and one that is tried again is a
+new message under the same id. The lineage distinguishes them: copies share it, so that losses which
+were no crashes (`membership/`) stay known for them; a new message gets another one.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import msgspec
+from pamqp.commands import Basic
+
+from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.records import DeadLetter
+from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication, pack_properties
+from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, Hop
+from aiotaskq.drivers.rabbitmq.names import RabbitNames
+
+# Times are whole microseconds: pamqp has no AMQP number of 64 bits with a fraction.
+_ID, _LOSSES, _EXPIRES, _LINEAGE = "aq-id", "aq-crashes", "aq-expires", "aq-life"
+_KEY, _REASON, _DETAILS = "aq-key", "aq-reason", "aq-details"
+_PAYLOAD = "aq-payload"  # bytes of the payload; reason and details follow it in the body
+_DELIVERY_COUNT = "x-delivery-count"  # of a quorum queue: deliveries that were not acknowledged
+_ACQUIRED_COUNT = "x-acquired-count"  # from RabbitMQ 4.3 on the same under another name
+_CRASH_NOTE = "the connection of its worker to RabbitMQ was lost, as it is when a worker dies"
+
+_PERSISTENT = 2
+_LONGEST_ID = 255  # bytes of AMQP's short string
+# All headers go in one frame, and the server closes the connection of a client with a longer one.
+_LONGEST_HEADERS = 2000  # bytes of reason and details; the smallest frame_max of a server is 4096
+_LONGEST_REASON = 100_000  # characters
+_LONGEST_DETAILS = 4 * 2**20  # bytes; with the payload they count for the server's max_message_size
+_PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and message id
+_LATEST = 2**53  # microseconds: the year 2255, up to which a float holds them exactly
+_MOST_LOSSES = 2**31 - 1  # nobody has counted more; copies count on from it
+_LAST_NANOSECOND = 10**20 - 1  # of a key
+_OUR_KEY = re.compile(r"[0-9]{20}")  # given by `_new_key`
+_ANY_KEY = re.compile(r"[0-9]{20}(\..*)?", re.DOTALL)
+
+PLAIN_PROPERTIES = struct.pack(">HB", 0x1000, _PERSISTENT)
+"""The properties of a message that has no more than a body."""
+
+Lineage: TypeAlias = tuple[str, str]
+"""The id of a message, and a mark of this message and its copies among all under that id."""
+
+
+def publication_of(
+    envelope: Envelope, names: RabbitNames, path: list[Hop], now: float, *, anew: bool = False
+) -> AmqpPublication:
+    """Return an envelope as it is published.
+
+    Args:
+        envelope: The envelope.
+        names: The names of queues.
+        path: The queues in which it waits before it is due.
+        now: The current Unix time.
+        anew: Whether a message of this id may have been lost before. Losses of that one must
+            not be subtracted from those of this one, so it gets a lineage of its own.
+    """
+    expires = envelope.expires_at
+    if envelope.expires_in is not None:
+        expires = now + envelope.expires_in
+    key = names.ready(envelope.queue)
+    encoded = envelope.id.encode()
+    if expires is None and not path and not anew and len(encoded) <= _LONGEST_ID:
+        return AmqpPublication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
+    headers: dict[str, Any] = {}
+    if anew:
+        headers[_LINEAGE] = uuid.uuid4().hex
+    if expires is not None:
+        headers[_EXPIRES] = round(expires * 1e6)
+    for hop in path:
+        headers[f"{DIGIT_HEADER}{hop.position}"] = hop.digit
+    if path:
+        for position in range(path[0].position):
+            headers.setdefault(f"{DIGIT_HEADER}{position}", 0)
+    exchange = names.delay_exchange(path[0].position) if path else ""
+    return AmqpPublication(exchange, key, _properties(envelope.id, headers), envelope.body)
+
+
+def _properties(message_id: str, headers: Mapping[str, Any]) -> bytes:
+    if len(message_id.encode()) > _LONGEST_ID:
+        return pack_properties(
+            Basic.Properties(headers={**headers, _ID: message_id}, delivery_mode=_PERSISTENT)
+        )
+    return pack_properties(
+        Basic.Properties(
+            headers=dict(headers) or None, delivery_mode=_PERSISTENT, message_id=message_id
+        )
+    )
+
+
+class RabbitMessage:
+    """A message that was delivered to a consumer.
+
+    Attributes:
+        tag: The delivery tag on the consumer's channel.
+        id: The envelope's id.
+        queue: The envelope's queue.
+        lineage: Shared with its copies.
+        losses: Deliveries that ended with the connection of their consumer.
+        harmless_losses: Those of them that were no crashes, as far as is known by now.
+        redelivered: Whether it was delivered before, and `losses` may not count that.
+        from_suspects: Whether it comes from the queue of suspects.
+    """
+
+    __slots__ = (
+        "body",
+        "expires",
+        "from_suspects",
+        "harmless_losses",
+        "id",
+        "lineage",
+        "losses",
+        "queue",
+        "redelivered",
+        "tag",
+    )
+
+    def __init__(self, message: AmqpMessage, queue: str, *, from_suspects: bool = False) -> None:
+        properties = message.properties
+        headers: Mapping[str, Any] = properties.headers or {}
+        self.tag: int = message.method.delivery_tag
+        self.queue = queue
+        self.from_suspects = from_suspects
+        self.body = message.body
+        self.id = _id(properties)
+        self.lineage: Lineage = self.id, _text(headers.get(_LINEAGE))
+        expires = headers.get(_EXPIRES)
+        self.expires: float | None = None
+        if isinstance(expires, int) and abs(expires) < _LATEST:
+            self.expires = expires / 1e6
+        counted = headers.get(_ACQUIRED_COUNT, headers.get(_DELIVERY_COUNT))
+        self.losses: int = _count(headers.get(_LOSSES)) + _count(counted)
+        self.harmless_losses = 0
+        self.redelivered: bool = message.method.redelivered and counted is None
+
+    @property
+    def crashes(self) -> int:
+        """The number of consumers that died while they held it."""
+        return max(self.losses - self.harmless_losses, 0)
+
+    def copy(self, names: RabbitNames, *, more: int = 0) -> AmqpPublication:
+        """Return the publication of a copy, with `more` losses than this one has."""
+        suspect = self.crashes + more >= SUSPECT
+        key = names.suspects(self.queue) if suspect else names.ready(self.queue)
+        headers = self._headers(self.losses + more)
+        return AmqpPublication("", key, _properties(self.id, headers), self.body)
+
+    def dead_letter(self, names: RabbitNames, reason: str, details: bytes) -> AmqpPublication:
+        """Return the publication of it as a dead letter."""
+        headers = self._headers(self.crashes)
+        headers[_KEY] = _new_key()
+        body = self.body
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}... and {len(reason) - _LONGEST_REASON} more"
+        if len(details) > _LONGEST_DETAILS:
+            details = b""  # a part of them cannot be read, and the payload is worth more
+        if len(reason.encode()) + len(details) <= _LONGEST_HEADERS:
+            # bytearray: pamqp writes bytes as text, and these need not be text.
+            headers |= {_REASON: reason, _DETAILS: bytearray(details)}
+        else:
+            headers[_PAYLOAD] = len(body)
+            body += _encode_appendix((reason, details))
+        return AmqpPublication(
+            names.dead_exchange, names.dead(self.queue), _properties(self.id, headers), body
+        )
+
+    def delivery(self, receipt: Any) -> Delivery:
+        """Return the delivery of it under a receipt."""
+        expires = self.expires
+        return Delivery(
+            self.id,
+            self.queue,
+            self.body,
+            receipt,
+            crashes=self.crashes,
+            expired=expires is not None and expires <= time.time(),
+            expires_at=expires,
+            crash_note=_CRASH_NOTE if self.losses else "",
+        )
+
+    def _headers(self, losses: int) -> dict[str, Any]:
+        headers: dict[str, Any] = {}
+        if losses:
+            headers[_LOSSES] = losses
+        if self.lineage[1]:
+            headers[_LINEAGE] = self.lineage[1]
+        if self.expires is not None:
+            headers[_EXPIRES] = round(self.expires * 1e6)
+        return headers
+
+
+# --- dead letters -------------------------------------------------------------------------------
+
+_last_key = 0
+
+
+def _new_key() -> str:
+    """Return a key that sorts behind every key that this process gave before."""
+    global _last_key
+    _last_key = max(_last_key + 1, time.time_ns())
+    return f"{_last_key:020d}"
+
+
+def is_key(text: str) -> bool:
+    """Whether a text has the form of the keys that dead letters have here.
+
+    They are 20 digits, or 20 digits, a dot and the id of a message that the server itself took out
+    of its queue.
+    """
+    return _ANY_KEY.fullmatch(text) is not None
+
+
+def read_dead_letter(message: AmqpMessage, queue: str) -> DeadLetter:
+    """Return the dead letter that a message from a queue of dead letters is."""
+    headers: Mapping[str, Any] = message.properties.headers or {}
+    message_id = _id(message.properties)
+    key, reason = _text(headers.get(_KEY)), _text(headers.get(_REASON))
+    if not _OUR_KEY.fullmatch(key):  # not written here: the server took it out of its queue
+        nanoseconds, cause = _removal(headers)
+        key = f"{min(max(nanoseconds, 0), _LAST_NANOSECOND):020d}.{message_id}"
+        reason = reason or f"RabbitMQ took it out of its queue: {cause}"
+    body, reason, details = _split_body(message.body, headers, reason)
+    return DeadLetter(
+        key=key,
+        id=message_id,
+        queue=queue,
+        body=body,
+        reason=reason,
+        crashes=_count(headers.get(_LOSSES)),
+        died_at=int(key.partition(".")[0]) / 1e9,
+        details=details,
+    )
+
+
+def _removal(headers: Mapping[str, Any]) -> tuple[int, str]:
+    """Return when the server took a message out of its queue, in nanoseconds, and why."""
+    match headers.get("x-death"):
+        case [{"time": datetime() as died, **death}, *_]:
+            return int(died.timestamp()) * 10**9, str(death.get("reason", "no reason given"))
+    return 0, "no reason given"
+
+
+_encode_appendix = msgspec.msgpack.Encoder().encode
+_decode_appendix = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+
+
+def _split_body(body: bytes, headers: Mapping[str, Any], reason: str) -> tuple[bytes, str, bytes]:
+    """Return the payload of a dead letter, its reason and its details."""
+    size = headers.get(_PAYLOAD)
+    if isinstance(size, int) and 0 <= size < len(body):
+        try:
+            return body[:size], *_decode_appendix(body[size:])
+        except msgspec.MsgspecError:
+            pass  # the header is not ours: the whole body is the payload
+    details = headers.get(_DETAILS)
+    return body, reason, bytes(details) if isinstance(details, bytes | bytearray) else b""
+
+
+# --- odd values ---------------------------------------------------------------------------------
+
+
+def _id(properties: Any) -> str:
+    return _text((properties.headers or {}).get(_ID) or properties.message_id)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int:
+    return min(value, _MOST_LOSSES) if isinstance(value, int) and value > 0 else 0

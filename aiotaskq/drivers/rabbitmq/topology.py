@@ -1,0 +1,133 @@
+"""The queues and exchanges that messages need, declared before their first use.
+
+Theory of operation
+-------------------
+`ensure` declares the missing ones and remembers them. The memory is about one transport: on a new
+one, and after a message was returned because its queue is gone, everything is declared again when
+it is next needed. Declaring is idempotent, so any number of processes may do it at once, and one
+that dies in the middle leaves nothing that another would not complete.
+
+Invariant: a queue is on the list of queues (`membership/`) before it exists. So every queue that
+holds a message is found by `RabbitMembership.queues`, though AMQP itself cannot list queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from pamqp.commands import Exchange, Queue
+
+from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
+from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RabbitConnection
+from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, POSITIONS, Hop
+from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
+
+
+class RabbitTopology:
+    """The declarations made over one connection.
+
+    Args:
+        connection: The connection to declare on; this object takes its callbacks.
+        membership: The keeper of the list of queues.
+    """
+
+    def __init__(self, connection: RabbitConnection, membership: RabbitMembership) -> None:
+        self._connection = connection
+        self._names = connection.names
+        self._membership = membership
+        self._declaring = asyncio.Lock()
+        self._declared: set[str] = set()  # names, on this transport
+        self._listed: set[str] = set()  # queues that are on the list, which nothing is taken from
+        connection.on_connected = self._declared.clear
+        connection.on_returned = self._forget
+
+    async def ensure(self, queues: Iterable[str] = (), paths: Iterable[Sequence[Hop]] = ()) -> None:
+        """Declare queues, and the queues of delays before them, unless that was done.
+
+        Raises:
+            ConfigError: There is a queue with other arguments.
+            Unavailable: The server cannot be reached.
+        """
+        names = self._names
+        if not self._connection.is_connected:
+            await self._connection.transport()  # which clears `_declared`
+        missing = {name: one for one in queues if (name := names.ready(one)) not in self._declared}
+        hops = {names.delay_queue(hop.position, hop.digit): hop for path in paths for hop in path}
+        hops = {name: hop for name, hop in hops.items() if name not in self._declared}
+        if not missing and not hops:
+            return
+        async with self._declaring:
+            for queue in missing.values():
+                await self._declare_queue(queue)
+            for hop in hops.values():
+                await self._declare_hop(hop)
+
+    def _forget(self) -> None:
+        self._declared.clear()
+        self._listed.clear()
+
+    async def _declare_queue(self, queue: str) -> None:
+        names = self._names
+        if names.ready(queue) in self._declared:
+            return
+        if queue not in self._listed:
+            await self._list(queue)
+        await self._connection.declare(
+            names.declare_dead(queue),
+            Exchange.Declare(exchange=names.dead_exchange, exchange_type="direct", durable=True),
+            Queue.Bind(
+                queue=names.dead(queue),
+                exchange=names.dead_exchange,
+                routing_key=names.dead(queue),
+            ),
+            names.declare_suspects(queue),
+            names.declare_ready(queue),
+        )
+        self._declared.add(names.ready(queue))
+
+    async def _list(self, queue: str) -> None:
+        """Put a queue on the list of queues, unless it exists: then it was put there before."""
+        try:
+            await self._connection.call(Queue.Declare(queue=self._names.ready(queue), passive=True))
+        except AmqpRefused as error:
+            if error.code != NOT_FOUND:
+                self._connection.raise_mapped(error)
+            await self._membership.add_queue(queue)
+        self._listed.add(queue)
+
+    async def _declare_hop(self, hop: Hop) -> None:
+        names = self._names
+        if names.delay_exchange(0) not in self._declared:
+            await self._declare_delay_exchanges()
+        queue = names.delay_queue(hop.position, hop.digit)
+        await self._connection.declare(
+            names.declare_delay(hop.position, hop.digit, hop.milliseconds),
+            Queue.Bind(
+                queue=queue,
+                exchange=names.delay_exchange(hop.position),
+                arguments={"x-match": "all", f"{DIGIT_HEADER}{hop.position}": hop.digit},
+            ),
+        )
+        self._declared.add(queue)
+
+    async def _declare_delay_exchanges(self) -> None:
+        """Declare an exchange for each position; it leads on to the next where the digit is 0."""
+        names = self._names
+        await self._connection.declare(
+            *(
+                Exchange.Declare(
+                    exchange=names.delay_exchange(one), exchange_type="headers", durable=True
+                )
+                for one in range(POSITIONS)
+            ),
+            *(
+                Exchange.Bind(
+                    destination=names.delay_exchange(one - 1),
+                    source=names.delay_exchange(one),
+                    arguments={"x-match": "all", f"{DIGIT_HEADER}{one}": 0},
+                )
+                for one in range(1, POSITIONS)
+            ),
+        )
+        self._declared.add(names.delay_exchange(0))

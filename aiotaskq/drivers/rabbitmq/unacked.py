@@ -1,0 +1,325 @@
+"""The messages that a consumer has not acknowledged: handed out, returned to their queue, settled.
+
+A message that returns to its queue uncounted is published once more, and acknowledged when the copy
+is stored. The same goes for a retry or a dead letter, which takes the place of its message.
+
+Theory of operation
+-------------------
+A message is held (`held`) from its arrival until it is acknowledged or the channel fails. While it
+is held, the server gives it to nobody else; once the channel has failed, all that was held is void
+and belongs to others. In between it is in one of these states:
+
+- `arrived`: it was not sorted yet;
+- `available`: it can be handed out;
+- `returning`: it must go back to a queue as a copy, which could not be published yet;
+- in none of the three: a worker has it.
+
+`sort_arrived` moves messages from `arrived` on: cancelled ones are dropped, suspects that must be
+handed out alone and messages that may be counted wrong return, all others become available.
+
+Every step that publishes may fail halfway: the caller is cancelled, the server has no memory, the
+connection is lost. The copy may then be stored or not. So `_attempts` keeps, for each message, the
+publication in its place and its confirmations, until the message is acknowledged. Before it is
+published again, unfinished confirmations are waited for, and a publication that is stored is not
+repeated. Two invariants follow:
+
+1. A message is acknowledged only after its copy, retry or dead letter is stored: nothing is lost.
+2. A message whose copy may be stored is not handed out: others may have that copy.
+
+Publishing goes over another connection, and the consumer's own may have ended without a sign. So a
+round trip on the channel precedes each publication: an answer proves that everything is still held.
+A loss right after it leaves a message and its copy; results before settlements, and the first final
+outcome of an id stays, so the task may run twice and has one result.
+
+`settle` and `return_all` exclude each other (`_settling`), so nothing that is being settled is
+returned as well. `sort_arrived` and `return_available` touch only messages that no worker has, and
+are called by one task at a time (`consumer_loop.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+
+from pamqp.commands import Basic
+
+from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
+from aiotaskq.drivers.rabbitmq.channel import (
+    AmqpConfirmation,
+    AmqpDisconnected,
+    AmqpPublication,
+    AmqpRefused,
+    RabbitChannel,
+)
+from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
+from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
+from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
+from aiotaskq.drivers.rabbitmq.messages import Lineage, RabbitMessage, publication_of
+from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
+from aiotaskq.errors import Unavailable
+
+
+class UnackedMessages:
+    """The messages that arrived on a consumer's channel and are not acknowledged.
+
+    Args:
+        connection: The connection to publish on.
+        topology: Declares the queues that are published to.
+        membership: Knows cancelled messages and losses that were no crashes.
+        consumer_id: The consumer.
+
+    Attributes:
+        channel: The channel on which they arrived.
+        held: All of them, by delivery tag.
+        arrived: Those that were not sorted yet.
+        returning: The copies of those that could not be returned yet, by delivery tag.
+        available: Those that can be handed out.
+    """
+
+    def __init__(
+        self,
+        connection: RabbitConnection,
+        topology: RabbitTopology,
+        membership: RabbitMembership,
+        consumer_id: str,
+    ) -> None:
+        self._connection = connection
+        self._names = connection.names
+        self._topology = topology
+        self._membership = membership
+        self._id = consumer_id
+        self._attempts: dict[int, tuple[AmqpPublication, list[AmqpConfirmation]]] = {}
+        self._settling = asyncio.Lock()
+        self.channel: RabbitChannel | None = None
+        self.held: dict[int, RabbitMessage] = {}
+        self.arrived: list[RabbitMessage] = []
+        self.returning: dict[int, AmqpPublication] = {}
+        self.available: deque[Delivery] = deque()
+
+    @property
+    def has_unclaimed(self) -> bool:
+        """Whether there is a message that no worker has."""
+        return bool(self.arrived or self.returning or self.available)
+
+    @property
+    def next_is_suspect(self) -> bool:
+        """Whether the next message must be handed out alone."""
+        return bool(self.available) and self.available[0].crashes >= SUSPECT
+
+    def add(self, message: RabbitMessage) -> None:
+        """Take in a message that has arrived."""
+        self.held[message.tag] = message
+        self.arrived.append(message)
+
+    def lineages(self) -> set[Lineage]:
+        """Return the messages that are held."""
+        return {message.lineage for message in self.held.values()}
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of messages that are held, by queue."""
+        return dict(Counter(message.queue for message in list(self.held.values())))
+
+    def handed_out_ids(self) -> set[str]:
+        """Return the ids of the messages that a worker has."""
+        unclaimed = {
+            *self.returning,
+            *(one.tag for one in self.arrived),
+            *(one.receipt[1] for one in self.available),
+        }
+        return {message.id for tag, message in self.held.items() if tag not in unclaimed}
+
+    def hand_out(self, limit: int) -> list[Delivery]:
+        """Take up to `limit` available messages; a suspect alone. Those cancelled since go."""
+        cancelled = self._membership.cancelled
+        if any(one.id in cancelled for one in self.available):
+            self._ack([one.receipt[1] for one in self.available if one.id in cancelled])
+            self.available = deque(one for one in self.available if one.id not in cancelled)
+        count = 1 if self.next_is_suspect else min(limit, len(self.available))
+        return [self.available.popleft() for _ in range(count)]
+
+    def take_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Make deliveries available again that did not reach the worker."""
+        self.available.extendleft(reversed(deliveries))
+
+    # --- returning to the queues ----------------------------------------------------------------
+
+    async def sort_arrived(self) -> None:
+        """Move messages on that have arrived; those that cannot return now stay in `returning`.
+
+        Raises:
+            AmqpDisconnected, AmqpRefused: The channel failed, and all that was held is void.
+        """
+        arrived, self.arrived = self.arrived, []
+        drop: list[int] = []
+        keep: list[RabbitMessage] = []
+        cancelled = self._membership.cancelled
+        for message in arrived:
+            if message.tag not in self.held:
+                continue  # `return_all` has returned it unsorted
+            if message.losses:
+                message.harmless_losses = self._membership.harmless_losses(message.lineage)
+            if message.id in cancelled:
+                drop.append(message.tag)
+            elif message.redelivered:
+                # Its queue does not count losses: so it is counted before it can do any harm.
+                self.returning[message.tag] = message.copy(self._names, more=1)
+            elif message.crashes >= SUSPECT and not message.from_suspects:
+                self.returning[message.tag] = message.copy(self._names)
+            else:
+                keep.append(message)
+        alone = len(keep) == 1 and len(self.held) == 1 + len(self.returning) + len(drop)
+        for message in keep:
+            if message.from_suspects and not alone:
+                self.returning[message.tag] = message.copy(self._names)
+            else:
+                self.available.append(message.delivery((self._id, message.tag)))
+        self._ack(drop)
+        try:
+            await self._return(dict(self.returning))
+        except Unavailable:
+            return  # the server has no memory, for example; available messages must not wait
+
+    async def return_available(self) -> None:
+        """Return the available messages; those that cannot return now stay available.
+
+        Raises:
+            Unavailable: The server cannot be reached, or takes no more.
+            AmqpDisconnected, AmqpRefused: The channel failed, and all that was held is void.
+        """
+        messages = [self.held[one.receipt[1]] for one in self.available]
+        copies = {message.tag: message.copy(self._names) for message in messages}
+        try:
+            await self._return(copies)
+        finally:
+            # A copy that was sent may be stored, and run by others: invariant 2.
+            self.returning |= {tag: one for tag, one in copies.items() if tag in self._attempts}
+            self.available = deque(
+                one for one in self.available if one.receipt[1] not in self.returning
+            )
+
+    async def return_all(self) -> None:
+        """Return all that is held, after settlements under way. Raises as `return_available`."""
+        async with self._settling:
+            messages = list(self.held.values())
+            await self._return({message.tag: message.copy(self._names) for message in messages})
+            await self._round_trip()
+
+    async def _return(self, copies: Mapping[int, AmqpPublication]) -> None:
+        if not copies:
+            return
+        try:
+            await self._topology.ensure({self.held[tag].queue for tag in copies})
+            await self._replace(copies)
+        finally:
+            if self.channel is not None and self.channel.error is None:
+                self._ack([tag for tag in copies if self._is_replaced(tag)])
+                self.available = deque(one for one in self.available if one.receipt[1] in self.held)
+
+    async def _replace(self, publications: Mapping[int, AmqpPublication]) -> None:
+        """Publish replacements of messages, except those that an earlier attempt has stored."""
+        # A server without memory has earlier attempts in its buffers, and may store them yet.
+        attempts = [self._attempts[tag] for tag in publications if tag in self._attempts]
+        unfinished = {one for _, sent in attempts for one in sent if not one.done.done()}
+        for confirmation in unfinished:
+            await self._connection.finish_publish(confirmation)
+        missing = {tag: one for tag, one in publications.items() if not self._is_replaced(tag)}
+        if not missing:
+            return
+        # The channel may be gone without a sign, and all these messages in the hands of others.
+        await self._round_trip()
+        sent: list[AmqpConfirmation] = []
+        try:
+            await self._connection.publish(list(missing.values()), sent)
+        finally:
+            if sent:
+                self._attempts |= {tag: (one, sent) for tag, one in missing.items()}
+
+    def _is_replaced(self, tag: int) -> bool:
+        """Whether the replacement of a message is stored."""
+        if tag not in self._attempts:
+            return False
+        publication, sent = self._attempts[tag]
+        return any(one.is_stored(publication) for one in sent)
+
+    async def _round_trip(self) -> None:
+        """Wait for an answer: earlier frames were read, and every message is still held here."""
+        assert self.channel is not None  # the messages arrived on it
+        await self.channel.call(Basic.Qos(prefetch_count=1))
+
+    def _ack(self, tags: Sequence[int]) -> None:
+        if tags:
+            assert self.channel is not None  # the messages arrived on it
+            self.channel.ack(tags, among=list(self.held))
+            for tag in tags:
+                self.held.pop(tag, None)
+                self.returning.pop(tag, None)
+                self._attempts.pop(tag, None)
+
+    # --- settling -------------------------------------------------------------------------------
+
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
+        """Apply settlements; return the deliveries that were not held.
+
+        Raises:
+            Unavailable: The server cannot be reached; any part may have been applied.
+        """
+        async with self._settling:
+            taken: dict[int, tuple[RabbitMessage, Settlement]] = {}
+            gone: list[Delivery] = []
+            for settlement in batch:
+                consumer, tag = settlement.delivery.receipt
+                message = self.held.get(tag)
+                if consumer != self._id or message is None or tag in taken or self._lost:
+                    gone.append(settlement.delivery)
+                else:
+                    taken[tag] = message, settlement
+            if self._lost:
+                await self._connection.ping()
+                return gone
+            try:
+                await self._publish(taken.values())
+                if self._lost:
+                    raise AmqpDisconnected("the connection was lost")
+                self._ack(list(taken))
+                await self._round_trip()
+            except (AmqpDisconnected, AmqpRefused) as error:
+                # Also after a refusal the same call may be made again, and then returns the
+                # deliveries that are void.
+                self._connection.raise_mapped(AmqpDisconnected(str(error)))
+            return gone
+
+    @property
+    def _lost(self) -> bool:
+        return self.channel is not None and self.channel.error is not None
+
+    async def _publish(self, pairs: Collection[tuple[RabbitMessage, Settlement]]) -> None:
+        """Publish the replacements of messages that are settled."""
+        now = time.time()
+        batch: dict[int, AmqpPublication] = {}
+        queues: set[str] = set()
+        paths = []
+        # Released messages go behind those that wait, in their old order.
+        for message, settlement in pairs:
+            match settlement:
+                case Done():
+                    continue
+                case Again(envelope=envelope):
+                    path = hops(delay_of(envelope, now))
+                    queues.add(envelope.queue)
+                    paths.append(path)
+                    # A lineage of its own, where losses of this message or of an earlier one may
+                    # be known under the old lineage.
+                    anew = message.losses > 0 or bool(message.lineage[1])
+                    batch[message.tag] = publication_of(envelope, self._names, path, now, anew=anew)
+                case Dead(reason=reason, details=details):
+                    queues.add(message.queue)
+                    batch[message.tag] = message.dead_letter(self._names, reason, details)
+                case Release():
+                    queues.add(message.queue)
+                    batch[message.tag] = message.copy(self._names)
+        if batch:
+            await self._topology.ensure(queues, paths)
+            await self._replace(batch)
