@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import msgspec
 
-from aiotaskq.config.celery import FOREIGN
+from aiotaskq.config.celery import CELERY_ONLY
 from aiotaskq.config.names import nearest
 from aiotaskq.errors import ConfigError
 from aiotaskq.recurrence import Schedule, When
@@ -198,8 +198,8 @@ _SAME = {"time_limit": "timeout", "soft_time_limit": "soft_timeout"}
 """Celery's names of what is called otherwise here."""
 
 _DONE_ANYWAY = {
-    "acks_late": FOREIGN["task_acks_late"],
-    "reject_on_worker_lost": FOREIGN["task_reject_on_worker_lost"],
+    "acks_late": CELERY_ONLY["task_acks_late"],
+    "reject_on_worker_lost": CELERY_ONLY["task_reject_on_worker_lost"],
 }
 """Celery's options that may ask for what is so anyway."""
 
