@@ -1,7 +1,7 @@
 """Shell sessions of documents: they are typed in, and the output is compared.
 
-Lines that begin with ``$`` are commands. Lines that begin with ``>>>`` are input of the Python shell
-started before. The others are output. Programs that do not end run until the section ends.
+Lines that begin with ``$`` are commands. Lines that begin with ``>>>`` are input of the Python
+shell started before. The others are output. Programs that do not end run until the section ends.
 
 Text that differs between runs is compared by its form: times, the name of the host, process ids and
 task ids. An id in the document stands for the same id in the rest of the section. ``...`` stands

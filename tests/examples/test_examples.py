@@ -170,7 +170,7 @@ def test_a_lifespan_gives_the_tasks_a_pool(tmp_path: Path, postgres_url: str) ->
         assert re.match(r'"\d+', printed(call, folder, env))
 
 
-# --- a project with the layout of Celery -----------------------------------------------------------
+# --- a project with the layout of Celery ---------------------------------------------------------
 
 CELERY_WORKER = "aiotaskq -A celery_app worker --loglevel=info"
 
