@@ -44,7 +44,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     never_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        most: Any = self.max_attempts  # whatever it was given
+        most: Any = self.max_attempts  # of any type, whatever the annotation says
         if most != math.inf and (type(most) is not int or most < 1):
             raise ConfigError(
                 f"max_attempts is {most!r}; it must be a whole number of at least 1, which includes"
@@ -60,7 +60,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         if self.jitter not in (True, False, "full"):
             raise ConfigError(f'jitter is {self.jitter!r}; it must be True, False or "full"')
         for name in ("on", "never_on"):
-            kinds: Any = getattr(self, name)  # whatever it was given
+            kinds: Any = getattr(self, name)  # of any type, whatever the annotation says
             if not (isinstance(kinds, tuple) and all(map(_is_exception, kinds))):
                 raise ConfigError(f"{name} is {kinds!r}; it must be a tuple of exception types")
 
@@ -111,7 +111,7 @@ def retry_of(own: Retry | None, default: Retry | None) -> Retry:
 def for_call(policy: RetryPolicy, task: Retry) -> Retry:
     """Return the task's `Retry` with the numbers of one call.
 
-    The numbers come from a message, so wrong ones are corrected: nobody could be told of an error.
+    The numbers come from a message. Wrong ones are corrected: there is no caller for an error.
     """
     jitter: Jitter = "full" if policy.jitter and policy.full_jitter else policy.jitter
     unlimited = policy.max_attempts >= _UNLIMITED

@@ -144,9 +144,9 @@ class Consumer(Protocol):
         first, then older messages.
 
         The call returns as soon as it has a message, and takes all that are ready, up to `limit`.
-        So a batch with fewer messages means that the queues are empty. It never returns messages
-        that are delayed, cancelled, dead or held. An expired message is returned with the mark
-        `Delivery.expired`, so that a worker can store its end.
+        So a batch with fewer messages means that no more were ready, unless it is a suspect (see
+        below). It never returns messages that are delayed, cancelled, dead or held. An expired
+        message is returned with the mark `Delivery.expired`, so that a worker can store its end.
 
         A waiting call is woken when a message becomes ready: by any process, at the moment
         at which a delayed one is due, and also if a message with an earlier due time is stored
