@@ -1,5 +1,5 @@
-# Everything here makes its own virtual environment first; nothing else has to be done before.
-# Stamp files remember what was installed, so a repeated run needs no network.
+# Every target creates the virtual environment that it needs; no other set-up is necessary.
+# Stamp files record what was installed, so running a target again needs no network.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,17 +8,17 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Those of the folders with Python code that are there.
+# The folders with Python code that exist.
 CODE := $(wildcard aiotaskq tests examples benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
-# More for pytest: make test ARGS="-k redis -x"
+# More arguments for pytest: make test ARGS="-k redis -x"
 ARGS ?=
-# The tests mostly wait, for servers and processes. One after another: make test SPREAD=
+# Tests mostly wait for servers and processes, so many run at once. One at a time: make test SPREAD=
 CORES := $(shell nproc 2>/dev/null || echo 2)
 SPREAD ?= --numprocesses $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
 
 .PHONY: help
-help: ## Show this
+help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- set-up ---
@@ -26,9 +26,9 @@ help: ## Show this
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "making $(VENV)"
+	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV) \
-	    || { rm -rf $(VENV); echo "no venv: apt-get install python3-venv" >&2; exit 1; }
+	    || { rm -rf $(VENV); echo "cannot create it: apt-get install python3-venv" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.base: pyproject.toml | $(VENV)/.made
@@ -47,26 +47,26 @@ install: $(VENV)/.dev ## Install the package and all development tools into .ven
 # --- checks ---
 
 .PHONY: fmt
-fmt: $(VENV)/.dev ## Format the code and fix what can be fixed
+fmt: $(VENV)/.dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
 .PHONY: lint
-lint: $(VENV)/.dev ## Format and lint rules
+lint: $(VENV)/.dev ## Check format and lint rules
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 
 .PHONY: types
-types: $(VENV)/.dev ## mypy --strict and pyright
+types: $(VENV)/.dev ## Check types with mypy --strict and pyright
 	$(BIN)/mypy $(CODE)
 	$(BIN)/pyright --pythonpath $(BIN)/python $(CODE)
 
 .PHONY: arch
-arch: $(VENV)/.dev ## Layers and forbidden imports
+arch: $(VENV)/.dev ## Check layers and forbidden imports
 	$(BIN)/lint-imports --no-cache
 
 .PHONY: check
-check: lint types arch ## All that needs no test run: lint, types, arch
+check: lint types arch ## All checks without tests: lint, types, arch
 
 # --- tests ---
 
@@ -75,50 +75,50 @@ servers:
 	@scripts/install-servers
 
 .PHONY: test
-test: $(VENV)/.dev servers ## Every test, against real servers that it installs and starts itself
+test: $(VENV)/.dev servers ## Run all tests; installs and starts the servers for them
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(VENV)/.dev ## The tests that need no server and little time
+test-fast: $(VENV)/.dev ## Run the fast tests that need no server
 	$(BIN)/python -m pytest -m "not slow and not server" $(ARGS)
 
 .PHONY: conformance
-conformance: $(VENV)/.dev servers ## The same suite over every driver
+conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 .PHONY: faults
-faults: $(VENV)/.dev servers ## Break everything at length, with other seeds each time: half an hour
+faults: $(VENV)/.dev servers ## Run the long fault tests, with a new seed each time: half an hour
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
 
-# How much and how long: make soak TASKS=100000000 MINUTES=480
+# Number and duration: make soak TASKS=100000000 MINUTES=480
 TASKS ?= 10000000
 MINUTES ?= 60
 
 .PHONY: soak
-soak: $(VENV)/.dev servers ## Run TASKS, then break worker processes for MINUTES; nothing may grow
+soak: $(VENV)/.dev servers ## Run TASKS, then kill worker processes for MINUTES; memory must not grow
 	$(BIN)/python -m benchmarks soak --tasks $(TASKS)
 	AIOTASKQ_TESTS_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/faults/test_soak.py $(ARGS)
 
 # --- programs ---
 
 .PHONY: demo
-demo: $(VENV)/.base ## A worker process, tasks sent to it, results printed
+demo: $(VENV)/.base ## Start a worker process, send tasks to it, print the results
 	@$(BIN)/python examples/demo.py
 
 .PHONY: examples
-examples: $(VENV)/.dev servers ## Run every example and compare what it prints
+examples: $(VENV)/.dev servers ## Run every example and check its output
 	$(BIN)/python -m pytest tests/examples $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev servers ## Measure, a few minutes; one thing only: make bench ARGS=latency
+bench: $(VENV)/.dev servers ## Run the benchmarks: a few minutes; a single one: make bench ARGS=latency
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: bench-compare
-bench-compare: $(VENV)/.dev servers ## Measure other task queues beside it: installs them, an hour
+bench-compare: $(VENV)/.dev servers ## Compare with other task queues: installs them, an hour
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 .PHONY: bench-brokers
-bench-brokers: $(VENV)/.dev servers ## The same on PostgreSQL and RabbitMQ, into docs/performance.md: half an hour
+bench-brokers: $(VENV)/.dev servers ## Compare on PostgreSQL and RabbitMQ, update docs/performance.md: half an hour
 	$(BIN)/python -m benchmarks.compare --only pgqueuer,procrastinate --workloads noop \
 		--json benchmarks/results/compare-postgres.json $(ARGS)
 	$(BIN)/python -m benchmarks.compare --only taskiq-aio-pika,celery-rabbitmq --workloads noop \
@@ -138,6 +138,6 @@ build: $(VENV)/.made ## Build the wheel and the sdist into dist/
 	$(BIN)/python -m build
 
 .PHONY: clean
-clean: ## Remove all that was made here
+clean: ## Remove all generated files
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/.venvs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,14 +1,19 @@
-"""The sync door: one event loop in one background thread, for code that cannot await.
+"""Bridge from synchronous code to asyncio: one event loop in one background thread.
 
-Made at the first use, shared by all threads and all apps of the process. A forked child makes
-its own: the parent's thread is not there, and the parent's sockets are not touched.
+The thread starts at the first call, and all threads and applications of the process share it. A
+forked child starts its own: threads do not survive a fork, and the child must not use the sockets
+of its parent.
+
+States: no thread, running, stopped. `stop` is called at the exit of the process, by `atexit` or
+earlier by a hook of `threading`; a call after that starts a new thread. A thread that waits for a
+call may be interrupted by Ctrl-C at any point; the call is cancelled then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401 - see the end of this module
+import concurrent.futures.thread  # noqa: F401 - see the hook at the end of this module
 import contextlib
 import os
 import threading
@@ -18,25 +23,25 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_STOP_WAIT = 2.0  # seconds at exit for connections to be closed in order
+_STOP_WAIT = 2.0  # seconds at exit for closing connections properly
 
 
 class Bridge:
-    """A loop in a daemon thread."""
+    """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped: asyncio.Event
-        self._calls: set[Future[Any]] = set()  # that a thread waits for
+        self._calls: set[Future[Any]] = set()  # calls that a thread waits for
 
     def run(self, work: Coroutine[Any, Any, T], *, instead: str) -> T:
-        """Run a coroutine there and return its value; the calling thread waits.
+        """Run a coroutine in the background loop and return its value; the calling thread waits.
 
         Args:
-            work: Closed unrun if this thread may not wait.
-            instead: What async code should write, for the error.
+            work: The coroutine. It is closed without running if this thread must not wait.
+            instead: The code to use in async functions, for the error.
 
         Raises:
             RuntimeError: An event loop runs in this thread, and waiting would block it.
@@ -60,7 +65,7 @@ class Bridge:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # Ctrl-C: nobody waits any more; of no effect if it has ended
+            future.cancel()  # Ctrl-C: nobody waits any more; no effect if it has ended
             raise
         finally:
             self._calls.discard(future)
@@ -82,7 +87,7 @@ class Bridge:
         try:
             self._serve(started)
         finally:
-            started.set()  # though it could not start, such as for want of file descriptors
+            started.set()  # also if it could not start, for example without file descriptors
 
     def _serve(self, started: threading.Event) -> None:
         async def serve() -> None:
@@ -91,15 +96,15 @@ class Bridge:
             started.set()
             await self._stopped.wait()
 
-        asyncio.run(serve())  # its end cancels what still runs, which closes the connections
+        asyncio.run(serve())  # at its end it cancels all tasks, and they close their connections
 
     @property
     def busy(self) -> bool:
-        """Whether a thread waits for it."""
+        """Whether a thread waits for a call."""
         return bool(self._calls)
 
     def stop(self) -> None:
-        """End the thread, if there is one, and let connections be closed in order."""
+        """End the thread, if there is one; connections are closed properly."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -131,16 +136,16 @@ def stop() -> None:
 
 
 def _stop_if_idle() -> None:
-    # Threads of the program may still go on, and wait for us: then `stop` comes later.
+    # Threads of the program may still run and wait for calls. Then `stop` is called by `atexit`.
     if not _bridge.busy:
         _bridge.stop()
 
 
-# By the time of `atexit`, the executors of the standard library take no more work, and closing a
-# connection may need one. This hook is the one that they themselves use; the last one registered
-# runs first, so that theirs is registered by now.
+# When `atexit` runs, the executors of the standard library take no more work, and closing a
+# connection may need one. So the bridge stops earlier, in the hook that the executors use.
+# The hook that is registered last runs first: the import at the top registers theirs before ours.
 with contextlib.suppress(AttributeError, RuntimeError):
-    threading._register_atexit(_stop_if_idle)  # type: ignore[attr-defined]  # private: the rest works without
+    threading._register_atexit(_stop_if_idle)  # type: ignore[attr-defined]  # private; without it, only `atexit` is used
 
 
 def run(work: Coroutine[Any, Any, T], *, instead: str) -> T:

@@ -1,7 +1,7 @@
-"""What a running task knows of itself.
+"""Context of a running task: `current_task`.
 
-Held by a context variable that each run sets in its own context, so that tasks which run at
-the same time never see each other's.
+Each run sets a context variable in its own copy of the context, so tasks that run at the same time
+never see the context of another one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from aiotaskq.contract.message import Attempt, Message, RetryPolicy
 
 
 class State(SimpleNamespace):
-    """What a worker's lifespan puts there for its tasks: a database pool, a client, a model."""
+    """Objects that a worker's lifespan makes for its tasks: a database pool, a client, a model."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"the worker's state has no {name!r}: set it in a function under @app.lifespan"
+            f"the worker's state has no {name!r}: set it in a function with @app.lifespan"
         )
 
 
 Lifespan: TypeAlias = Callable[[State], AbstractAsyncContextManager[None]]
-"""What a worker does around its life, as a context manager over its state."""
+"""A context manager that a worker enters when it starts and exits when it ends."""
 
 
 class TaskContext:
@@ -36,8 +36,8 @@ class TaskContext:
         name: The name it is registered under.
         args: The positional arguments, converted.
         kwargs: The keyword arguments, converted.
-        state: What the worker's lifespan set up, shared by its tasks. In a process pool, which
-            has no lifespan, it is empty.
+        state: The objects of the worker's lifespan, shared by its tasks. It is empty in a process
+            pool, which has no lifespan.
         worker: The name of the worker.
     """
 
@@ -68,17 +68,17 @@ class TaskContext:
 
     @property
     def attempt(self) -> int:
-        """Which run this is; 1 is the first."""
+        """The number of this attempt; 1 is the first."""
         return self._message.attempt
 
     @property
     def retries(self) -> int:
-        """How often it ran before."""
+        """The number of attempts before this one."""
         return self._message.attempt - 1
 
     @property
     def history(self) -> tuple[Attempt, ...]:
-        """The attempts before this one; of many, the latest."""
+        """The attempts before this one; the latest ones, if there were many."""
         return self._message.history
 
     @property
@@ -91,12 +91,12 @@ class TaskContext:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the sender and the middleware attached."""
+        """Texts by name that the sender and the middleware have added."""
         return self._message.headers
 
     @property
     def sent_at(self) -> float:
-        """When it was sent, in Unix time by the sender's clock."""
+        """The Unix time at which it was sent, by the sender's clock."""
         return self._message.sent_at
 
     @property
@@ -105,26 +105,26 @@ class TaskContext:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that the call gave it; None: as the task says."""
+        """The timeout of this call, in seconds; None: the task's own holds."""
         return self._message.timeout
 
     @property
     def soft_timeout(self) -> float | None:
-        """Seconds after which the call wants it told to come to an end; None: as the task says."""
+        """The soft timeout of this call, in seconds; None: the task's own holds."""
         return self._message.soft_timeout
 
     @property
     def retry(self) -> RetryPolicy | None:
-        """The retry that the call asked for; None: as the task says."""
+        """The retry of this call; None: the task's own holds."""
         return self._message.retry
 
     async def transaction(self) -> Any:
-        """Return a connection to the result backend's PostgreSQL, with a transaction open on it.
+        """Return a connection to the result backend's PostgreSQL, with an open transaction.
 
-        What the task writes there commits together with its success, when it returns, and is
-        rolled back when it fails, is cancelled or its worker dies. Should it run twice, the
-        second commit is refused and undone: run twice, done once. The task must not commit by
-        itself. Each call within one run returns the same connection.
+        When the task returns, its writes are committed together with its result. They are rolled
+        back if the task fails or is cancelled, or if its worker dies. If the task runs twice, the
+        second commit is refused and rolled back, so the writes take effect once. The task must
+        not commit by itself. Each call within one run returns the same connection.
 
         Example:
             ::
@@ -139,8 +139,8 @@ class TaskContext:
             An asyncpg connection.
 
         Raises:
-            RuntimeError: No worker runs the task here, or it is no coroutine function.
-            Unsupported: The result backend is another system.
+            RuntimeError: No worker runs the task, or it is not a coroutine function.
+            Unsupported: The result backend is not PostgreSQL.
             BackendUnavailable: The server cannot be reached now.
         """
         raise RuntimeError("only a coroutine task that a worker runs has a transaction")
@@ -152,23 +152,24 @@ class TaskContext:
 _current: ContextVar[TaskContext] = ContextVar("aiotaskq.task")
 
 enter = _current.set
-"""Make a context the current one of the running coroutine or thread."""
+"""Set the context of the running coroutine or thread."""
 
 
 def find_task() -> TaskContext | None:
-    """Return the context of the task that runs here, if one does."""
+    """Return the context of the running task; None outside of a task."""
     return _current.get(None)
 
 
 def current_task() -> TaskContext:
-    """Return the context of the task that runs here.
+    """Return the context of the running task.
 
     Raises:
-        RuntimeError: No task runs here.
+        RuntimeError: It was called outside of a task.
     """
     context = find_task()
     if context is None:
         raise RuntimeError(
-            "no task runs here: current_task() works in a task's own function and in what it calls"
+            "no task runs here: current_task() works only in a task's function and in code that"
+            " it calls"
         )
     return context

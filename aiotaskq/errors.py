@@ -1,35 +1,35 @@
-"""Every exception of the package.
+"""All exceptions of the package.
 
 ::
 
     AioTaskQError
     ├── ConfigError                 the set-up is wrong; the same call cannot work later
-    │   ├── UnknownTask             no task of that name is registered
-    │   ├── DuplicateTask           the name is taken by another function
-    │   └── Unsupported             the chosen driver cannot do what was asked
+    │   ├── UnknownTask             no task with that name is registered
+    │   ├── DuplicateTask           another function has the name
+    │   └── Unsupported             the driver does not have this feature
     ├── Unavailable                 a server cannot be reached now; the same call may work later
     │   ├── BrokerUnavailable
-    │   │   └── BrokerFull          it has no room left, and takes no more messages
+    │   │   └── BrokerFull          it has no memory or disk left, and takes no more messages
     │   └── BackendUnavailable
-    ├── LeaseLost                   the broker gave this consumer up for dead
+    ├── LeaseLost                   the broker counts this consumer as dead
     ├── CodecError
-    │   ├── EncodeError             a value has no form in the chosen serializer
-    │   │   └── PayloadTooLarge
-    │   └── DecodeError             bytes that are no message, or no argument of the annotated type
+    │   ├── EncodeError             the serializer cannot encode a value
+    │   │   └── PayloadTooLarge     a message or a result is too large
+    │   └── DecodeError             the bytes are not a message, or not of the annotated type
     ├── TimeLimitExceeded           a task ran longer than its timeout; also a TimeoutError
     ├── SoftTimeLimitExceeded       raised inside a task before that; also a TimeoutError
-    ├── Verdict                     raised by a task, to say how its run is to end
-    │   ├── RetryLater              run it again, as another attempt
-    │   ├── Snooze                  run it again, without counting this attempt
-    │   └── Reject                  keep it among the dead letters
-    ├── MaxRetriesExceededError     `self.retry()` in a task that has had all its attempts
+    ├── Verdict                     raised by a task to decide how its run ends
+    │   ├── RetryLater              run the task again, as another attempt
+    │   ├── Snooze                  run the task again, without counting this attempt
+    │   └── Reject                  move the task to the dead letters
+    ├── MaxRetriesExceededError     `self.retry()` after the last attempt
     └── ResultError
-        ├── ResultTimeout           also a TimeoutError
-        ├── TaskFailed              carries the remote type, message and traceback
-        └── TaskRevoked             cancelled or expired
+        ├── ResultTimeout           no result in time; also a TimeoutError
+        ├── TaskFailed              the task failed; with its exception type and traceback
+        └── TaskRevoked             the task was cancelled, or it expired
 
-Facts are attributes, the sentence is the message. No exception of a client library
-leaves a driver: each is mapped onto one of these.
+Details are attributes of an exception; its message is a sentence for people. A driver converts
+every exception of its client library into one of these.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from typing import Any
 
 
 class AioTaskQError(Exception):
-    """The base of all errors raised by aiotaskq."""
+    """Base of all exceptions of aiotaskq."""
 
 
 class ConfigError(AioTaskQError):
-    """The set-up is wrong, and trying again cannot help."""
+    """The set-up is wrong; the same call cannot work later."""
 
 
 class UnknownTask(ConfigError):
-    """No task of that name is registered."""
+    """No task with that name is registered."""
 
 
 class DuplicateTask(ConfigError):
-    """A task of that name is registered for another function."""
+    """Another function is registered as a task with that name."""
 
 
 class Unsupported(ConfigError):
-    """The chosen driver cannot do what was asked; its `traits` say what it can."""
+    """The driver does not have a feature that was asked for; see its `traits`."""
 
 
 class Unavailable(AioTaskQError):
@@ -67,7 +67,7 @@ class BrokerUnavailable(Unavailable):
 
 
 class BrokerFull(BrokerUnavailable):
-    """The broker answers, and has no memory or disk left for another message."""
+    """The broker answers, but has no memory or disk left for another message."""
 
 
 class BackendUnavailable(Unavailable):
@@ -75,23 +75,23 @@ class BackendUnavailable(Unavailable):
 
 
 class LeaseLost(AioTaskQError):
-    """The broker gave this consumer up for dead; what it held was handed to others."""
+    """The broker counts this consumer as dead and gives its messages to other workers."""
 
 
 class CodecError(AioTaskQError):
-    """Bytes and values do not fit each other."""
+    """A value cannot be encoded, or bytes cannot be decoded."""
 
 
 class EncodeError(CodecError):
-    """A value has no form in the chosen serializer."""
+    """The serializer cannot encode a value."""
 
 
 class PayloadTooLarge(EncodeError):
-    """An encoded message or result exceeds the configured limit.
+    """An encoded message or result is larger than its setting allows.
 
     Attributes:
-        size: Bytes it takes.
-        limit: Bytes allowed.
+        size: Its size in bytes.
+        limit: The largest size allowed, in bytes.
     """
 
     def __init__(self, message: str, *, size: int, limit: int) -> None:
@@ -108,7 +108,7 @@ def _too_large(message: str, size: int, limit: int) -> PayloadTooLarge:
 
 
 class DecodeError(CodecError):
-    """Bytes that are no message, or an argument that does not fit its annotation."""
+    """Bytes are not a message, or an argument is not of its annotated type."""
 
 
 class TimeLimitExceeded(AioTaskQError, TimeoutError):
@@ -116,15 +116,15 @@ class TimeLimitExceeded(AioTaskQError, TimeoutError):
 
 
 class SoftTimeLimitExceeded(AioTaskQError, TimeoutError):
-    """Raised inside a task that runs longer than its `soft_timeout`, so that it can clean up."""
+    """Raised inside a task that runs longer than its `soft_timeout`, so that it can finish."""
 
 
 class Verdict(AioTaskQError):
-    """Raised by a task to say how its run is to end. See the three subclasses."""
+    """Raised by a task to decide how its run ends. See the three subclasses."""
 
 
 def _check_seconds(delay: Any) -> float:
-    # Here and not in the worker: it fails the task in the line that is wrong.
+    # Checked here and not in the worker: the traceback shows the wrong line of the task.
     if not isinstance(delay, int | float) or not 0 <= delay < math.inf:
         raise TypeError(f"delay is {delay!r}; it must be a number of seconds, 0 or more")
     return delay
@@ -133,14 +133,15 @@ def _check_seconds(delay: Any) -> float:
 class RetryLater(Verdict):
     """Run the task again after `delay` seconds, as another attempt.
 
-    It counts against the `max_attempts` of the task's `Retry`, or of a plain ``Retry()`` where
-    the task has none. After the last one the task fails, with what this was raised from
-    (``raise RetryLater(5) from error``), or else with this.
+    The attempt counts towards the `max_attempts` of the task's `Retry`, or of ``Retry()`` if the
+    task has none. After the last attempt the task fails with the cause of this exception
+    (``raise RetryLater(5) from error``), or with this exception if it has no cause.
 
     Args:
         delay: Seconds; None: as the task's `Retry` says.
-        reason: For people, in logs and in the task's history.
-        max_attempts: Runs in all, instead of what the `Retry` says; ``math.inf`` for no limit.
+        reason: A text for people, in logs and in the task's history.
+        max_attempts: The number of runs in all, instead of that of the `Retry`; ``math.inf`` for
+            no limit.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Snooze(Verdict):
     """Run the task again after `delay` seconds; this run does not count as an attempt."""
 
     def __init__(self, delay: float, reason: str = "") -> None:
-        super().__init__(reason or "the task asked to be put off")
+        super().__init__(reason or "the task asked to be postponed")
         self.delay = _check_seconds(delay)
         self.reason = reason
 
@@ -172,7 +173,7 @@ class Snooze(Verdict):
 
 
 class Reject(Verdict):
-    """Do not run the task again: keep it among the dead letters, with the reason."""
+    """Do not run the task again: move it to the dead letters, with the reason."""
 
     def __init__(self, reason: str = "rejected by the task") -> None:
         super().__init__(reason)
@@ -180,29 +181,30 @@ class Reject(Verdict):
 
 
 class MaxRetriesExceededError(AioTaskQError):
-    """A task asked for another attempt with ``self.retry()``, and has had all it may have."""
+    """A task called ``self.retry()`` in its last attempt."""
 
 
 class ResultError(AioTaskQError):
-    """A task has no value to return."""
+    """A task has no value: it failed, was revoked, or has not ended in time."""
 
 
 class ResultTimeout(ResultError, TimeoutError):
-    """No result arrived in time. The task goes on; asking again is fine."""
+    """No result arrived in time. The task goes on, and the caller may wait again."""
 
 
 class TaskFailed(ResultError):
-    """The task raised.
+    """The task failed.
 
-    Raised to the caller as a subclass of the remote type as well, where that type is a
-    builtin or its module is already imported here. Nothing is imported on a payload's word.
+    The exception that the caller gets is also an instance of the task's exception type, if that
+    is a builtin or its module is already imported in the caller. For safety, nothing is imported
+    because a result names it.
 
     Attributes:
         task_id: The id of the task.
-        exc_type: The name of the remote exception type, such as ``"ZeroDivisionError"``.
+        exc_type: The name of the task's exception type, such as ``"ZeroDivisionError"``.
         exc_module: The module of that type, such as ``"builtins"``.
-        exc_message: What ``str()`` gave there.
-        remote_traceback: The traceback as text, or None.
+        exc_message: The message of the task's exception, from ``str()``.
+        remote_traceback: The traceback in the worker as text, or None.
     """
 
     task_id: str
@@ -221,10 +223,10 @@ class TaskFailed(ResultError):
         exc_message: str = "",
         remote_traceback: str | None = None,
     ) -> None:
-        # Not super(): a subclass may have a remote type among its bases, whose __init__ wants
-        # arguments of its own.
+        # Not super(): a subclass may have a remote type among its bases, whose __init__ takes
+        # other arguments.
         Exception.__init__(self, message)
-        # Not by assignment: a remote type that is a frozen dataclass would refuse it.
+        # Not by assignment: a remote type that is a frozen dataclass raises on assignment.
         vars(self).update(
             task_id=task_id,
             exc_type=exc_type,
@@ -240,4 +242,4 @@ class TaskFailed(ResultError):
 
 
 class TaskRevoked(ResultError):
-    """The task was cancelled, or expired before it started."""
+    """The task was cancelled, or it expired before it started."""

@@ -1,7 +1,7 @@
-"""What happened, for those who only listen: logs, metrics, tests.
+"""Events of tasks and workers, and their observers: for logs, metrics and tests.
 
-An observer is a function of one event. It cannot change anything, and one that raises is
-logged and otherwise ignored. Where nobody listens to a kind of event, none is made.
+An observer is a function that is called with an event. It cannot change what happens. If it raises,
+the exception is logged and otherwise ignored. An event without observers is not even created.
 """
 
 from __future__ import annotations
@@ -20,69 +20,72 @@ logger = logging.getLogger("aiotaskq.events")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of all events."""
+    """Base of all events."""
 
 
 class TaskEvent(Event, frozen=True, kw_only=True):
-    """Something that happened to a task, whose message is at hand."""
+    """Base of events of a task that have its message."""
 
     message: Message
 
 
 class Sent(TaskEvent, frozen=True, kw_only=True):
-    """The broker has stored it. Heard in the process that sent it."""
+    """The broker has stored the task. Emitted in the process that sent it."""
 
 
 class Received(TaskEvent, frozen=True, kw_only=True):
-    """A worker took it from its queue."""
+    """A worker took the task from its queue."""
 
 
 class Started(TaskEvent, frozen=True, kw_only=True):
-    """Its function is about to be called."""
+    """The worker is about to call the function of the task."""
 
 
 class Succeeded(TaskEvent, frozen=True, kw_only=True):
-    """It returned."""
+    """The task returned a value."""
 
     value: Any
     execution_time: float  # seconds
 
 
 class Failed(TaskEvent, frozen=True, kw_only=True):
-    """It raised, could not be called, or its value could not be encoded, and will not run again."""
+    """The task failed and will not run again.
+
+    It raised, could not be called, or its value could not be encoded.
+    """
 
     error: BaseException
-    traceback: str  # as it is stored: shortened where it is very long
+    traceback: str  # as it is stored; a very long one is shortened
     execution_time: float  # seconds
 
 
 class Retried(TaskEvent, frozen=True, kw_only=True):
-    """It raised, and will run again."""
+    """The task failed and will run again."""
 
     error: BaseException
     delay: float  # seconds
 
 
 class Snoozed(TaskEvent, frozen=True, kw_only=True):
-    """It asked to be put off, and will run again without this attempt being counted."""
+    """The task raised `Snooze` and will run again; this attempt does not count."""
 
     delay: float  # seconds
 
 
 class Stuck(TaskEvent, frozen=True, kw_only=True):
-    """It was cancelled and did not end: its slot was freed, and what it still does is ignored."""
+    """The task was cancelled and did not end: its slot was freed, and its result is ignored."""
 
 
 class Revoked(TaskEvent, frozen=True, kw_only=True):
-    """It was cancelled while it ran."""
+    """The task was cancelled while it ran, or it had expired before it started."""
 
 
 class Released(TaskEvent, frozen=True, kw_only=True):
-    """It was handed back unfinished, for another worker to run."""
+    """The task was stopped before its end and given back, for another worker to run."""
 
 
 class Buried(Event, frozen=True, kw_only=True):
-    """It went to the dead letters."""
+    """The task went to the dead letters."""
 
     task_id: str
     queue: str
@@ -90,38 +93,38 @@ class Buried(Event, frozen=True, kw_only=True):
 
 
 class Refused(Event, frozen=True, kw_only=True):
-    """An outcome came too late: the task had been taken from this worker, or had ended."""
+    """A worker's result was refused: other workers had got the task, or it had ended already."""
 
     task_id: str
 
 
 class LoopBlocked(Event, frozen=True, kw_only=True):
-    """Something kept a worker's event loop from running. Told from another thread, while it does.
+    """The event loop of a worker is blocked.
 
-    Once for each time it is blocked.
+    Emitted once each time it is blocked, while it is blocked, from another thread.
     """
 
     worker: str
     seconds: float  # so far
-    task: str  # the name and id of the task that runs there, or empty
-    stack: str  # what the thread of the event loop is at
+    task: str  # the name and id of the task that blocks it; empty if it is no task
+    stack: str  # the stack of the thread of the event loop
 
 
 class HealthChanged(Event, frozen=True, kw_only=True):
-    """A worker became healthy, or ceased to be."""
+    """A worker became healthy, or it is not healthy any more."""
 
     worker: str
-    problems: tuple[str, ...]  # none: it is healthy
+    problems: tuple[str, ...]  # empty if it is healthy
 
 
 class WorkerReady(Event, frozen=True, kw_only=True):
-    """The worker takes tasks."""
+    """The worker has connected and takes tasks."""
 
     worker: str
 
 
 class WorkerStopped(Event, frozen=True, kw_only=True):
-    """The worker has let go of everything."""
+    """The worker has ended and closed its connections."""
 
     worker: str
 
@@ -131,20 +134,20 @@ Observer: TypeAlias = Callable[[E], None]
 
 
 class Observers:
-    """Who listens to what."""
+    """The observers of an application, by the type of event."""
 
     def __init__(self) -> None:
         self._by_kind: dict[type[Event], list[Callable[[Any], None]]] = {}
 
     def add(self, kind: type[E], observer: Observer[E]) -> None:
-        """Call `observer` with every event of exactly this kind.
+        """Call `observer` with every event of exactly this type.
 
         Raises:
-            ConfigError: It is a coroutine function, which nobody would await.
+            ConfigError: It is a coroutine function: nothing would await its coroutine.
         """
         if inspect.iscoroutinefunction(observer):
             raise ConfigError(f"an observer of {kind.__name__} must be a plain function")
-        # A new list each time: an event may be on its way through the old one.
+        # A new list each time: `emit` may be iterating over the old one.
         self._by_kind[kind] = [*self._by_kind.get(kind, ()), observer]
 
     def remove(self, kind: type[E], observer: Observer[E]) -> None:
@@ -154,11 +157,11 @@ class Observers:
         self._by_kind[kind] = left
 
     def heard(self, kind: type[Event]) -> bool:
-        """Whether anybody listens: ask before making the event."""
+        """Whether this type of event has observers; check it before you create the event."""
         return bool(self._by_kind.get(kind))
 
     def emit(self, event: Event) -> None:
-        """Tell all who listen. Never raises."""
+        """Call all observers of the event's type. Never raises."""
         for observer in self._by_kind.get(type(event), ()):
             try:
                 observer(event)

@@ -1,4 +1,4 @@
-"""Names that nobody else has: ids of tasks, names of workers."""
+"""Ids of tasks and names of workers, unique everywhere; and the version of the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 def new_id() -> str:
-    """Return a fresh task id: a UUID of version 7, so that ids sort by the time they were made."""
+    """Return a new task id: a UUID of version 7, so ids sort by the time of their creation."""
     time_text = f"{time.time_ns() // 1_000_000:012x}"
     random = os.urandom(10)
     text = random.hex()
@@ -18,7 +18,7 @@ def new_id() -> str:
 
 def version() -> str:
     """Return the version of the installed package."""
-    from importlib.metadata import version as installed  # costs more than most need
+    from importlib.metadata import version as installed  # slow to import, and rarely needed
 
     return installed("aiotaskq")
 
@@ -29,5 +29,5 @@ def worker_name() -> str:
 
 
 def host_name() -> str:
-    """Return what this machine calls itself."""
+    """Return the name of this machine."""
     return socket.gethostname()

@@ -1,8 +1,8 @@
-"""Middleware: an onion around a send and around a run.
+"""Middleware: code around the sending and around the running of tasks.
 
-A middleware may change what happens: replace the message, refuse it, replace the value, turn
-an exception into another. What only wants to hear of it is an observer (`aiotaskq.events`).
-Only the methods that a middleware overrides are called, so the others cost nothing.
+A middleware may replace a message or refuse to send it, and it may replace the value or the
+exception of a task. Code that only observes is better an observer (`aiotaskq.events`). Only
+the methods that a middleware overrides are called, so the others cost nothing.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ Run: TypeAlias = Callable[[TaskContext], Awaitable[Any]]
 
 
 class Middleware:
-    """Override one method or both."""
+    """Base of middleware. Override one method or both."""
 
     async def send(self, message: Message, proceed: Send) -> None:
         """Wrap the sending of a message.
 
-        The message is frozen: pass on another one with ``msgspec.structs.replace(message,
-        headers={...})``. Raising, or not calling `proceed`, keeps it from being sent; the former
-        tells the caller.
+        The message is frozen: to change it, call `proceed` with a copy from
+        ``msgspec.structs.replace(message, headers={...})``. To refuse it, raise: the caller gets
+        the exception. If `proceed` is not called, the message is silently not sent.
         """
         await proceed(message)
 
     async def run(self, context: TaskContext, proceed: Run) -> Any:
-        """Wrap the run of a task: `proceed` returns its value or raises what it raised."""
+        """Wrap the run of a task: `proceed` returns its value or raises its exception."""
         return await proceed(context)
 
 
 def wrap_send(middlewares: Sequence[Middleware], send: Send) -> Send:
-    """Put the middlewares around `send`, the first one outermost."""
+    """Return `send` wrapped by the middleware; the first one is the outermost."""
     for middleware in reversed(middlewares):
         if type(middleware).send is not Middleware.send:
             send = partial(_send, middleware, send)
@@ -44,7 +44,7 @@ def wrap_send(middlewares: Sequence[Middleware], send: Send) -> Send:
 
 
 def wrap_run(middlewares: Sequence[Middleware], run: Run) -> Run:
-    """Put the middlewares around `run`, the first one outermost."""
+    """Return `run` wrapped by the middleware; the first one is the outermost."""
     for middleware in reversed(middlewares):
         if type(middleware).run is not Middleware.run:
             run = partial(_run, middleware, run)

@@ -1,4 +1,4 @@
-"""When a failed task runs again. Pure: the decision is a function of what happened."""
+"""Retries: whether a failed task runs again, and after which delay. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How often, how soon and after which exceptions a failed task runs again.
 
     Args:
-        max_attempts: Runs in all, the first included; ``math.inf`` for no limit.
+        max_attempts: The number of runs in all, with the first one; ``math.inf`` for no limit.
         delay: Seconds before the second attempt.
-        backoff: How the delay grows from there: ``"exponential"`` doubles it,
-            ``"linear"`` adds `delay` each time, ``"constant"`` keeps it, and a function gets the
-            number of the attempt that failed and returns seconds.
-        max_delay: The most seconds to wait.
-        jitter: Wait a random time between half and the whole of the delay, so that what failed
-            together does not come back together; ``"full"``: between nothing and the whole.
-        on: Exceptions worth another attempt; subclasses are included. None of them: only what
-            the task itself asks for, with `RetryLater`.
-        never_on: Exceptions that are not, though `on` names a base of theirs.
+        backoff: How the delay grows after that: ``"exponential"`` doubles it, ``"linear"`` adds
+            `delay` each time, ``"constant"`` keeps it. A function gets the number of the attempt
+            that failed and returns seconds.
+        max_delay: The longest delay, in seconds.
+        jitter: Wait for a random time between half the delay and the whole delay, so that tasks
+            that failed together do not run again together. ``"full"``: between 0 and the whole
+            delay.
+        on: Exceptions after which the task runs again, subclasses included. An empty tuple: only
+            if the task itself raises `RetryLater`.
+        never_on: Exceptions after which it does not, even if `on` has a base class of them.
     """
 
     max_attempts: float = 3
@@ -43,36 +44,36 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     never_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        most: Any = self.max_attempts  # whatever it was given
+        most: Any = self.max_attempts  # of any type, whatever the annotation says
         if most != math.inf and (type(most) is not int or most < 1):
             raise ConfigError(
-                f"max_attempts is {most!r}; it must be a whole number, of which the first run"
-                " counts, so 1 is the least, or math.inf for no limit"
+                f"max_attempts is {most!r}; it must be a whole number of at least 1, which includes"
+                " the first run, or math.inf for no limit"
             )
         if not (0 <= self.delay < math.inf and 0 <= self.max_delay < math.inf):
-            raise ConfigError("delay and max_delay are seconds, 0 or more")
+            raise ConfigError("delay and max_delay must be seconds, 0 or more")
         if not callable(self.backoff) and self.backoff not in _GROWTH:
             raise ConfigError(
-                f"backoff is {self.backoff!r}; it may be {', '.join(map(repr, _GROWTH))}"
+                f"backoff is {self.backoff!r}; it must be {', '.join(map(repr, _GROWTH))}"
                 " or a function of the attempt"
             )
         if self.jitter not in (True, False, "full"):
-            raise ConfigError(f'jitter is {self.jitter!r}; it may be True, False or "full"')
+            raise ConfigError(f'jitter is {self.jitter!r}; it must be True, False or "full"')
         for name in ("on", "never_on"):
-            kinds: Any = getattr(self, name)  # whatever it was given
+            kinds: Any = getattr(self, name)  # of any type, whatever the annotation says
             if not (isinstance(kinds, tuple) and all(map(_is_exception, kinds))):
                 raise ConfigError(f"{name} is {kinds!r}; it must be a tuple of exception types")
 
     def to_policy(self) -> RetryPolicy:
-        """Return the form that travels in a message, for a call with a policy of its own.
+        """Return the form for a message, for a call that has a retry of its own.
 
         Raises:
-            ConfigError: It holds a function or exception types, which cannot travel.
+            ConfigError: It has a function or exception types; a message cannot contain these.
         """
         if callable(self.backoff) or self.on != (Exception,) or self.never_on:
             raise ConfigError(
-                "a Retry given for one call travels in the message, so it cannot hold a function"
-                " or exception types: give those where the task is defined"
+                "the Retry of a single call is sent in the message, which cannot contain a function"
+                " or exception types: give these where the task is defined"
             )
         return RetryPolicy(
             max_attempts=int(min(self.max_attempts, _UNLIMITED)),
@@ -88,7 +89,7 @@ def _is_exception(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
-_UNLIMITED = 2**53  # attempts: every framing has such a number, and no task gets there
+_UNLIMITED = 2**53  # attempts; JSON and MessagePack have this number, and no task reaches it
 
 
 _GROWTH: dict[str, Callable[[float, int], float]] = {
@@ -101,9 +102,9 @@ NEVER = Retry(max_attempts=1)
 
 
 def for_call(policy: RetryPolicy, task: Retry) -> Retry:
-    """Return the task's `Retry` with the numbers that one call asked for.
+    """Return the task's `Retry` with the numbers of one call.
 
-    They came in a message, so that what makes no sense is put right rather than refused.
+    The numbers come from a message. Wrong ones are corrected: there is no caller for an error.
     """
     jitter: Jitter = "full" if policy.jitter and policy.full_jitter else policy.jitter
     unlimited = policy.max_attempts >= _UNLIMITED
@@ -113,7 +114,7 @@ def for_call(policy: RetryPolicy, task: Retry) -> Retry:
         backoff=policy.backoff if policy.backoff in _GROWTH else "exponential",  # type: ignore[arg-type]  # it is one of them
         max_delay=_seconds(policy.max_delay),
         jitter=jitter,
-        on=task.on or (Exception,),  # who asks for attempts of a call means those after a failure
+        on=task.on or (Exception,),  # a call with a retry is retried after any failure
         never_on=task.never_on,
     )
 
@@ -141,7 +142,7 @@ def retry_delay(
 def backoff_delay(
     retry: Retry, attempt: int, *, chance: Callable[[], float] = random.random
 ) -> float:
-    """Return the seconds to wait after `attempt`, whatever it failed with."""
+    """Return the seconds to wait after `attempt`, independent of the exception."""
     if callable(retry.backoff):
         delay = retry.backoff(attempt)
     else:

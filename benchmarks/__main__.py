@@ -1,10 +1,9 @@
-"""Measure aiotaskq on servers started here, and print a table.
+"""Run the benchmarks of aiotaskq on servers that it starts, and print a table.
 
 ``python -m benchmarks [MEASURE ...] [--quick] [--json FILE] [--runs N]``
 
-Each figure is the median of several runs, with the least and the greatest beside it. Absolute
-numbers say as much of the machine as of the code: compare two versions on one machine, in one
-sitting.
+Each figure is the median of several runs, with the smallest and the largest value. Absolute numbers
+depend on the machine as much as on the code: compare two versions on one machine, in one session.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
     set_up_logging()
-    # Where nobody looks at a terminal's width, lines are not broken for its sake.
+    # Without a terminal, lines are not broken at its width.
     console = Console(width=None if sys.stdout.isatty() else 140)
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         report.figures.append(figure)
                         console.print(_line(figure), highlight=False, soft_wrap=True)
                 report = Report(report.figures, bench.versions())
-        finally:  # what was measured before one failed is not lost
+        finally:  # if one fails, the figures before it are not lost
             show(
                 report.figures,
                 title=f"aiotaskq {__version__}, {os.cpu_count()} cores",
@@ -89,20 +88,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure aiotaskq on servers started here, and print a table.",
+        description="Run the benchmarks of aiotaskq on servers that it starts, and print a table.",
     )
     parser.add_argument(
         "measures",
         nargs="*",
         metavar="MEASURE",
-        help=f"{', '.join(MEASURES)}; or all of these, which is the default; or, only by name,"
-        f" {', '.join(BY_NAME_ONLY)}",
+        help=f"{', '.join(MEASURES)}; the default is all of these; these run only if they are"
+        f" named: {', '.join(BY_NAME_ONLY)}",
     )
-    parser.add_argument("--quick", action="store_true", help="few tasks, one run: does it work?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to this file")
-    parser.add_argument("--runs", type=_positive, metavar="N", help="how often to take each figure")
     parser.add_argument(
-        "--tasks", type=_positive, metavar="N", help=f"of the soak; by default {soak.TASKS:,}"
+        "--quick", action="store_true", help="few tasks and one run, to see whether it works"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to this file")
+    parser.add_argument(
+        "--runs", type=_positive, metavar="N", help="number of runs for each figure"
+    )
+    parser.add_argument(
+        "--tasks",
+        type=_positive,
+        metavar="N",
+        help=f"number of tasks of the soak; default {soak.TASKS:,}",
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.measures if name not in (*EVERY, "all")]
@@ -113,7 +119,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 

@@ -1,11 +1,11 @@
-"""Measure aiotaskq and other task queues under the same load, one round of everybody after another.
+"""Compare aiotaskq with other task queues under the same load; in each round all take turns.
 
 ``python -m benchmarks.compare [--only taskiq,saq] [--workloads noop,sync] [--rounds N] [--quick]
 [--json FILE]``
 
-Each library is installed in a virtual environment of its own, versions pinned; Redis, PostgreSQL
-and RabbitMQ are started here, those that are needed. With ``--only``, ours take part on the servers
-of those that are named. What does not work is reported with its error, and the others go on.
+Each library is installed in its own virtual environment, with pinned versions. The program starts
+the servers that are needed: Redis, PostgreSQL, RabbitMQ. With ``--only``, aiotaskq takes part on
+the servers of the named libraries. If a library fails, its error is reported, and the others go on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRIPS = 500
 QUICK_DRAIN, QUICK_SENT, QUICK_TRIPS = 1_000, 1_000, 50
 SENDING = ("enqueue", "bulk", "roundtrip")
 TITLES = {
-    "noop": "no-op tasks (coroutines where there are any)",
+    "noop": "no-op tasks (coroutines, if the library has them)",
     "sync": "plain functions",
     "sleep": "tasks that sleep for 1 to 50 ms",
     "cpu": "tasks that are busy for 200 µs",
@@ -58,12 +58,12 @@ _STORES: dict[str, Callable[[Watchdog], Store]] = {
     "rabbitmq": RabbitStore,
 }
 
-# What is measured of a workload: name, unit. The first one is what is compared.
+# The figures of a workload: name, unit. The first one is compared.
 DRAIN_PARTS = (
     ("rate", "tasks/s"),
     ("worker CPU", "µs/task"),
     ("server CPU", "µs/task"),
-    ("peak memory", "MB"),  # of the worker's processes, what they share counted in each
+    ("peak memory", "MB"),  # of the worker's processes; shared memory counts for each
 )
 SEND_PARTS = (("rate", "tasks/s"),)
 TRIP_PARTS = (("p50", "ms"), ("p99", "ms"))
@@ -73,28 +73,28 @@ Values = tuple[float, ...]
 
 @dataclass
 class Comparison:
-    """All that was measured, and what went wrong."""
+    """All figures, and all failures."""
 
     values: dict[tuple[str, str], list[Values]] = field(default_factory=lambda: defaultdict(list))
     failures: dict[tuple[str, str], str] = field(default_factory=dict)  # by contestant, workload
     settled: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def figures(self) -> Iterator[Figure]:
-        """Every part of every workload of every contestant."""
+        """Yield every figure of every workload of every contestant."""
         for (who, workload), runs in self.values.items():
             for number, (part, unit) in enumerate(parts(workload)):
                 yield Figure(f"{workload}: {part}", unit, [run[number] for run in runs], who=who)
 
 
 def parts(workload: str) -> tuple[tuple[str, str], ...]:
-    """What is measured of it, with units."""
+    """Return the figures of a workload: names and units."""
     if workload == "roundtrip":
         return TRIP_PARTS
     return SEND_PARTS if workload in SENDING else DRAIN_PARTS
 
 
 class Sitting:
-    """The servers, and those who are measured on them."""
+    """One session: the servers, and the contestants that are measured on them."""
 
     def __init__(self, contestants: list[Contestant], *, quick: bool) -> None:
         self.contestants = contestants
@@ -106,7 +106,7 @@ class Sitting:
         self._stores: dict[str, Store] = {}
 
     def install(self, console: Console) -> None:
-        """Install everybody; who cannot be installed does not take part."""
+        """Install all contestants; one that cannot be installed does not take part."""
         for one in list(self.contestants):
             console.print(f"{one.name}: installing", style="dim")
             try:
@@ -117,12 +117,12 @@ class Sitting:
                 self.comparison.failures[one.name, "install"] = str(error)
 
     def run(self, one: Contestant, workload: str) -> str | None:
-        """Measure it once; return what came of it. One that has failed before is left out."""
+        """Measure a workload once and return its figures as text; None if it has failed before."""
         if (one.name, workload) in self.comparison.failures:
             return None
         try:
             values = self._measure(one, workload)
-        except Exception as error:  # whatever it is: the others go on, and this is reported
+        except Exception as error:  # any error is reported, and the others go on
             text = str(error) if isinstance(error, Failed) else repr(error)
             self.comparison.failures[one.name, workload] = text
             return f"FAILED: {text}"
@@ -184,12 +184,12 @@ class Sitting:
         with worker_of(one, "noop", self._watchdog, **store.variables()):
             words = ("roundtrip", str(count))
             answer = ask(one, self._watchdog, ASK_TIMEOUT, *words, **store.variables())
-        # The first ones wait for the worker and open connections.
+        # The first ones include waiting for the worker and connecting.
         taken = sorted(answer["milliseconds"][count // 10 :])
         return statistics.median(taken), taken[len(taken) * 99 // 100]
 
 
-# --- what is shown ---
+# --- output ---
 
 
 def show(comparison: Comparison, chosen: list[Contestant], workload: str, console: Console) -> None:
@@ -205,7 +205,7 @@ def show(comparison: Comparison, chosen: list[Contestant], workload: str, consol
     names = parts(workload)
     table = Table(title=f"{workload}: {TITLES[workload]}")
     table.add_column("who", no_wrap=True)
-    for column in (f"{names[0][0]}, {names[0][1]}", "least", "greatest", "ours: times as fast"):
+    for column in (f"{names[0][0]}, {names[0][1]}", "least", "greatest", "aiotaskq: times as fast"):
         table.add_column(column, justify="right")
     for name, unit in names[1:]:
         table.add_column(f"{name}, {unit}", justify="right")
@@ -222,7 +222,7 @@ def show(comparison: Comparison, chosen: list[Contestant], workload: str, consol
 
 
 def references(chosen: list[Contestant]) -> dict[str, str]:
-    """Return the one of ours that each stands beside: the first on the same server."""
+    """Return the aiotaskq that each contestant is compared with: the first on the same server."""
     ours = {one.store: one.name for one in reversed(chosen) if one.is_ours}
     return {
         one.name: ours[one.store]
@@ -244,9 +244,9 @@ def _row(who: str, runs: list[Values], ours: float | None, *, less_is_better: bo
 
 
 def tell(comparison: Comparison, chosen: list[Contestant], console: Console) -> None:
-    """Print how each was set up, what it promises, and what failed."""
-    table = Table(title="who is who", show_lines=True)
-    for column in ("who", "how it was set up", "results", "tasks of a worker that is killed"):
+    """Print the set-up of each, its guarantees, and the failures."""
+    table = Table(title="contestants", show_lines=True)
+    for column in ("who", "set-up", "results", "tasks of a killed worker"):
         table.add_column(column)
     for one in chosen:
         stored = "stored" if one.results else "none"
@@ -257,7 +257,7 @@ def tell(comparison: Comparison, chosen: list[Contestant], console: Console) -> 
 
 
 def versions(contestants: list[Contestant]) -> dict[str, str]:
-    """The versions of everything, by name."""
+    """Return all versions, by name."""
     found = {one.library: one.versions for one in contestants}
     found["python"] = platform.python_version()
     for command in (["redis-server", "--version"], ["node", "--version"]):
@@ -270,7 +270,7 @@ def versions(contestants: list[Contestant]) -> dict[str, str]:
 
 
 def write(sitting: Sitting, chosen: list[Contestant], file: Path) -> None:
-    """Keep every run as JSON, with settings, promises and failures."""
+    """Write every run as JSON, with settings, guarantees and failures."""
     comparison = sitting.comparison
     Report(list(comparison.figures()), {**versions(chosen), **sitting.versions}).write(file)
     report = json.loads(file.read_text(encoding="utf-8"))
@@ -313,26 +313,28 @@ def _parse(known: list[Contestant]) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         type=_names([one.name for one in known]),
-        help="these, and ours on the same servers: taskiq,saq",
+        help="only these, and aiotaskq on the same servers: taskiq,saq",
     )
     parser.add_argument(
         "--workloads", type=_names(everything), default=everything, help=",".join(everything)
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of everybody [3]")
-    parser.add_argument("--quick", action="store_true", help="few tasks, one round: does it work?")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds [3]")
+    parser.add_argument(
+        "--quick", action="store_true", help="few tasks and one round, to see whether it works"
+    )
     parser.add_argument("--json", type=Path, help="write every run to this file")
     return parser.parse_args()
 
 
 def choose(known: list[Contestant], names: list[str]) -> list[Contestant]:
-    """Return those of these names, and ours on the servers that they use."""
+    """Return the contestants with these names, and aiotaskq on the servers that they use."""
     servers = {one.store for one in known if one.name in names}
     return [one for one in known if one.name in names or (one.is_ours and one.store in servers)]
 
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that everything is stopped."""
+    """Let SIGTERM end this process like Ctrl-C, so that all servers are stopped."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -359,7 +361,7 @@ def main() -> None:
             for number in range(1, rounds + 1):
                 _round(sitting, number, options.workloads, console)
         except KeyboardInterrupt:
-            interrupted = True  # what was measured so far is shown
+            interrupted = True  # the figures so far are shown
         finally:
             sitting.close()
     for workload in options.workloads:

@@ -1,7 +1,7 @@
-"""Drain the queue in a process of its own, and print how long it took as JSON.
+"""Empty a queue in a separate process, and print the duration and the cost as JSON.
 
 ``python -m benchmarks.drain [TASKS]``, with the broker in the environment. It ends when the queue
-is empty, or when so many tasks were taken.
+is empty, or when TASKS tasks were taken.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ async def drain(most: int | None) -> dict[str, float]:
 
 
 def peak_memory() -> float:
-    """Return the most memory that this process has occupied, in KiB."""
-    # What getrusage says includes the process that started this one, before its program was
-    # replaced by this one.
+    """Return the peak memory of this process, in KiB."""
+    # getrusage also counts the memory of the parent process, before this program replaced it.
     status = Path("/proc/self/status")
     if status.exists():
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
@@ -48,14 +47,14 @@ def peak_memory() -> float:
 
 
 def tell(work: Coroutine[Any, Any, dict[str, float]]) -> None:
-    """Do it as a worker does, on its event loop, and print what comes of it as JSON."""
+    """Run a coroutine on the event loop of workers, and print its result as JSON."""
     set_up_logging()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         json.dump(runner.run(work), sys.stdout)
 
 
 def set_up_logging() -> None:
-    """Log warnings, but for those about the server: it is meant to keep nothing on disk."""
+    """Log warnings, except those about the Redis server: it stores nothing on disk on purpose."""
     logging.getLogger("aiotaskq").setLevel(logging.WARNING)
     logging.getLogger("aiotaskq.redis").setLevel(logging.ERROR)
 

@@ -1,7 +1,6 @@
-"""What was measured, on what, and how it is printed and kept.
+"""Figures of the benchmarks: how they are stored and printed.
 
-A figure is never one number: it is every run, of which the median is shown with the least and the
-greatest beside it.
+A figure has the values of all runs. Tables show the median, the smallest and the largest value.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from aiotaskq import __version__
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure is to reach.
+    """The target of a figure.
 
     Attributes:
-        limit: In the unit of the figure.
-        most: Whether the limit is the most it may be; else it is the least.
+        limit: The limit, in the unit of the figure.
+        most: Whether the limit is the largest value allowed; if not, it is the smallest.
     """
 
     limit: float
@@ -45,12 +44,12 @@ class Figure:
     """One line of a table.
 
     Attributes:
-        measure: What was measured.
-        unit: Of each run.
-        runs: Every run's value, in order.
+        measure: The name of the measurement.
+        unit: The unit of the values.
+        runs: The values of all runs, in order.
         who: The library that was measured.
-        target: What the median is to reach, if anything.
-        note: What a reader has to know to judge it.
+        target: The target of the median, if there is one.
+        note: A remark for readers.
     """
 
     measure: str
@@ -67,13 +66,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """All figures of one sitting, with the machine and the versions they are of."""
+    """All figures of one session, with the machine and the versions."""
 
     figures: list[Figure] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=dict)  # by name: servers, rivals
 
     def write(self, file: Path) -> None:
-        """Keep every run as JSON."""
+        """Write every run as JSON."""
         report = {
             "version": __version__,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,7 +84,7 @@ class Report:
 
 
 def machine() -> dict[str, str]:
-    """Tell what the figures were measured on."""
+    """Return the properties of this machine."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -106,7 +105,7 @@ def _processor() -> str:
 def show(
     figures: Sequence[Figure], *, title: str, console: Console | None = None, who: bool = False
 ) -> None:
-    """Print a table: a line a figure, with its target and whether it was met, where it has one."""
+    """Print a table with a line for each figure, with its target and whether it was met."""
     columns = _columns(figures, who=who)
     table = Table(title=title)
     for name in columns:

@@ -1,9 +1,9 @@
-"""What the steps of a task cost, one by one: ``python -m benchmarks micro``.
+"""Cost of the single steps of a task: ``python -m benchmarks micro``.
 
-Each figure is microseconds a task. The steps of the core are plain calls in a loop. Those of the
-drivers are calls with batches of 1, 10, 100 and 1,000, each call after the one before, on servers
-started here: so a batch of 1 is the time of a round trip. What a step needs from others (tasks that
-wait, before some are fetched) is done outside the clock.
+Each figure is in microseconds per task. Steps of the core are plain calls in a loop. Steps of the
+drivers are calls with batches of 1, 10, 100 and 1,000, one call after the other, on servers that
+the benchmark starts. So a batch of 1 is the time of a round trip. The preparation of a step, such
+as storing tasks before they are fetched, does not count.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from benchmarks.figures import Figure
 from benchmarks.measures.bench import Bench, Store, run
 
 SIZES = (1, 10, 100, 1000)
-_LEASE = 600.0  # seconds: nobody renews it
+_LEASE = 600.0  # seconds; it is not renewed
 _TTL = 3600.0
 _QUEUE = "default"
 
 Step: TypeAlias = tuple[str, Callable[[], object]]
-"""What a step of the core is called, and how it is done once."""
+"""The name of a step of the core, and a function that does it once."""
 
 Steps: TypeAlias = dict[str, list[float]]
-"""Seconds a task, by step, a value for each run."""
+"""Seconds per task, by step, with a value for each run."""
 
 app = TaskQueue("micro", broker="memory://")
 
@@ -56,7 +56,7 @@ TYPED = typed.s("invoice", datetime(2026, 1, 1, tzinfo=UTC), {"net": 9.5, "tax":
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield microseconds a task, of the core and then of each driver."""
+    """Yield microseconds per task, for the core and then for each driver."""
     runs = bench.runs(5)
     loops = bench.size(20_000, 200)
     for name, step in _core_steps():

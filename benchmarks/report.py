@@ -1,8 +1,8 @@
-"""Turn what was measured into the tables and plots of the documents.
+"""Tables and plots of the documents, from the results of the benchmarks.
 
-``python -m benchmarks.report`` draws the plots (needs matplotlib); the tables come with
-``python -m tests.examples.documents``. Both read `RESULTS`: what ``make bench``,
-``make bench-compare`` and ``make bench-brokers`` wrote last.
+``python -m benchmarks.report`` draws the plots (needs matplotlib).
+``python -m tests.examples.documents`` updates the tables. Both read the folder `RESULTS`, which
+``make bench``, ``make bench-compare`` and ``make bench-brokers`` write.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 OURS = "aiotaskq"
 DRAINS = ("noop", "sync", "sleep", "cpu", "payload")
 ALL = (*DRAINS, "enqueue", "bulk", "roundtrip")
-BROKERS = ("postgres", "rabbitmq")  # with results of their own, beside those on Redis
+BROKERS = ("postgres", "rabbitmq")  # each has its own file of results
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One figure as it was written."""
+    """One figure in a file of results."""
 
     measure: str
     unit: str
@@ -41,12 +41,12 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Contestant(msgspec.Struct, frozen=True):
-    """One of those that were compared, as it was written."""
+    """One contestant in a file of results."""
 
     settings: str
     durability: str
     stores_results: bool
-    server: str = "redis"  # files of earlier versions do not tell
+    server: str = "redis"  # files of earlier versions have no server
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class Written(msgspec.Struct, frozen=True):
     contestants: Mapping[str, Contestant] = {}
 
     def of(self, measure: str) -> dict[str, Line]:
-        """Return the figures of one measure by who was measured."""
+        """Return the figures of one measure, by contestant."""
         return {one.who: one for one in self.figures if one.measure == measure}
 
 
@@ -73,9 +73,9 @@ def read(name: str) -> Written:
 
 
 def targets_table() -> str:
-    """Return our own figures, with what they were to reach."""
+    """Return the figures of aiotaskq, with their targets."""
     rows = []
-    soaked = _is_measured("soak")  # it takes long, and is not part of every sitting
+    soaked = _is_measured("soak")  # it takes long, and is not part of every session
     for name in ("own", "soak") if soaked else ("own",):
         for one in read(name).figures:
             verdict = "" if one.target is None else f"{one.target} {one.unit}".strip()
@@ -87,7 +87,7 @@ def targets_table() -> str:
 
 
 def ratios_table() -> str:
-    """Return how we stand beside the best of the others."""
+    """Return the ratios of aiotaskq to the best of the others."""
     told = read("compare")
     rows = [
         _ratio(told, "noop: rate", "drain", 20.0, _python_rivals(told)),
@@ -108,7 +108,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _python_rivals(told: Written) -> set[str]:
-    """Return those on Redis that keep results."""
+    """Return the Python libraries on Redis that store results."""
     return {
         name
         for name in _others(told) - {"bullmq"}
@@ -144,7 +144,7 @@ def _ratio(
 
 
 def rivals_table() -> str:
-    """Return the rates of everybody under every load."""
+    """Return the rates of all contestants under every load."""
     told = read("compare")
     loads = _measured(told)
     found = list(loads.values())
@@ -161,13 +161,13 @@ def rivals_table() -> str:
 
 
 def _measured(told: Written) -> dict[str, dict[str, Line]]:
-    """Return what is compared under each load that was measured."""
+    """Return the compared figure of each load."""
     loads = {name: told.of(f"{name}: {'p50' if name == 'roundtrip' else 'rate'}") for name in ALL}
     return {name: found for name, found in loads.items() if found}
 
 
 def costs_table() -> str:
-    """Return what a no-op task costs everybody."""
+    """Return the cost of a no-op task for each contestant."""
     told = read("compare")
     parts = ("worker CPU", "server CPU", "peak memory")
     found = [told.of(f"noop: {part}") for part in parts]
@@ -177,20 +177,20 @@ def costs_table() -> str:
 
 
 def postgres_table() -> str:
-    """Return who drains how fast from PostgreSQL."""
+    """Return the drains from PostgreSQL."""
     return _broker_table("postgres", {})
 
 
 def rabbitmq_table() -> str:
-    """Return who drains how fast from RabbitMQ."""
+    """Return the drains from RabbitMQ."""
     return _broker_table("rabbitmq", {"taskiq-aio-pika": 3.0})
 
 
 def _broker_table(server: str, targets: Mapping[str, float]) -> str:
-    """Return the drains of one server, beside the first of ours on it, the fastest first."""
+    """Return the drains of one server, the fastest first, with ratios to the first aiotaskq."""
     name = _of_broker(server)
     if not _is_measured(name):
-        return _table(("not measured yet",), [("`make bench-brokers` does it",)])
+        return _table(("not measured yet",), [("`make bench-brokers` measures it",)])
     told = read(name)
     found = [
         told.of(f"noop: {part}") for part in ("rate", "worker CPU", "server CPU", "peak memory")
@@ -223,14 +223,14 @@ def _is_measured(name: str) -> bool:
 
 
 def promises_table() -> str:
-    """Return how everybody was set up, and what becomes of a killed worker's tasks."""
+    """Return the set-up of each contestant, and what happens to a killed worker's tasks."""
     told = read("compare")
     rows = [(who, one.settings, one.durability) for who, one in sorted(told.contestants.items())]
-    return _table(("", "set up", "tasks of a worker that is killed"), rows)
+    return _table(("", "set-up", "tasks of a killed worker"), rows)
 
 
 def machine_table() -> str:
-    """Return what it was measured on and with."""
+    """Return the machine and the versions of all software."""
     own, told = read("own"), read("compare")
     rows = [(name, text) for name, text in own.machine.items()]
     brokers = {one: read(_of_broker(one)) for one in BROKERS if _is_measured(_of_broker(one))}
@@ -260,7 +260,7 @@ def _or_zero(line: Line | None) -> float:
 
 
 def _short(number: float) -> str:
-    """Return three digits that matter, or all before the point."""
+    """Return a number with three significant digits, or all digits before the point."""
     if abs(number) >= 100:
         return f"{number:,.0f}"
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
@@ -277,11 +277,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def draw() -> None:
     """Draw a plot of each load."""
-    # Here, and by name: the tables and the type checkers do without it.
+    # Imported here, and by name: the tables and the type checkers do not need it.
     mpl: Any = importlib.import_module("matplotlib")
     mpl.use("Agg")
     plt: Any = importlib.import_module("matplotlib.pyplot")
-    mpl.rcParams["svg.hashsalt"] = "aiotaskq"  # the same figures make the same file
+    mpl.rcParams["svg.hashsalt"] = "aiotaskq"  # so that the same figures give the same file
     told = read("compare")
     IMAGES.mkdir(exist_ok=True)
     for name, found in _measured(told).items():

@@ -1,4 +1,4 @@
-"""The application that is measured. Its broker and backend come from the environment."""
+"""The application that the benchmarks measure; the environment sets its broker and backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def noop(x: int) -> int:
 
 @app.task
 async def tell_time() -> float:
-    """Return the Unix time at which it started."""
+    """Return the Unix time at which the task started."""
     return time.time()
 
 
@@ -28,17 +28,17 @@ def noop_in_thread(x: int) -> int:
 
 @app.task
 async def spin(rounds: int) -> None:
-    """Do some work in Python, the same however busy the machine is."""
+    """Do a fixed amount of work in Python."""
     for _ in range(rounds):
         pass
 
 
 class Sleepers:
-    """What is known in this process of those that sleep.
+    """The sleeping tasks of this process.
 
     Attributes:
-        started: How many have fallen asleep ever.
-        woken_at: When each woke, by `time.perf_counter`.
+        started: The number of tasks that have begun to sleep.
+        woken_at: The times at which tasks woke, by `time.perf_counter`.
     """
 
     def __init__(self) -> None:

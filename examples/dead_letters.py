@@ -1,4 +1,4 @@
-"""Dead letters: what could not end well is kept, and runs again once the fault is mended."""
+"""Dead letters: messages that could not succeed are kept, and can run again after a fix."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Tasks that start later, expire, go before others, or share a worker by weights."""
+"""Tasks with delays, expiry and priorities, and queues with weights."""
 
 import asyncio
 from collections import Counter

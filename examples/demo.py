@@ -1,7 +1,7 @@
-"""The main job on the embedded default, with nothing but aiotaskq: `make demo`.
+"""Demonstration with the default store, an SQLite file, and no server: `make demo`.
 
-A worker process is started in a temporary folder, tasks are sent to it, results are printed, the
-worker is stopped.
+It starts a worker process in a temporary folder, sends tasks, prints the results, and stops the
+worker.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pathlib import Path
 from aiotaskq import TaskQueue
 
 TIMEOUT = 60  # seconds to wait for a result; the machine may be busy
-SHOWN = 20  # lines of what the worker printed
+SHOWN = 20  # lines of the worker's output
 
 app = TaskQueue("demo")
 
@@ -40,7 +40,7 @@ async def divide(x: float, y: float) -> float:
 
 @contextmanager
 def worker(log: Path) -> Iterator[None]:
-    """A worker process; whatever happens, it is stopped in the end."""
+    """Run a worker process, and stop it in the end in any case."""
     command = [sys.executable, "-m", "aiotaskq", "worker", "demo:app"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     with log.open("w") as output:
@@ -92,7 +92,7 @@ def show(call: str, value: object) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="aiotaskq-demo-") as folder:
-        os.chdir(folder)  # where the embedded default keeps its file, aiotaskq.db
+        os.chdir(folder)  # the default store is the file aiotaskq.db in the working folder
         print(f"A worker process and this one share {folder}/aiotaskq.db.\n")
         with worker(Path(folder) / "worker.log"):
             asyncio.run(from_async_code())

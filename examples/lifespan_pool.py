@@ -1,4 +1,4 @@
-"""A database pool for the tasks of a worker: opened before the first, closed after the last."""
+"""A database pool for tasks: opened before the first task, closed after the last one."""
 
 import os
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A middleware that carries the sender's name along, and one observer that counts failures."""
+"""A middleware that adds the name of the sender, and an observer that counts failures."""
 
 import getpass
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("middleware")
 
 
 class Sender(Middleware):
-    """Notes who sent a task, and logs it with the time that the task took."""
+    """Adds the sender to each task, and logs it with the duration of the task."""
 
     async def send(self, message: Message, proceed: Send) -> None:
         await proceed(replace(message, headers={**message.headers, "sender": getpass.getuser()}))

@@ -1,4 +1,4 @@
-"""Tasks that run again: by a policy, by their own wish, and as Celery users write it."""
+"""Tasks that run again: by a `Retry`, by raising an exception, and as in Celery."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ async def fetch(url: str) -> str:
 @app.task
 async def export(rows: int) -> str:
     if current_task().attempt == 1:
-        raise RetryLater(0.1, "the table is locked")  # uses an attempt
+        raise RetryLater(0.1, "the table is locked")  # counts as an attempt
     return f"exported {rows} rows"
 
 
@@ -29,7 +29,7 @@ doors = iter(["closed", "closed", "open"])
 @app.task
 async def deliver(parcel: str) -> str:
     if next(doors) == "closed":
-        raise Snooze(0.1, "nobody is at home")  # uses none
+        raise Snooze(0.1, "nobody is at home")  # does not count
     return f"delivered {parcel} at attempt {current_task().attempt}"
 
 

@@ -1,4 +1,4 @@
-"""Schedules: in the code, in the settings, and made while the program runs."""
+"""Schedules: in the code, in the settings, and made at run time."""
 
 import asyncio
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""A plain script: sends tasks and waits for them. Needs `aiotaskq worker script:app` beside it."""
+"""A script that sends tasks and waits for them. Start `aiotaskq worker script:app` first."""
 
 import time
 

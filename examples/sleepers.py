@@ -1,6 +1,6 @@
-"""10,000 coroutines, a second each, in one worker process: they finish in a few seconds.
+"""10,000 coroutines that sleep for a second, in one worker process; it takes a few seconds.
 
-Needs `aiotaskq worker sleepers:app -c 10000 -l warning` beside it.
+Start the worker first: `aiotaskq worker sleepers:app -c 10000 -l warning`.
 """
 
 import asyncio

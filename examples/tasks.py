@@ -1,4 +1,4 @@
-"""Tasks on the embedded default: an SQLite file in the working folder, no server."""
+"""Tasks in an SQLite file in the working folder: the default, without a server."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ def count_words(text: str) -> int:  # runs in a thread of the worker
 
 async def main() -> None:
     async with app:
-        handle = await add.kiq(2, 8)  # on return it is stored
+        handle = await add.kiq(2, 8)  # stored when it returns
         print(await handle.result(timeout=30))
 
         handles = await app.kiq_many([add.s(n, n) for n in range(5)])  # one round trip

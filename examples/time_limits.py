@@ -1,4 +1,4 @@
-"""Limits of time, soft and hard, and how to cancel."""
+"""Soft and hard time limits, and cancelling."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ async def crawl(pages: int) -> str:
         for _ in range(pages):
             await asyncio.sleep(0.05)
             done += 1
-    except SoftTimeLimitExceeded:  # raised inside, where it waits: time to come to an end
+    except SoftTimeLimitExceeded:  # raised where the task waits
         return "some pages" if done else "no page"
     return "all pages"
 
@@ -26,7 +26,7 @@ async def wait_for_ever() -> None:
 
 @app.task(executor="process", timeout=1)
 def spin() -> None:
-    while True:  # a thread could not be stopped here, a process can
+    while True:  # a thread cannot be stopped here, but a process can
         pass
 
 

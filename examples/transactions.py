@@ -1,4 +1,4 @@
-"""Tasks that share a transaction: with the rows of who sends them, and with their own success."""
+"""Tasks sent in the transaction of a row, and writing in the transaction of their result."""
 
 import asyncio
 import os

@@ -1,13 +1,14 @@
-"""`Config`, the object behind ``app.conf``: what is set where, and what holds.
+"""Settings of an application: `Config`, the object behind ``app.conf``.
 
-What is set in code, or loaded from an object, goes before the environment, and that before the
-defaults. Every value is checked where it is set, so that a mistake is found at start, with the
-name of the setting, and not in the middle of a night.
+A value set in code, or loaded from an object, overrides the environment. The environment overrides
+the default. Every value is checked where it is set, so a mistake is found when the program starts,
+and the error names the setting.
 
-- `settings`: what settings there are.
-- `kinds`: what their values may be.
-- `celery`: Celery's other names, and those of its settings that do not exist here.
-- `names`, `sources`: which names there are, and where settings are read from.
+- `settings`: the table of all settings.
+- `value_types`: the types of their values, with their checks.
+- `celery`: Celery's old names, and Celery's settings that do not exist here.
+- `names`: the lookup of a name, and the suggestion for an unknown one.
+- `sources`: reading settings from modules, classes, mappings and the environment.
 """
 
 from __future__ import annotations
@@ -18,33 +19,35 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from aiotaskq.config.celery import FOREIGN
-from aiotaskq.config.kinds import NOTHING, Serializer
+from aiotaskq.config.celery import CELERY_ONLY
 from aiotaskq.config.names import NAMES, UnknownSetting, resolve
-from aiotaskq.config.settings import SETTINGS, Setting, Settings
-from aiotaskq.config.sources import Found, read_environment, read_items, read_source
+from aiotaskq.config.settings import SETTINGS, Setting, SettingsTable
+from aiotaskq.config.sources import FoundSetting, read_environment, read_items, read_source
+from aiotaskq.config.value_types import EMPTY, Serializer
 from aiotaskq.errors import ConfigError
 
 __all__ = ["Config", "Serializer", "Setting", "UnknownSetting"]
 
-# Greedy, up to the last "@": a password may hold one, and hiding too much does no harm.
+# A value is masked before a driver has checked it, so it may be a URL that cannot be split.
+# Greedy, up to the last "@": a password may contain one, and hiding too much does no harm.
 _USER_INFO = re.compile(r"(://[^:/@]*):.*@", re.DOTALL)
 _SECRET_QUERY = re.compile(r"([?&;][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
-class Config(Settings):
+class Config(SettingsTable):
     """The settings of one application.
 
-    Each is an attribute that can be read and assigned. Celery's old upper-case names stand for the
-    same settings. Threads may read while another one sets: they see all of an `update`, or nothing.
+    Each setting is an attribute that can be read and assigned. Celery's old upper-case names work
+    as well. Threads may read while another thread sets: they see all of an `update`, or nothing.
 
     Args:
-        environ: The variables to read, once: ``AIOTASKQ_`` and the upper-case name of a setting.
-            An empty one counts as not set. Those that begin with ``AIOTASKQ_TESTS_`` are left
-            alone.
+        environ: The environment variables; they are read once. The variable of a setting is
+            ``AIOTASKQ_`` and the upper-case name of the setting. An empty variable counts as not
+            set. Variables that begin with ``AIOTASKQ_TESTS_`` are ignored.
 
     Raises:
-        ConfigError: A variable of that kind has a wrong value, or names no setting.
+        ConfigError: A variable that begins with ``AIOTASKQ_`` has a wrong value, or there is no
+            such setting.
     """
 
     __slots__ = ()
@@ -54,55 +57,55 @@ class Config(Settings):
 
     # --- setting ---
 
-    def update(self, settings: Mapping[str, object] = NOTHING, /, **more: object) -> None:
-        """Set several settings: all of them, or on an error none.
+    def update(self, settings: Mapping[str, object] = EMPTY, /, **more: object) -> None:
+        """Set several settings: all of them, or none if there is an error.
 
         Args:
             settings: Values by name.
-            more: The same, as keywords.
+            more: More values, as keywords.
 
         Raises:
-            ConfigError: A name is unknown, a value is not what the setting takes, two names
-                of one setting disagree, or the values do not fit each other.
+            ConfigError: A name is unknown, a value is wrong, two names of one setting have
+                different values, or the values of two settings contradict each other.
         """
         self._apply(read_items([*settings.items(), *more.items()]))
 
     def load(self, source: object, *, namespace: str | None = None) -> None:
-        """Set what `source` holds: all of it, or on an error nothing.
+        """Set the settings in `source`: all of them, or none if there is an error.
 
-        Every item of a mapping has to be a setting. Of a module, a class or an instance the
-        attributes are taken that are settings; imports, functions, classes and names that begin
-        with an underscore are left alone, and so are other constants, unless they look like the
-        misspelling of a setting.
+        Every item of a mapping has to be a setting. In a module, a class or an instance, only the
+        attributes that are settings are read. Imports, functions, classes and names that begin
+        with an underscore are ignored. Other constants are ignored too, unless one looks like a
+        misspelled setting: that is an error.
 
         Args:
             source: A mapping, a module, a class or an instance; or the dotted name of a module
-                or of something in one (``"package.module"``, ``"package.module:name"``).
-            namespace: Take the names that begin with it and an underscore, and no others:
-                with ``"CELERY"`` the name ``CELERY_BROKER_URL`` sets `broker_url`.
+                or of an object in a module (``"package.module"``, ``"package.module:name"``).
+            namespace: Read only the names that begin with it and an underscore: with ``"CELERY"``
+                the name ``CELERY_BROKER_URL`` sets `broker_url`.
 
         Raises:
-            ConfigError: There is no such source, or as with `update`.
+            ConfigError: There is no such source, or as for `update`.
         """
         self._apply(read_source(source, namespace))
 
     def _assign(self, settings: Mapping[str, object]) -> None:
         self._apply(read_items(settings.items()))
 
-    def _apply(self, found: Iterable[Found]) -> None:
+    def _apply(self, found: Iterable[FoundSetting]) -> None:
         checked: dict[str, Any] = {}
         spellings: dict[str, str] = {}
         for spelled, name, value in found:
             wanted = _check(spelled, name, value)
             if name in checked and checked[name] != wanted:
                 raise ConfigError(
-                    f"{spellings[name]} and {spelled} set the same, {name}, to different values; "
+                    f"{spellings[name]} and {spelled} set {name} to different values; "
                     "keep one of them"
                 )
             checked[name] = wanted
             spellings[name] = spelled
         own = {name: value for name, value in checked.items() if name in SETTINGS}
-        # One assignment of a whole new mapping: no thread sees half of it.
+        # One assignment of a whole new mapping: no thread sees half of an update.
         self._values = _consistent({**self._values, **own})
 
     # --- reading ---
@@ -124,15 +127,15 @@ class Config(Settings):
     def as_dict(self) -> dict[str, Any]:
         """Return the value of every setting by its name, passwords included.
 
-        Its values can be pickled, and given to `update` elsewhere; a `Retry` whose backoff is a
-        function, only if that function can be.
+        The values can be pickled, and given to `update` in another process. A `Retry` whose backoff
+        is a function can be pickled only if the function can.
         """
         return _plain({name: getattr(self, name) for name in SETTINGS})
 
     def route(self, task_name: str) -> str | None:
-        """Return the queue that `task_routes` has for a task, or None.
+        """Return the queue that `task_routes` gives to a task, or None.
 
-        A full name goes before a glob, and of the globs the first that matches.
+        A full name takes precedence over a pattern. Of several patterns the first match counts.
         """
         routes = self.task_routes
         if not routes:
@@ -144,24 +147,24 @@ class Config(Settings):
 
     @staticmethod
     def settings() -> Mapping[str, Setting[Any, Any]]:
-        """Return what there is to set, by name: defaults, meanings, what values are wanted."""
+        """Return all settings by name, each with its default, its meaning and its values."""
         return SETTINGS
 
     def __getitem__(self, name: str) -> Any:
         known = resolve(name)
         if known in SETTINGS:
             return getattr(self, known)
-        foreign = FOREIGN[known]
-        if not foreign.fine:
-            raise UnknownSetting(f"{name} does not exist here: {foreign.reason}")
-        return foreign.fine[0]
+        celery_only = CELERY_ONLY[known]
+        if not celery_only.accepted:
+            raise UnknownSetting(f"{name} does not exist in aiotaskq: {celery_only.reason}")
+        return celery_only.accepted[0]
 
     def __setitem__(self, name: str, value: object) -> None:
         self._assign({name: value})
 
     def __contains__(self, name: object) -> bool:
         known = NAMES.get(name, "") if isinstance(name, str) else ""
-        return known in SETTINGS or (known in FOREIGN and bool(FOREIGN[known].fine))
+        return known in SETTINGS or (known in CELERY_ONLY and bool(CELERY_ONLY[known].accepted))
 
     def __iter__(self) -> Iterator[str]:
         return iter(SETTINGS)
@@ -176,11 +179,11 @@ class Config(Settings):
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_plain(self._values),)
 
-    # Hidden from type checkers, which would take any misspelt name otherwise.
+    # Hidden from type checkers: they would accept any misspelled name otherwise.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Python itself asks for such names, to copy or to show an object.
+            # Python itself looks up such names, to copy or to show an object.
             if name.startswith("_"):
                 raise AttributeError(f"Config has no attribute {name!r}")
             return self[name]
@@ -193,19 +196,19 @@ class Config(Settings):
 
 
 def _check(spelled: str, name: str, value: object) -> object:
-    """Return the value of a known setting in the form in which it is read."""
+    """Return the value in the form in which the setting is read."""
     label = spelled if spelled == name else f"{spelled} ({name})"
     setting = SETTINGS.get(name)
     if setting is None:
-        return FOREIGN[name].check(label, value)
+        return CELERY_ONLY[name].check(label, value)
     return setting.check(value, spelled=label)
 
 
 def _consistent(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `values` if they fit each other."""
-    lease = values.get("worker_lease", Settings.worker_lease.default)
-    heartbeat = values.get("worker_heartbeat", Settings.worker_heartbeat.default)
-    # Two signs of life have to fit into a lease, or one late one would cost it.
+    """Return `values`, or raise a `ConfigError` if two of them contradict each other."""
+    lease = values.get("worker_lease", SettingsTable.worker_lease.default)
+    heartbeat = values.get("worker_heartbeat", SettingsTable.worker_heartbeat.default)
+    # Two renewals have to fit into a lease; otherwise one late renewal loses it.
     if heartbeat * 2 >= lease:
         raise ConfigError(
             f"worker_heartbeat ({heartbeat:g} s) has to be less than half of worker_lease "

@@ -1,8 +1,8 @@
-"""What Celery's settings mean here: its old names, and those that have no counterpart.
+"""Celery's settings that do not exist in aiotaskq, and Celery's old upper-case names.
 
-A setting of Celery that asks for what this project does anyway is accepted, and reads as that. One
-that asks for anything else is refused with the reason, since a setting that is silently ignored is
-found out in production. Those that exist here under the same name are in `settings`, not here.
+A setting of Celery is accepted if its value asks for the behaviour that aiotaskq always has. Any
+other value is refused with the reason: a setting that is silently ignored is noticed only in
+production. Settings that exist in both, under the same name, are in `settings`.
 """
 
 from __future__ import annotations
@@ -13,190 +13,204 @@ from typing import NamedTuple
 from aiotaskq.errors import ConfigError
 
 
-class Foreign(NamedTuple):
-    """A setting of Celery that does not exist here.
+class CeleryOnly(NamedTuple):
+    """A setting of Celery that does not exist in aiotaskq.
 
     Attributes:
         reason: Why any other value is refused, and what to use instead.
-        fine: The values that ask for what is so anyway; the first is what it reads as.
+        accepted: The values that ask for what aiotaskq does anyway. The first is what reading the
+            setting returns.
     """
 
     reason: str
-    fine: tuple[object, ...] = ()
+    accepted: tuple[object, ...] = ()
 
     def check(self, label: str, value: object) -> object:
-        """Return `value` if it asks for what is so anyway.
+        """Return `value` if it asks for what aiotaskq does anyway.
 
         Raises:
             ConfigError: It asks for something else.
         """
-        for known in self.fine:
-            # True equals 1, and asks for something else.
+        for known in self.accepted:
+            # True equals 1, and means something else.
             if isinstance(value, bool) is isinstance(known, bool) and value == known:
                 return known
-        # Text may be a password.
+        # A text may be a password.
         shown = f" = {value!r}" if value is None or isinstance(value, int | float) else ""
-        hint = f" ({self.fine[0]!r} is accepted)" if self.fine else ""
+        hint = f" ({self.accepted[0]!r} is accepted)" if self.accepted else ""
         raise ConfigError(f"{label}{shown} is not supported{hint}: {self.reason}")
 
 
-_URL = "it is part of broker_url"
-_BACKEND_URL = "it is part of result_backend, which is a URL"
-_TLS = "use a URL of rediss://"
-_DRIVER = "the drivers look after their connections by themselves"
-_DEADLINE = "what becomes of a late run is its schedule's own: misfire= and grace= of Schedule"
-_SCHEDULER = "schedules rest in the broker's store, and any number of schedulers look there"
+_URL = "give it as a part of broker_url"
+_BACKEND_URL = "give it as a part of result_backend, which is a URL"
+_TLS = "use a URL with TLS, such as rediss:// or amqps://"
+_DRIVER = "the drivers manage their connections themselves"
+_DEADLINE = "late runs are configured for each schedule: misfire= and grace= of Schedule"
+_SCHEDULER = (
+    "schedules are stored in the broker's store, and any number of schedulers read them there"
+)
 _EVENTS = "there are no event queues in this version"
 _CONTROL = "there is no remote control in this version"
 _SIGNING = "messages are not signed in this version"
-_SERVICE = "a service manager such as systemd does this"
+_SERVICE = "use a service manager such as systemd for this"
 _EXCHANGE = "tasks are sent to queues by name; use task_default_queue or task_routes"
 _MISSING_QUEUES = "a queue exists as soon as its name is used"
-_RETRY_POLICY = "senders try again, with growing pauses, for broker_publish_timeout seconds"
-_RESULT_RETRY = "a result that cannot be stored is tried again, with growing pauses"
-_SETTLED = "a task that failed is settled with its failure stored; to run it again give it a retry"
-_LOST = "what a dead worker held runs again, until max_crashes workers died of it"
-_PREFETCH = "a worker takes what it can start, and no more"
+_RETRY_POLICY = "senders retry with growing pauses for broker_publish_timeout seconds"
+_RESULT_RETRY = "storing a result is retried with growing pauses"
+_SETTLED = (
+    "the failure of a task is stored, and its message is removed; to run it again give it a retry"
+)
+_LOST = "the tasks of a dead worker run again, unless max_crashes workers died while running them"
+_PREFETCH = "a worker takes only what it can start at once"
 _NO_CHORDS = "there are no chords in this version"
-_TABLES = "its tables are made by the driver, and named after the setting prefix"
+_TABLES = "the driver creates its tables, and their names begin with the setting prefix"
 _POOL = (
-    'coroutines run on the event loop; a plain function says executor="thread" or '
+    'coroutines run on the event loop; for a plain function give executor="thread" or '
     'executor="process" in its decorator'
 )
-_EAGER = "tasks are never run in the sender"
+_EAGER = "sending a task never runs it in the caller"
 _STORE = "there is no such result backend"
 
-_FOREIGN: dict[str, Foreign] = {
+_CELERY_ONLY: dict[str, CeleryOnly] = {
     # delivery
-    "task_acks_late": Foreign(
-        "delivery is at least once, always: a task is settled after it ran", (True,)
+    "task_acks_late": CeleryOnly(
+        "delivery is always at least once: a message is removed after its task ran", (True,)
     ),
-    "task_acks_on_failure_or_timeout": Foreign(_SETTLED, (True,)),
-    "task_acks_on_failure": Foreign(_SETTLED, (True, None)),
-    "task_acks_on_timeout": Foreign(_SETTLED, (True, None)),
-    "task_reject_on_worker_lost": Foreign(_LOST, (True,)),
-    "task_retry_on_worker_lost": Foreign(_LOST, (True,)),
-    "worker_deduplicate_successful_tasks": Foreign(
-        "a task may run again after a crash; the first outcome that was stored stays", (False,)
+    "task_acks_on_failure_or_timeout": CeleryOnly(_SETTLED, (True,)),
+    "task_acks_on_failure": CeleryOnly(_SETTLED, (True, None)),
+    "task_acks_on_timeout": CeleryOnly(_SETTLED, (True, None)),
+    "task_reject_on_worker_lost": CeleryOnly(_LOST, (True,)),
+    "task_retry_on_worker_lost": CeleryOnly(_LOST, (True,)),
+    "worker_deduplicate_successful_tasks": CeleryOnly(
+        "a task may run again after a crash; the first outcome that is stored stays", (False,)
     ),
-    "worker_cancel_long_running_tasks_on_connection_loss": Foreign(
-        "a task goes on while its worker holds its lease, connection or not", (False,)
+    "worker_cancel_long_running_tasks_on_connection_loss": CeleryOnly(
+        "a task goes on as long as its worker has its lease, with or without a connection", (False,)
     ),
-    "worker_prefetch_multiplier": Foreign(_PREFETCH, (1,)),
-    "worker_disable_prefetch": Foreign(_PREFETCH, (True,)),
-    "worker_enable_prefetch_count_reduction": Foreign(_PREFETCH, (True,)),
-    "worker_eta_task_limit": Foreign(
+    "worker_prefetch_multiplier": CeleryOnly(_PREFETCH, (1,)),
+    "worker_disable_prefetch": CeleryOnly(_PREFETCH, (True,)),
+    "worker_enable_prefetch_count_reduction": CeleryOnly(_PREFETCH, (True,)),
+    "worker_eta_task_limit": CeleryOnly(
         "delayed tasks wait in the store, not in a worker's memory", (None,)
     ),
-    "worker_lost_wait": Foreign("use worker_lease"),
-    "worker_proc_alive_timeout": Foreign("use worker_lease"),
-    "worker_soft_shutdown_timeout": Foreign("use worker_grace_period"),
-    "worker_enable_soft_shutdown_on_idle": Foreign(
+    "worker_lost_wait": CeleryOnly("use worker_lease"),
+    "worker_proc_alive_timeout": CeleryOnly("use worker_lease"),
+    "worker_soft_shutdown_timeout": CeleryOnly("use worker_grace_period"),
+    "worker_enable_soft_shutdown_on_idle": CeleryOnly(
         "a worker without running tasks stops at once", (False,)
     ),
     # sending
-    "task_annotations": Foreign("give the options to @app.task", (None,)),
-    "task_args_repr_function": Foreign("arguments are not sent as text"),
-    "task_kwargs_repr_function": Foreign("arguments are not sent as text"),
-    "task_compression": Foreign("messages are not compressed", (None,)),
-    "task_create_missing_queues": Foreign(_MISSING_QUEUES, (True,)),
-    "task_create_missing_queue_type": Foreign(_MISSING_QUEUES),
-    "task_create_missing_queue_exchange_type": Foreign(_MISSING_QUEUES, (None,)),
-    "task_default_delivery_mode": Foreign("messages are kept durably", (2, "persistent")),
-    "task_default_exchange": Foreign(_EXCHANGE, (None,)),
-    "task_default_exchange_type": Foreign(_EXCHANGE, ("direct",)),
-    "task_default_queue_type": Foreign("the driver chooses the type of its queues"),
-    "task_default_rate_limit": Foreign("there are no rate limits in this version", (None,)),
-    "task_default_routing_key": Foreign(_EXCHANGE, (None,)),
-    "task_eager_propagates": Foreign(_EAGER, (False,)),
-    "task_store_eager_result": Foreign(_EAGER, (False,)),
-    "task_inherit_parent_priority": Foreign("give the priority with the call", (False,)),
-    "task_protocol": Foreign("there is one protocol", (2,)),
-    "task_publish_retry": Foreign(_RETRY_POLICY, (True,)),
-    "task_publish_retry_policy": Foreign(f"{_RETRY_POLICY}; use that"),
-    "task_queue_max_priority": Foreign("priorities are 0 to 9, in every queue", (None, 9)),
-    "task_queues": Foreign(
-        "queues need no declaration; the worker's option --queues says which it serves", (None,)
+    "task_annotations": CeleryOnly("give the options to @app.task", (None,)),
+    "task_args_repr_function": CeleryOnly("arguments are not sent as text"),
+    "task_kwargs_repr_function": CeleryOnly("arguments are not sent as text"),
+    "task_compression": CeleryOnly("messages are not compressed", (None,)),
+    "task_create_missing_queues": CeleryOnly(_MISSING_QUEUES, (True,)),
+    "task_create_missing_queue_type": CeleryOnly(_MISSING_QUEUES),
+    "task_create_missing_queue_exchange_type": CeleryOnly(_MISSING_QUEUES, (None,)),
+    "task_default_delivery_mode": CeleryOnly(
+        "messages are always stored durably", (2, "persistent")
     ),
-    "task_remote_tracebacks": Foreign(
-        "the remote traceback is text, in `remote_traceback` of the error", (False,)
+    "task_default_exchange": CeleryOnly(_EXCHANGE, (None,)),
+    "task_default_exchange_type": CeleryOnly(_EXCHANGE, ("direct",)),
+    "task_default_queue_type": CeleryOnly("the driver chooses the type of its queues"),
+    "task_default_rate_limit": CeleryOnly("there are no rate limits in this version", (None,)),
+    "task_default_routing_key": CeleryOnly(_EXCHANGE, (None,)),
+    "task_eager_propagates": CeleryOnly(_EAGER, (False,)),
+    "task_store_eager_result": CeleryOnly(_EAGER, (False,)),
+    "task_inherit_parent_priority": CeleryOnly("give the priority with the call", (False,)),
+    "task_protocol": CeleryOnly("there is only one protocol", (2,)),
+    "task_publish_retry": CeleryOnly(_RETRY_POLICY, (True,)),
+    "task_publish_retry_policy": CeleryOnly(f"{_RETRY_POLICY}; use that"),
+    "task_queue_max_priority": CeleryOnly("priorities are 0 to 9 in every queue", (None, 9)),
+    "task_queues": CeleryOnly(
+        "queues need no declaration; the worker's option --queues names the queues it serves",
+        (None,),
     ),
-    "task_store_errors_even_if_ignored": Foreign(
-        "a task that keeps no result keeps no failure", (False,)
+    "task_remote_tracebacks": CeleryOnly(
+        "the remote traceback is a text, the attribute `remote_traceback` of the error", (False,)
     ),
-    "task_allow_error_cb_on_chord_header": Foreign(_NO_CHORDS, (False,)),
+    "task_store_errors_even_if_ignored": CeleryOnly(
+        "a task with ignore_result stores no failure either", (False,)
+    ),
+    "task_allow_error_cb_on_chord_header": CeleryOnly(_NO_CHORDS, (False,)),
     # brokers
-    "broker_connection_retry": Foreign("a worker connects again, always", (True,)),
-    "broker_connection_max_retries": Foreign("a worker tries to connect again for ever", (None, 0)),
-    "broker_channel_error_retry": Foreign("a worker connects again, always", (True,)),
-    "broker_connection_timeout": Foreign(f"{_DRIVER}; for senders use broker_publish_timeout"),
-    "broker_failover_strategy": Foreign("name one address", (None,)),
-    "broker_heartbeat": Foreign(f"{_DRIVER}; a worker's sign of life is worker_heartbeat"),
-    "broker_heartbeat_checkrate": Foreign(f"{_DRIVER}; see worker_heartbeat and worker_lease"),
-    "broker_login_method": Foreign(_DRIVER, (None,)),
-    "broker_native_delayed_delivery_queue_type": Foreign("the driver chooses its queues' types"),
-    "broker_pool_limit": Foreign(_DRIVER),
-    "broker_pool_acquire_timeout": Foreign(_DRIVER, (None,)),
-    "broker_read_url": Foreign("there is one address for both: broker_url", (None,)),
-    "broker_write_url": Foreign("there is one address for both: broker_url", (None,)),
-    "broker_transport": Foreign("the scheme of broker_url says it", (None,)),
-    "broker_use_ssl": Foreign(_TLS, (False, None)),
-    # results
-    "result_accept_content": Foreign("results are read in whatever accept_content names", (None,)),
-    "result_backend_always_retry": Foreign(_RESULT_RETRY, (True,)),
-    "result_backend_base_sleep_between_retries_ms": Foreign(_RESULT_RETRY),
-    "result_backend_max_retries": Foreign(_RESULT_RETRY),
-    "result_backend_max_sleep_between_retries_ms": Foreign(_RESULT_RETRY),
-    "result_backend_thread_safe": Foreign("each event loop has its own connection", (False,)),
-    "result_cache_max": Foreign("results are not cached in the caller", (-1,)),
-    "result_chord_join_timeout": Foreign(_NO_CHORDS),
-    "result_chord_retry_interval": Foreign(_NO_CHORDS),
-    "result_compression": Foreign("results are not compressed", (None,)),
-    "result_exchange": Foreign("the names begin with the setting prefix"),
-    "result_exchange_type": Foreign("the driver chooses the type"),
-    "result_persistent": Foreign("how long results live is up to result_expires", (None,)),
-    "override_backends": Foreign("give a driver object to TaskQueue(backend=...)", (None, {})),
-    "database_url": Foreign("use result_backend", (None,)),
-    "database_create_tables_at_setup": Foreign(_TABLES, (True,)),
-    "database_engine_callback": Foreign(_DRIVER, (None,)),
-    "database_engine_options": Foreign(_DRIVER),
-    "database_short_lived_sessions": Foreign(_DRIVER, (False,)),
-    "database_table_names": Foreign(_TABLES, (None, {})),
-    "database_table_schemas": Foreign(_TABLES, (None, {})),
-    "redis_backend_credential_provider": Foreign(_BACKEND_URL, (None,)),
-    "redis_backend_health_check_interval": Foreign(_DRIVER, (None,)),
-    "redis_backend_use_ssl": Foreign(_TLS, (False, None)),
-    "redis_client_name": Foreign(_DRIVER, (None,)),
-    "redis_max_connections": Foreign(_DRIVER, (None,)),
-    "redis_retry_on_timeout": Foreign(_DRIVER),
-    "redis_socket_connect_timeout": Foreign(_DRIVER, (None,)),
-    "redis_socket_keepalive": Foreign(_DRIVER),
-    "redis_socket_timeout": Foreign(_DRIVER),
-    # workers
-    "worker_agent": Foreign("there are no agents", (None,)),
-    "worker_autoscaler": Foreign("worker_concurrency is a fixed number"),
-    "worker_consumer": Foreign("the worker's parts cannot be exchanged"),
-    "worker_detect_quorum_queues": Foreign("the driver chooses the type of its queues"),
-    "worker_direct": Foreign("workers have no queues of their own", (False,)),
-    "worker_disable_rate_limits": Foreign("there are no rate limits in this version", (True,)),
-    "worker_enable_remote_control": Foreign(_CONTROL, (False,)),
-    "worker_log_color": Foreign("log lines are not coloured", (False, None)),
-    "worker_pool": Foreign(_POOL),
-    "worker_pool_putlocks": Foreign(_POOL),
-    "worker_pool_restarts": Foreign(_POOL, (False,)),
-    "worker_redirect_stdouts": Foreign("what tasks print goes where it went", (False,)),
-    "worker_redirect_stdouts_level": Foreign("what tasks print goes where it went"),
-    "worker_state_db": Foreign("cancelled tasks are remembered by the broker", (None,)),
-    "worker_task_log_format": Foreign(
-        "worker_log_format holds for all lines; a task knows its id by current_task()"
+    "broker_connection_retry": CeleryOnly("a worker always connects again", (True,)),
+    "broker_connection_max_retries": CeleryOnly(
+        "a worker never stops trying to connect again", (None, 0)
     ),
-    "worker_timer": Foreign("the event loop is the timer", (None,)),
-    "worker_timer_precision": Foreign("the event loop is the timer"),
+    "broker_channel_error_retry": CeleryOnly("a worker always connects again", (True,)),
+    "broker_connection_timeout": CeleryOnly(f"{_DRIVER}; for senders use broker_publish_timeout"),
+    "broker_failover_strategy": CeleryOnly("give one address", (None,)),
+    "broker_heartbeat": CeleryOnly(f"{_DRIVER}; for the worker's heartbeat use worker_heartbeat"),
+    "broker_heartbeat_checkrate": CeleryOnly(f"{_DRIVER}; see worker_heartbeat and worker_lease"),
+    "broker_login_method": CeleryOnly(_DRIVER, (None,)),
+    "broker_native_delayed_delivery_queue_type": CeleryOnly(
+        "the driver chooses the types of its queues"
+    ),
+    "broker_pool_limit": CeleryOnly(_DRIVER),
+    "broker_pool_acquire_timeout": CeleryOnly(_DRIVER, (None,)),
+    "broker_read_url": CeleryOnly("there is one URL for both: broker_url", (None,)),
+    "broker_write_url": CeleryOnly("there is one URL for both: broker_url", (None,)),
+    "broker_transport": CeleryOnly("the scheme of broker_url chooses it", (None,)),
+    "broker_use_ssl": CeleryOnly(_TLS, (False, None)),
+    # results
+    "result_accept_content": CeleryOnly("accept_content holds for results as well", (None,)),
+    "result_backend_always_retry": CeleryOnly(_RESULT_RETRY, (True,)),
+    "result_backend_base_sleep_between_retries_ms": CeleryOnly(_RESULT_RETRY),
+    "result_backend_max_retries": CeleryOnly(_RESULT_RETRY),
+    "result_backend_max_sleep_between_retries_ms": CeleryOnly(_RESULT_RETRY),
+    "result_backend_thread_safe": CeleryOnly("each event loop has its own connection", (False,)),
+    "result_cache_max": CeleryOnly("results are not cached in the caller", (-1,)),
+    "result_chord_join_timeout": CeleryOnly(_NO_CHORDS),
+    "result_chord_retry_interval": CeleryOnly(_NO_CHORDS),
+    "result_compression": CeleryOnly("results are not compressed", (None,)),
+    "result_exchange": CeleryOnly("the names begin with the setting prefix"),
+    "result_exchange_type": CeleryOnly("the driver chooses the type"),
+    "result_persistent": CeleryOnly("use result_expires for how long results are kept", (None,)),
+    "override_backends": CeleryOnly("give a driver object to TaskQueue(backend=...)", (None, {})),
+    "database_url": CeleryOnly("use result_backend", (None,)),
+    "database_create_tables_at_setup": CeleryOnly(_TABLES, (True,)),
+    "database_engine_callback": CeleryOnly(_DRIVER, (None,)),
+    "database_engine_options": CeleryOnly(_DRIVER),
+    "database_short_lived_sessions": CeleryOnly(_DRIVER, (False,)),
+    "database_table_names": CeleryOnly(_TABLES, (None, {})),
+    "database_table_schemas": CeleryOnly(_TABLES, (None, {})),
+    "redis_backend_credential_provider": CeleryOnly(_BACKEND_URL, (None,)),
+    "redis_backend_health_check_interval": CeleryOnly(_DRIVER, (None,)),
+    "redis_backend_use_ssl": CeleryOnly(_TLS, (False, None)),
+    "redis_client_name": CeleryOnly(_DRIVER, (None,)),
+    "redis_max_connections": CeleryOnly(_DRIVER, (None,)),
+    "redis_retry_on_timeout": CeleryOnly(_DRIVER),
+    "redis_socket_connect_timeout": CeleryOnly(_DRIVER, (None,)),
+    "redis_socket_keepalive": CeleryOnly(_DRIVER),
+    "redis_socket_timeout": CeleryOnly(_DRIVER),
+    # workers
+    "worker_agent": CeleryOnly("workers have no agents", (None,)),
+    "worker_autoscaler": CeleryOnly("worker_concurrency is a fixed number"),
+    "worker_consumer": CeleryOnly("the parts of a worker cannot be replaced"),
+    "worker_detect_quorum_queues": CeleryOnly("the driver chooses the type of its queues"),
+    "worker_direct": CeleryOnly("workers have no queues of their own", (False,)),
+    "worker_disable_rate_limits": CeleryOnly("there are no rate limits in this version", (True,)),
+    "worker_enable_remote_control": CeleryOnly(_CONTROL, (False,)),
+    "worker_log_color": CeleryOnly("log lines have no colours", (False, None)),
+    "worker_pool": CeleryOnly(_POOL),
+    "worker_pool_putlocks": CeleryOnly(_POOL),
+    "worker_pool_restarts": CeleryOnly(_POOL, (False,)),
+    "worker_redirect_stdouts": CeleryOnly("the output of tasks is not redirected", (False,)),
+    "worker_redirect_stdouts_level": CeleryOnly("the output of tasks is not redirected"),
+    "worker_state_db": CeleryOnly("the broker stores which tasks are cancelled", (None,)),
+    "worker_task_log_format": CeleryOnly(
+        "use worker_log_format, which formats all lines; current_task().id is the id of a task"
+    ),
+    "worker_timer": CeleryOnly("the event loop is the timer", (None,)),
+    "worker_timer_precision": CeleryOnly("the event loop is the timer"),
 }
 
 
-def _group(reason: str, start: str, ends: str, *fine: object) -> Iterable[tuple[str, Foreign]]:
-    line = Foreign(reason, fine)
+def _group(
+    reason: str, start: str, ends: str, *accepted: object
+) -> Iterable[tuple[str, CeleryOnly]]:
+    line = CeleryOnly(reason, accepted)
     return ((f"{start}_{end}", line) for end in ends.split())
 
 
@@ -232,12 +246,12 @@ for _lines in (
     _group(_STORE, "mongodb", "backend_settings", None),
     _group(_STORE, "s3", "access_key_id base_path bucket endpoint_url region secret_access_key"),
 ):
-    _FOREIGN.update(_lines)
+    _CELERY_ONLY.update(_lines)
 
-FOREIGN: Mapping[str, Foreign] = _FOREIGN
-"""Celery's settings that do not exist here, by their lower-case names."""
+CELERY_ONLY: Mapping[str, CeleryOnly] = _CELERY_ONLY
+"""Celery's settings that do not exist in aiotaskq, by their lower-case names."""
 
-# Old names that do not follow the rule of `_old_name`, as its code or its manual has them.
+# Old names that do not follow the rule of `_old_name`; from Celery's code and manual.
 _IRREGULAR = {
     "CELERYD_LOG_FORMAT": "worker_log_format",
     "CELERYD_REDIRECT_STDOUTS": "worker_redirect_stdouts",
@@ -285,7 +299,7 @@ _IRREGULAR = {
     "CELERY_WORKER_TASK_LOG_FORMAT": "worker_task_log_format",
 }
 
-# What begins so is a setting or the misspelling of one, wherever it stands.
+# A name that begins so is a setting, or a misspelled one, in any source.
 OLD_STARTS = ("CELERY_", "CELERYD_", "CELERYBEAT_", "BROKER_")
 
 _NEW_STARTS = {"beat": "CELERYBEAT", "worker": "CELERYD", "task": "CELERY", "broker": "BROKER"}
@@ -299,14 +313,14 @@ def _old_name(name: str) -> str:
 
 
 def old_names(names: Iterable[str]) -> Mapping[str, str]:
-    """Return Celery's upper-case names for `names` and for what is in `FOREIGN`.
+    """Return Celery's upper-case names for `names` and for the settings in `CELERY_ONLY`.
 
     Args:
-        names: The settings that exist here and in Celery.
+        names: The settings that exist both in aiotaskq and in Celery.
 
     Returns:
-        The lower-case name by the upper-case one. A setting can have several.
+        The lower-case names by the upper-case names. A setting can have several of these.
     """
     irregular = set(_IRREGULAR.values())
-    regular = {_old_name(name): name for name in (*names, *FOREIGN) if name not in irregular}
+    regular = {_old_name(name): name for name in (*names, *CELERY_ONLY) if name not in irregular}
     return {**regular, **_IRREGULAR}

@@ -1,47 +1,46 @@
-"""Every setting there is: name, type, default and meaning, as data.
+"""Table of all settings: name, type, default and meaning.
 
-The table is the class `Settings` itself. Each line is a descriptor, so that type checkers know what
-``app.conf.result_expires`` is and what may be assigned to it, and the documentation of the settings
-is made from the same lines.
+The table is the class `SettingsTable`. Each line is a descriptor, so type checkers know the type
+of ``app.conf.result_expires`` and which values may be assigned to it. The table of settings in the
+documentation is generated from the same lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, overload
 
-from aiotaskq.config import kinds
-from aiotaskq.config.kinds import Kind, Wrong
+from aiotaskq.config import value_types
+from aiotaskq.config.value_types import InvalidValue, ReadT, ValueType, WriteT
 from aiotaskq.errors import ConfigError
 
-Read = TypeVar("Read")
-Write = TypeVar("Write")
 
-
-class Setting(Generic[Read, Write]):
-    """One setting.
+class Setting(Generic[ReadT, WriteT]):
+    """One setting: a descriptor of `SettingsTable`.
 
     Attributes:
         name: Its name, in lower case.
-        default: What holds if nobody says otherwise.
+        value_type: The type of its value, with the check.
+        default: Its value where none is set.
         meaning: What it does, in one line.
-        ours: Whether Celery has no such setting, and so no old name for it either.
-        secret: Whether its value must not be shown.
+        ours: Whether only aiotaskq has the setting. Celery has no such setting then, and no old
+            name for it.
+        secret: Whether errors must not show its value.
     """
 
-    __slots__ = ("default", "kind", "meaning", "name", "ours", "secret")
+    __slots__ = ("default", "meaning", "name", "ours", "secret", "value_type")
 
     def __init__(
         self,
-        kind: Kind[Read, Write],
-        default: Read,
+        value_type: ValueType[ReadT, WriteT],
+        default: ReadT,
         meaning: str,
         *,
         ours: bool = False,
         secret: bool = False,
     ) -> None:
         self.name = ""
-        self.kind = kind
+        self.value_type = value_type
         self.default = default
         self.meaning = meaning
         self.ours = ours
@@ -49,39 +48,39 @@ class Setting(Generic[Read, Write]):
 
     @property
     def wants(self) -> str:
-        """What values it takes, in words."""
-        return self.kind.wants
+        """A description of the values that it takes."""
+        return self.value_type.wants
 
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
         return f"AIOTASKQ_{self.name.upper()}"
 
-    def check(self, value: object, *, spelled: str | None = None) -> Read:
+    def check(self, value: object, *, spelled: str | None = None) -> ReadT:
         """Return `value` in the form in which the setting is read.
 
         Args:
-            value: Of any type.
-            spelled: How the user named the setting, if otherwise than by its name.
+            value: A value of any type.
+            spelled: The name that the user wrote, if it is another one.
 
         Raises:
-            ConfigError: The value is not one that this setting takes.
+            ConfigError: The setting does not take this value.
         """
         try:
-            return self.kind.check(value)
-        except Wrong as error:
+            return self.value_type.check(value)
+        except InvalidValue as error:
             label = spelled or self.name
             reason = error.reason or f"wants {self.wants}"
             raise ConfigError(f"{label}{self._shown(value)}: {reason}") from None
 
-    def parse(self, text: str) -> Read:
-        """Return what the text of the environment variable says.
+    def parse(self, text: str) -> ReadT:
+        """Return the value that the text of the environment variable stands for.
 
         Raises:
-            ConfigError: The text is not one that this setting takes.
+            ConfigError: The setting does not take this text.
         """
         try:
-            value = self.kind.parse(text)
+            value = self.value_type.parse(text)
         except ValueError:
             shown = self._shown(text)
             raise ConfigError(f"{self.variable}{shown}: wants {self.wants}") from None
@@ -99,45 +98,45 @@ class Setting(Generic[Read, Write]):
     @overload
     def __get__(self, holder: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, holder: Settings, owner: type) -> Read: ...
-    def __get__(self, holder: Settings | None, owner: type) -> Self | Read:
+    def __get__(self, holder: SettingsTable, owner: type) -> ReadT: ...
+    def __get__(self, holder: SettingsTable | None, owner: type) -> Self | ReadT:
         if holder is None:
             return self
-        value: Read = holder._values.get(self.name, self.default)
+        value: ReadT = holder._values.get(self.name, self.default)
         return value
 
-    def __set__(self, holder: Settings, value: Write) -> None:
+    def __set__(self, holder: SettingsTable, value: WriteT) -> None:
         holder._assign({self.name: value})
 
 
-_NO_EVENTS = "workers and senders publish no events in this version yet"
+_NO_EVENTS = "workers and senders publish no events in this version"
 
-# What a broker's or a backend's options may hold, and why Celery's others are not among them.
+# The options of brokers and backends; and Celery's options that are refused, each with the reason.
 DRIVER_OPTIONS: frozenset[str] = frozenset()
 REFUSED_DRIVER_OPTIONS: Mapping[str, str] = {
-    "visibility_timeout": "leases made it needless; a task may run for as long as it likes, and "
-    "what a dead worker held comes back after worker_lease seconds",
+    "visibility_timeout": "leases replace it: a task may run for any time, and the tasks of a dead "
+    "worker come back after worker_lease seconds",
     "global_keyprefix": "use the setting prefix",
     "queue_name_prefix": "use the setting prefix",
-    "unacked_restore_limit": "what dead workers held is taken back without being asked",
+    "unacked_restore_limit": "the tasks of dead workers are always taken back",
     "fanout_prefix": "nothing is broadcast over shared keys",
     "fanout_patterns": "nothing is broadcast over shared keys",
     "priority_steps": "priorities are 0 to 9",
-    "sep": "priorities are not part of a queue's name",
-    "queue_order_strategy": "queues are drained in the order in which a worker names them",
-    "polling_interval": "waiting is pushed, not polled",
-    "confirm_publish": "a message that was sent is stored, always",
+    "sep": "the name of a queue does not contain the priority",
+    "queue_order_strategy": "a worker drains its queues in the order in which they are given",
+    "polling_interval": "waiting workers are notified; they do not poll",
+    "confirm_publish": "sending always waits until the message is stored",
     "max_retries": "use broker_publish_timeout",
     "interval_start": "use broker_publish_timeout",
     "interval_step": "use broker_publish_timeout",
     "interval_max": "use broker_publish_timeout",
-    "result_chord_ordered": "there are no chords in this version yet",
-    "retry_policy": "results are stored again by themselves until that succeeds",
+    "result_chord_ordered": "there are no chords in this version",
+    "retry_policy": "storing a result is retried until it succeeds",
 }
 
 
-class Settings:
-    """All settings, as typed attributes. `Config` is the one that users meet."""
+class SettingsTable:
+    """All settings, as typed attributes: the base of `Config`, which users see."""
 
     __slots__ = ("_values",)
 
@@ -146,150 +145,163 @@ class Settings:
     def _assign(self, settings: Mapping[str, object]) -> None:
         raise NotImplementedError
 
-    # --- where ---
+    # --- servers ---
 
-    broker_url = Setting(kinds.optional(kinds.url()), None, "Where messages wait.", secret=True)
-    result_backend = Setting(
-        kinds.optional(kinds.url(disabled=True)),
+    broker_url = Setting(
+        value_types.optional(value_types.url()),
         None,
-        'Where results rest; "disabled://" keeps none. None: in the broker\'s own store.',
+        "The broker, which stores messages. None: `sqlite:///aiotaskq.db`.",
+        secret=True,
+    )
+    result_backend = Setting(
+        value_types.optional(value_types.url(disabled=True)),
+        None,
+        'The store of results; "disabled://" keeps none. None: the store of the broker.',
         secret=True,
     )
     outbox_url = Setting(
-        kinds.optional(kinds.url()),
+        value_types.optional(value_types.url()),
         None,
-        "The PostgreSQL database where tasks sent with connection= wait for a worker to pass them"
-        " on, if the broker is another system.",
+        "The PostgreSQL database for tasks sent with connection=, if the broker is another system; "
+        "workers pass them on to the broker.",
         secret=True,
         ours=True,
     )
     prefix = Setting(
-        kinds.prefix(),
+        value_types.prefix(),
         "aiotaskq",
-        "What every key, table, exchange and queue begins with.",
+        "The beginning of the name of every key, table, exchange and queue.",
         ours=True,
     )
     broker_transport_options = Setting(
-        kinds.options(DRIVER_OPTIONS, REFUSED_DRIVER_OPTIONS),
-        kinds.NOTHING,
-        "Options for the broker's driver.",
+        value_types.options(DRIVER_OPTIONS, REFUSED_DRIVER_OPTIONS),
+        value_types.EMPTY,
+        "Options of the broker's driver. There are none yet.",
         secret=True,
     )
     result_backend_transport_options = Setting(
-        kinds.options(DRIVER_OPTIONS, REFUSED_DRIVER_OPTIONS),
-        kinds.NOTHING,
-        "Options for the result backend's driver.",
+        value_types.options(DRIVER_OPTIONS, REFUSED_DRIVER_OPTIONS),
+        value_types.EMPTY,
+        "Options of the result backend's driver. There are none yet.",
         secret=True,
     )
     broker_connection_retry_on_startup = Setting(
-        kinds.flag(),
+        value_types.flag(),
         True,
-        "Whether a worker that starts waits for its servers, instead of giving up.",
+        "Whether a worker that starts waits for servers that cannot be reached; if not, it ends.",
     )
     broker_publish_timeout = Setting(
-        kinds.seconds(zero=True),
+        value_types.seconds(zero=True),
         5.0,
-        "Seconds for which a sender tries again while the broker cannot be reached.",
+        "Seconds for which a sender retries while the broker cannot be reached.",
         ours=True,
     )
 
     # --- encoding ---
 
-    task_serializer = Setting(kinds.serializer(), "json", "What messages are written in.")
-    result_serializer = Setting(kinds.serializer(), "json", "What results are written in.")
+    task_serializer = Setting(value_types.serializer(), "json", "The encoding of messages.")
+    result_serializer = Setting(value_types.serializer(), "json", "The encoding of results.")
     accept_content = Setting(
-        kinds.accepted(),
+        value_types.accepted(),
         ("json", "msgpack"),
-        "What a worker takes; messages in anything else go to the dead letters.",
+        "The encodings that a worker reads; messages in others go to the dead letters.",
     )
     max_payload_size = Setting(
-        kinds.whole(1, of="of bytes"), 1_048_576, "The most bytes of a message.", ours=True
+        value_types.whole(1, of="of bytes"), 1_048_576, "The largest message, in bytes.", ours=True
     )
     max_result_size = Setting(
-        kinds.whole(1, of="of bytes"), 1_048_576, "The most bytes of a result.", ours=True
+        value_types.whole(1, of="of bytes"), 1_048_576, "The largest result, in bytes.", ours=True
     )
 
     # --- results ---
 
     result_expires = Setting(
-        kinds.lifetime(), 86_400.0, "Seconds for which a result is kept; None: for ever."
+        value_types.lifetime(), 86_400.0, "Seconds for which a result is kept; None: for ever."
     )
     result_extended = Setting(
-        kinds.flag(), False, "Whether a result also keeps the arguments of its task."
+        value_types.flag(), False, "Whether the arguments of a task are stored with its result."
     )
 
     # --- tasks ---
 
     task_default_queue = Setting(
-        kinds.queue(), "default", "The queue of tasks for which nothing else is said."
+        value_types.queue(), "default", "The queue of tasks that name none."
     )
     task_default_priority = Setting(
-        kinds.priority(), 0, "The priority of tasks for which nothing else is said, 9 first."
+        value_types.priority(), 0, "The priority of tasks that have none; 9 runs first."
     )
     task_routes = Setting[Mapping[str, str], Mapping[str, str | Mapping[str, str]] | None](
-        kinds.routes(), kinds.NOTHING, "Queues by the name of the task, or by a glob of names."
+        value_types.routes(),
+        value_types.EMPTY,
+        "Queues by the name of a task, or by a pattern of names.",
     )
     task_ignore_result = Setting(
-        kinds.flag(), False, "Whether tasks for which nothing else is said keep no result."
+        value_types.flag(),
+        False,
+        "Whether no result is kept, for tasks that do not set ignore_result.",
     )
     task_track_started = Setting(
-        kinds.flag(), False, "Whether a task that runs is told apart from one that waits."
+        value_types.flag(),
+        False,
+        "Whether the status of a running task is STARTED; if not, it stays PENDING.",
     )
     task_time_limit = Setting(
-        kinds.optional(kinds.seconds()),
+        value_types.optional(value_types.seconds()),
         None,
-        "Seconds that a task may run for which nothing else is said; None: no limit.",
+        "Seconds that one run may take, for tasks without a timeout; None: no limit.",
     )
     task_soft_time_limit = Setting(
-        kinds.optional(kinds.seconds()),
+        value_types.optional(value_types.seconds()),
         None,
-        "Seconds after which a task for which nothing else is said is told to come to an end; "
-        "None: it is not told.",
+        "Seconds after which SoftTimeLimitExceeded is raised inside a run, for tasks without a "
+        "soft_timeout; None: never.",
     )
     task_cancel_grace = Setting(
-        kinds.seconds(zero=True),
+        value_types.seconds(zero=True),
         5.0,
-        "Seconds that a cancelled or timed-out task gets to end, before its slot is freed and "
-        "what it still does is ignored.",
+        "Seconds that a cancelled or timed-out task gets to end. After them its slot is freed, and "
+        "its result is ignored.",
         ours=True,
     )
     task_default_retry = Setting(
-        kinds.optional(kinds.retry()),
+        value_types.optional(value_types.retry()),
         None,
-        "The retry of tasks for which nothing else is said; None: they run once.",
+        "The retry of tasks that have none; None: they run once.",
         ours=True,
     )
     task_always_eager = Setting(
-        kinds.only_flag(
+        value_types.fixed_flag(
             False,
-            "running tasks in the sender is not supported in this version; call the task itself, "
-            'or use the broker "memory://" with a worker in the same process',
+            "running tasks in the sender is not supported in this version; call the task as a "
+            'function, or use the broker "memory://" with a worker in the same process',
         ),
         False,
         "Not supported yet.",
     )
-    task_send_sent_event = Setting(kinds.only_flag(False, _NO_EVENTS), False, "Not supported yet.")
+    task_send_sent_event = Setting(
+        value_types.fixed_flag(False, _NO_EVENTS), False, "Not supported yet."
+    )
     unknown_task_ttl = Setting(
-        kinds.seconds(zero=True),
+        value_types.seconds(zero=True),
         600.0,
-        "Seconds for which a task that no worker knows is tried again before it goes to the "
-        "dead letters.",
+        "Seconds for which a task that no worker knows is offered to the workers again, before it "
+        "goes to the dead letters.",
         ours=True,
     )
     max_crashes = Setting(
-        kinds.whole(1),
+        value_types.whole(1),
         3,
-        "How many workers may die of a task before it goes to the dead letters.",
+        "Number of workers that may die while running a task, before it goes to the dead letters.",
         ours=True,
     )
     dead_letter_max = Setting(
-        kinds.whole(0),
+        value_types.whole(0),
         10_000,
-        "How many dead letters a queue keeps; the oldest go first.",
+        "The most dead letters that a queue keeps; the oldest are dropped.",
         ours=True,
     )
     dead_letter_expires = Setting(
-        kinds.lifetime(),
+        value_types.lifetime(),
         30 * 86_400.0,
         "Seconds for which a dead letter is kept; None: for ever.",
         ours=True,
@@ -297,103 +309,109 @@ class Settings:
 
     # --- modules and time ---
 
-    imports = Setting(kinds.modules(), (), "Modules that a worker imports when it starts.")
-    include = Setting(kinds.modules(), (), "More modules that a worker imports when it starts.")
-    timezone = Setting(kinds.time_zone(), "UTC", "The time zone of schedules and local times.")
+    imports = Setting(value_types.modules(), (), "Modules that a worker imports when it starts.")
+    include = Setting(
+        value_types.modules(), (), "More modules that a worker imports when it starts."
+    )
+    timezone = Setting(
+        value_types.time_zone(), "UTC", "The time zone of schedules and local times."
+    )
     enable_utc = Setting(
-        kinds.only_flag(
-            True, "times travel and rest in UTC, always; timezone says how to show them"
+        value_types.fixed_flag(
+            True, "times are sent and stored in UTC, always; use timezone for local times"
         ),
         True,
-        "Times travel and rest in UTC.",
+        "Times are sent and stored in UTC.",
     )
     beat_schedule = Setting(
-        kinds.schedules(),
-        kinds.NO_SCHEDULES,
-        'Tasks that a scheduler sends by the clock: by id, a mapping with "task" and "schedule".',
+        value_types.schedules(),
+        value_types.NO_SCHEDULES,
+        'Schedules by their ids; each is a mapping with "task" and "schedule".',
     )
 
     # --- workers ---
 
     worker_concurrency = Setting(
-        kinds.whole(1), 100, "How many tasks a process of a worker runs at once."
+        value_types.whole(1), 100, "Tasks that one worker process runs at once."
     )
-    worker_processes = Setting(kinds.whole(1), 1, "How many processes a worker has.", ours=True)
+    worker_processes = Setting(value_types.whole(1), 1, "Number of worker processes.", ours=True)
     worker_threads = Setting(
-        kinds.optional(kinds.whole(1)),
+        value_types.optional(value_types.whole(1)),
         None,
-        "How many threads run plain functions; None: the worker chooses.",
+        "Threads of a process for plain functions; None: worker_concurrency, 64 at most.",
         ours=True,
     )
     worker_process_pool_size = Setting(
-        kinds.optional(kinds.whole(1)),
+        value_types.optional(value_types.whole(1)),
         None,
-        'How many processes run the tasks of executor="process"; None: the worker chooses.',
+        'Processes of a worker process for tasks with executor="process"; None: one for each core.',
         ours=True,
     )
     worker_max_tasks_per_child = Setting(
-        kinds.optional(kinds.whole(1)),
+        value_types.optional(value_types.whole(1)),
         None,
-        "After how many tasks a process is replaced; None: never.",
+        "Tasks after which a process is replaced; None: never.",
     )
     worker_max_memory_per_child = Setting(
-        kinds.optional(kinds.memory()),
+        value_types.optional(value_types.memory()),
         None,
-        "Above how many KiB of memory a process is replaced; None: never.",
+        "Memory in KiB; a process that uses more is replaced; None: never.",
     )
     worker_grace_period = Setting(
-        kinds.seconds(zero=True),
+        value_types.seconds(zero=True),
         25.0,
-        "Seconds that running tasks have to finish once a worker is told to stop.",
+        "Seconds that running tasks get to finish when a worker stops.",
         ours=True,
     )
     worker_lease = Setting(
-        kinds.seconds(),
+        value_types.seconds(),
         15.0,
-        "Seconds without a sign of life after which a worker's tasks are given to others.",
+        "Seconds without a renewal after which a worker counts as dead, and others get its tasks.",
         ours=True,
     )
     worker_heartbeat = Setting(
-        kinds.seconds(),
+        value_types.seconds(),
         3.0,
-        "Seconds between two signs of life; less than half of worker_lease.",
+        "Seconds between two renewals of the lease; less than half of worker_lease.",
         ours=True,
     )
     worker_max_stuck_tasks = Setting(
-        kinds.optional(kinds.whole(1)),
+        value_types.optional(value_types.whole(1)),
         10,
-        "How many tasks that could not be stopped a process may have before it takes no more "
-        "and is replaced; None: any number.",
+        "Number of tasks that did not end when they were cancelled. A process that reaches it "
+        "takes no more tasks and is replaced; None: never.",
         ours=True,
     )
     worker_loop_block_warning = Setting(
-        kinds.optional(kinds.seconds()),
+        value_types.optional(value_types.seconds()),
         1.0,
-        "After how many seconds a blocked event loop is logged, with what blocks it; None: never.",
+        "Seconds after which a blocked event loop is logged, with the task and its stack; "
+        "None: never.",
         ours=True,
     )
     worker_loop_block_limit = Setting(
-        kinds.optional(kinds.seconds()),
+        value_types.optional(value_types.seconds()),
         None,
-        "After how many seconds a process with a blocked event loop is ended; None: never.",
+        "Seconds after which a process with a blocked event loop is killed and replaced; "
+        "None: never.",
         ours=True,
     )
     worker_hijack_root_logger = Setting(
-        kinds.flag(), True, "Whether a worker sets up the root logger."
+        value_types.flag(), True, "Whether a worker configures the root logger."
     )
     worker_log_format = Setting(
-        kinds.log_format(),
+        value_types.log_format(),
         "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
-        "The lines that a worker logs.",
+        "The format of the log lines of a worker.",
     )
     worker_send_task_events = Setting(
-        kinds.only_flag(False, _NO_EVENTS), False, "Not supported yet."
+        value_types.fixed_flag(False, _NO_EVENTS), False, "Not supported yet."
     )
 
 
 def _table() -> Mapping[str, Setting[Any, Any]]:
-    return {name: line for name, line in vars(Settings).items() if isinstance(line, Setting)}
+    return {name: line for name, line in vars(SettingsTable).items() if isinstance(line, Setting)}
 
 
 SETTINGS: Mapping[str, Setting[Any, Any]] = _table()
-"""Every setting by its name, in the order of the table."""
+"""All settings by name, in the order of the table."""

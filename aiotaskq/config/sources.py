@@ -1,4 +1,4 @@
-"""Where settings come from: mappings, modules, classes, objects, the environment."""
+"""Reading settings from mappings, modules, classes, objects and environment variables."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from aiotaskq.config.celery import FOREIGN, OLD_STARTS
+from aiotaskq.config.celery import CELERY_ONLY, OLD_STARTS
 from aiotaskq.config.names import LOWER_NAMES, NAMES, nearest, resolve, unknown
 from aiotaskq.config.settings import SETTINGS
 from aiotaskq.errors import ConfigError
 
-Found: TypeAlias = tuple[str, str, object]
+FoundSetting: TypeAlias = tuple[str, str, object]
 """A setting as the user spelled it, its lower-case name, and the value."""
 
-# What begins so in lower case is a setting, or the misspelling of one.
+# A lower-case name that begins so is a setting, or a misspelled one.
 _NEW_STARTS = ("accept_", "beat_", "broker_", "result_", "task_", "worker_")
-# What the value of a setting can be. Whatever else a module holds (a logger, a client, a class)
-# is no misspelt setting, whatever its name.
+# The types of values that settings have. Any other object in a module (a logger, a client, a class)
+# is not a misspelled setting, whatever its name.
 _PLAIN = (str, bytes, int, float, list, tuple, set, frozenset, Mapping, timedelta, type(None))
-# A letter or two off. Were it lower, constants that have nothing to do with it would be refused.
+# One or two letters differ. A lower limit would refuse constants that are no settings.
 _MISSPELT = 0.85
 
 _ENVIRONMENT = "AIOTASKQ_"
 _ENVIRONMENT_OF_TESTS = "AIOTASKQ_TESTS_"
 
 
-def read_items(items: Iterable[tuple[object, object]]) -> Iterator[Found]:
-    """Yield names and values, of which all have to be settings.
+def read_items(items: Iterable[tuple[object, object]]) -> Iterator[FoundSetting]:
+    """Yield the settings of a mapping, in which every name has to be one.
 
     Raises:
-        UnknownSetting: One of them is none.
+        UnknownSetting: A name is not a setting.
     """
     for spelled, value in items:
         yield str(spelled), resolve(spelled), value
 
 
-def read_source(source: object, namespace: str | None) -> Iterator[Found]:
-    """Yield the settings in what `Config.load` takes.
+def read_source(source: object, namespace: str | None) -> Iterator[FoundSetting]:
+    """Yield the settings in a source, as described at `Config.load`.
 
     Raises:
-        ConfigError: There is no such source, or something in it looks like a setting and is none.
+        ConfigError: There is no such source, or a name in it looks like a misspelled setting.
     """
     if isinstance(source, str):
         source = _find(source)
     if isinstance(source, _PLAIN) and not isinstance(source, Mapping):
         raise ConfigError(
-            f"{source!r} holds no settings; wanted is a module, a class, an object or a mapping, "
-            "or the dotted name of one"
+            f"{source!r} holds no settings; give a module, a class, an object, a mapping, "
+            "or the dotted name of one of these"
         )
     if namespace:
         return _read_namespace(source, namespace.rstrip("_") + "_")
@@ -59,23 +59,23 @@ def read_source(source: object, namespace: str | None) -> Iterator[Found]:
 
 
 def read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the values that environment variables set, by the lower-case names of the settings.
+    """Return the values set by environment variables, by the names of the settings.
 
     Raises:
-        ConfigError: A variable names no setting, or its text is not what the setting takes.
+        ConfigError: A variable is for no setting, or its text is not a value of the setting.
     """
     values: dict[str, Any] = {}
     for variable, text in environ.items():
         if not variable.startswith(_ENVIRONMENT) or variable.startswith(_ENVIRONMENT_OF_TESTS):
             continue
         name = variable.removeprefix(_ENVIRONMENT).lower()
-        if name in FOREIGN:
-            raise ConfigError(f"{variable} is not supported: {FOREIGN[name].reason}")
+        if name in CELERY_ONLY:
+            raise ConfigError(f"{variable} is not supported: {CELERY_ONLY[name].reason}")
         if name not in SETTINGS:
             close = nearest(name, SETTINGS)
             suggestion = SETTINGS[close].variable if close else None
             raise unknown("environment variable", variable, suggestion)
-        # Compose files hand on what is not set as empty.
+        # Docker Compose passes a variable that is not set as an empty one.
         if text.strip():
             values[name] = SETTINGS[name].parse(text.strip())
     return values
@@ -85,7 +85,7 @@ def read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def _find(path: str) -> object:
-    """Return the module, or the thing in a module, of that dotted name."""
+    """Return the module, or the object in a module, with that dotted name."""
     module_name, colon, attributes = path.partition(":")
     if not colon and not _exists(module_name):
         module_name, _, attributes = path.rpartition(".")
@@ -109,8 +109,8 @@ def _exists(module_name: str) -> bool:
     try:
         import_module(module_name)
     except ModuleNotFoundError as error:
-        # What is missing may also be something that the module imports. That is a mistake in it,
-        # and its traceback tells where.
+        # The missing module may also be one that this module imports. That is a mistake in the
+        # module, and its traceback shows where.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         return False
@@ -125,7 +125,7 @@ def _names_of(source: object) -> Iterable[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def _read_attributes(source: object) -> Iterator[Found]:
+def _read_attributes(source: object) -> Iterator[FoundSetting]:
     for name in _names_of(source):
         if name in NAMES:
             value = getattr(source, name)
@@ -136,9 +136,9 @@ def _read_attributes(source: object) -> Iterator[Found]:
 
 
 def _is_definition(name: str, value: object) -> bool:
-    """Whether it came by an import or a `def`, such as ``from datetime import timezone``.
+    """Whether an import or a `def` made the name, such as ``from datetime import timezone``.
 
-    A setting that somebody assigns a function or a class to has a name of its own.
+    A function or a class that is assigned to a setting has a name of its own instead.
     """
     if isinstance(value, ModuleType):
         return value.__name__.rpartition(".")[2] == name
@@ -146,7 +146,7 @@ def _is_definition(name: str, value: object) -> bool:
 
 
 def _refuse_misspelt(source: object, name: str) -> None:
-    # The cheap question first: most of what a module holds is imported.
+    # The cheap check first: most names in a module are imports.
     if not isinstance(getattr(source, name), _PLAIN) or not _looks_meant(name):
         return
     try:
@@ -164,8 +164,8 @@ def _looks_meant(name: str) -> bool:
     return name.startswith(_NEW_STARTS) or nearest(name, LOWER_NAMES, _MISSPELT) is not None
 
 
-def _read_namespace(source: object, start: str) -> Iterator[Found]:
-    """Yield what begins with `start`, of which all has to be settings."""
+def _read_namespace(source: object, start: str) -> Iterator[FoundSetting]:
+    """Yield the names that begin with `start`; each of them has to be a setting."""
     names = source if isinstance(source, Mapping) else _names_of(source)
     for name in names:
         if isinstance(name, str) and name.startswith(start):
@@ -176,7 +176,7 @@ def _read_namespace(source: object, start: str) -> Iterator[Found]:
 def _without(name: str, start: str) -> str:
     rest = name.removeprefix(start)
     lower = rest.lower()
-    # Some old names fit as they are, such as CELERY_TASK_RESULT_EXPIRES.
+    # Some old names are used in full, such as CELERY_TASK_RESULT_EXPIRES.
     known = lower if lower in LOWER_NAMES else NAMES.get(name)
     if known is None:
         close = nearest(lower, LOWER_NAMES)

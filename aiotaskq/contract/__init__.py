@@ -1,1 +1,1 @@
-"""What a driver must be, and what travels between the application, its drivers and its workers."""
+"""The contract of drivers: their protocols, and the data that they store and return."""

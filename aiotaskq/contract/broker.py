@@ -1,9 +1,29 @@
-"""What a driver must be: the seams between the core and the servers.
+"""Contract of a broker: the protocols that a driver for a message store implements.
 
-`aiotaskq.testing` ships the conformance suites: one test or more for each sentence below.
+A driver implements `Broker`, `Consumer` and `Lease`, and may implement `Transactional`. The
+conformance suites in `aiotaskq.testing` test every sentence below.
 
-A driver object is cheap and closed when made. It belongs to the event loop that opened it;
-`clone()` gives another one, of the same settings, for another loop.
+Making a driver object is cheap and opens no connection. The object belongs to the event loop that
+opens it. `clone` returns another object with the same settings, for another event loop.
+
+States of a message, and what changes them::
+
+    publish ──▶ delayed
+                   │ it is due
+                   ▼        fetch           Done
+    publish ──▶ ready ─────────────▶ held ────────▶ deleted
+                 ▲ ▲                 │ │ │
+                 │ └── given back ───┘ │ └─ Dead ─▶ dead letter ── revive ──▶ ready, delayed
+                 │                     │                      └── discard ──▶ deleted
+                 └──── Again ──────────┘
+
+A message is given back by `Release`, by `Consumer.close`, or because its consumer was given up.
+`cancel` and `purge` delete messages that are ready or delayed.
+
+A message is held by one consumer, under the lease of that consumer. A consumer is *given up* when
+its lease lapses, or when `Lease.end` ends it. Every message that it held then goes back with
+`crashes` one higher, and the consumer can settle none of them any more. So each delivery is settled
+once, even if a consumer that was given up goes on working.
 """
 
 from __future__ import annotations
@@ -29,39 +49,40 @@ from aiotaskq.contract.settlement import Settlement
 
 
 class Traits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a broker can do beyond the floor that every driver reaches.
+    """Optional abilities of a broker. Each is a constant of the driver's class.
 
-    The floor: batches, fencing receipts, delays, dead letters, redelivery, cancelling what waits.
-    Where a broker lacks a trait, what the protocols below promise by it is not promised. A trait
-    is data, read once; asking for what a broker lacks raises `Unsupported` where the message is
-    sent, never inside a worker.
+    Every broker has these abilities: batches, receipts that become void, delays, dead letters,
+    redelivery after a crash, and cancelling of waiting messages. A broker without one of the traits
+    need not keep the promises below that depend on it. A message that needs a missing trait is
+    refused with `Unsupported` where it is sent, never inside a worker.
     """
 
-    priorities: bool = True  # 0 to 9 within one queue
-    unique: bool = True  # stores an id once when asked to
-    schedules: bool = True  # keeps schedules, and sends each due run once
-    durable: bool = True  # survives a restart of every process
-    shared: bool = True  # reached by other processes
+    priorities: bool = True  # priorities 0 to 9 within a queue
+    unique: bool = True  # stores a message with `Envelope.unique` once a day
+    schedules: bool = True  # stores schedules, and sends each due run once
+    durable: bool = True  # messages survive a restart of every process
+    shared: bool = True  # other processes can reach the broker
     leases: bool = True  # a consumer outlives its connection, and others may renew or end its lease
-    order: bool = True  # what is handed back goes to the head of its queue, suspects before all
+    order: bool = True  # messages handed back go to the head of their queue, suspects before others
     atomic: bool = True  # a retry or a dead letter replaces its message in one step
-    idempotent: bool = True  # a call that is repeated under its id stores nothing twice
-    clock: bool = True  # what is due or out of date goes by one clock, and is there at the moment
+    idempotent: bool = True  # `publish`, repeated with its `call_id`, stores nothing twice
+    clock: bool = True  # delays and expiry go by one clock, and a message is ready when it is due
     counts_delayed: bool = True  # counts the delayed messages of each queue, and can purge them
-    transactional: bool = False  # stores messages in a transaction of the caller's: `Transactional`
+    transactional: bool = False  # stores messages in a transaction of the caller: `Transactional`
 
 
 class Lease(Protocol):
-    """The sign of life of one consumer, kept beside the event loop in which the consumer works.
+    """Lease of one consumer, seen from a thread or a process other than the consumer's.
 
-    By a thread of the same process, or by another process. It connects when first used, on the
-    event loop that uses it, and shares no connection with the consumer.
+    A worker renews its lease in a thread, so that a blocked event loop does not lose it. Another
+    process renews it as well. The object connects when it is first used, on the event loop that
+    uses it, and shares no connection with the consumer.
     """
 
     async def renew(self) -> bool:
-        """Prolong the lease by its full length; False if it was lost.
+        """Extend the lease to its full length from now; return False if it was lost.
 
-        A lost lease never comes back: what the consumer held was taken from it.
+        A lost lease never comes back: the messages of the consumer were taken from it.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now; the lease still runs.
@@ -69,17 +90,19 @@ class Lease(Protocol):
         ...
 
     async def end(self, note: str) -> int:
-        """Give the consumer up for dead now: for whoever saw its process die.
+        """Give the consumer up now. For a caller that saw the consumer's process die.
 
-        What it held is taken back as `Broker.maintain` does it, `crashes` one higher, and is there
-        to be fetched when the call returns, up to a bounded number; the rest follows with the
-        next rounds of `maintain`. A consumer that was closed or given up before is left as it is.
+        The messages that the consumer held are taken back as by `Broker.maintain`, with `crashes`
+        one higher. They can be fetched when the call returns. If there are very many, a bounded
+        number of them can; the next calls of `maintain` take the others back. Nothing happens
+        to a consumer that was closed or given up before.
 
         Args:
-            note: How it died, for people; deliveries bring it along as `crash_note`.
+            note: How it died, for people. Later deliveries of its messages carry the note as
+                `crash_note`.
 
         Returns:
-            How many messages were taken back.
+            The number of messages that were taken back.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
@@ -87,134 +110,143 @@ class Lease(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the connection. The lease itself ends with the consumer's `close`."""
+        """Close the connection. This does not end the lease; the consumer's `close` does."""
         ...
 
 
 class Consumer(Protocol):
-    """One incarnation of a worker at a broker: a lease, and what is held under it.
+    """A client that takes messages: one lease, and the messages held under it.
 
-    An incarnation that was given up for dead never lives again; a worker makes a new one.
+    A consumer that was given up never becomes valid again. The worker makes a new one.
     """
 
     id: str
 
     @property
     def grant(self) -> Grant:
-        """What `Broker.lease` takes to keep this consumer alive."""
+        """The name of the lease, for `Broker.lease` in another thread or process."""
         ...
 
     async def open(self) -> None:
-        """Begin the lease. Raises `BrokerUnavailable` if the broker cannot be reached."""
+        """Begin the lease.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+        """
         ...
 
     async def fetch(
         self, limit: int, wait: float, *, order: Sequence[str] | None = None
     ) -> Sequence[Delivery]:
-        """Take up to `limit` due envelopes, waiting up to `wait` seconds for the first.
+        """Take up to `limit` ready messages; wait up to `wait` seconds for the first one.
 
-        Queues are drained one after the other, within a queue by priority, then oldest first.
-        Returns as soon as there is one, so a short batch means that the queues are short. Nothing
-        delayed, cancelled, dead or held is returned. What has expired is handed out with a mark,
-        so that its end can be told.
+        Order: the queues are emptied one after the other. Within a queue higher priorities come
+        first, then older messages.
 
-        A call that waits is woken by what is stored, and at the moment at which something falls
-        due, whoever stored it and in whatever order. Looking from time to time is only for what
-        a lost message should have told.
+        The call returns as soon as it has a message, and takes all that are ready, up to `limit`.
+        So a batch with fewer messages means that no more were ready, unless it is a suspect (see
+        below). It never returns messages that are delayed, cancelled, dead or held. An expired
+        message is returned with the mark `Delivery.expired`, so that a worker can store its end.
 
-        A message that crashed `SUSPECT` times or more is handed out alone, and before all
-        others: as the only one of a batch, to a consumer that holds nothing. One that holds
-        something is passed over it, and hears in `news` that it is there. Among themselves, those
-        of one queue are in no particular order.
+        A waiting call is woken when a message becomes ready: by any process, at the moment
+        at which a delayed one is due, and also if a message with an earlier due time is stored
+        while the call waits. Polling may only cover notifications that were lost.
 
-        Cancelling the call loses nothing: what it took comes back with the next
-        call, or when the lease ends.
+        A message with `SUSPECT` crashes or more is a *suspect*. It is delivered before all other
+        messages and alone: as the only one of its batch, to a consumer that holds nothing. Other
+        consumers do not get it; their `news` says that it waits. Suspects of one queue come in
+        no particular order.
+
+        If the call is cancelled, no message is lost: the next call returns the messages that this
+        one took, or they become ready when the lease ends.
 
         Args:
-            limit: The most to take; at least 1.
-            wait: Seconds; 0 asks without waiting.
-            order: The order in which this call drains the queues, all of the consumer's and each
-                once; None: as the consumer names them. It says nothing of other calls: what an
-                earlier one took, and was cancelled, comes first.
+            limit: The largest number of messages to take; at least 1.
+            wait: Seconds; 0 returns at once.
+            order: All queues of the consumer, in the order in which this call empties them; None:
+                the order in which the consumer was made. Messages that an earlier, cancelled call
+                took come first all the same.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
-            LeaseLost: This incarnation was given up for dead.
+            LeaseLost: This consumer was given up.
         """
         ...
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
-        """Apply every settlement; return the deliveries that were no longer held.
+        """Apply every settlement; return the deliveries that this consumer did not hold any more.
 
-        Each takes effect once or not at all, and one whose delivery was settled, released or
-        taken back before changes nothing. The same call may be made again after an error.
+        Each settlement takes effect once or not at all. It changes nothing if its delivery was
+        settled, released or taken back before. The same call may be repeated after an error.
 
         Raises:
-            BrokerUnavailable: The broker cannot be reached now; any part may have taken effect.
+            BrokerUnavailable: The broker cannot be reached now. Some of the settlements may have
+                taken effect.
         """
         ...
 
     async def news(self) -> News:
-        """Return what has been cancelled since the last call, and whether suspects wait.
+        """Return the ids cancelled since the last call, and whether suspects wait in the queues.
 
-        Ids may be among them that this consumer does not hold.
+        The ids may include messages that this consumer does not hold.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
-            LeaseLost: This incarnation was given up for dead, where that costs nothing to see.
+            LeaseLost: This consumer was given up. A driver need not check this here.
         """
         ...
 
     async def close(self) -> None:
-        """End the lease and hand back what is still held, nothing counted. Idempotent.
+        """End the lease and hand back the messages held, without counting a crash. Idempotent.
 
-        Does not raise when the broker is away: the lease lapses by itself.
+        Does not raise if the broker cannot be reached: the lease lapses then.
         """
         ...
 
 
 class Broker(Protocol):
-    """Where messages wait."""
+    """Store of messages: queues, delayed messages, dead letters, and the leases of consumers."""
 
     traits: ClassVar[Traits]
 
     @property
     def url(self) -> str:
-        """Where it is, without the password: for banners and logs."""
+        """The URL without the password, for banners and logs."""
         ...
 
     def clone(self) -> Self:
-        """Return a closed driver of the same settings, for another event loop."""
+        """Return a closed driver with the same settings, for another event loop."""
         ...
 
     def backend(self) -> ResultBackend | None:
-        """Return a closed result backend on this broker's own store; None if it has none."""
+        """Return a closed result backend on this broker's own store; None if there is none."""
         ...
 
     async def open(self) -> None:
-        """Connect and make ready. Idempotent.
+        """Connect, and create tables or queues that are missing. Idempotent.
 
         Raises:
-            BrokerUnavailable: It cannot be reached now.
+            BrokerUnavailable: The broker cannot be reached now.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Idempotent, never raises."""
+        """Close all connections. Idempotent, never raises."""
         ...
 
     async def publish(
         self, batch: Sequence[Envelope], *, call_id: str | None = None
     ) -> Collection[str]:
-        """Store every envelope; return the ids refused because they were stored before.
+        """Store every envelope; return the ids that were refused as duplicates.
 
-        On return all are stored. Order is kept within a queue and priority. An empty batch is
-        free. On an error some may be stored.
+        An id is refused only if its envelope is `unique`. When the call returns, all other
+        envelopes are stored. Their order is kept within a queue and a priority. An empty batch
+        needs no connection. If the call raises, some envelopes may be stored.
 
         Args:
-            batch: Of any size.
-            call_id: Makes the call safe to repeat after an error: what a call of this id
-                has stored within the last minute is not stored again.
+            batch: Any number of envelopes.
+            call_id: Makes it safe to repeat the call after an error: envelopes that a call with
+                this id stored within the last minute are not stored again.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
@@ -224,26 +256,26 @@ class Broker(Protocol):
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> Consumer:
-        """Return a new consumer of `queues`; it is not open yet.
+        """Return a new consumer, which is not open yet.
 
         Args:
-            queues: In the order in which they are to be drained.
-            name: The worker's name, for people; it may be used again at once.
-            lease: Seconds that a consumer is trusted without a sign of life.
-            about: What `consumers` tells of it; no driver reads it.
+            queues: Its queues, in the order in which it empties them.
+            name: The name of the worker, for people. Another consumer may have the same name.
+            lease: Length of the lease: seconds without a renewal after which it lapses.
+            about: Data that `consumers` returns. No driver reads it.
         """
         ...
 
     def schedules(self) -> ScheduleStore:
-        """Return the schedules of this broker's store, to be used while the broker is open.
+        """Return the schedule store of this broker; usable while the broker is open.
 
         Raises:
-            Unsupported: The store keeps none; see `traits`.
+            Unsupported: The broker stores no schedules; see `traits`.
         """
         ...
 
     def lease(self, grant: Grant) -> Lease:
-        """Return what keeps a consumer alive, or ends it: one of any process."""
+        """Return the lease of a consumer, which may belong to another process."""
         ...
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
@@ -251,37 +283,41 @@ class Broker(Protocol):
         ...
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
-        """Never hand out the envelopes of these ids again, and tell those who hold one.
+        """Never deliver the messages with these ids again; tell the consumers that hold them.
 
         Args:
-            ids: Unknown ones do no harm, and stay cancelled if they are published later.
-            running: Whether those that are held now are meant as well. If not, they are left
-                alone, and may come back.
+            ids: The ids. One that is unknown stays cancelled, and a message that is published
+                with it later is not delivered either.
+            running: Whether this includes messages that are held now. If not, they are left alone
+                and may be delivered again.
 
         Returns:
-            With ``running=False`` the ids that are held now; otherwise nothing of interest.
+            With ``running=False`` the ids that are held now. Otherwise the value has no meaning.
         """
         ...
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
-        """Do the housekeeping: promote what is due, take back what lapsed.
+        """Do the housekeeping: deliver due messages, take back messages of dead consumers.
 
-        A message that was held by a consumer whose lease lapsed goes back to the head of its
-        queue, with `crashes` one higher, without limit: when there were too many, the worker
-        that gets it next buries it, and tells whoever waits for its outcome. Dead letters
-        beyond `limits` are dropped, the oldest first.
-        Safe to run in every worker at once; a bounded amount of work per call.
+        1. Delayed messages that are due become ready.
+        2. Consumers whose leases lapsed are given up. Their messages go to the head of their
+           queues, with `crashes` one higher. There is no limit here: the worker that gets a message
+           with too many crashes moves it to the dead letters, because only a worker can store its
+           outcome.
+        3. Dead letters beyond `limits` are deleted, the oldest first.
+
+        All workers may call it at the same time. One call does a bounded amount of work.
         """
         ...
 
     async def depth(self) -> Mapping[str, Depth]:
-        """Count the messages of each queue that has any, by state."""
+        """Count the messages by state, for each queue that has any."""
         ...
 
     async def purge(self, queue: str) -> int:
-        """Drop what waits in a queue, delayed ones included; return how many.
+        """Delete the ready and the delayed messages of a queue; return their number.
 
-        What is held is not touched, dead letters stay.
+        Messages that are held and dead letters stay.
         """
         ...
 
@@ -291,50 +327,50 @@ class Broker(Protocol):
         """Return dead letters of a queue, the newest first.
 
         Args:
-            queue: Its name.
-            limit: The most to return.
-            before: The key of a letter: only older letters are returned. The letter itself may be
-                gone by now.
+            queue: The name of the queue.
+            limit: The largest number to return.
+            before: The key of a dead letter; only older ones are returned. The dead letter itself
+                may be gone by now.
 
         Raises:
-            ConfigError: `before` is not a key that this broker gives to its letters.
+            ConfigError: `before` is not a key that this broker gives to its dead letters.
             BrokerUnavailable: The broker cannot be reached now.
         """
         ...
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
-        """Store an envelope in place of each dead letter, given by its key, in one step each.
+        """Replace each dead letter, given by its key, with an envelope; one step for each.
 
-        Whether the envelope's id was stored or cancelled before does not matter: it counts as
-        new, without crashes, and is no longer cancelled.
+        The envelope counts as new, even if its id was stored or cancelled before: it has no
+        crashes, and is no longer cancelled.
 
         Returns:
-            The keys of those that were not there; their envelopes are not stored.
+            The keys for which there is no dead letter. Their envelopes are not stored.
         """
         ...
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
-        """Drop dead letters; return how many there were."""
+        """Delete dead letters; return the number of those that existed."""
         ...
 
 
 @runtime_checkable
 class Transactional(Protocol):
-    """A broker, or what stands for one, that stores messages in a transaction of the caller's."""
+    """A broker that can store messages in a transaction of the caller. The outbox is one, too."""
 
     async def publish_in(self, connection: object, batch: Sequence[Envelope]) -> Collection[str]:
         """Store every envelope if and only if the caller's transaction commits.
 
         Args:
-            connection: The caller's own, with a transaction open on it.
-            batch: Of any size.
+            connection: The caller's connection, with an open transaction.
+            batch: Any number of envelopes.
 
         Returns:
-            The ids refused because they were stored before.
+            The ids that were refused as duplicates.
 
         Raises:
-            ConfigError: It is no connection to such a store, or there are no tables behind it.
-            Exception: What the caller's own client raises where his transaction cannot go on, as
-                after a conflict with another one.
+            ConfigError: This is not a connection to such a store, or its tables are missing.
+            Exception: The error of the caller's client library if the transaction cannot go on,
+                for example after a conflict with another transaction.
         """
         ...

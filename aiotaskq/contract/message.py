@@ -1,14 +1,13 @@
-"""What travels: messages, envelopes, deliveries, settlements, outcomes.
+"""Messages, and the two forms in which a broker handles them: envelopes and deliveries.
 
-Data only. Nothing here does I/O or knows a driver.
+::
 
-============  ======================================================================
-message       one request to run a task once
-envelope      a message, encoded, with the few facts that a broker acts on
-delivery      one hand-out of an envelope to a consumer, under that consumer's lease
-settlement    what a worker decided about a delivery
-outcome       what a run left behind: status, value or error
-============  ======================================================================
+    sender:  Message ── encode ──▶ Envelope ── Broker.publish ──▶ store
+    worker:  Message ◀── decode ── Delivery ◀── Consumer.fetch ── store
+
+A `Message` is one request to run a task once. An `Envelope` is an encoded message with the fields
+that a broker acts on; only these fields are known to a driver. A `Delivery` is an envelope that was
+given to one consumer. All three are plain data.
 """
 
 from __future__ import annotations
@@ -19,99 +18,108 @@ import msgspec
 from msgspec import Meta, Raw
 
 SUSPECT = 2
-"""From so many crashes on a message is handed out alone, so that it takes no others with it."""
+"""The number of crashes from which on a message is delivered alone, as a *suspect*.
+
+If its worker dies again, the death is certainly not counted against other messages.
+"""
 
 NOTHING = Raw()
-"""Stands for "no arguments" in a `Message`, and is left out when encoding."""
+"""The value of `Message.args` and `Message.kwargs` without arguments; it is not encoded."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How often and how soon a failed task runs again, as it travels in a message."""
+    """How often and how soon a failed task runs again: the form of a `Retry` in a message."""
 
     max_attempts: int = 1
     delay: float = 1.0
     backoff: str = "exponential"
     max_delay: float = 600.0
     jitter: bool = True
-    full_jitter: bool = False  # from nothing to the whole of the delay, rather than from its half
+    full_jitter: bool = False  # a random part of the whole delay, not only of its second half
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One run that did not end its task: when, where, and what came of it."""
+    """One earlier run of a task: when and where it ran, and how it failed."""
 
     number: int  # 1 is the first
-    at: float  # Unix time of its end, by that worker's clock
+    at: float  # Unix time at which it ended, by the clock of the worker
     worker: str
     error: str  # such as "ValueError: no such user", shortened
-    traceback: str = ""  # its end, where it is long
+    traceback: str = ""  # a long one is shortened to its end
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One request to run a task once.
 
-    Fields may be added with a default; none changes its meaning. A reader ignores those it
-    does not know, so that old and new workers can share a queue.
+    Old and new workers can share a queue: a new field has a default, no field changes its meaning,
+    and a reader ignores fields that it does not know.
     """
 
     id: str
     task: str
-    args: Raw = NOTHING  # a list, in the framing of the message itself
-    kwargs: Raw = NOTHING  # a map of parameter names
-    pickled: bytes | None = None  # (args, kwargs) instead of both, where pickle was switched on
+    args: Raw = NOTHING  # a list, in the same encoding as the message: JSON or MessagePack
+    kwargs: Raw = NOTHING  # a map by the names of parameters, in the same encoding
+    pickled: bytes | None = None  # the pickled pair (args, kwargs), if pickle is the serializer
     queue: str = "default"
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
-    attempt: Annotated[int, Meta(ge=1, le=2**31 - 2)] = 1  # of the task; stores have 32 bits for it
-    sent_at: float = 0.0  # Unix time at the sender
+    attempt: Annotated[int, Meta(ge=1, le=2**31 - 2)] = 1  # 1 is the first; stores have 32 bits
+    sent_at: float = 0.0  # Unix time by the clock of the sender
     expires_at: float | None = None  # Unix time
     timeout: float | None = None  # seconds
     soft_timeout: float | None = None  # seconds
-    retry: RetryPolicy | None = None  # set where the call asked for its own
-    history: tuple[Attempt, ...] = ()  # earlier attempts; of many, the latest
-    unknown_for: float = 0.0  # seconds that it has waited for a worker that knows its task
-    headers: dict[str, str] = {}  # for middleware; the core reads none
-    reply_to: str = ""  # where its outcome is sent, by a backend that keeps none for others
+    retry: RetryPolicy | None = None  # set if the call has a retry of its own
+    history: tuple[Attempt, ...] = ()  # earlier attempts; the latest ones, if there were many
+    unknown_for: float = 0.0  # seconds for which it has waited for a worker that knows its task
+    headers: dict[str, str] = {}  # for middleware; aiotaskq itself reads none of them
+    reply_to: str = ""  # the address for its outcome, if the result backend is a `ReplyBackend`
 
     def __str__(self) -> str:
-        """Return name and id, fit for a line of a log whoever wrote them."""
+        """Return the name and the id, safe to print on one line of a log."""
         return f"{on_one_line(self.task)}[{on_one_line(self.id)}]"
 
 
 def on_one_line(name: str) -> str:
-    """Return a name as it is if it is fit for a line of a log, else with its odd parts escaped."""
+    """Return a name for a line of a log; unprintable characters, such as newlines, are escaped."""
     return name if name.isprintable() else repr(name)
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """All that a broker may know of a message.
+    """An encoded message with the fields that a broker acts on. A driver knows nothing else of it.
 
-    Of `not_before` and `delay` at most one is given, of `expires_at` and `expires_in` likewise.
-    The relative ones are what callers should prefer: no clock but the store's has a say then.
+    At most one of `not_before` and `delay` is set, and at most one of `expires_at` and
+    `expires_in`. The relative ones (`delay`, `expires_in`) are better where they fit: only the
+    clock of the store decides then, and the clocks of senders may be wrong.
     """
 
     id: str
     queue: str
     body: bytes
     priority: int = 0  # 0 to 9, 9 first
-    not_before: float | None = None  # Unix time; kept in the store until then
-    delay: float | None = None  # the same, in seconds from its storing by the store's clock
-    expires_at: float | None = None  # Unix time; handed out as expired after it
-    expires_in: float | None = None  # the same, in seconds from its storing by the store's clock
-    unique: bool = False  # store only if no unique one of this id was stored in the last day
+    not_before: float | None = None  # Unix time from which on it may be delivered
+    delay: float | None = None  # the same, in seconds after it was stored, by the store's clock
+    expires_at: float | None = None  # Unix time after which it is delivered as expired
+    expires_in: float | None = (
+        None  # the same, in seconds after it was stored, by the store's clock
+    )
+    unique: bool = False  # refuse it if a unique envelope with this id was stored in the last day
 
 
 class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """One hand-out of an envelope.
+    """An envelope that was given to one consumer, which holds it while its lease lasts.
 
-    It is yours while your consumer's lease lasts. `receipt` proves the hand-out and is new
-    for each; once the delivery is settled, released or taken back, it is void.
+    The receipt identifies this delivery; every delivery of a message has a new one. It becomes
+    void when the delivery is settled, when it is given back, and when the consumer is given up. A
+    settlement with a void receipt changes nothing.
     """
 
     id: str
     queue: str
     body: bytes
     receipt: Any
-    crashes: int = 0  # consumers that died while they held it
+    crashes: int = 0  # number of consumers that died while they held it
     priority: int = 0
-    expired: bool = False  # by the store's clock: not to be run, only to be told of
-    expires_at: float | None = None  # Unix time by the store's clock, to go into an `Again`
-    crash_note: str = ""  # how the last one that lost it did, even where that was no crash
+    expired: bool = False  # by the store's clock: the worker stores its end and does not run it
+    expires_at: float | None = (
+        None  # Unix time by the store's clock, for the envelope of an `Again`
+    )
+    crash_note: str = ""  # how the last consumer lost it, even if that did not count as a crash

@@ -1,4 +1,4 @@
-"""Outcomes: what a run leaves in a result store."""
+"""Outcomes: status, value or error of a task, as a result backend stores them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from aiotaskq.contract.message import Attempt
 
 
 class TaskStatus(StrEnum):
-    """Where a task stands, in Celery's words."""
+    """The status of a task, with Celery's names."""
 
-    PENDING = "PENDING"  # waiting, or unknown
+    PENDING = "PENDING"  # it waits, or nothing is known of it
     STARTED = "STARTED"
     RETRY = "RETRY"
     SUCCESS = "SUCCESS"
@@ -24,14 +24,14 @@ class TaskStatus(StrEnum):
 
     def __init__(self, _: str) -> None:
         self.final = self.value in ("SUCCESS", "FAILURE", "REVOKED")
-        """Whether nothing comes after it."""
+        """Whether the task has ended, so that no other status follows."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a run left behind, field by field as it rests in a result store.
+    """Status, value or error of a task. Result stores keep it field by field.
 
-    `result` holds the value in the result serializer's encoding: with SUCCESS what the task
-    returned, with FAILURE or RETRY a `RemoteError`, with REVOKED a `RemoteError` that says why.
+    `result` is encoded by the result serializer. With SUCCESS it is the value that the task
+    returned; with FAILURE, RETRY and REVOKED it is a `RemoteError`.
     """
 
     task_id: str
@@ -47,12 +47,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     execution_time: float | None = None  # seconds
     args: Raw | UnsetType = UNSET
     kwargs: Raw | UnsetType = UNSET
-    history: tuple[Attempt, ...] = ()  # the attempts before this one; of many, the latest
-    reply_to: str | UnsetType = UNSET  # as in `Message`, where that says anything
+    history: tuple[Attempt, ...] = ()  # earlier attempts; the latest ones, if there were many
+    reply_to: str | UnsetType = UNSET  # that of the `Message`, if it has one
 
 
 class RemoteError(msgspec.Struct, frozen=True):
-    """An exception as it rests in `Outcome.result`, in the shape that Celery uses."""
+    """An exception in `Outcome.result`, in the same form as Celery stores it."""
 
     exc_type: str
     exc_message: list[Any]

@@ -1,4 +1,4 @@
-"""Records that drivers keep or return beside messages: dead letters, leases, schedules, counts."""
+"""Other data that drivers store or return: dead letters, leases, schedules, counts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from aiotaskq.contract.message import Attempt
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not end well, kept with the reason."""
+    """A message whose task could not end well, kept with the reason."""
 
-    key: str  # of this letter in its queue; one id may have several letters
+    key: str  # identifies it in its queue; several dead letters may have the same id
     id: str
     queue: str
     body: bytes
@@ -23,37 +23,37 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeathDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker writes as JSON into the `details` of a dead letter."""
+    """The `details` of a dead letter, which a worker writes as JSON."""
 
-    task: str = ""  # its name; empty where the message cannot be read
-    worker: str = ""  # that buried it
-    attempts: tuple[Attempt, ...] = ()  # of many, the latest
-    crash_note: str = ""  # what is known of the last worker that died of it
+    task: str = ""  # the name of the task; empty if the message cannot be read
+    worker: str = ""  # the name of the worker that made it a dead letter
+    attempts: tuple[Attempt, ...] = ()  # the latest ones, if there were many
+    crash_note: str = ""  # how the last worker died that ran it
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker tells of itself, as JSON, to those who ask the broker for its consumers."""
+    """Description of a worker: the `about` of its consumer, as JSON."""
 
     name: str
     host: str
     pid: int
-    started_at: float  # Unix time by its own clock
-    tasks: tuple[str, ...]  # that it knows
+    started_at: float  # Unix time by the clock of the worker
+    tasks: tuple[str, ...]  # the names of the tasks that it knows
 
 
 class DeadLimits(msgspec.Struct, frozen=True):
-    """How many dead letters a queue keeps, and for how long; the oldest go first."""
+    """How many dead letters a queue keeps, and for how long; the oldest are deleted first."""
 
     most: int = 10_000
     age: float | None = 30 * 86_400.0  # seconds; None: for ever
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What names a consumer's lease, so that another process can renew or end it."""
+    """The name of a consumer's lease, with which another process can renew or end it."""
 
-    consumer: str
+    consumer: str  # `Consumer.id`
     queues: tuple[str, ...]
-    seconds: float
+    seconds: float  # the length of the lease
 
 
 class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,32 +65,32 @@ class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class News(msgspec.Struct, frozen=True):
-    """What a consumer should hear of."""
+    """What a broker tells a consumer, besides deliveries."""
 
     cancelled: Collection[str] = ()  # ids that it may hold
-    suspects: bool = False  # messages in its queues wait to be handed out alone
+    suspects: bool = False  # suspects wait in its queues for a consumer that holds nothing
 
 
 class Depth(msgspec.Struct, frozen=True):
-    """How many messages of a queue are in each state."""
+    """The number of messages of a queue in each state."""
 
     ready: int = 0
     delayed: int = 0
-    held: int = 0  # handed out and not yet settled
+    held: int = 0  # delivered and not yet settled
     dead: int = 0
 
 
 class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule as it rests in a store, which acts on the due time alone."""
+    """A schedule in a store. The store acts only on the due time."""
 
     id: str
     body: bytes  # no driver reads it
-    due_at: float | None  # Unix time by the store's clock of its next run; None: there is none
-    revision: str  # another one after each change; given by whoever makes it
+    due_at: float | None  # Unix time of the next run, by the store's clock; None: there is none
+    revision: str  # a new one for each change, chosen by the caller that makes the change
 
 
 class DueSchedules(msgspec.Struct, frozen=True, kw_only=True):
-    """What is due in a store, and when it is worth to look again."""
+    """The schedules that are due in a store, and the time of the next one."""
 
     schedules: Sequence[StoredSchedule]
     now: float  # Unix time by the store's clock
@@ -98,8 +98,8 @@ class DueSchedules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Maintained(msgspec.Struct, frozen=True):
-    """What one round of housekeeping moved."""
+    """The number of messages that one call of `Broker.maintain` moved."""
 
-    promoted: int = 0  # delayed ones that fell due
-    reclaimed: int = 0  # taken back from consumers whose lease had lapsed
-    trimmed: int = 0  # dead letters dropped, as there were too many or too old ones
+    promoted: int = 0  # delayed messages that became ready
+    reclaimed: int = 0  # messages taken back from consumers whose leases had lapsed
+    trimmed: int = 0  # dead letters deleted because there were too many, or they were too old

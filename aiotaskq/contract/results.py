@@ -1,4 +1,8 @@
-"""The contract of a result backend."""
+"""Contract of a result backend: the protocols that a driver for a store of outcomes implements.
+
+As for brokers, making a driver object opens no connection, the object belongs to the event loop
+that opens it, and `clone` returns another one for another event loop.
+"""
 
 from __future__ import annotations
 
@@ -10,100 +14,116 @@ from aiotaskq.contract.outcome import Outcome
 
 @runtime_checkable
 class ReplyBackend(Protocol):
-    """A result backend that sends outcomes to whoever sent the task, and keeps none for others."""
+    """A result backend that sends an outcome to the sender of the task, and to nobody else."""
 
     async def reply_address(self) -> str:
-        """Return where outcomes for this client are to be sent, to travel with its messages.
+        """Return the address of this client, for the messages that it sends: `Message.reply_to`.
 
-        From then on they are heard by `ResultBackend.subscribe`, and found by `ResultBackend.load`.
+        From then on `ResultBackend.subscribe` and `ResultBackend.load` return the outcomes that
+        are sent to it.
 
         Raises:
-            BackendUnavailable: It cannot be reached now.
+            BackendUnavailable: The server cannot be reached now.
         """
         ...
 
 
 class ResultBackend(Protocol):
-    """Where outcomes rest."""
+    """Store of outcomes."""
 
     wants_arguments: ClassVar[bool]
-    """Whether outcomes should carry the task's arguments though `result_extended` is off."""
+    """Whether outcomes should contain the task's arguments even if `result_extended` is off."""
 
     @property
     def url(self) -> str:
-        """Where it is, without the password: for banners and logs."""
+        """The URL without the password, for banners and logs."""
         ...
 
     def clone(self) -> Self:
-        """Return a closed driver of the same settings, for another event loop."""
+        """Return a closed driver with the same settings, for another event loop."""
         ...
 
     async def open(self) -> None:
-        """Connect and make ready, tables included. Idempotent.
+        """Connect, and create tables that are missing. Idempotent.
 
         Raises:
-            BackendUnavailable: It cannot be reached now.
+            BackendUnavailable: The server cannot be reached now.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Idempotent, never raises."""
+        """Close all connections. Idempotent, never raises."""
         ...
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
-        """Keep the outcomes for `ttl` seconds (None: for ever); return the ids refused.
+        """Store the outcomes for `ttl` seconds (None: for ever); return the ids that were refused.
 
-        The first final outcome of an id stays, and whatever comes after it is refused; one
-        that is not final is replaced by any later one. Storing the same batch again
-        after an error is safe.
+        The first final outcome of an id stays: later outcomes of the id are refused. An outcome
+        that is not final is replaced by any later one. The same batch may be stored again after
+        an error.
 
         Raises:
-            BackendUnavailable: It cannot be reached now; any part may be stored.
+            BackendUnavailable: The server cannot be reached now. Some of the outcomes may be
+                stored.
         """
         ...
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
-        """Return those that are there now: absent means waiting, unknown or out of date."""
+        """Return the outcomes that are stored now, by id.
+
+        An id is missing if its task has stored no outcome yet, if nothing is known of the id, or if
+        the outcome has expired.
+
+        Raises:
+            BackendUnavailable: The server cannot be reached now.
+        """
         ...
 
     def subscribe(self) -> AsyncIterator[Sequence[str | Outcome]]:
-        """Yield final outcomes, or their ids, as they are stored, by whatever process.
+        """Yield final outcomes, or their ids, when any process stores them.
 
-        Outcomes where they come at no cost: it spares those who wait a look. The first item is
-        empty and says that the subscription stands: what was stored before it is found by
-        `load`, what is stored after it will be yielded. An empty item later says that something
-        may have been missed (a reconnect), or that something arrived whose id the store cannot
-        tell. Ends when the iterator is closed; waits out an unreachable server by itself.
+        A whole outcome is yielded where the driver has it anyway; that saves callers a `load`.
+
+        The first item is empty: the subscription has begun. Outcomes stored before it are found by
+        `load`, outcomes stored after it are yielded. A later empty item means that some may have
+        been missed, for example during a reconnect, or that one was stored whose id the store
+        cannot tell: callers have to `load` what they wait for.
+
+        The iterator ends when it is closed. While the server cannot be reached, it waits.
         """
         ...
 
     async def forget(self, ids: Collection[str]) -> int:
-        """Delete outcomes; return how many there were."""
+        """Delete outcomes; return the number of those that existed.
+
+        Raises:
+            BackendUnavailable: The server cannot be reached now.
+        """
         ...
 
 
 class Transaction(Protocol):
-    """A transaction that a task writes in, and that ends with the task's outcome."""
+    """A database transaction of a task, which commits together with the outcome of the task."""
 
     connection: Any
-    """The client library's own connection, for the task."""
+    """The connection of the client library, for the task to write with."""
 
     async def commit(self, outcome: Outcome, ttl: float | None) -> bool:
-        """Store the outcome and commit, or roll back and return False if the id has one.
+        """Store the outcome and commit; roll back and return False if the id has an outcome.
 
         Raises:
-            BackendUnavailable: The server cannot be reached; it may have been committed.
+            BackendUnavailable: The server cannot be reached. The transaction may be committed.
         """
         ...
 
     async def roll_back(self) -> None:
-        """Undo what was written, unless it was committed. Idempotent, never raises."""
+        """Roll back, unless it was committed. Idempotent, never raises."""
         ...
 
 
 @runtime_checkable
 class TransactionalResults(Protocol):
-    """A result backend in whose transactions a task's own writes commit with its outcome."""
+    """A result backend that stores an outcome in the transaction in which its task writes."""
 
     async def begin(self) -> Transaction:
         """Begin a transaction.

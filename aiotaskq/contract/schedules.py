@@ -1,4 +1,4 @@
-"""The contract of a schedule store."""
+"""Contract of a schedule store, a part of a broker: see `Broker.schedules`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from aiotaskq.contract.records import DueSchedules, StoredSchedule
 
 
 class ScheduleStore(Protocol):
-    """Where schedules rest, and from where each due run is sent once.
+    """Store of schedules, from which each due run is sent once.
 
-    There is no lease and no lock: whoever changes a schedule names the revision that it has seen,
-    and of several who saw the same one succeeds. A run is sent in the same step in which its
-    schedule is moved on, so that it happens once however many schedulers there are, whichever
-    dies at whatever instant.
+    Any number of schedulers use it at the same time, without a lock or a lease. A scheduler that
+    changes a schedule names the revision that it has read; of several that read the same revision,
+    one succeeds. The same step stores the messages of the runs and moves the schedule on to its
+    next run. So a run is sent once, even if a scheduler dies between any two operations.
     """
 
     async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
-        """Return schedules in the order of their ids; None: all of them.
+        """Return schedules, sorted by id: those with these ids, or all of them.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
@@ -29,7 +29,7 @@ class ScheduleStore(Protocol):
     async def due(self, limit: int) -> DueSchedules:
         """Return up to `limit` schedules that are due, the earliest first.
 
-        Nothing is taken: whoever asks next is given the same until they are changed.
+        This changes nothing: the next call returns the same schedules until they are changed.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
@@ -46,15 +46,16 @@ class ScheduleStore(Protocol):
         """Change a schedule and store the envelopes of its runs, in one step.
 
         Args:
-            schedule_id: Its id, as in `new`.
-            seen: The revision that it is to have now; None: there is to be none of this id.
-            new: What takes its place; None: it is removed.
-            batch: Stored as `Broker.publish` does it, none of them unique.
+            schedule_id: The id of the schedule, the same as in `new`.
+            seen: The revision that the caller has read; None: there was no schedule with this id.
+            new: The new schedule; None deletes the schedule.
+            batch: Envelopes to store as by `Broker.publish`; none of them is unique.
 
         Returns:
-            Whether `seen` was right. If not, nothing has happened.
+            True if `seen` is still the revision of the schedule. If not, nothing was changed.
 
         Raises:
-            BrokerUnavailable: The broker cannot be reached now; it may have happened, in whole.
+            BrokerUnavailable: The broker cannot be reached now. Either all of it was done, or
+                nothing.
         """
         ...

@@ -1,4 +1,7 @@
-"""Settlements: what a worker decided about a delivery."""
+"""Settlements: the decision of a worker about a delivery.
+
+Each one takes effect once, or not at all if the receipt of its delivery is void.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,32 @@ from aiotaskq.contract.message import Delivery, Envelope
 
 
 class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Finished: forget the envelope."""
+    """The task has ended: delete the message."""
 
     delivery: Delivery
 
 
 class Again(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Store `envelope` in place of the delivered one, in one step."""
+    """The task runs again: replace the message with `envelope`, in one step.
+
+    The envelope may have a delay, another queue or another id. It is not stored if the message was
+    cancelled and the id is the same.
+    """
 
     delivery: Delivery
     envelope: Envelope
 
 
 class Dead(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Keep it among the dead letters, payload untouched, with the reason."""
+    """The task cannot end well: move the message, unchanged, to the dead letters."""
 
     delivery: Delivery
     reason: str
-    details: bytes = b""  # whatever else is known of it; no driver reads it
+    details: bytes = b""  # `DeathDetails` as JSON; no driver reads it
 
 
 class Release(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Hand it back unrun: to the head of its queue, nothing counted."""
+    """The task was not run to its end: give it back to the head of its queue, without a crash."""
 
     delivery: Delivery
 

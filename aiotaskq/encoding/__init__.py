@@ -1,1 +1,1 @@
-"""Values, messages and exceptions as bytes."""
+"""Encoding of messages, arguments, results and exceptions as bytes, and decoding."""

@@ -1,10 +1,10 @@
-"""Between values and bytes: messages, arguments, results.
+"""Encoding of messages, arguments and results.
 
-A message travels framed as JSON or as MessagePack; the first byte tells which. Pickle is never
-a framing: pickled arguments lie inside a JSON message, so that a worker that does not accept
-pickle can still read whose message it refuses, without touching the pickle.
+A message is encoded as JSON or as MessagePack; the first byte shows which. With the serializer
+pickle the message itself is JSON and contains the pickled arguments. So a worker that does not
+accept pickle can read which task it refuses, without unpickling anything.
 
-Results rest as JSON. A result in another serializer lies in it as ``{"$msgpack": "<base64>"}``.
+Results are stored as JSON. A result of another serializer is wrapped: ``{"$msgpack": "<base64>"}``.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from aiotaskq.errors import DecodeError, EncodeError, PayloadTooLarge
 
 Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 
-_WRAPPED = b'{"$'  # how a result begins that is not plain JSON
+_WRAPPED = b'{"$'  # the beginning of a wrapped result
 _KINDS = ("$json", "$msgpack", "$pickle")
 _NULL = Raw(b"null")
 
 ReadResult: TypeAlias = Callable[[bytes, bool], Any]
-"""From an encoded result, and whether that is JSON or MessagePack, to a value."""
+"""Decodes a result: the bytes, and True for JSON or False for MessagePack."""
 
 
 def to_builtin(value: Any) -> Any:
-    """Return a form of `value` that msgspec knows, for types it does not."""
+    """Convert a value of a type that msgspec cannot encode into one that it can."""
     dump = getattr(value, "model_dump", None)  # pydantic, without importing it
     if dump is not None:
         return dump(mode="json")
     if isinstance(value, PurePath):
         return str(value)
-    raise TypeError(f"{type(value).__qualname__} has no form in JSON or MessagePack")
+    raise TypeError(f"{type(value).__qualname__} cannot be encoded as JSON or MessagePack")
 
 
 _json_encode = msgspec.json.Encoder(enc_hook=to_builtin).encode
@@ -49,18 +49,18 @@ _decode_msgpack_message = msgspec.msgpack.Decoder(Message).decode
 
 
 def encode_json(value: Any) -> bytes:
-    """Encode as JSON.
+    """Encode a value as JSON.
 
     Raises:
-        EncodeError: The value has no form in JSON, NaN and the infinities included.
+        EncodeError: JSON cannot represent the value. That includes NaN and infinity.
     """
     try:
         encoded = _json_encode(value)
-        # msgspec writes NaN as null, which would hand the reader another value than was meant.
+        # msgspec writes NaN as null: the reader would get another value.
         if b"null" in encoded and value is not None:
             _refuse_nan(msgspec.to_builtins(value, enc_hook=to_builtin))
-    except Exception as error:  # a value's own methods may raise anything
-        raise EncodeError(f"{_name(value)} cannot be written as JSON: {error}") from error
+    except Exception as error:  # methods of the value may raise anything
+        raise EncodeError(f"{_name(value)} cannot be encoded as JSON: {error}") from error
     return encoded
 
 
@@ -69,20 +69,21 @@ def _refuse_nan(value: Any) -> None:
         json.dumps(value, allow_nan=False)
     except ValueError:
         raise ValueError(
-            "it holds NaN or an infinity, which JSON has not; use None, or the serializer msgpack"
+            "it contains NaN or infinity, which JSON does not have; use None, or the serializer"
+            " msgpack"
         ) from None
 
 
 def encode_msgpack(value: Any) -> bytes:
-    """Encode as MessagePack, or raise `EncodeError`."""
+    """Encode a value as MessagePack, or raise `EncodeError`."""
     try:
         return _msgpack_encode(value)
     except Exception as error:  # as above
-        raise EncodeError(f"{_name(value)} cannot be written as MessagePack: {error}") from error
+        raise EncodeError(f"{_name(value)} cannot be encoded as MessagePack: {error}") from error
 
 
 def encode_pickle(value: Any) -> bytes:
-    """Pickle, or raise `EncodeError`."""
+    """Pickle a value, or raise `EncodeError`."""
     try:
         return pickle.dumps(value)
     except Exception as error:  # as above
@@ -94,17 +95,17 @@ def _name(value: Any) -> str:
 
 
 class Codec:
-    """How one application writes and reads its messages and results.
+    """Encoder and decoder of the messages and results of one application.
 
     Args:
-        task_serializer: What messages are written in.
-        result_serializer: What results are written in.
-        accept: Serializers that are read. Pickle is read only if it is named here.
-        max_payload: Bytes allowed for an encoded message.
-        max_result: Bytes allowed for an encoded result.
+        task_serializer: The serializer of messages.
+        result_serializer: The serializer of results.
+        accept: The serializers that are decoded. Pickle is decoded only if it is among them.
+        max_payload: The largest encoded message, in bytes.
+        max_result: The largest encoded result, in bytes.
 
     Attributes:
-        settings: The arguments it was made with, to make its like in another process.
+        settings: The arguments it was made with, to make the same codec in another process.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Codec:
         """Encode arguments for a `Message`: its `args`, `kwargs` and `pickled`.
 
         Raises:
-            EncodeError: One has no form in the serializer; it is named.
+            EncodeError: The serializer cannot encode an argument; the error names it.
         """
         if self._task_serializer == "pickle":
             return NOTHING, NOTHING, encode_pickle((args, kwargs))
@@ -150,42 +151,42 @@ class Codec:
                     encode(value)
                 except EncodeError as error:
                     raise EncodeError(f"argument {name}: {error}") from error
-            raise  # no single one is to blame, such as a reference in a circle
+            raise  # each one alone can be encoded
 
     def encode_message(self, message: Message) -> bytes:
-        """Frame a message whose arguments this codec has packed.
+        """Encode a message whose arguments this codec has packed.
 
         Raises:
-            EncodeError: A header has no form in JSON or MessagePack.
-            PayloadTooLarge: It exceeds the limit for messages.
+            EncodeError: A header cannot be encoded.
+            PayloadTooLarge: The message is larger than the limit.
         """
         framing = _msgpack_encode if self._task_serializer == "msgpack" else _json_encode
         try:
             body = framing(message)
-        except Exception as error:  # such as a header that is no text
-            raise EncodeError(f"a message for {message.task} cannot be written: {error}") from error
+        except Exception as error:  # for example a header that is not a text
+            raise EncodeError(f"a message for {message.task} cannot be encoded: {error}") from error
         return self._fits(body, message)
 
     def encode_again(self, message: Message, body: bytes) -> bytes:
-        """Frame a changed `message` as `body`, which it was decoded from, was framed."""
+        """Encode a changed message in the same encoding as `body`, which it was decoded from."""
         return _json_encode(message) if is_json(body) else _msgpack_encode(message)
 
     def _fits(self, body: bytes, message: Message) -> bytes:
         if len(body) > self._max_payload:
             raise PayloadTooLarge(
-                f"a message for {message.task} takes {len(body):,} bytes, and"
-                f" max_payload_size allows {self._max_payload:,}: pass a reference to the data"
-                " instead, or raise the setting",
+                f"a message for {message.task} has {len(body):,} bytes, and max_payload_size allows"
+                f" {self._max_payload:,}: pass a reference to the data instead, or increase the"
+                " setting",
                 size=len(body),
                 limit=self._max_payload,
             )
         return body
 
     def decode_message(self, body: bytes) -> Message:
-        """Read a message of either framing.
+        """Decode a message in either encoding.
 
         Raises:
-            DecodeError: The bytes are no message, or are written in what is not accepted.
+            DecodeError: The bytes are not a message, or its serializer is not accepted.
         """
         framing = "json" if is_json(body) else "msgpack"
         try:
@@ -196,35 +197,39 @@ class Codec:
             framing = "pickle"
         if framing not in self._accept:
             raise DecodeError(
-                f"written in {framing}, which accept_content does not name"
+                f"written in {framing}, which accept_content does not include"
                 f" ({', '.join(sorted(self._accept))})"
             )
         return message
 
     def encode_result(self, value: Any) -> Raw:
-        """Encode what a task returned, as JSON.
+        """Encode the return value of a task, as JSON.
 
         Raises:
-            EncodeError: The value has no form in the result serializer.
-            PayloadTooLarge: It exceeds the limit for results.
+            EncodeError: The result serializer cannot encode the value.
+            PayloadTooLarge: The result is larger than the limit.
         """
         if value is None:
             return _NULL
         encoded = self._encode_result(value)
         if len(encoded) > self._max_result:
             raise PayloadTooLarge(
-                f"the result takes {len(encoded):,} bytes, and max_result_size allows"
-                f" {self._max_result:,}: return a reference to the data, or raise the setting",
+                f"the result has {len(encoded):,} bytes, and max_result_size allows"
+                f" {self._max_result:,}: return a reference to the data, or increase the setting",
                 size=len(encoded),
                 limit=self._max_result,
             )
         return Raw(encoded)
 
     def decode_result(self, raw: Raw, read: ReadResult | None = None) -> Any:
-        """Read a result, given what reads JSON or MessagePack into the annotated type.
+        """Decode a result.
+
+        Args:
+            raw: The stored result.
+            read: Decodes JSON or MessagePack into the annotated type; None: into plain values.
 
         Raises:
-            DecodeError: It is no result, or is written in what is not accepted.
+            DecodeError: The bytes are not a result, or its serializer is not accepted.
         """
         try:
             return self._read_result(bytes(raw), decode_plain if read is None else read)
@@ -236,7 +241,7 @@ class Codec:
             return read(encoded, True)
         fields = msgspec.json.decode(encoded, type=dict[str, Raw])
         kind, inner = next(iter(fields.items()))
-        # A plain one may look alike: PostgreSQL's jsonb puts short keys first.
+        # A plain dict may look like a wrapped one: PostgreSQL's jsonb puts short keys first.
         if len(fields) > 1 or kind not in _KINDS:
             return read(encoded, True)
         if kind == "$json":
@@ -244,44 +249,44 @@ class Codec:
         data = base64.b64decode(msgspec.json.decode(inner, type=str), validate=True)
         if kind[1:] not in self._accept:
             raise DecodeError(
-                f"the result is written in {kind[1:]}, which accept_content does not name"
+                f"the result is written in {kind[1:]}, which accept_content does not include"
                 f" ({', '.join(sorted(self._accept))})"
             )
-        # Pickle was switched on by name, on this very side.
+        # Pickle is safe here only because this application accepts it by name.
         return read(data, False) if kind == "$msgpack" else _unpickle(data, "the result")
 
 
 def decode_plain(encoded: bytes, json: bool) -> Any:
-    """Read JSON or MessagePack into what it says by itself: dicts, lists, texts, numbers."""
+    """Decode JSON or MessagePack into plain values: dicts, lists, texts, numbers."""
     return msgspec.json.decode(encoded) if json else msgspec.msgpack.decode(encoded)
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a message is framed as JSON; MessagePack maps begin with another byte."""
+    """Whether a message is JSON; a map in MessagePack begins with another byte."""
     return body[:1] == b"{"
 
 
 def unpickle(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Read pickled arguments. Only for a message that `Codec.decode_message` let through."""
+    """Unpickle arguments. Only for a message that `Codec.decode_message` has accepted."""
     loaded = _unpickle(data, "the arguments")
     if not (isinstance(loaded, tuple) and len(loaded) == 2):
-        raise DecodeError("the arguments are pickled, and are no pair of args and kwargs")
+        raise DecodeError("the arguments are pickled, and are not a pair of args and kwargs")
     args, kwargs = loaded
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
-        raise DecodeError("the arguments are pickled, and are no tuple and dict")
+        raise DecodeError("the arguments are pickled, and are not a tuple and a dict")
     return args, kwargs
 
 
 def _unpickle(data: bytes, what: str) -> Any:
     try:
         return pickle.loads(data)
-    except Exception as error:  # unpickling runs arbitrary code, which may raise anything
+    except Exception as error:  # unpickling runs any code, which may raise anything
         raise DecodeError(f"{what} cannot be unpickled: {error}") from error
 
 
 def _encode_json_result(value: Any) -> bytes:
     encoded = encode_json(value)
-    # A dict of the user's that looks like a wrapped result gets a wrapping of its own.
+    # A dict of the user that looks like a wrapped result is wrapped itself.
     return b'{"$json":' + encoded + b"}" if encoded.startswith(_WRAPPED) else encoded
 
 

@@ -1,8 +1,8 @@
-"""Exceptions as data, and back.
+"""Encoding of exceptions as data, and decoding.
 
-A failure travels as the name of its type, its message and its traceback as text. Nothing is
-imported or unpickled on a payload's word: the caller gets a `TaskFailed`, which is a subclass
-of the remote type as well only where that type is already loaded here.
+A failure is stored as the name of its type, its message and its traceback as text. For safety,
+nothing is imported or unpickled because a result names it. The caller gets a `TaskFailed`, which is
+also an instance of the remote type if that type is already loaded in the caller.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from aiotaskq.contract.outcome import Outcome, RemoteError, TaskStatus
 from aiotaskq.encoding.codec import encode_json
 from aiotaskq.errors import ResultError, TaskFailed, TaskRevoked
 
-_MESSAGE_LIMIT = 10_000  # characters; a message may hold a whole response body
+_MESSAGE_LIMIT = 10_000  # characters; a message may contain a whole response body
 _TRACEBACK_LIMIT = 60_000
 _SUMMARY_LIMIT = 300
 
-_OURS = "aiotaskq."  # the modules whose frames lie between the event loop and a task
+_OURS = "aiotaskq."  # modules with frames between the event loop and a task
 
-# An exception of these leaving a coroutine would mean something else to asyncio.
+# If one of these leaves a coroutine, it has a special meaning for Python.
 _NEVER_MIXED = (StopIteration, StopAsyncIteration)
 
 
 def describe(error: BaseException) -> tuple[Raw, str]:
     """Return the encoded `RemoteError` of an exception, and its traceback as text.
 
-    Works for hostile ones too, whose `__str__` or arguments raise or cannot be encoded. The
-    worker's own frames are taken off the head of the traceback: they say nothing of the task.
+    This works for any exception, even if its `__str__` raises or its arguments cannot be encoded.
+    The worker's own frames are removed from the beginning of the traceback.
     """
     kind = type(error)
-    # Not by assignment, which an exception that is a frozen dataclass would refuse.
+    # Not by assignment: an exception that is a frozen dataclass raises on assignment.
     BaseException.with_traceback(error, _of_the_task(error.__traceback__))
     remote = RemoteError(
         exc_type=_encodable(str(kind.__qualname__)),
@@ -48,12 +48,12 @@ def describe(error: BaseException) -> tuple[Raw, str]:
 
 
 def encode_error(kind: str, message: str, module: str = "aiotaskq.errors") -> Raw:
-    """Return the encoded `RemoteError` of a failure that no exception stands for."""
+    """Return the encoded `RemoteError` of a failure without an exception."""
     return Raw(encode_json(RemoteError(kind, [message], module)))
 
 
 def to_exception(outcome: Outcome) -> ResultError:
-    """Return what `handle.result()` raises for an outcome that is no success."""
+    """Return the exception of an outcome, as `handle.result()` raises it."""
     if outcome.status is TaskStatus.REVOKED:
         remote = _read(outcome.result)
         return TaskRevoked(f"{outcome.task_id} was revoked: {_message(remote)}")
@@ -61,7 +61,7 @@ def to_exception(outcome: Outcome) -> ResultError:
 
 
 def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
-    """Return the exception that an encoded `RemoteError` stands for."""
+    """Return the exception for an encoded `RemoteError`."""
     remote = _read(error)
     message = _message(remote)
     facts: dict[str, Any] = {
@@ -75,20 +75,20 @@ def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
     if kind is not None:
         try:
             return kind(message, **facts)
-        except Exception:  # a type whose __new__ wants more, or refuses
+        except Exception:  # the __new__ of the type takes other arguments, or raises
             pass
-    # The type's own name says nothing where the class is the plain TaskFailed.
+    # With the plain TaskFailed, only the message can name the type.
     return TaskFailed(f"{remote.exc_type}: {message}", **facts)
 
 
 def is_error(error: Raw, kind: type[BaseException]) -> bool:
-    """Whether an encoded `RemoteError` stands for an exception of exactly this type."""
+    """Whether an encoded `RemoteError` is of exactly this type."""
     remote = _read(error)
     return (remote.exc_module, remote.exc_type) == (kind.__module__, kind.__qualname__)
 
 
 def summarize(error: Raw) -> str:
-    """Return an encoded `RemoteError` in one line: its type and the beginning of its message."""
+    """Return an encoded `RemoteError` as one line: its type and the beginning of its message."""
     remote = _read(error)
     text = " ".join(f"{remote.exc_type}: {_message(remote)}".split()).removesuffix(":")
     return text if len(text) <= _SUMMARY_LIMIT else text[: _SUMMARY_LIMIT - 3] + "..."
@@ -97,7 +97,7 @@ def summarize(error: Raw) -> str:
 def _read(error: Raw) -> RemoteError:
     try:
         return msgspec.json.decode(bytes(error), type=RemoteError)
-    except (ValueError, RecursionError):  # not written by a worker of ours
+    except (ValueError, RecursionError):  # not written by a worker of aiotaskq
         return RemoteError("Exception", [bytes(error).decode(errors="replace")], "builtins")
 
 
@@ -106,9 +106,9 @@ def _message(remote: RemoteError) -> str:
 
 
 def _plain_arguments(error: BaseException) -> list[Any]:
-    """Return the only argument if it says what `str()` says, else that text.
+    """Return the only argument if its text is the exception's message; otherwise the message.
 
-    Of a `KeyError` or an `OSError` the arguments say less.
+    The arguments of a `KeyError` or an `OSError`, for example, differ from the message.
     """
     text = _text(error)
     try:
@@ -116,7 +116,7 @@ def _plain_arguments(error: BaseException) -> list[Any]:
         if type(only) in (str, int, float, bool) and str(only) == text:
             encode_json(only)
             return [only]
-    except Exception:  # other arguments, a hostile `args`, NaN
+    except Exception:  # several arguments, an `args` that raises, NaN
         pass
     return [text]
 
@@ -124,7 +124,7 @@ def _plain_arguments(error: BaseException) -> list[Any]:
 def _text(error: BaseException) -> str:
     try:
         text = str(error)
-    except BaseException as hostile:  # a failing __str__ must not fail the worker
+    except BaseException as hostile:  # a __str__ that raises must not end the worker
         text = f"<its message cannot be shown: {type(hostile).__name__}>"
     return _encodable(text[:_MESSAGE_LIMIT])
 
@@ -134,7 +134,7 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(error))
     except BaseException as hostile:  # as above
         text = f"<the traceback cannot be shown: {type(hostile).__name__}>"
-    if len(text) > _TRACEBACK_LIMIT:  # the end says most
+    if len(text) > _TRACEBACK_LIMIT:  # the end is the most useful part
         text = "... (shortened)\n" + text[-_TRACEBACK_LIMIT:]
     return _encodable(text)
 
@@ -150,11 +150,11 @@ def _encodable(text: str) -> str:
 
 
 def _failed_class(remote: RemoteError) -> type[TaskFailed] | None:
-    """Return `TaskFailed`, mixed with the remote type; None if that is not loaded here."""
+    """Return a subclass of `TaskFailed` and the remote type; None if the type is not loaded."""
     module = builtins if remote.exc_module == "builtins" else sys.modules.get(remote.exc_module)
     found: Any = module
     for part in remote.exc_type.split("."):
-        # Not getattr(), which makes some modules import what is asked for.
+        # Not getattr(): it makes some modules import the attribute.
         found = getattr(found, "__dict__", {}).get(part)
     usable = (
         isinstance(found, type)
@@ -172,12 +172,12 @@ def _mixed(kind: type[Exception]) -> type[TaskFailed] | None:
     if kind not in _classes:
         members = {
             "__module__": TaskFailed.__module__,
-            # Pickled by what it is made of: the class itself cannot be found by its name.
+            # Pickled by its parts: the class itself cannot be imported by its name.
             "__reduce__": lambda self: (_unpickle, (kind, self.args[0], vars(self))),
         }
         try:
             _classes[kind] = type(f"TaskFailed[{kind.__name__}]", (TaskFailed, kind), members)
-        except Exception:  # a type that cannot be a base, or not beside another
+        except Exception:  # the type cannot be a base class, or not together with TaskFailed
             _classes[kind] = None
     return _classes[kind]
 

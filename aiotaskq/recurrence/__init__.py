@@ -1,4 +1,4 @@
-"""What a schedule is and when it runs. Pure: nothing here has a clock or does I/O."""
+"""Schedules as values: their definition and the times of their runs. No clock and no I/O."""
 
 from aiotaskq.recurrence.cron import Crontab, crontab
 from aiotaskq.recurrence.definition import GRACE, Entry, Schedule

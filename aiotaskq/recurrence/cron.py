@@ -1,15 +1,15 @@
-"""Crontabs, by the clock on the wall of a time zone.
+"""Crontabs: runs at local times of a time zone.
 
-Where that clock is changed, for summer time or for another reason, the rule is that of Debian's
-cron, for five and for six fields:
+When local time is changed, for daylight saving time or for another reason, runs follow the rule of
+Debian's cron, with five fields and with six:
 
-* Where neither the minute nor the hour field begins with ``*``, the times are fixed. A run whose
-  wall time is skipped comes at the first moment after the gap, and several such come as one. A wall
-  time that occurs twice runs the first time only.
-* Where one of them begins with ``*``, runs follow real time: in an hour that occurs twice they
-  come in both, and in one that is skipped in none.
+* If neither the minute field nor the hour field begins with ``*``, the times are fixed. If local
+  time skips the time of a run, it runs at the first moment after the gap; several such runs become
+  one. If the time occurs twice, it runs only the first time.
+* If one of them begins with ``*``, runs follow elapsed time: in an hour that occurs twice they
+  run both times, and in an hour that is skipped they do not run.
 
-A gap is whatever the clock leaves out, half an hour or a whole day.
+A gap is the time that local time skips; it may be half an hour or a whole day.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _NAMES = {"month_of_year": _MONTHS, "day_of_week": _WEEKDAYS}
 _RANGE = re.compile(r"([a-zA-Z]{3}|\d\d?)-([a-zA-Z]{3}|\d\d?)(?:/(\d{1,9}))?", re.ASCII)
-# "5-5/2", which cronsim reads as "5/2", that is from 5 on.
+# "5-5/2": cronsim reads it as "5/2", which means from 5 on.
 _LONE_RANGE = re.compile(r"(?<![^,\s])0*(\w+)-0*\1/0*[1-9]\d*(?![^,\s])", re.ASCII | re.IGNORECASE)
 _MACROS = {
     "@hourly": "0 * * * *",
@@ -57,39 +57,39 @@ _NO_OFFSET = timedelta()
 
 
 class Crontab(msgspec.Struct, frozen=True, tag="crontab"):
-    """Runs whenever the clock on the wall matches. Made by `crontab`.
+    """A schedule that runs at all local times that match. Made by `crontab`.
 
     Args:
         expression: Five fields as in crontab(5), or six with the seconds first.
-        both_days: Whether a day has to match both day fields, as in Celery. Without, either of
-            them suffices where neither begins with ``*``, as in cron.
+        both_days: Whether a day has to match both day fields, as in Celery. If not, it has to match
+            one of them where neither begins with ``*``, as in cron.
 
     Raises:
-        ConfigError: The expression is none, or no day ever matches it.
+        ConfigError: The expression is not a crontab, or no day ever matches it.
     """
 
     expression: str
     both_days: bool = False
 
     def __post_init__(self) -> None:
-        from cronsim import CronSimError  # only who has a crontab pays for it
+        from cronsim import CronSimError  # needed only for crontabs
 
         fields = self.expression.split()
         if len(fields) not in (5, 6):
             raise ConfigError(
-                f"the crontab {self.expression!r} has {len(fields)} fields; wanted are five (minute"
-                " hour day-of-month month day-of-week), six with the seconds first, or one of"
+                f"the crontab {self.expression!r} has {len(fields)} fields; give five (minute hour"
+                " day-of-month month day-of-week), six with the seconds first, or one of"
                 f" {', '.join(_MACROS)}"
             )
         try:
             first = next(_walls(self, datetime(2000, 1, 1)), None)
-        # A ValueError: Python refuses to read a number of thousands of digits.
+        # Python raises ValueError for a number with thousands of digits.
         except (CronSimError, ValueError):
             _check_fields(fields)
-            first = None  # each is right by itself: a day that no month has
+            first = None  # each field is valid alone, but no month has such a day
         if first is None:
             raise ConfigError(
-                f"the crontab {self.expression!r} never comes: no date has such a day"
+                f"the crontab {self.expression!r} never runs: no date has such a day"
                 f"{' that matches both day fields' if self.both_days else ''}; change"
                 " day_of_month, month_of_year or day_of_week"
             )
@@ -106,10 +106,10 @@ def crontab(
     nowfun: None = None,
     app: None = None,
 ) -> Crontab:
-    """Return the schedule that runs whenever all the fields match, as in Celery, or an expression.
+    """Return the schedule that runs when all fields match, as in Celery, or a crontab expression.
 
-    A field is a number, text such as ``"*/5"``, ``"2-10/3"`` or ``"mon,fri"``, or several of
-    these. Other than in Celery, 7 is Sunday too.
+    A field is a number, a text such as ``"*/5"``, ``"2-10/3"`` or ``"mon,fri"``, or a list of
+    these. Unlike in Celery, 7 is Sunday too.
 
     >>> crontab(0, 9, "mon-fri").expression
     '0 9 * * mon-fri'
@@ -119,35 +119,37 @@ def crontab(
     '0 0 * * *'
 
     Args:
-        minute: 0 to 59; or a whole expression: five fields as in crontab(5), six with the seconds
-            first, or ``@hourly``, ``@daily``, ``@midnight``, ``@weekly``, ``@monthly``,
-            ``@yearly``, ``@annually``. There, where both day fields restrict, one has to match.
+        minute: 0 to 59; or a complete expression: five fields as in crontab(5), six with the
+            seconds first, or ``@hourly``, ``@daily``, ``@midnight``, ``@weekly``, ``@monthly``,
+            ``@yearly``, ``@annually``. In an expression, a day has to match only one of the two
+            day fields if both are restricted.
         hour: 0 to 23.
-        day_of_week: 0 to 6 from Sunday on, or names. A day has to match all three day fields.
+        day_of_week: 0 to 6, beginning with Sunday, or names. A day has to match `day_of_week`,
+            `day_of_month` and `month_of_year`.
         day_of_month: 1 to 31.
         month_of_year: 1 to 12, or names.
         second: 0 to 59. None: at the full minute.
-        nowfun: Refused, as is `app`; a schedule has no clock and no application here.
-        app: Refused.
+        nowfun: Refused: a schedule has no clock in aiotaskq.
+        app: Refused: a schedule has no application in aiotaskq.
 
     Raises:
         ConfigError: A field is wrong, or no day ever matches.
     """
-    foreign: tuple[Any, ...] = (nowfun, app)  # whatever it was given
+    foreign: tuple[Any, ...] = (nowfun, app)  # of any type, whatever the annotations say
     if foreign != (None, None):
         raise ConfigError(
             "crontab takes no nowfun and no app: a schedule needs neither a clock nor an"
-            " application here; leave them out"
+            " application; leave them out"
         )
     values = [minute, hour, day_of_month, month_of_year, day_of_week]
     if isinstance(minute, str) and _is_expression(minute):
         if second is not None or any(other != "*" for other in values[1:]):
-            raise ConfigError(f"{minute!r} is a whole crontab; leave out the other fields")
+            raise ConfigError(f"{minute!r} is a complete crontab; leave out the other fields")
         return from_expression(minute)
     if second is not None:
         values.insert(0, second)
     fields = list(map(_field, list(_FIELDS)[-len(values) :], values))
-    # Where one of them begins with a star, both have to match in cron too.
+    # If one of them begins with a star, both have to match in cron too.
     both_days = not (fields[-3].startswith("*") or fields[-1].startswith("*"))
     return Crontab(" ".join(fields), both_days)
 
@@ -157,7 +159,7 @@ def _is_expression(text: str) -> bool:
 
 
 def from_expression(text: str) -> Crontab:
-    """Return the crontab of a whole expression, or raise a `ConfigError`."""
+    """Return the crontab of a complete expression, or raise a `ConfigError`."""
     if not text.startswith("@"):
         return Crontab(" ".join(text.split()))
     if text not in _MACROS:
@@ -166,7 +168,7 @@ def from_expression(text: str) -> Crontab:
 
 
 def _field(name: str, value: Any) -> str:
-    """Return the text that cron knows for one field as Celery takes it."""
+    """Return one field, given as for Celery, in the form that cron reads."""
     if isinstance(value, str):
         return ",".join(_term(name, term.strip(), value) for term in value.split(","))
     if type(value) is int:
@@ -177,7 +179,7 @@ def _field(name: str, value: Any) -> str:
     if not items or not all(type(item) is int or isinstance(item, str) for item in items):
         raise _wrong_field(name, value)
     terms = {term for item in items for term in _field(name, item).split(",")}
-    # In order: a set of text has another one in each process.
+    # Sorted: the order of a set of texts differs between processes.
     return ",".join(sorted(terms, key=lambda term: (len(term), term)))
 
 
@@ -197,13 +199,13 @@ def _term(name: str, term: str, value: object) -> str:
     step = int(found[3] or 1)
     if not (first > last >= 0 and step):
         return term
-    # Celery begins anew after the last number, and cron does not.
+    # In Celery a range such as "22-2" goes on at the first number, in cron it does not.
     ring = [*range(first, numbers.stop), *range(numbers.start, last + 1)]
     return ",".join(map(str, ring[::step]))
 
 
 def _check_fields(fields: list[str]) -> None:
-    """Raise the error for the first field that is wrong by itself."""
+    """Raise an error for the first field that is wrong on its own."""
     from cronsim import CronSim, CronSimError  # see above
 
     names = list(_FIELDS)[-len(fields) :]
@@ -218,17 +220,17 @@ def _check_fields(fields: list[str]) -> None:
 
 def _wrong_field(name: str, value: object) -> ConfigError:
     return ConfigError(
-        f"{name} is {value!r}; it may be {_FIELDS[name][1]}; * for all, and lists, ranges and steps"
+        f"{name} is {value!r}; it may be {_FIELDS[name][1]}; * for all; and lists, ranges and steps"
         ' of these: "1,3", "1-5", "*/2", "1-5/2"'
     )
 
 
 def _walls(when: Crontab, start: datetime) -> Iterator[datetime]:
-    """Iterate over the wall times that match, after a wall time, up to the end of the calendar."""
+    """Iterate over the local times that match, from a local time to the end of the calendar."""
     from cronsim import CronSim  # see above
 
-    # On naive times, so that what happens where the clock is changed is decided here: cronsim
-    # knows cron's rule for five fields only, and no gap that is not a whole hour.
+    # With naive times, so that this module decides about changes of local time: cronsim knows the
+    # rule of cron only for five fields, and only gaps of whole hours.
     simulation = CronSim(_LONE_RANGE.sub(r"\1", when.expression), start)
     simulation.day_and = simulation.day_and or when.both_days
     try:
@@ -238,10 +240,11 @@ def _walls(when: Crontab, start: datetime) -> Iterator[datetime]:
 
 
 def times(when: Crontab, zone: tzinfo, moment: int) -> Iterator[int]:
-    """Iterate over the Unix times of runs after a moment; some come early or twice."""
+    """Iterate over the Unix times of runs after a moment; some are too early or come twice."""
     fields = when.expression.split()
     fixed = not (fields[-5].startswith("*") or fields[-4].startswith("*"))
-    repeats: deque[int] = deque()  # second times, which come after the last of the first times
+    # Times in the second pass of an hour that occurs twice; they follow after the first pass.
+    repeats: deque[int] = deque()
     for wall in _walls(when, _wall_before(zone, moment)):
         before, after = _offsets(wall, zone)
         first = (wall - _EPOCH - before) // _SECOND
@@ -262,25 +265,26 @@ def _local(zone: tzinfo, moment: int) -> datetime:
 
 
 def _wall_before(zone: tzinfo, moment: int) -> datetime:
-    """Return a wall time before all those of later moments."""
+    """Return a local time that is before the local times of all later moments."""
     local = _local(zone, moment)
     wall = local.replace(tzinfo=None, fold=0)
     before, after = _offsets(wall, zone)
-    # In the first pass of two, what is up to its length back comes once more.
+    # In the first pass of an hour that occurs twice, the local times of that hour come once more.
     return wall - (before - after) if after < before and not local.fold else wall
 
 
 def _offsets(wall: datetime, zone: tzinfo) -> tuple[timedelta, timedelta]:
-    """Return the zone's offsets at a wall time: equal but where the clock is changed.
+    """Return the zone's offsets for the first and the second occurrence of a local time.
 
-    Where a wall time occurs twice, the second is less; where it is skipped, the first is.
+    They differ only where local time is changed: if it occurs twice the second offset is smaller,
+    and if it is skipped the first one is.
     """
     first, second = wall.replace(tzinfo=zone), wall.replace(tzinfo=zone, fold=1)
     return first.utcoffset() or _NO_OFFSET, second.utcoffset() or _NO_OFFSET
 
 
 def _gap_end(wall: datetime, zone: tzinfo, moments: range) -> int:
-    """Return the first of the moments whose wall time is later than a skipped one."""
+    """Return the first of the moments whose local time is later than a skipped one."""
     later = bisect_left(
         moments, True, key=lambda moment: _local(zone, moment).replace(tzinfo=None) > wall
     )

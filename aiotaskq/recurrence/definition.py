@@ -1,4 +1,4 @@
-"""What users write to have a task run by the clock."""
+"""`Schedule`, the definition of a schedule by a user, and the entries of `beat_schedule`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACE = 60.0  # seconds
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """When a task runs, with what, and what becomes of runs that come late or overlap.
+    """The times of a task's runs, its arguments, and the rules for late and overlapping runs.
 
     Example:
         ::
@@ -27,25 +27,26 @@ class Schedule(msgspec.Struct, frozen=True):
             async def remind() -> None: ...
 
     Args:
-        when: A `crontab`, `every` or `at`; seconds or a timedelta as for `every`; text with a
-            crontab expression; a datetime, which is one run.
-        timezone: By whose clock a crontab runs, and naive times are taken; by default the
-            application's `timezone`.
-        jitter: Each run comes up to so many seconds after it is due, evenly spread, so that not
-            everything starts at the full minute.
-        start: The first moment at which a run may be due; the grid of `every` begins there.
-        end: The last such moment.
-        overlap: ``"skip"`` leaves a run out while the task of the one before has not ended. It
-            needs the results of the task.
-        misfire: What becomes of runs that no scheduler sent within `grace` seconds: ``"once"``
-            sends the latest alone, however many there were; ``"skip"`` none, ``"all"`` each.
-        grace: How late a run may be sent, in seconds, and count as on time.
-        args: Of the task, as JSON knows them; the worker converts them as it does for any call.
-        kwargs: Likewise.
-        options: Of its calls, as of `Task.with_options`, but for `eta`, `task_id` and `connection`.
+        when: A `crontab`, `every` or `at`; seconds or a timedelta, as for `every`; a text with a
+            crontab expression; or a datetime, for one run.
+        timezone: The time zone of a crontab and of naive times; by default the application's
+            `timezone`.
+        jitter: The longest delay of a run, in seconds. Each run is delayed by a different part of
+            it, so that not all schedules run at the full minute.
+        start: The first moment at which a run may be due. The grid of `every` begins there.
+        end: The last moment at which a run may be due.
+        overlap: ``"allow"``, or ``"skip"``: a run is left out if the task of the run before has not
+            ended. That needs the results of the task.
+        misfire: The rule for runs that no scheduler sent within `grace` seconds: ``"once"`` sends
+            only the latest of them, ``"skip"`` none, ``"all"`` every one.
+        grace: Seconds by which a run may be late and still count as on time.
+        args: The arguments of the task, as JSON values. The worker converts them as for any call.
+        kwargs: The keyword arguments of the task, likewise.
+        options: The options of its calls, as for `Task.with_options`, except `eta`, `task_id` and
+            `connection`.
 
     Raises:
-        ConfigError: One of them is wrong.
+        ConfigError: One of the arguments is wrong.
     """
 
     when: Any
@@ -67,7 +68,7 @@ class Schedule(msgspec.Struct, frozen=True):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; it may be {', '.join(map(repr, allowed))}"
                 )
-        grace: Any = self.grace  # whatever it was given, as below
+        grace: Any = self.grace  # of any type, whatever the annotation says
         if (
             isinstance(grace, bool)
             or not isinstance(grace, int | float)
@@ -83,7 +84,7 @@ class Schedule(msgspec.Struct, frozen=True):
         self.timing("UTC")
 
     def timing(self, timezone: str) -> Timing:
-        """Return when it runs, given the application's time zone."""
+        """Return the times of its runs, given the application's time zone."""
         zone = self.timezone or timezone
         when: When = self.when
         bare = Timing(when=when, timezone=zone, jitter=self.jitter)
@@ -102,10 +103,10 @@ _OURS = ("timezone", "jitter", "start", "end", "overlap", "misfire", "grace")
 
 
 def read_entries(given: Mapping[str, Any]) -> dict[str, Entry]:
-    """Return the schedules of a `beat_schedule`, as Celery projects have it, by their ids.
+    """Return the schedules of a `beat_schedule`, as in Celery, by their ids.
 
     Raises:
-        ConfigError: One is wrong; its id is named.
+        ConfigError: One of them is wrong; the error has its id.
     """
     entries: dict[str, Entry] = {}
     for name, fields in given.items():
@@ -123,7 +124,7 @@ def _read_entry(fields: Any) -> Entry:
         raise ConfigError(f'{fields!r} is no mapping with "task" and "schedule"')
     for name in fields.keys() - {*_OF_ENTRY, *_OURS}:
         raise ConfigError(
-            f"there is no {name!r} in a schedule; there are {', '.join((*_OF_ENTRY, *_OURS))}"
+            f"there is no {name!r} in a schedule; it may have {', '.join((*_OF_ENTRY, *_OURS))}"
         )
     for name in ("task", "schedule"):
         if fields.get(name) is None:
@@ -131,8 +132,8 @@ def _read_entry(fields: Any) -> Entry:
     _check_sort("task", fields["task"], str, "the name of a task")
     if fields.get("relative", True) is not True:
         raise ConfigError(
-            "relative is False, and intervals lie on a grid here, so that a restart does not move"
-            " them; leave it out"
+            "relative is False, but intervals lie on a grid in aiotaskq, so that a restart does not"
+            " move them; leave it out"
         )
     if isinstance(fields["schedule"], Schedule):
         return Entry(fields["task"], fields["schedule"])
@@ -151,7 +152,7 @@ def _moment(moment: datetime | None, zone: str) -> float | None:
     if moment is None:
         return None
     if moment.tzinfo is None:
-        from zoneinfo import ZoneInfo  # only who needs one pays for it
+        from zoneinfo import ZoneInfo  # needed only for naive times
 
         moment = moment.replace(tzinfo=UTC if zone == "UTC" else ZoneInfo(zone))
     return moment.timestamp()

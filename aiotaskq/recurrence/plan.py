@@ -1,4 +1,4 @@
-"""Which runs of a schedule are to be sent now. Pure: it follows from the times given."""
+"""Choice of the runs of a schedule to send now: pure functions of the given times."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Misfire: TypeAlias = Literal["skip", "once", "all"]
 
 
 class Plan(NamedTuple):
-    """What becomes of the runs that are due.
+    """The decision about the runs that are due.
 
     Attributes:
-        runs: The due times of those to be sent, in order.
-        next_due: The due time of the first that is not decided here; None: there is none. It may
-            have come already, where there were more than `most`.
-        missed: Whether some are left out as they come too late.
+        runs: The due times of the runs to send, in order.
+        next_due: The due time of the first run after these; None: there is none. It may have
+            passed already, if more than `most` runs were due.
+        missed: Whether runs are left out because they are too late.
     """
 
     runs: list[float]
@@ -37,20 +37,21 @@ def plan(
     grace: float,
     most: int,
 ) -> Plan:
-    """Decide on the runs from `due` on whose time has come.
+    """Decide about all runs from `due` on that are due now.
 
-    A run that is at most `grace` seconds late is on time, and is sent. Where one is later, nobody
-    sent for a while, and `misfire` tells what becomes of all that are due now: ``"skip"`` sends
-    those only that are on time, ``"once"`` the latest only, and ``"all"`` each.
+    A run that is at most `grace` seconds late is on time, and is sent. If the first run is later
+    than that, no scheduler has run for a while, and `misfire` decides about all runs that are
+    due now: ``"skip"`` sends only those that are on time, ``"once"`` only the latest one, and
+    ``"all"`` every one.
 
     Args:
-        timing: When the schedule runs.
-        schedule_id: Its id, on which its jitter depends.
+        timing: The times of the schedule.
+        schedule_id: Its id, which its jitter depends on.
         due: The due time of the first run that has not been sent.
-        now: Unix time.
-        misfire: What becomes of runs that come too late.
-        grace: Seconds.
-        most: The most runs to send; the rest is left for the next plan.
+        now: The Unix time.
+        misfire: The rule for runs that are too late.
+        grace: Seconds by which a run may be late and still count as on time.
+        most: The largest number of runs to send; the rest is left for the next plan.
     """
     coming = timing.delayed(due, schedule_id)
     if coming > now:
@@ -73,7 +74,7 @@ def plan(
 def _due_runs(
     timing: Timing, schedule_id: str, due: float, now: float, most: int
 ) -> tuple[list[float], float | None]:
-    """Return up to `most` runs from `due` on whose time has come, and the due time of the next."""
+    """Return up to `most` runs from `due` on that are due now, and the due time of the next one."""
     runs: list[float] = []
     for run in _from(timing, due):
         if len(runs) == most or timing.delayed(run, schedule_id) > now:
@@ -87,10 +88,10 @@ def _from(timing: Timing, due: float) -> Iterator[float]:
 
 
 def _latest(timing: Timing, schedule_id: str, due: float, now: float, window: float) -> float:
-    """Return the due time of the last run whose time has come.
+    """Return the due time of the latest run that is due now.
 
-    It is looked for in a stretch before now that grows until there is one, since there may have
-    been any number since `due`.
+    The search begins with a short time before now, and the time grows until it has a run: there
+    may be any number of runs since `due`.
     """
     while now - window > due:
         latest = None

@@ -1,4 +1,4 @@
-"""When a schedule runs. Pure: the times follow from the timing and the moment asked for."""
+"""Times of a schedule's runs: intervals, single times, crontabs, and their bounds. Pure."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from aiotaskq.errors import ConfigError
 from aiotaskq.recurrence.cron import Crontab, from_expression
 from aiotaskq.recurrence.cron import times as crontab_times
 
-# A time zone must be able to move what lies between without leaving the calendar.
+# Any time zone can shift the times between these two without leaving the calendar.
 _LEAST = datetime(1, 1, 3, tzinfo=UTC).timestamp()
 _MOST = datetime(9999, 12, 29, tzinfo=UTC).timestamp()
 _SHORTEST = 0.1  # seconds
-_LONGEST = 36_525 * 86_400.0  # seconds; more is a slip, such as microseconds
+_LONGEST = 36_525 * 86_400.0  # seconds; more is a mistake, such as microseconds
 
 
 class Every(msgspec.Struct, frozen=True, tag="every"):
-    """Runs on an even grid. Made by `every`.
+    """A schedule that runs at regular intervals, on a fixed grid. Made by `every`.
 
-    The grid begins at the schedule's `start`, or else at the Unix epoch: a restart does not move
-    it, and all schedulers agree. It never drifts: it is counted in whole microseconds.
+    The grid begins at the schedule's `start`, or else at the Unix epoch. So a restart does not
+    move it, and all schedulers agree. It never drifts, because it is counted in whole microseconds.
 
     Args:
-        seconds: From one run to the next: 0.1 to a hundred years, rounded to microseconds.
+        seconds: The interval: 0.1 seconds to a hundred years, rounded to microseconds.
 
     Raises:
-        ConfigError: It is anything else.
+        ConfigError: The interval is not such a number.
     """
 
     seconds: float
@@ -46,16 +46,16 @@ class Every(msgspec.Struct, frozen=True, tag="every"):
 
 
 def every(interval: float | timedelta) -> Every:
-    """Return the schedule that runs each time the interval, in seconds, has passed.
+    """Return the schedule that runs at regular intervals.
 
     >>> every(30) == every(timedelta(seconds=30))
     True
 
     Args:
-        interval: 0.1 seconds to a hundred years: see `Every`.
+        interval: Seconds or a timedelta, from 0.1 seconds to a hundred years: see `Every`.
 
     Raises:
-        ConfigError: It is anything else.
+        ConfigError: The interval is not such a number.
     """
     return Every(interval.total_seconds() if isinstance(interval, timedelta) else interval)
 
@@ -63,7 +63,7 @@ def every(interval: float | timedelta) -> Every:
 def _every_times(when: Every, moment: float, start: float | None) -> Iterator[float]:
     step = _microseconds(when.seconds)
     base = _microseconds(start or 0.0)
-    # One before, since a moment is a float, and may be rounded to the one after.
+    # One step earlier: a moment is a float and may have been rounded up.
     index = (_microseconds(moment) - base) // step - 1
     while True:
         index += 1
@@ -72,15 +72,15 @@ def _every_times(when: Every, moment: float, start: float | None) -> Iterator[fl
 
 
 class At(msgspec.Struct, frozen=True, tag="at"):
-    """Runs once. Made by `at`.
+    """A schedule that runs once. Made by `at`.
 
     Args:
-        moment: A time in ISO 8601: in UTC, or without offset, as the clock of the schedule's time
-            zone shows it. Where that clock skips it, it comes as long after the beginning of the
-            gap as the clock would have taken; where it occurs twice, it comes the first time.
+        moment: A time in ISO 8601, in UTC or, without an offset, the local time of the schedule's
+            time zone. If local time skips it, the length of the gap is added: 02:30 becomes 03:30.
+            If it occurs twice, the first one counts.
 
     Raises:
-        ConfigError: It is no time, or lies beyond the years 2 to 9998.
+        ConfigError: It is not a time, or not in the years 2 to 9998.
     """
 
     moment: str
@@ -92,14 +92,14 @@ class At(msgspec.Struct, frozen=True, tag="at"):
             raise ConfigError(
                 f"at {self.moment!r}: it must be a time such as 2026-11-21T10:00:00"
             ) from error
-        if not 2 <= moment.year <= 9998:  # else a time zone may move it out of the calendar
-            raise ConfigError(f"at {self.moment}: it must lie in the years 2 to 9998")
+        if not 2 <= moment.year <= 9998:  # a time zone could shift others out of the calendar
+            raise ConfigError(f"at {self.moment}: it must be in the years 2 to 9998")
         if moment.tzinfo is not None:
             moment = moment.astimezone(UTC)
         structs.force_setattr(self, "moment", moment.isoformat())
 
     def local(self, zone: tzinfo) -> datetime:
-        """Return it as an aware time; see the class for where the clock is changed."""
+        """Return it as an aware time in a time zone; see the class for skipped and double times."""
         moment = datetime.fromisoformat(self.moment)
         return moment.replace(tzinfo=zone) if moment.tzinfo is None else moment.astimezone(zone)
 
@@ -108,12 +108,12 @@ def at(moment: datetime) -> At:
     """Return the schedule that runs once.
 
     Args:
-        moment: A naive one is taken in the time zone of the schedule: see `At`.
+        moment: A naive one is a local time of the schedule's time zone: see `At`.
 
     Raises:
-        ConfigError: It is no datetime, or lies beyond the years 2 to 9998.
+        ConfigError: It is not a datetime, or not in the years 2 to 9998.
     """
-    given: Any = moment  # whatever it was given
+    given: Any = moment  # of any type, whatever the annotation says
     if not isinstance(given, datetime):
         raise ConfigError(f"at {given!r}: it must be a datetime")
     return At(moment.isoformat())
@@ -128,14 +128,14 @@ _CELERY = {
 
 
 def as_when(value: object) -> When:
-    """Return what a user's value says about when to run.
+    """Return the times that a user's value stands for.
 
     Args:
-        value: A `crontab`, `every` or `at`; seconds or a timedelta as for `every`; text with a
-            whole crontab expression; a datetime as for `at`.
+        value: A `crontab`, `every` or `at`; seconds or a timedelta, as for `every`; a text with a
+            complete crontab expression; or a datetime, as for `at`.
 
     Raises:
-        ConfigError: It is anything else, or wrong.
+        ConfigError: It is another type, or its value is wrong.
     """
     if isinstance(value, Crontab | Every | At):
         return value
@@ -144,29 +144,30 @@ def as_when(value: object) -> When:
     if isinstance(value, datetime):
         return at(value)
     if isinstance(value, timedelta) or _is_number(value):
-        return every(value)  # type: ignore[arg-type]  # it was asked
+        return every(value)  # type: ignore[arg-type]  # it is a number or a timedelta
     for base in type(value).__mro__:
         if base.__module__ == "celery.schedules" and base.__name__ in _CELERY:
             raise ConfigError(f"{value!r} is Celery's; use {_CELERY[base.__name__]}")
     raise ConfigError(
-        f"{value!r} is no schedule; wanted is aiotaskq.crontab(...), every(...) or at(...), seconds"
+        f"{value!r} is not a schedule; give aiotaskq.crontab(...), every(...) or at(...), seconds"
         ' or a timedelta, a crontab expression such as "*/5 * * * *", or a datetime'
     )
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """When a schedule runs, and within which bounds. Travels as JSON.
+    """The times of a schedule, with a time zone, jitter and bounds. Stored as JSON.
 
     Args:
         when: The times.
-        timezone: By whose clock a crontab runs, and a naive `at`.
-        jitter: At most so many seconds does a run come later than it is due: see `delayed`.
+        timezone: The time zone of a crontab and of a naive `at`.
+        jitter: The longest delay of a run after its due time, in seconds: see `delayed`.
         start: The Unix time of the first moment at which a run may be due, rounded to whole
-            microseconds; the grid of `every` begins there. None: there was never a first.
-        end: The Unix time of the last such moment.
+            microseconds. The grid of `every` begins there. None: no bound.
+        end: The Unix time of the last moment at which a run may be due. None: no bound.
 
     Raises:
-        ConfigError: One of them is wrong; in it, the names most like that of an unknown zone.
+        ConfigError: One of the arguments is wrong. For an unknown time zone the error suggests
+            similar names.
     """
 
     when: When
@@ -176,7 +177,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     end: float | None = None
 
     def __post_init__(self) -> None:
-        given: Any = self.when  # whatever it was given
+        given: Any = self.when  # of any type, whatever the annotation says
         if not isinstance(given, Crontab | Every | At):
             raise ConfigError(f"when is {given!r}; it must be a crontab, every or at")
         _zone(self.timezone)
@@ -195,9 +196,9 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"end is {self.end}, which is before start, {self.start}; swap them")
 
     def after(self, moment: float) -> float | None:
-        """Return the first Unix time strictly after `moment` at which a run is due.
+        """Return the first Unix time after `moment` at which a run is due.
 
-        None: there is none within the bounds, or before the end of the year 9999.
+        None: there is no such time within the bounds and before the end of the year 9999.
 
         >>> Timing(when=crontab("0 9 * * *"), timezone="Europe/Paris").after(1767225600)
         1767254400.0
@@ -205,10 +206,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         return next(self._times(moment), None)
 
     def between(self, begin: float, end: float) -> Iterator[float]:
-        """Iterate over the Unix times after `begin` and not after `end` at which runs are due.
+        """Iterate over the Unix times after `begin` and up to `end` at which runs are due.
 
-        Each is found when it is asked for: ten years of an hourly crontab take about a second,
-        and of a daily one a seventh of that.
+        They are computed one by one. Ten years of an hourly crontab take about a second, ten years
+        of a daily one a seventh of that.
         """
         for due in self._times(begin):
             if due > end:
@@ -216,12 +217,12 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
             yield due
 
     def delayed(self, due: float, schedule_id: str) -> float:
-        """Return the Unix time at which the run that is due at `due` is to come, with jitter.
+        """Return the Unix time at which the run that is due at `due` is sent: with jitter.
 
-        It follows from the arguments, so that all schedulers agree, and spreads evenly over the
-        seconds from `due` to `due` + `jitter`, both included.
+        It depends only on the arguments, so all schedulers agree. The times are spread evenly
+        from `due` to `due` + `jitter`, both included.
         """
-        from hashlib import blake2b  # only who has jitter pays for it
+        from hashlib import blake2b  # needed only for jitter
 
         text = f"{float(due)!r} {schedule_id}".encode("utf-8", "surrogatepass")
         share = int.from_bytes(blake2b(text, digest_size=8).digest()) / (2**64 - 1)
@@ -248,7 +249,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
     def _times(self, moment: float) -> Iterator[float]:
         if math.isnan(moment):
-            raise ValueError("there is nothing after a moment that is no number")
+            raise ValueError("a moment that is no number has no next run")
         last = max(moment, _LEAST)
         if self.start is not None:
             last = max(last, math.nextafter(self.start, -math.inf))
@@ -263,7 +264,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
                 yield last
 
     def _candidates(self, moment: float) -> Iterator[float]:
-        """Iterate over all times after a moment, with some that are not after it or come again."""
+        """Iterate over all times after a moment; some may be before it, or come twice."""
         match self.when:
             case Every() as steady:
                 return _every_times(steady, moment, self.start)
@@ -282,22 +283,22 @@ def _duration(seconds: float) -> str:
 
 def _zone(name: str) -> tzinfo:
     if name == "UTC":
-        return UTC  # known without asking for it, on machines without zone files too
-    from zoneinfo import ZoneInfo  # only who needs one pays for it
+        return UTC  # works on machines without zone files too
+    from zoneinfo import ZoneInfo  # needed only for other time zones
 
     try:
         return ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):  # by what is wrong with it
+    except (KeyError, ValueError, OSError, TypeError, AttributeError):  # depends on the name
         raise ConfigError(
-            f"timezone is {name!r}, which is no time zone known here{_near_zones(name)} (on a"
-            " system without zone files: pip install tzdata)"
+            f"timezone is {name!r}, but this machine knows no such time zone{_near_zones(name)} (on"
+            " a system without zone files: pip install tzdata)"
         ) from None
 
 
 def _near_zones(name: object) -> str:
     if not isinstance(name, str):
-        return '; wanted is a name such as "Europe/Oslo"'
-    from difflib import get_close_matches  # only who misspells pays for it
+        return '; give a name such as "Europe/Oslo"'
+    from difflib import get_close_matches  # slow to import, and needed only for errors
     from zoneinfo import available_timezones
 
     zones = {zone.lower(): zone for zone in sorted(available_timezones())}
@@ -305,7 +306,7 @@ def _near_zones(name: object) -> str:
     found = [zone for lower, zone in zones.items() if lower.split("/")[-1] == wanted]
     found += [zones[lower] for lower in get_close_matches(wanted, zones, n=3)]
     if not found:
-        return '; wanted is a name such as "Europe/Oslo"'
+        return '; give a name such as "Europe/Oslo"'
     return f"; did you mean {' or '.join(dict.fromkeys(found[:3]))}?"
 
 
@@ -314,6 +315,6 @@ def _is_number(value: object) -> bool:
 
 
 def _microseconds(seconds: float) -> int:
-    """Return the nearest whole microseconds, exactly: a product of floats is off for late years."""
+    """Return the nearest whole microseconds, exactly: a product of floats is not, in late years."""
     above, below = seconds.as_integer_ratio()
     return (2 * above * 10**6 + below) // (2 * below)

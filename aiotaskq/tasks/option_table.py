@@ -18,10 +18,10 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
-from aiotaskq.config import kinds
-from aiotaskq.config.celery import FOREIGN
-from aiotaskq.config.kinds import Kind, Wrong
+from aiotaskq.config import value_types
+from aiotaskq.config.celery import CELERY_ONLY
 from aiotaskq.config.names import nearest
+from aiotaskq.config.value_types import InvalidValue, ValueType
 from aiotaskq.errors import ConfigError
 from aiotaskq.recurrence import Schedule
 
@@ -47,7 +47,7 @@ class Option(NamedTuple):
     Attributes:
         name: Its name.
         scopes: Where it may be given.
-        kind: The values that it takes.
+        value_type: The values that it takes.
         meaning: One or two sentences for the documentation.
         setting: The setting that holds where neither the call nor the task has the option.
         celery: Celery's name of the same option.
@@ -56,7 +56,7 @@ class Option(NamedTuple):
 
     name: str
     scopes: frozenset[Scope]
-    kind: Kind[Any, Any]
+    value_type: ValueType[Any, Any]
     meaning: str
     setting: str | None = None
     celery: str | None = None
@@ -72,14 +72,14 @@ class Option(NamedTuple):
             ConfigError: The option does not take this value.
         """
         try:
-            return self.kind.check(value)
-        except Wrong as error:
-            problem = error.reason or f"it must be {self.kind.wants}"
+            return self.value_type.check(value)
+        except InvalidValue as error:
+            problem = error.reason or f"it must be {self.value_type.wants}"
             raise ConfigError(f"{self.name} is {_shown(value)}; {problem}") from None
         except ConfigError:
             raise
         except Exception as error:  # a value of the user's, whose own methods may raise anything
-            problem = f"it must be {self.kind.wants}"
+            problem = f"it must be {self.value_type.wants}"
             raise ConfigError(f"{self.name} is {_shown(value)}; {problem}") from error
 
 
@@ -104,150 +104,150 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
-def _name() -> Kind[str, str]:
+def _name() -> ValueType[str, str]:
     def check(value: Any) -> str:
         if _is_name(value):
             return str(value)
-        raise Wrong
+        raise InvalidValue
 
-    return Kind(_NAME, check)
+    return ValueType(_NAME, check)
 
 
-def _queue() -> Kind[str, str]:
+def _queue() -> ValueType[str, str]:
     def check(value: Any) -> str:
         if _is_name(value) and "," not in value:
             return str(value)
-        raise Wrong
+        raise InvalidValue
 
-    return Kind(f"{_NAME}, without commas", check)
+    return ValueType(f"{_NAME}, without commas", check)
 
 
-def _task_id() -> Kind[str | int | UUID, str | int | UUID]:
+def _task_id() -> ValueType[str | int | UUID, str | int | UUID]:
     def check(value: Any) -> str | int | UUID:
         if isinstance(value, str | int | UUID) and type(value) is not bool and _is_name(str(value)):
             return value
-        raise Wrong
+        raise InvalidValue
 
-    return Kind(f"text of {_NAME}, a whole number or a UUID", check)
+    return ValueType(f"text of {_NAME}, a whole number or a UUID", check)
 
 
-def _seconds(*, zero: bool = False) -> Kind[float, float]:
+def _seconds(*, zero: bool = False) -> ValueType[float, float]:
     def check(value: Any) -> float:
         if _is_number(value) and (value > 0 or (zero and value == 0)):
             return value  # type: ignore[no-any-return]  # a number, as seen
-        raise Wrong
+        raise InvalidValue
 
-    return Kind(f"seconds, {'0 or more' if zero else 'more than 0'}", check)
+    return ValueType(f"seconds, {'0 or more' if zero else 'more than 0'}", check)
 
 
-def _countdown() -> Kind[float, float]:
+def _countdown() -> ValueType[float, float]:
     def check(value: Any) -> float:
         if _is_number(value):
             return value  # type: ignore[no-any-return]  # a number, as seen
-        raise Wrong
+        raise InvalidValue
 
-    return Kind("a number of seconds", check)
+    return ValueType("a number of seconds", check)
 
 
-def _eta() -> Kind[datetime, datetime]:
+def _eta() -> ValueType[datetime, datetime]:
     def check(value: Any) -> datetime:
         if isinstance(value, datetime):
             return value
-        raise Wrong
+        raise InvalidValue
 
-    return Kind("a datetime", check)
+    return ValueType("a datetime", check)
 
 
-def _expires() -> Kind[float | timedelta | datetime, float | timedelta | datetime]:
+def _expires() -> ValueType[float | timedelta | datetime, float | timedelta | datetime]:
     def check(value: Any) -> float | timedelta | datetime:
         if _is_number(value) or isinstance(value, datetime | timedelta):
             return value  # type: ignore[no-any-return]  # one of them, as seen
-        raise Wrong
+        raise InvalidValue
 
-    return Kind("a number of seconds, a timedelta or a datetime", check)
+    return ValueType("a number of seconds, a timedelta or a datetime", check)
 
 
-def _headers() -> Kind[Mapping[str, str], Mapping[str, str]]:
+def _headers() -> ValueType[Mapping[str, str], Mapping[str, str]]:
     def check(value: Any) -> Mapping[str, str]:
         if isinstance(value, Mapping) and all(
             isinstance(text, str) for item in value.items() for text in item
         ):
             return value
-        raise Wrong
+        raise InvalidValue
 
-    return Kind("a mapping of texts to texts", check)
+    return ValueType("a mapping of texts to texts", check)
 
 
-def _connection() -> Kind[object, object]:
+def _connection() -> ValueType[object, object]:
     def check(value: Any) -> object:
         if isinstance(value, str | bytes | int | float):
-            raise Wrong
+            raise InvalidValue
         return value
 
-    return Kind("a connection, and no URL", check)
+    return ValueType("a connection, and no URL", check)
 
 
-def _executor() -> Kind[Executor, Executor]:
+def _executor() -> ValueType[Executor, Executor]:
     def check(value: Any) -> Executor:
         if value in ("loop", "thread", "process"):
             return value  # type: ignore[no-any-return]  # one of them, as seen
-        raise Wrong('it may be "thread" or "process"')
+        raise InvalidValue('it may be "thread" or "process"')
 
-    return Kind('"thread" or "process"', check)
+    return ValueType('"thread" or "process"', check)
 
 
-def _schedule() -> Kind[Schedule, Any]:
+def _schedule() -> ValueType[Schedule, Any]:
     def check(value: Any) -> Schedule:
         return value if isinstance(value, Schedule) else Schedule(value)
 
-    return Kind("a Schedule, or a time such as crontab(hour=3, minute=0) or every(60)", check)
+    return ValueType("a Schedule, or a time such as crontab(hour=3, minute=0) or every(60)", check)
 
 
-def _exceptions() -> Kind[tuple[type[BaseException], ...], Any]:
+def _exceptions() -> ValueType[tuple[type[BaseException], ...], Any]:
     def check(value: Any) -> tuple[type[BaseException], ...]:
         if isinstance(value, tuple | list) and all(
             isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
         ):
             return tuple(value)
-        raise Wrong
+        raise InvalidValue
 
-    return Kind("a tuple of exception types", check)
+    return ValueType("a tuple of exception types", check)
 
 
-def _retry_backoff() -> Kind[float, bool | float]:
+def _retry_backoff() -> ValueType[float, bool | float]:
     def check(value: Any) -> float:
         if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
             return float(value)  # True is one second, as in Celery
-        raise Wrong
+        raise InvalidValue
 
-    return Kind("True, False or a number of seconds, 0 or more", check)
+    return ValueType("True, False or a number of seconds, 0 or more", check)
 
 
-def _retry_kwargs() -> Kind[Mapping[str, Any], Mapping[str, Any]]:
-    parts: dict[str, Kind[Any, Any]] = {
-        "max_retries": kinds.optional(kinds.whole(0)),
+def _retry_kwargs() -> ValueType[Mapping[str, Any], Mapping[str, Any]]:
+    parts: dict[str, ValueType[Any, Any]] = {
+        "max_retries": value_types.optional(value_types.whole(0)),
         "countdown": _seconds(zero=True),
     }
 
     def check(value: Any) -> Mapping[str, Any]:
         if not isinstance(value, Mapping) or value.keys() - parts.keys():
-            raise Wrong("it may hold max_retries and countdown, nothing else")
+            raise InvalidValue("it may hold max_retries and countdown, nothing else")
         for name, part in value.items():
             try:
                 parts[name].check(part)
-            except Wrong:
-                raise Wrong(f"{name} in it must be {parts[name].wants}") from None
+            except InvalidValue:
+                raise InvalidValue(f"{name} in it must be {parts[name].wants}") from None
         return value
 
-    return Kind("a mapping with max_retries and countdown", check)
+    return ValueType("a mapping with max_retries and countdown", check)
 
 
-def _done_anyway(name: str, setting: str) -> Kind[Any, Any]:
+def _done_anyway(name: str, setting: str) -> ValueType[Any, Any]:
     def check(value: Any) -> Any:
-        FOREIGN[setting].check(name, value)
+        CELERY_ONLY[setting].check(name, value)
         return value
 
-    return Kind("True", check)
+    return ValueType("True", check)
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ _TABLE = (
     Option(
         "bind",
         _TASK,
-        kinds.flag(),
+        value_types.flag(),
         "Whether the function gets its task as the first argument,"
         " ``self``, which callers leave out: for ``self.request`` and ``self.retry()``.",
     ),
@@ -280,7 +280,7 @@ _TABLE = (
     Option(
         "priority",
         _BOTH,
-        kinds.whole(0, 9),
+        value_types.whole(0, 9),
         "0 to 9 within the queue, 9 runs first. By default `task_default_priority`.",
         setting="task_default_priority",
     ),
@@ -306,7 +306,7 @@ _TABLE = (
     Option(
         "retry",
         _BOTH,
-        kinds.retry(),
+        value_types.retry(),
         "When the task runs again after a failure. By default `task_default_retry`.",
         setting="task_default_retry",
     ),
@@ -320,14 +320,14 @@ _TABLE = (
     Option(
         "ignore_result",
         _TASK,
-        kinds.flag(),
+        value_types.flag(),
         "Whether no result is kept. By default `task_ignore_result`.",
         setting="task_ignore_result",
     ),
     Option(
         "track_started",
         _TASK,
-        kinds.flag(),
+        value_types.flag(),
         "Whether the status says STARTED while the task runs. By default `task_track_started`.",
         setting="task_track_started",
     ),
@@ -396,7 +396,7 @@ _TABLE = (
     Option(
         "max_retries",
         _TASK,
-        kinds.whole(0),
+        value_types.whole(0),
         f"The most further attempts, {CELERY_RETRIES} by default; None: without limit. It also"
         " holds for ``self.retry()``.",
         part_of="retry",
@@ -427,7 +427,7 @@ _TABLE = (
     Option(
         "retry_jitter",
         _TASK,
-        kinds.flag(),
+        value_types.flag(),
         "Whether a delay of `retry_backoff` is shortened by a random part, as it is by default.",
         part_of="retry",
     ),

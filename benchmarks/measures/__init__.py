@@ -1,1 +1,1 @@
-"""What is measured, a module for each topic."""
+"""Benchmarks of aiotaskq, one module for each topic."""

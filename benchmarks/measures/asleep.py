@@ -1,16 +1,16 @@
-"""Ten thousand tasks asleep at once in one worker process: their rate, and the memory of each.
+"""Ten thousand sleeping tasks in one worker process: their rate, and the memory of each.
 
-Each task sleeps for one second, and there are thirty for each slot, so the ideal is as many a
-second as there are slots. The rate is counted from when as many tasks have woken as there are slots
-until the last one has: no task can be faster than the ideal then, and filling the slots at the
-start is left out. The same with it is given beside.
+Each task sleeps for one second, and there are thirty tasks for each slot. So the ideal rate is the
+number of slots per second. The measurement begins when as many tasks have woken as there are slots,
+and ends with the last task. So the time for filling the slots does not count. A second figure
+includes it.
 
-At the start all fall asleep together and so wake together, and each such crowd takes the time of
-its work beyond the second: it is several turns until the work is spread over the second. So the
-first ten turns are given beside, too.
+At first all tasks begin to sleep together and wake together, and the work of all of them is added
+to the second. After several rounds the work is spread over the second. A third figure is for the
+first ten rounds.
 
-The memory is what the process occupies when all slots are taken, less what it occupied when its
-worker was ready, for each slot: message, coroutine, timer, and all that is needed once.
+The memory is that of the process with all slots filled, minus its memory when the worker was ready,
+divided by the number of slots: message, coroutine and timer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TURNS = 30  # tasks for each slot
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield shares of the ideal rate, and kB a task."""
+    """Yield shares of the ideal rate, and kB per task."""
     slots, seconds = bench.size(10_000, 200), bench.size(1.0, 0.1)
     taken = [_run(bench, slots, seconds) for _ in range(bench.runs(3))]
     what = f"{slots:,} tasks asleep at once"

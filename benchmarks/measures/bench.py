@@ -1,4 +1,4 @@
-"""What the measures share: how much is done, the servers, and empty stores on them."""
+"""Parts that the benchmarks share: their size, the servers, and empty stores on the servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PATIENCE = 60.0  # seconds: what takes longer has failed
 
 @dataclass(frozen=True)
 class Store:
-    """Where tasks wait and results rest in a run."""
+    """The broker and the result backend of a run."""
 
     name: str
     broker: str
@@ -48,17 +48,17 @@ class Store:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The environment variables that lead a process there."""
+        """The environment variables that configure a process for this store."""
         return {"AIOTASKQ_BROKER_URL": self.broker, "AIOTASKQ_RESULT_BACKEND": self.backend}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a process that is led there, and has no other settings."""
+        """The environment of a process that uses this store and has no other settings."""
         kept = {name: text for name, text in os.environ.items() if not name.startswith("AIOTASKQ_")}
         return {**kept, **self.settings}
 
     def ask(self, module: str, *arguments: str) -> dict[str, float]:
-        """Run a module of ours as a process that is led there; return what it prints as JSON."""
+        """Run a module of the benchmarks as a process on this store; return its JSON."""
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
@@ -74,7 +74,7 @@ class Store:
         return TaskQueue("benchmarks", broker=self.broker, backend=self.backend)
 
     def fill(self, call: Call[Any], count: int) -> None:
-        """Store a call so many times; the result backend is made ready, too."""
+        """Store a call many times, and open the result backend."""
         run(self._fill(call, count))
 
     async def _fill(self, call: Call[Any], count: int) -> None:
@@ -85,15 +85,15 @@ class Store:
 
 
 class Bench:
-    """One sitting: how much is measured, and on what.
+    """One session of benchmarks: the number of tasks and runs, and the servers.
 
-    Servers start when they are first asked for, and end with the sitting.
+    A server starts when it is first needed, and ends with the session.
 
     Args:
-        folder: For SQLite files and logs.
-        quick: Few tasks, one run: does it work?
-        runs: How often each figure is taken, if not as often as is usual for it.
-        tasks: How many tasks the soak runs, if not the usual number.
+        folder: The folder for SQLite files and logs.
+        quick: Few tasks and one run, to see whether the benchmarks work.
+        runs: The number of runs for each figure; None: the default of the benchmark.
+        tasks: The number of tasks of the soak; None: the default.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Bench:
     # How much
 
     def size(self, full: T, quick: T) -> T:
-        """Return how much is to be done: usually, or if it is only to be seen that it works."""
+        """Return a number: the first one, or the second one in a quick session."""
         return quick if self.quick else full
 
     def runs(self, usual: int) -> int:
-        """Return how often a figure is to be taken."""
+        """Return the number of runs for a figure."""
         return self._runs or self.size(usual, 1)
 
     # On what
@@ -142,7 +142,7 @@ class Bench:
 
     @cached_property
     def redis_server(self) -> RedisServer:
-        """A Redis server that keeps nothing on disk."""
+        """A Redis server that stores nothing on disk."""
         server = RedisServer(self._watchdog, durable=False)
         self._closing.callback(server.close)
         server.start()
@@ -158,18 +158,18 @@ class Bench:
 
     @cached_property
     def redis_client(self) -> redis.Redis:
-        """What looks into database 1 of the Redis server, where results rest."""
+        """A client of database 1 of the Redis server, which has the results."""
         client = redis.Redis.from_url(self.redis_server.url(1))
         self._closing.callback(client.close)
         return client
 
     def redis_info(self, section: str) -> Mapping[str, Any]:
-        """Return what the Redis server tells of itself."""
+        """Return a section of `INFO` of the Redis server."""
         told: Mapping[str, Any] = self.redis_client.info(section)
         return told
 
     def count_results(self) -> int:
-        """Return how many results rest in the store that `redis` returns."""
+        """Return the number of results in the store that `redis` returns."""
         return int(self.redis_client.dbsize())
 
     def redis(self, database: int = 0) -> Store:
@@ -197,7 +197,7 @@ class Bench:
         return Store("SQLite", url, url)
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of what was measured with, by name."""
+        """Return the versions of libraries and servers, by name."""
         found = {name: version(name) for name in ("msgspec", "uvloop", "redis", "asyncpg")}
         found["SQLite"] = sqlite3.sqlite_version
         if "redis_server" in self.__dict__:
@@ -212,14 +212,14 @@ class Bench:
     def worker(
         self, store: Store, *options: str, processes: int = 1, ready: bool = True, **more: str
     ) -> Iterator[Program]:
-        """Run a worker from the command line, as a user would, until the block is left.
+        """Run `aiotaskq worker`, as a user would, until the block ends.
 
         Args:
-            store: Where it works.
-            options: More of the command line.
-            processes: How many it has.
+            store: The store that it uses.
+            options: More options of the command line.
+            processes: The number of its processes.
             ready: Whether to wait until all of them take tasks.
-            more: Further environment variables.
+            more: More environment variables.
         """
         command = ("aiotaskq", "worker", APP, "-l", "warning", "-w", str(processes), *options)
         program = Program(
@@ -242,7 +242,7 @@ class Bench:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the event loop that workers use, too."""
+    """Run a coroutine on the same event loop as workers use."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
@@ -263,10 +263,10 @@ async def _has_workers(app: TaskQueue, program: Program, processes: int) -> bool
 async def wait_until(
     condition: Callable[[], Awaitable[bool]], what: str, *, every: float = 0.02
 ) -> None:
-    """Ask until it is so.
+    """Wait until a condition is true.
 
     Raises:
-        TimeoutError: It is not so for a minute.
+        TimeoutError: It is not true within a minute.
     """
     end = time.monotonic() + _PATIENCE
     while not await condition():
@@ -276,10 +276,9 @@ async def wait_until(
 
 
 def cpu_seconds(*pids: int) -> float:
-    """Return the CPU time that these processes have used, in user code and in the kernel.
+    """Return the CPU time that these running processes have used, in user code and in the kernel.
 
-    Of a process that lives. On Linux by the kernel's own clock of the process, as psutil tells no
-    less than 10 ms.
+    On Linux it is read from the kernel's clock of each process: psutil has a resolution of 10 ms.
     """
     if sys.platform == "linux":
         return sum(time.clock_gettime(~pid << 3 | _SCHEDULED) for pid in pids)
@@ -290,10 +289,10 @@ _SCHEDULED = 2  # CPUCLOCK_SCHED: clock_getcpuclockid(3) makes such a number of 
 
 
 def resident(*pids: int) -> int:
-    """Return the memory that these processes occupy, in bytes, shared pages counted for each."""
+    """Return the resident memory of these processes, in bytes; shared pages count for each."""
     return sum(int(psutil.Process(pid).memory_info().rss) for pid in pids)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the least value that so many percent do not exceed."""
+    """Return the smallest value that this percentage of the values does not exceed."""
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]

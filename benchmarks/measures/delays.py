@@ -1,11 +1,11 @@
 """Delayed tasks: how late they start, what they cost while they wait, and many due at once.
 
-Lateness is from the moment at which a task is due until its function begins in an idle
-``aiotaskq worker``, by the clock of the machine. The tasks are stored beforehand, due at random
-moments with pauses in which nothing happens. Beside one million tasks that are due in an hour, an
-idle worker is watched as by the measure `idle`. The drains are those of the measure `drain`: of
-tasks that fell due in one moment just before the worker starts against tasks that never were
-delayed, and of tasks with one priority against tasks with none, each taking turns with the other.
+The lateness is the time from the due time of a task until its function begins in an idle
+``aiotaskq worker``, by the clock of the machine. The tasks are stored in advance, and are due at
+random moments with pauses between them. The cost of waiting is that of an idle worker beside one
+million tasks that are due in an hour, measured as in `idle`. The drains are measured as in
+`drains`: tasks that all became due just before the worker started, compared with tasks without a
+delay, and tasks with one priority, compared with tasks without one; each pair takes turns.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _lateness(bench: Bench) -> Iterator[Figure]:
 
 
 async def _late(store: Store, count: int) -> list[float]:
-    """Return by how many milliseconds each was late."""
+    """Return the lateness of each task, in milliseconds."""
     pauses = random.Random(_SEED)
     due = datetime.now(UTC) + timedelta(seconds=_LEAD)
     calls, moments = [], []
@@ -100,7 +100,7 @@ def _due_at_once(bench: Bench) -> Iterator[Figure]:
 
 
 def _fill_due_at_once(bench: Bench, store: Store, count: int) -> None:
-    """Store tasks that are due in one moment, and wait until it is over."""
+    """Store tasks that are all due at one moment, and wait until that moment has passed."""
     due = datetime.now(UTC) + timedelta(seconds=bench.size(5.0, 1.0))
     store.fill(tasks.noop.with_options(eta=due).s(1), count)
     left = due.timestamp() - time.time()

@@ -1,15 +1,14 @@
-"""How fast one worker process takes tasks from a full queue, results stored.
+"""Drain: the rate at which one worker process empties a full queue, with stored results.
 
-The queue is filled first, and its producer has ended. The worker runs in a process of its own
-(`benchmarks.drain`), which measures itself: the clock runs from the start of the worker, its
-connections included, until the queue is empty and everything is stored and settled; the start of
-Python and the imports are left out. The CPU time of the Redis server is that of its process from
-before the start of the worker's process until after its end: while that one starts, the server has
-nothing to do.
+The queue is filled first, and the producer has ended. The worker runs in its own process
+(`benchmarks.drain`), which measures itself: from the start of the worker, including its
+connections, until the queue is empty and everything is stored and settled. The start of Python and
+the imports do not count. The CPU time of the Redis server is that of its process from before the
+start of the worker's process until after its end; while that process starts, the server is idle.
 
-Runs on Redis with results there and with results in PostgreSQL take turns, so that their ratio is
-that of neighbours in time. Redis keeps nothing on disk, PostgreSQL does not wait for the disk;
-SQLite is as durable as it is by default.
+Runs with results in Redis and with results in PostgreSQL take turns, so that their ratio compares
+runs at nearly the same time. Redis stores nothing on disk, PostgreSQL does not wait for the disk,
+and SQLite has its default durability.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ ALL_POSTGRES = Target(20_000)
 
 @dataclass(frozen=True)
 class Drained:
-    """What came of one run.
+    """The result of one run.
 
     Attributes:
-        count: Tasks that were run.
-        seconds: By the clock.
-        cpu: Seconds of the worker process.
-        server_cpu: Seconds of the Redis server, where there is one.
-        memory: The most that the worker process occupied, in MB.
+        count: The number of tasks that ran.
+        seconds: The duration.
+        cpu: CPU seconds of the worker process.
+        server_cpu: CPU seconds of the Redis server, if there is one.
+        memory: The peak memory of the worker process, in MB.
     """
 
     count: int
@@ -54,7 +53,7 @@ class Drained:
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield the rates, and what they cost."""
+    """Yield the rates, CPU times and memory."""
     many, some = bench.size(100_000, 2_000), bench.size(20_000, 1_000)
     runs = bench.runs(5)
     noop, in_thread = tasks.noop.s(1), tasks.noop_in_thread.s(1)
@@ -85,7 +84,7 @@ def figures(
     cpu_target: Target | None = None,
     server: bool = False,
 ) -> Iterator[Figure]:
-    """Yield what drains of one kind came to."""
+    """Yield the figures of several drains of one kind."""
     yield Figure(what, "tasks/s", [one.rate for one in runs], target=target)
     cpu = [one.cpu / one.count * 1e6 for one in runs]
     yield Figure(f"{what}: worker CPU", "µs/task", cpu, target=cpu_target)
@@ -98,14 +97,14 @@ def figures(
 def drain(
     bench: Bench, store: Store, call: Call[Any], count: int, *, filled: bool = False
 ) -> Drained:
-    """Have a worker process run so many tasks of a full queue.
+    """Let a worker process run some tasks of a full queue.
 
     Args:
-        bench: Where the servers are.
-        store: An empty one.
-        call: What fills it.
-        count: How many tasks are run.
-        filled: The store holds as many tasks already, or more.
+        bench: The session, with the servers.
+        store: An empty store.
+        call: The call that fills it.
+        count: The number of tasks to run.
+        filled: Whether the store already has at least this number of tasks.
     """
     if not filled:
         store.fill(call, count)

@@ -1,10 +1,10 @@
-"""What a worker costs that has nothing to do: CPU, and commands at the server.
+"""Cost of an idle worker: CPU time, and commands to the server.
 
-``aiotaskq worker`` with one process, given some seconds to settle, is watched for ten, several
-times. CPU time is that of the whole program: the supervisor, the keeper, and the worker. Commands
-are those that reach the Redis server over connections, as its MONITOR shows them; scripts run
-further ones inside the server, which are given beside. A worker on an SQLite file is watched in the
-same seconds.
+``aiotaskq worker`` with one process is watched several times for ten seconds, some seconds after
+its start. The CPU time is that of the whole program: the supervisor, the keeper, and the worker.
+The commands are those that reach the Redis server over connections, as its MONITOR shows them.
+Commands that scripts run inside the server are a separate figure. A worker on an SQLite file is
+watched at the same time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _MARK = "a look"
 
 @dataclass(frozen=True)
 class Window:
-    """What was used within some time.
+    """CPU time and commands within some time.
 
     Attributes:
-        seconds: How long it was.
-        cpu: Seconds of all processes of a program, by the name of its store.
-        sent: How often each command came over a connection.
-        inside: How many commands scripts ran.
+        seconds: The duration.
+        cpu: CPU seconds of all processes of a program, by the name of its store.
+        sent: The number of commands over connections, by command.
+        inside: The number of commands in scripts.
     """
 
     seconds: float
@@ -44,7 +44,7 @@ class Window:
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield percent of a core, and commands a second."""
+    """Yield percent of a core, and commands per second."""
     redis, sqlite = bench.redis(), bench.sqlite()
     with bench.worker(redis) as on_redis, bench.worker(sqlite) as on_sqlite:
         time.sleep(bench.size(5.0, 0.5))
@@ -64,7 +64,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
 def watch(
     bench: Bench, pids: Mapping[str, Sequence[int]], seconds: float, count: int
 ) -> list[Window]:
-    """Watch the Redis server and some programs, given by name, for so long and so often."""
+    """Watch the Redis server and some programs, given by name, several times."""
     windows = []
     with bench.redis_client.monitor() as monitor:  # type: ignore[no-untyped-call]  # redis-py has no types here
         _read(bench, monitor)  # what came before
@@ -80,7 +80,7 @@ def watch(
 
 
 def _read(bench: Bench, monitor: Monitor) -> tuple[Counter[str], int]:
-    """Return the commands over connections by name, and how many scripts sent, since last asked."""
+    """Return the commands over connections, and the number in scripts, since the last call."""
     bench.redis_client.echo(_MARK)
     sent: Counter[str] = Counter()
     inside = 0

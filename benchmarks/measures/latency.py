@@ -1,7 +1,7 @@
-"""How long one task takes from `kiq` to its result, with an idle worker in another process.
+"""Latency: the time from `kiq` to the result of one task, with an idle worker in another process.
 
-One at a time, so each finds the worker waiting. The first tenth is left out: it waits for
-connections and caches.
+The tasks are sent one at a time, so the worker always waits. The first tenth does not count: it
+includes connecting and filling caches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SQLITE = Target(15, most=True)
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield the middle, the tail, and how far they are from each other."""
+    """Yield the median, the 99th percentile, and their ratio."""
     runs = bench.runs(5)
     for store, count, target, tail_target in (
         (bench.redis(), bench.size(2_000, 100), REDIS, REDIS_TAIL),

@@ -1,9 +1,9 @@
-"""A million queued tasks: what they cost Redis, and whether they slow a worker down.
+"""A million queued tasks: the memory that they use in Redis, and their effect on the rate.
 
-The memory of a task is what the server says it uses (`used_memory`) with all of them queued, less
-what it used before, for each. The rate is that of `benchmarks.measures.drains` for 100,000 tasks:
-the first ones of the million against a queue that holds no more than those. The two take turns on
-one server; what was taken from the long queue is put back before the next turn.
+The memory of a task is the server's `used_memory` with all tasks queued, minus its value before,
+divided by the number of tasks. The rate is measured as in `benchmarks.measures.drains` for 100,000
+tasks: the first ones of the million, compared with a queue that has only 100,000. The two take
+turns on one server; the tasks taken from the long queue are put back before the next turn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHORT = 2  # the database of the short queue; the long one is in 0
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield bytes a task, and both rates."""
+    """Yield bytes per task, and both rates."""
     many, taken = bench.size(1_000_000, 20_000), bench.size(100_000, 2_000)
     noop = tasks.noop.s(1)
     store = bench.redis()

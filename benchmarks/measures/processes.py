@@ -1,11 +1,10 @@
-"""What a second worker process brings: two against one, with tasks of 200 µs of Python each.
+"""Two worker processes compared with one, with tasks of 200 µs of Python each.
 
-The queue is filled, and its producer has ended, before ``aiotaskq worker -w N`` starts. Tasks
-that have ended are counted from outside: each leaves one result, and every 20 ms the Redis
-server is asked how many keys their database has, which costs it next to nothing. The clock runs
-from the first look that sees a result to the one that sees the last, so that the start of the
-processes is left out; what the first look saw is not counted. Runs with one process and with two
-take turns.
+The queue is filled, and the producer has ended, before ``aiotaskq worker -w N`` starts. Ended tasks
+are counted from outside: each stores one result, and every 20 ms the Redis server is asked for the
+number of keys in their database, which is very cheap. The measurement begins when a result is first
+seen and ends when the last one is seen, so the start of the processes does not count; nor do the
+results that were seen first. Runs with one process and with two take turns.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 
 def calibrate(seconds: float) -> int:
-    """Return how many rounds of `tasks.spin` take so long on this machine when it is not busy."""
+    """Return the number of rounds of `tasks.spin` that take this long on this machine when idle."""
     trial = 100_000
     best = min(_spin(trial) for _ in range(10))
     return max(1, round(trial * seconds / best))
@@ -60,7 +59,7 @@ def _rate(bench: Bench, processes: int, rounds: int, count: int) -> float:
 
 
 def _watch(bench: Bench, count: int) -> float:
-    """Return the tasks a second between the first result that is seen and the last one."""
+    """Return the tasks per second between the first result that is seen and the last one."""
     end = time.monotonic() + _PATIENCE
     first: tuple[float, int] | None = None
     while time.monotonic() < end:

@@ -1,6 +1,6 @@
-"""How fast one process sends: `kiq` from 100 concurrent callers, and `kiq_many` of 1,000.
+"""Rate of sending from one process: `kiq` from 100 concurrent callers, and `kiq_many` of 1,000.
 
-The clock runs while the calls are made; the connection is open before. No worker runs.
+The measurement includes only the calls; the connection is opened before. No worker runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KIQ_MANY = Target(100_000)
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield tasks a second."""
+    """Yield tasks per second."""
     runs = bench.runs(5)
     for fresh, count, target in (
         (bench.redis, bench.size(50_000, 2_000), KIQ_MANY),

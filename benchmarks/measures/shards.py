@@ -1,13 +1,14 @@
-"""What more nodes bring to one queue of a Redis cluster: three shards against one.
+"""One queue of a Redis cluster on three shards, compared with one shard.
 
-Three masters, and one process that stores tasks and then takes and settles them in batches of 100.
-On a machine with few cores the nodes share them with who loads them, so the clock would tell of the
-machine. What is measured is the CPU time of the busiest node, and from that how many tasks a
-second it has time for: no queue can be faster than the busiest of its nodes.
+There are three masters, and one process that stores tasks, then takes them in batches of 100 and
+settles them. On a machine with few cores the nodes share the cores with the process that loads
+them, so elapsed time would measure the machine. Instead, the CPU time of the busiest node is
+measured, and from it the rate that this node can sustain: no queue is faster than its busiest node.
 
-A consumer that holds something takes from one shard after the other; one that holds nothing first
-looks into all of them, for suspects. So it is measured both ways: with a batch held while the next
-is fetched, as by a worker that is never idle, and with each batch settled before the next.
+A consumer that holds messages takes from one shard after the other. A consumer that holds nothing
+first looks into all of them, for suspects. So there are two measurements: with a batch held while
+the next one is fetched, as by a worker that is never idle, and with each batch settled before the
+next one is fetched.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BODY = b"x" * 200
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield what the busiest node has time for with one shard and with three, and the ratio."""
+    """Yield the rates that the busiest node allows with one and three shards, and their ratio."""
     count = bench.size(50_000, 2_000)
     rates: dict[tuple[bool, int], list[float]] = {
         (ahead, shards): [] for ahead in (True, False) for shards in (1, 3)

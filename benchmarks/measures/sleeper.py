@@ -1,7 +1,7 @@
-"""Run a queue of sleeping tasks in a process of its own, and print how that went as JSON.
+"""Run a queue of sleeping tasks in a separate process, and print the measurements as JSON.
 
 ``python -m benchmarks.measures.sleeper SLOTS SECONDS``, with the broker in the environment, and a
-queue of tasks that sleep so long. See `benchmarks.measures.asleep`.
+queue of tasks that sleep for SECONDS. See `benchmarks.measures.asleep`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EARLY = 10  # turns at the beginning
 
 @dataclass
 class Peak:
-    """When most were asleep: how many, and the bytes that the process occupied."""
+    """The largest number of sleeping tasks, and the memory of the process then, in bytes."""
 
     asleep: int = 0
     memory: int = 0
@@ -60,15 +60,15 @@ async def _watch(peak: Peak, slots: int) -> None:
 
 
 def steady_share(woken: Sequence[float], slots: int, seconds: float) -> float:
-    """Return the rate of tasks as a share of the ideal, from when each slot has had one.
+    """Return the rate of tasks as a share of the ideal, after each slot has had one task.
 
-    At most 1: of any `slots` tasks that wake one after another, one at least fell asleep after the
-    first of them had woken.
+    It is at most 1: of `slots` tasks that wake one after another, at least one began to sleep after
+    the first of them had woken.
 
     Args:
-        woken: When each task woke, in order; twice as many as there are slots, or more.
-        slots: How many may be asleep at once.
-        seconds: How long each sleeps.
+        woken: The times at which tasks woke, in order; at least twice the number of slots.
+        slots: The number of tasks that may sleep at once.
+        seconds: The time for which each task sleeps.
     """
     taken = woken[-1] - woken[slots - 1]
     return (len(woken) - slots) * seconds / slots / taken

@@ -1,10 +1,11 @@
-"""Ten million tasks through one worker, whose results expire after two seconds: nothing may grow.
+"""Soak: ten million tasks in one worker, with results that expire after two seconds.
 
-``python -m benchmarks soak --tasks N``. In each of 20 rounds this process sends a twentieth of the
-tasks, never more than some thousands ahead of the worker; then it waits until all have run and all
-results have expired, and looks at what the worker's processes and the Redis server occupy. So the
-looks compare like with like, and what has grown was kept for nothing. The first quarter of the
-rounds warms up; the growth is from the median of the second quarter to that of the last.
+``python -m benchmarks soak --tasks N``. There are 20 rounds. In each round this process sends a
+twentieth of the tasks, some thousands ahead of the worker at most. Then it waits until all tasks
+have run and all results have expired, and reads the memory of the worker's processes and of the
+Redis server. Nothing is stored at that moment, so memory that has grown is a leak. The first
+quarter of the rounds is a warm-up; the growth is from the median of the second quarter to the
+median of the last one.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from benchmarks.figures import Figure, Target
 from benchmarks.measures.bench import BATCH, Bench, Store, resident, run, wait_until
 
 TASKS = 10_000_000
-NO_GROWTH = Target(3, most=True)  # percent: what allocators do by themselves
+NO_GROWTH = Target(3, most=True)  # percent: fragmentation of the allocators
 _AHEAD = 20_000  # tasks that may wait
 _LOOK_EVERY = 10  # batches
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is occupied when nothing is left to do, in bytes, and the rate of the round before."""
+    """The memory at the end of a round, in bytes, and the rate of the round."""
 
     worker: int
     server: int
@@ -34,7 +35,7 @@ class Look:
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Yield the rate, and what the worker and the server occupy and by how much that grows."""
+    """Yield the rate, and the memory of the worker and of the server with its growth."""
     rounds, expiry = bench.size(20, 4), bench.size(2, 1)  # seconds
     count = (bench.tasks or bench.size(TASKS, 2_000)) // rounds
     store = bench.redis()
@@ -57,14 +58,14 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 
 def growth(used: Sequence[float]) -> float:
-    """Return by how many percent the last quarter of some looks is above the second one."""
+    """Return the growth from the second quarter of the values to the last one, in percent."""
     quarter = len(used) // 4
     before = statistics.median(used[quarter : 2 * quarter])
     return 100 * (statistics.median(used[-quarter:]) / before - 1)
 
 
 async def _round(bench: Bench, store: Store, count: int) -> float:
-    """Run so many tasks; return how many a second, once their results have expired."""
+    """Run some tasks, wait until their results have expired, and return the tasks per second."""
     started = time.perf_counter()
     async with store.app() as app:
 

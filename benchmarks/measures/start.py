@@ -1,9 +1,9 @@
-"""How long a start takes, beyond that of Python itself.
+"""Duration of a start, without the start of Python itself.
 
-``import aiotaskq``, and ``aiotaskq worker`` until it logs that it is ready, each less the median
-of ``python -c pass``. The three take turns. The clock runs from before the process is made until it
-has ended; for the worker, until the line is read. The command is ``python -m aiotaskq``, as the
-installed script may be another Python's.
+It is measured for ``import aiotaskq``, and for ``aiotaskq worker`` until it logs that it is ready,
+each minus the median of ``python -c pass``. The three take turns. The measurement begins before the
+process is created and ends when it has ended, or for the worker when the line is read. The command
+is ``python -m aiotaskq``, because the installed script may belong to another Python.
 """
 
 from __future__ import annotations
@@ -68,6 +68,6 @@ def _worker(store: Store) -> float:
             try:
                 process.communicate(timeout=_END)
             except subprocess.TimeoutExpired:
-                process.kill()  # what it started sees that it is gone, and ends
+                process.kill()  # its child processes notice that, and end
                 process.wait()
                 raise

@@ -1,4 +1,4 @@
-"""Who is measured: read from the folders here, each installed on its own."""
+"""The contestants of the comparison, read from the folders here, and their installation."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ OURS = "aiotaskq"
 
 
 class Failed(Exception):
-    """A contestant could not be installed, did not do its work, or did not end."""
+    """A contestant that could not be installed, did not run its tasks, or did not end."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One line of the comparison: a library, and how it is set up.
+    """One line of the comparison: a library with a set-up.
 
     Attributes:
-        name: Also the name of its section in `rival.toml`; several may share a library.
-        library: The name of its folder.
-        settings: How it is set up, for the reader.
-        durability: What becomes of tasks whose worker is killed, for the reader.
-        store: `redis`, `postgres`, or `rabbitmq`, which has a Redis for results beside it.
-        left: Commands that count what is still to be done. Redis: `DATABASE: COMMAND`; an answer
-            that is a list counts by its first item if that is a number, else by its length.
-            RabbitMQ: `queue: REGULAR EXPRESSION`, which counts what waits and what is held.
-        results: The command that counts stored results; empty where none are stored.
-        counts: How many tasks a drain has, by workload; one that is missing is not run.
-        prepare: Whether an empty database wants tables first.
-        environment: What its `bench` is told beside the servers.
+        name: Its name, which is also the section in `rival.toml`; several may share a library.
+        library: The name of the folder.
+        settings: Its set-up, for readers.
+        durability: What happens to the tasks of a killed worker, for readers.
+        store: `redis`, `postgres`, or `rabbitmq`, which also has a Redis for results.
+        left: Commands that count the unfinished tasks. Redis: `DATABASE: COMMAND`; if the answer is
+            a list, its first item counts if it is a number, otherwise its length. RabbitMQ:
+            `queue: REGULAR EXPRESSION`, which counts waiting and held messages.
+        results: The command that counts stored results; empty if none are stored.
+        counts: The number of tasks in a drain, by workload; a missing workload is not run.
+        prepare: Whether an empty database needs tables first.
+        environment: More environment variables of its `bench`.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Contestant:
 
     @property
     def home(self) -> Path:
-        """Where it is installed."""
+        """The folder in which it is installed."""
         return ENVIRONMENTS / self.library
 
     @property
     def pins(self) -> Path:
-        """The file with its exact versions."""
+        """The file with its pinned versions."""
         npm = self.folder / "package.json"
         return npm if npm.exists() else self.folder / "requirements.txt"
 
@@ -81,14 +81,14 @@ class Contestant:
 
     @cached_property
     def versions(self) -> str:
-        """Everything that is installed for it."""
+        """All packages that are installed for it."""
         if self.is_ours:
             used = ("aiotaskq", "redis", "hiredis", "asyncpg", "pamqp", "msgspec", "uvloop")
             return " ".join(f"{name}=={metadata.version(name)}" for name in used)
         return " ".join(self.pins.read_text(encoding="utf-8").split())
 
     def command(self, *words: str) -> list[str]:
-        """Return the command that lets its `bench` do something."""
+        """Return the command line of its `bench`."""
         if self.is_node:
             return ["node", str(self.folder / "bench.js"), *words]
         python = sys.executable if self.is_ours else str(self.home / "bin" / "python")
@@ -105,7 +105,7 @@ class Contestant:
         }
 
     def install(self) -> None:
-        """Install it where its pins have changed; does nothing otherwise.
+        """Install it, if its pinned versions have changed.
 
         Raises:
             Failed: It could not be installed.
@@ -146,7 +146,7 @@ class Contestant:
 
 
 def find() -> list[Contestant]:
-    """Read all of them, ours first."""
+    """Return all contestants, aiotaskq first."""
     found = [
         Contestant(name=name, library=file.parent.name, **section)
         for file in sorted(HERE.glob("*/rival.toml"))

@@ -1,8 +1,8 @@
-"""How fast a worker empties a full queue, seen from outside and by the same means for all.
+"""Rate at which a worker empties a full queue, measured from outside and in the same way for all.
 
-Each task adds one to a counter in shared memory as it ends (`workloads`). The clock runs from the
-first task that is seen to have ended to the last one, so neither filling nor start-up counts.
-Afterwards the store has to show that nothing is left to do, and a result for each task.
+Each task increments a counter in shared memory when it ends (`workloads`). The measurement begins
+when the first ended task is seen and ends with the last one, so neither filling the queue nor the
+start counts. Afterwards the store must have no unfinished task, and a result for each task.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ LOOK = 0.002  # seconds between looks at the counter
 
 @dataclass(frozen=True)
 class Drain:
-    """What one drain took.
+    """The figures of one drain.
 
     Attributes:
-        tasks: How many ended while the clock ran.
-        seconds: From the first to the last.
-        worker_cpu: Seconds of a core that the worker's processes used meanwhile.
-        server_cpu: The same for the server.
+        tasks: The number of tasks that ended during the measurement.
+        seconds: The time from the first to the last of them.
+        worker_cpu: CPU seconds of the worker's processes in that time.
+        server_cpu: CPU seconds of the server.
         memory: Peak resident memory of the worker's processes, in bytes.
         settling: Seconds from the end of the last task until everything was stored.
-        again: How many tasks ran more often than once.
+        again: The number of additional runs of tasks.
     """
 
     tasks: int
@@ -60,7 +60,7 @@ class Drain:
 
 
 class _Counter:
-    """The shared counter of finished tasks, to be read."""
+    """The reader of the shared counter of ended tasks."""
 
     def __init__(self, file: Path) -> None:
         file.write_bytes(bytes(workloads.COUNTER_BYTES))
@@ -73,10 +73,10 @@ class _Counter:
 
 
 def measure(one: Contestant, store: Store, workload: str, count: int, watchdog: Watchdog) -> Drain:
-    """Fill a queue, let a worker empty it, and see to it that it did.
+    """Fill a queue, let a worker empty it, and check that it did.
 
     Raises:
-        Failed: It did not do what it should.
+        Failed: The contestant failed.
     """
     make_room(one, store, watchdog)
     ask(one, watchdog, FILL_TIMEOUT, "fill", workload, str(count), **store.variables())
@@ -89,7 +89,7 @@ def measure(one: Contestant, store: Store, workload: str, count: int, watchdog: 
 
 
 def make_room(one: Contestant, store: Store, watchdog: Watchdog) -> None:
-    """Empty the store, and let a contestant prepare it where it wants to."""
+    """Empty the store, and let a contestant prepare it if it needs that."""
     store.empty()
     if one.prepare:
         ask(one, watchdog, FILL_TIMEOUT, "prepare", **store.variables())

@@ -1,4 +1,4 @@
-"""Processes of contestants: groups that end with this one, and what they cost."""
+"""Processes of contestants, in groups that end with this process, and their cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_TIMEOUT = 5.0  # seconds
 
 
 class GroupWatchdog(Watchdog):
-    """Kills process groups if this process ends without having stopped them.
+    """Kills process groups if this process ends before it has stopped them.
 
     A group is added by its negative number, as `kill` has it.
     """
@@ -39,7 +39,7 @@ class GroupWatchdog(Watchdog):
 
 
 class Group:
-    """A process and all of its children, in a session of their own."""
+    """A process with all its children, in their own session."""
 
     def __init__(self, command: list[str], environment: dict[str, str], watchdog: Watchdog) -> None:
         # Files and no pipes: nobody reads while it runs. A folder of its own: some leave files.
@@ -67,18 +67,18 @@ class Group:
 
     @property
     def errors(self) -> str:
-        """The end of what it complained of."""
+        """The end of its error output."""
         return (self._path("err").read_text(errors="replace") or self.output)[-1000:]
 
     def tree(self) -> list[psutil.Process]:
-        """Return those of its processes that live."""
+        """Return its running processes."""
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = psutil.Process(self.process.pid)
             return [parent, *parent.children(recursive=True)]
         return []
 
     def close(self) -> None:
-        """End it in order if it can be, and at once if not."""
+        """Ask it to end, and kill it if it does not."""
         if self.running:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -96,7 +96,7 @@ class Group:
 def ask(
     one: Contestant, watchdog: Watchdog, timeout: float, *words: str, **variables: str
 ) -> dict[str, Any]:
-    """Let a contestant's `bench` do something, and return what it answers.
+    """Run a command of a contestant's `bench`, and return its answer.
 
     Raises:
         Failed: It failed, or took longer than `timeout` seconds.
@@ -129,7 +129,7 @@ def worker_of(
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """What these processes, and children of theirs that have ended, have used of a core."""
+    """Return the CPU seconds of these processes and of their children that have ended."""
     total = 0.0
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -139,7 +139,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 def peak_memory(processes: list[psutil.Process]) -> int:
-    """The most that each of them ever had resident, summed, in bytes."""
+    """Return the sum of the peak resident memory of each process, in bytes."""
     return sum(_peak_of(process) for process in processes)
 
 

@@ -1,15 +1,15 @@
-"""What every `bench.py` answers to.
+"""Commands of every `bench.py`.
 
-- ``prepare``: make what an empty store needs.
-- ``fill WORKLOAD COUNT``: store that many tasks, in the fastest way there is; prints the seconds.
-- ``worker WORKLOAD``: be one worker, until it is ended.
-- ``enqueue CALLERS COUNT``: send one by one from that many callers at once; prints the seconds.
-- ``bulk COUNT``: send in batches of 1,000; prints the seconds, or that there are no batches.
-- ``roundtrip COUNT``: send and wait for the result, one at a time; prints each one's milliseconds.
+- ``prepare``: create the tables of an empty store.
+- ``fill WORKLOAD COUNT``: store tasks in the fastest way that the library has; prints the seconds.
+- ``worker WORKLOAD``: run a worker until it is killed.
+- ``enqueue CALLERS COUNT``: send tasks one by one from concurrent callers; prints the seconds.
+- ``bulk COUNT``: send tasks in batches of 1,000; prints the seconds, or that this is unsupported.
+- ``roundtrip COUNT``: send a task and wait for its result, one at a time; prints the milliseconds.
 
-Answers are one line of JSON. The servers are in `BENCH_REDIS_URL`, `BENCH_POSTGRES_URL` and
-`BENCH_RABBITMQ_URL`. Runs inside a rival's own environment: it may import nothing but the standard
-library.
+An answer is one line of JSON. The servers are in `BENCH_REDIS_URL`, `BENCH_POSTGRES_URL` and
+`BENCH_RABBITMQ_URL`. This module runs in the environment of a contestant, so it may import only
+the standard library.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ class Producer(Protocol):
     """Sends tasks and waits for results, in coroutines."""
 
     async def send(self, workload: str, value: Value) -> Any:
-        """Store one task; return what `result` wants to have."""
+        """Store one task; return the argument for `result`."""
 
     async def send_many(self, workload: str, values: list[Value]) -> None:
-        """Store a batch. `NotImplementedError`: it has no call for that."""
+        """Store a batch. Raises `NotImplementedError` if the library has no call for that."""
 
     async def result(self, sent: Any) -> Any:
-        """Wait for what the task returned."""
+        """Wait for the return value of the task."""
 
 
 class PlainProducer(Protocol):
     """Sends tasks and waits for results, in plain functions."""
 
     def send(self, workload: str, value: Value) -> Any:
-        """Store one task; return what `result` wants to have."""
+        """Store one task; return the argument for `result`."""
 
     def result(self, sent: Any) -> Any:
-        """Wait for what the task returned."""
+        """Wait for the return value of the task."""
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Producer]]
@@ -74,12 +74,12 @@ def rabbitmq_url() -> str:
 
 
 def workload_of_worker() -> str:
-    """What this worker process is going to run, for settings that depend on it."""
+    """Return the workload of this worker process, for settings that depend on it."""
     return os.environ.get("BENCH_WORKLOAD", "noop")
 
 
 def become(command: str, *words: str) -> NoReturn:
-    """Turn this process into a program of this virtual environment."""
+    """Replace this process by a program of its virtual environment."""
     program = str(Path(sys.executable).parent / command)
     os.execv(program, [program, *words])
 
@@ -92,7 +92,7 @@ def main(
     loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
     abrupt: bool = False,
 ) -> None:
-    """Answer for a rival with coroutines; with `abrupt` a sender ends without closing anything."""
+    """Run the commands for a library with coroutines; with `abrupt` a sender closes nothing."""
 
     def answer(options: argparse.Namespace) -> Answer:
         async def work() -> Answer:
@@ -116,7 +116,7 @@ def plain_main(
     *,
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer for a rival without coroutines."""
+    """Run the commands for a library without coroutines."""
 
     def answer(options: argparse.Namespace) -> Answer:
         producer.send("noop", 0)  # opens connections

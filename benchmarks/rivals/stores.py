@@ -1,4 +1,4 @@
-"""The servers that contestants work on, looked at from outside."""
+"""The servers of the contestants, and what the benchmark reads from them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tests.servers import Certificates, PostgresServer, RabbitServer, RedisServe
 
 
 class Store(ABC):
-    """A server with room for one contestant at a time."""
+    """A server for one contestant at a time."""
 
     @abstractmethod
     def empty(self) -> None:
-        """Make room for the next one."""
+        """Delete all data, for the next contestant."""
 
     @abstractmethod
     def count(self, query: str) -> int:
-        """Return what a query of a `rival.toml` counts."""
+        """Return the result of a counting query in a `rival.toml`."""
 
     @abstractmethod
     def variables(self) -> dict[str, str]:
-        """Tell a `bench` where it is."""
+        """Return the environment variables with its URLs, for a `bench`."""
 
     @abstractmethod
     def processes(self) -> list[psutil.Process]:
         """Return the processes of the server."""
 
     def versions(self) -> dict[str, str]:
-        """Return the version of the server by its name, where `compare` cannot ask a program."""
+        """Return the version of the server by name, if `compare` cannot get it from a program."""
         return {}
 
     @abstractmethod
@@ -42,12 +42,12 @@ class Store(ABC):
         """End the server."""
 
     def left(self, one: Contestant) -> int:
-        """How many tasks of it are still to be done."""
+        """Return the number of unfinished tasks of a contestant."""
         return sum(self.count(query) for query in one.left)
 
 
 class RedisStore(Store):
-    """Redis that keeps everything in memory."""
+    """A Redis server that stores nothing on disk."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self.server = RedisServer(watchdog, durable=False)
@@ -59,7 +59,7 @@ class RedisStore(Store):
     def count(self, query: str) -> int:
         database, _, command = query.partition(": ")
         with redis.Redis.from_url(self.server.url(int(database))) as client:
-            client.response_callbacks.clear()  # the answer as it came
+            client.response_callbacks.clear()  # the raw answer
             answer: Any = client.execute_command(*command.split(" "))
         if not isinstance(answer, list):
             return int(answer)
@@ -76,7 +76,7 @@ class RedisStore(Store):
 
 
 class PostgresStore(Store):
-    """PostgreSQL without fsync; each contestant has a new database."""
+    """A PostgreSQL server without fsync; each contestant has a new database."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self.server = PostgresServer(watchdog)
@@ -104,7 +104,7 @@ class PostgresStore(Store):
         self.server.close()
 
 
-# Asked of the queues themselves: what RabbitMQ tells of a quorum queue is up to five seconds old.
+# The queues themselves are asked: RabbitMQ's own count of a quorum queue is up to 5 seconds old.
 _COUNT = """
 lists:sum([
     case amqqueue:get_type(Q) of
@@ -121,7 +121,7 @@ lists:sum([
 
 
 class RabbitStore(Store):
-    """RabbitMQ, and a Redis for results; each contestant has a new virtual host."""
+    """A RabbitMQ server, and a Redis server for results; each contestant has a new virtual host."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self.results = RedisStore(watchdog)

@@ -1,6 +1,6 @@
-"""What is run on every rival, and how the outside sees that it was run.
+"""The tasks that every contestant runs, and the counter that shows from outside that they ran.
 
-Runs inside a rival's own environment: it may import nothing but the standard library.
+This module runs in the environment of a contestant, so it may import only the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COUNTER_BYTES = SLOTS * 8
 
 TEXT = "x" * 100_000
 
-# What a rival may be told to run; each name is a task.
+# The workloads; each name is a task.
 NAMES = ("noop", "sync", "sleep", "cpu", "payload")
 
 Value = int | float | str
@@ -39,10 +39,10 @@ def value(workload: str, number: int) -> Value:
 
 
 class _Counter:
-    """Counts finished tasks where another process can read it, without a system call.
+    """A counter of ended tasks that another process can read, without a system call.
 
-    Each process has a slot of its own in a shared file, `BENCH_COUNTER`; without one it counts for
-    nobody. A fork takes a new slot.
+    Each process has its own slot in a shared file, `BENCH_COUNTER`. Without the file nothing is
+    shared. A forked process takes a new slot.
     """
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class _Counter:
         os.register_at_fork(after_in_child=self._renew)
 
     def add(self) -> None:
-        """Count one; for who is alone in its process, as tasks of one event loop are."""
+        """Count one task; for tasks of one event loop."""
         self._slots[self._mine] += 1
 
     def add_from_thread(self) -> None:
-        """Count one; for tasks that run in threads."""
+        """Count one task; for tasks in threads."""
         with self._lock:
             self._slots[self._mine] += 1
 
@@ -135,7 +135,7 @@ def _spin(seconds: float) -> None:
         pass
 
 
-# What each workload runs where there are coroutines, and where there are none.
+# The functions of the workloads, as coroutines and as plain functions.
 FUNCTIONS: dict[str, Callable[..., object]] = {
     "noop": noop,
     "sync": plain_noop,

@@ -1,4 +1,4 @@
-"""Sends two tasks and goes away. It runs nothing: that is for the worker, on any host."""
+"""Sends two tasks and ends. A worker runs them, on any machine."""
 
 from celery_app import task1, task2
 

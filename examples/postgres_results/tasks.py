@@ -1,4 +1,4 @@
-"""Tasks that wait in Redis; their results rest in PostgreSQL, in a table that makes itself."""
+"""Tasks in Redis, results in a table of PostgreSQL, which aiotaskq creates."""
 
 import os
 

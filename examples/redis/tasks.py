@@ -1,4 +1,4 @@
-"""Tasks that wait in Redis; their results rest in another database of it."""
+"""Tasks and results in Redis, in two databases of one server."""
 
 import os
 

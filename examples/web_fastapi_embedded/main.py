@@ -1,4 +1,4 @@
-"""FastAPI sends tasks and runs them: the worker lives in the server's own event loop."""
+"""FastAPI sends tasks and runs them: the worker runs in the server's event loop."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ async def add(x: int, y: int) -> int:
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    async with app, app.worker():  # on exit, what runs gets its time to finish
+    async with app, app.worker():  # at exit, running tasks get time to finish
         yield
 
 

@@ -24,5 +24,5 @@ def send_task() -> dict[str, str]:
 @web.get("/test_task_result/<task_id>/")
 def task_result(task_id: str) -> dict[str, Any]:
     task = app.AsyncResult(task_id)
-    result = task.result  # None until it has ended, the exception if it failed
+    result = task.result  # None until the task ends; the exception if it failed
     return {"status": task.status, "result": str(result) if task.failed() else result}

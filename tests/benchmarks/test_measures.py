@@ -62,7 +62,7 @@ def test_an_unknown_measure_is_refused_with_the_names_that_there_are() -> None:
 def test_no_runs_at_all_are_refused() -> None:
     done = bench("drain", "--runs", "0")
     assert done.returncode == 2
-    assert "--runs: '0' is no whole number from 1 on" in done.stderr
+    assert "--runs: '0' is not a whole number of at least 1" in done.stderr
 
 
 def test_the_rate_of_sleepers_leaves_out_how_the_slots_were_filled() -> None:

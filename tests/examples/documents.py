@@ -1,13 +1,14 @@
-"""The documents: what programs and shell lines they show, and what is made from data.
+"""Generated parts of the documents: programs, copied from files, and tables, made from data.
 
-``python -m tests.examples.documents`` brings the documents up to date: programs that stand under a
-comment with the name of their file, and tables that stand between two comments.
+``python -m tests.examples.documents [DOCUMENT ...]`` updates them in these documents, or in all. A
+program follows a comment with the name of its file. A table stands between two comments.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,9 +43,9 @@ class Block(NamedTuple):
 
 
 def blocks(document: Path) -> Iterator[Block]:
-    """Yield the fenced blocks of a document, with the heading that each stands under."""
+    """Yield the fenced blocks of a document, each with its heading."""
     text = document.read_text(encoding="utf-8")
-    # A comment of a shell would look like a heading.
+    # A comment in a shell session looks like a heading.
     bare = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
     headings = [(text_line(bare, found.start()), found[1]) for found in _HEADING.finditer(bare)]
     for found in _FENCE.finditer(text):
@@ -54,12 +55,12 @@ def blocks(document: Path) -> Iterator[Block]:
 
 
 def text_line(text: str, at: int) -> int:
-    """Return the number of the line that a position is in."""
+    """Return the number of the line at a position."""
     return text.count("\n", 0, at)
 
 
 def updated(text: str) -> str:
-    """Return the text of a document with the programs and tables as they are now."""
+    """Return the text of a document with its programs and tables updated."""
 
     def program(found: re.Match[str]) -> str:
         source = (ROOT / found[1]).read_text(encoding="utf-8")
@@ -72,7 +73,7 @@ def updated(text: str) -> str:
 
 
 def settings_table() -> str:
-    """Return every setting as a row."""
+    """Return the table of all settings."""
     lines = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for name, setting in Config.settings().items():
         mark = "" if setting.ours else " ᶜ"
@@ -97,30 +98,30 @@ def _default(setting: Setting[Any, Any]) -> str:
 
 
 _WHY = {
-    "worker_lease": "rides out a pause of the collector, the network or a busy machine; where "
-    "nobody sees a worker die, its tasks come back after so long",
-    "worker_heartbeat": "four beats may be lost before the lease is",
-    "worker_grace_period": "less than the 30 s that Docker and Kubernetes wait before they kill",
-    "task_cancel_grace": "time for `finally` and for closing connections",
-    "max_crashes": "one may be chance, two bad luck; from the second on the task runs alone",
-    "unknown_task_ttl": "a rolling deploy is over by then",
-    "dead_letter_max": "what somebody can still look through; bounds what the store needs",
-    "dead_letter_expires": "longer than holidays",
-    "worker_max_stuck_tasks": "each may hold a thread or memory for ever",
-    "worker_loop_block_warning": "whoever shares the loop has felt it by then",
-    "worker_loop_block_limit": "killing a process takes the other tasks of it along: your choice",
-    "broker_publish_timeout": "a restart of the server is over by then, a web request not",
+    "worker_lease": "longer than usual pauses of the garbage collector, the network or a busy "
+    "machine; but without a supervisor, the tasks of a dead worker wait for this long",
+    "worker_heartbeat": "four renewals may fail before the lease ends",
+    "worker_grace_period": "less than the 30 s after which Docker and Kubernetes kill a process",
+    "task_cancel_grace": "enough for `finally` blocks and for closing connections",
+    "max_crashes": "one or two crashes may be chance; from the second on the task runs alone",
+    "unknown_task_ttl": "longer than a rolling deployment",
+    "dead_letter_max": "a number that people can still look through; limits the space in the store",
+    "dead_letter_expires": "longer than a holiday",
+    "worker_max_stuck_tasks": "each of them may hold a thread or memory for ever",
+    "worker_loop_block_warning": "other tasks of the process are delayed noticeably",
+    "worker_loop_block_limit": "killing a process also ends its other tasks, so you decide",
+    "broker_publish_timeout": "longer than a restart of the server, shorter than a web request",
     "result_expires": "as in Celery",
-    "max_payload_size": "a queue is for references to large data",
-    "task_time_limit": "nothing is taken from a task because it is long",
-    "task_default_retry": "only you know whether a task bears running twice",
+    "max_payload_size": "large data belongs into another store, and a reference into the queue",
+    "task_time_limit": "a long task is not a faulty task",
+    "task_default_retry": "only you know whether a task may run twice",
 }
 
 
 def defaults_table() -> str:
-    """Return the settings that the guarantees rest on, each with the reason for its default."""
+    """Return the settings that matter for the guarantees, with the reasons for their defaults."""
     settings = Config.settings()
-    lines = ["| setting | default | because |", "|---|---|---|"]
+    lines = ["| setting | default | reason |", "|---|---|---|"]
     lines += [f"| `{name}` | {_default(settings[name])} | {why} |" for name, why in _WHY.items()]
     return "\n".join(lines) + "\n"
 
@@ -135,22 +136,22 @@ _BROKERS: Mapping[str, Traits] = {
 }
 _TRAITS = {
     "priorities": "priorities 0 to 9 within a queue",
-    "unique": "stores an id of your own once a day",
-    "schedules": "keeps schedules, and sends each due run once",
-    "durable": "survives a restart of every process",
-    "shared": "reached by other processes",
-    "leases": "a worker outlives its connection, and others may end its lease",
-    "order": "what is handed back goes to the head of its queue, suspects before all",
+    "unique": "stores a message with a `task_id` of yours once a day",
+    "schedules": "stores schedules, and sends each due run once",
+    "durable": "messages survive a restart of every process",
+    "shared": "other processes can reach the broker",
+    "leases": "a lease outlives the worker's connection, and others may renew or end it",
+    "order": "messages handed back go to the head of their queue, suspects before others",
     "atomic": "a retry or a dead letter replaces its message in one step",
-    "idempotent": "sending that is repeated after a lost answer stores nothing twice",
-    "clock": "delays and expiry go by the store's one clock",
+    "idempotent": "sending again after a lost reply stores nothing twice",
+    "clock": "delays and expiry use the one clock of the store",
     "counts_delayed": "counts the delayed messages of each queue, and can purge them",
-    "transactional": "stores a task in a transaction of yours; others by way of the outbox",
+    "transactional": "stores a task in your transaction; the others need the outbox",
 }
 
 
 def traits_table() -> str:
-    """Return what each broker can do."""
+    """Return the traits of each broker."""
     assert set(_TRAITS) == set(Traits.__struct_fields__)
     lines = [f"| | {' | '.join(_BROKERS)} |", f"|---|{'---|' * len(_BROKERS)}"]
     for trait, meaning in _TRAITS.items():
@@ -160,7 +161,7 @@ def traits_table() -> str:
 
 
 def modules_table() -> str:
-    """Return the modules and packages, each with the first sentence of its text."""
+    """Return the modules and packages, each with the first line of its docstring."""
     package = ROOT / "aiotaskq"
     lines = ["| | |", "|---|---|"]
     for path in sorted([*package.glob("*.py"), *package.glob("*/__init__.py")]):
@@ -172,7 +173,7 @@ def modules_table() -> str:
 
 
 def layers_list() -> str:
-    """Return the layers as they are enforced, the highest first."""
+    """Return the layers as in pyproject.toml, the highest first."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
@@ -194,7 +195,7 @@ def options_table() -> str:
         celery = f"`{option.celery}`" if option.celery else ""
         if option.part_of:
             celery = f"part of `{option.part_of}`"
-        cells = (f"`{name}`", *given, option.kind.wants, setting, celery, option.meaning)
+        cells = (f"`{name}`", *given, option.value_type.wants, setting, celery, option.meaning)
         row = " | ".join(cell.replace("|", "\\|").replace("``", "`") for cell in cells)
         lines.append(f"| {row} |")
     return "\n".join(lines) + "\n"
@@ -212,6 +213,6 @@ TABLES = {
 
 
 if __name__ == "__main__":
-    for document in DOCUMENTS:
+    for document in [Path(name).resolve() for name in sys.argv[1:]] or DOCUMENTS:
         before = document.read_text(encoding="utf-8")
         document.write_text(updated(before), encoding="utf-8")

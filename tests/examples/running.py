@@ -1,4 +1,4 @@
-"""Programs as a user runs them: processes with an environment of their own, and what they print."""
+"""Programs that run as processes, with their own environment, and their output."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment without settings of ours, in which our programs are found first.
+    """Return an environment without settings of aiotaskq, with this installation first in PATH.
 
-    Nor of make, under which these tests may run: one that they start is not part of it.
+    Variables of make are removed too: a make that a test starts is not part of an outer make.
     """
     foreign = ("AIOTASKQ_", "PYTHON", "MAKE", "MFLAGS")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # Without a terminal, Python would keep what it prints until it ends.
+    # Without a terminal, Python would buffer its output until it ends.
     return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 class Program:
-    """A running program, started in a folder; what it prints is read as it comes.
+    """A running program; its output is read while it runs.
 
     Args:
         command: A shell line, or the words of a command.
+        folder: Its working folder.
+        env: Its environment.
     """
 
     def __init__(self, command: str | list[str], folder: Path, env: Mapping[str, str]) -> None:
@@ -71,12 +73,12 @@ class Program:
 
     @property
     def text(self) -> str:
-        """What it has printed so far."""
+        """The output so far."""
         with self._printed:
             return "".join(self._lines)
 
     def wait_for(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
-        """Wait until what it has printed matches, and return the match."""
+        """Wait until its output matches a pattern, and return the match."""
         end = time.monotonic() + PATIENCE
         with self._printed:
             while True:
@@ -91,7 +93,7 @@ class Program:
         raise AssertionError(f"{self.command} {why} without printing {pattern!r}:\n{text}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to stop, unless it has ended; return its exit status."""
+        """Send a signal, unless it has ended, and return its exit status."""
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
@@ -108,7 +110,7 @@ class Program:
 
 @contextmanager
 def running(command: str | list[str], folder: Path, env: Mapping[str, str]) -> Iterator[Program]:
-    """A program that runs meanwhile, and ends with status 0 when it is told to stop."""
+    """Run a program during the block; it must end with status 0 when it is told to stop."""
     program = Program(command, folder, env)
     try:
         yield program
@@ -124,7 +126,7 @@ def running(command: str | list[str], folder: Path, env: Mapping[str, str]) -> I
 def working(
     app: str, folder: Path, env: Mapping[str, str], *, options: str = ""
 ) -> Iterator[Program]:
-    """A worker that is ready."""
+    """Run a worker during the block, which begins when the worker is ready."""
     with running(f"aiotaskq worker {app} {options}", folder, env) as worker:
         worker.wait_for(r" ready\n")
         yield worker
@@ -154,14 +156,14 @@ def run(
 def printed(
     command: str | list[str], folder: Path, env: Mapping[str, str], *, stdin: str = ""
 ) -> str:
-    """Run a program, which must end with status 0, and return what it printed."""
+    """Run a program, which must end with status 0, and return its output."""
     done = run(command, folder, env, stdin=stdin)
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stderr}"
     return done.stdout
 
 
 def copied(name: str, to: Path) -> Path:
-    """Copy a folder or a file of the examples, so that nothing is left in the project."""
+    """Copy a folder or a file of the examples, so that the project stays clean."""
     source = EXAMPLES / name if name else EXAMPLES
     target = to / source.name
     ignored = shutil.ignore_patterns("__pycache__", "aiotaskq.db*")

@@ -1,10 +1,11 @@
-"""Shell sessions as documents show them, typed in and compared with what comes.
+"""Shell sessions of documents: they are typed in, and the output is compared.
 
-Lines that begin with ``$`` are commands, with ``>>>`` input of the Python shell before them; the
-others are what was printed. Programs that do not end by themselves go on until the section ends.
+Lines that begin with ``$`` are commands. Lines that begin with ``>>>`` are input of the Python
+shell started before. The others are output. Programs that do not end run until the section ends.
 
-What differs from run to run is compared by its form: times, the name of the host and of a process,
-and ids, which once seen stand for the same id in what follows. ``...`` stands for anything.
+Text that differs between runs is compared by its form: times, the name of the host, process ids and
+task ids. An id in the document stands for the same id in the rest of the section. ``...`` stands
+for anything.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import NamedTuple, Self
 
 from tests.examples.running import ID, PATIENCE, Program, run
 
-# Programs that go on, and those that may be asked again until the answer is there.
+# Programs that keep running, and commands that may be repeated until the output matches.
 _GOING_ON = ("aiotaskq worker", "aiotaskq -A", "uvicorn", "flask --app")
 _ASKING = ("curl -s http://127.0.0.1", "redis-cli", "psql")
 
-# What differs from run to run, as a document shows it; and what it may be instead.
+# Text that differs between runs: its form in a document, and the form in the output.
 _FORMS = {
     "anything": (r"\.\.\.", r"(?s:.*?)"),
     "moment": (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}", r"\d{4}-\d\d-\d\d [\d:]+,\d{3}"),
@@ -35,7 +36,7 @@ _VARIABLE = re.compile("|".join(f"(?P<{name}>{shown})" for name, (shown, _) in _
 
 
 class Step(NamedTuple):
-    """A command, what is typed into it, and what it is to print."""
+    """A command, its input, and its expected output."""
 
     command: str
     typed: str
@@ -56,9 +57,9 @@ class Session:
     """The terminals of one section.
 
     Args:
-        folder: Where each block begins.
+        folder: The working folder at the beginning of each block.
         env: The environment of all commands.
-        elsewhere: Texts of the document, and what they are here: addresses of servers.
+        elsewhere: Addresses in the document, with the addresses of the test servers.
     """
 
     def __init__(self, folder: Path, env: Mapping[str, str], elsewhere: Mapping[str, str]) -> None:
@@ -76,7 +77,7 @@ class Session:
         self._stack.close()
 
     def type(self, step: Step) -> None:
-        """Run one step and compare what it prints."""
+        """Run one step and compare its output."""
         command = self._here(step.command)
         if command.startswith("cd "):
             self._folder = self._root(shlex.split(command)[1])
@@ -89,7 +90,7 @@ class Session:
             self._run(command, step)
 
     def finish(self) -> None:
-        """Compare what the programs that went on have printed, to the last line shown."""
+        """Compare the output of the programs that still run, to the last line shown."""
         for program, expected in self._going_on:
             self._bind(program.wait_for(self._pattern(expected)))
 
@@ -100,7 +101,7 @@ class Session:
         )
 
     def _wait_for_first_lines(self, program: Program, expected: str) -> None:
-        """Wait until it is ready; lines about tasks come when there are any."""
+        """Wait until the program is ready; its lines about tasks come later."""
         kept = [line for line in expected.splitlines(keepends=True) if "] Task " not in line]
         program.wait_for(self._pattern("".join(kept)))
 
@@ -125,7 +126,7 @@ class Session:
         return text
 
     def _pattern(self, expected: str) -> re.Pattern[str]:
-        """Return what the text of the document stands for, with a group for each new id."""
+        """Return the pattern for an output in the document, with a group for each new id."""
         text, parts, at = _tidy(self._here(expected)), [], 0
         bound = set(self._ids.values())
         named: set[str] = set()
@@ -150,5 +151,5 @@ class Session:
 
 
 def _tidy(text: str) -> str:
-    """Leave out what nobody sees: spaces at the ends of lines, empty lines at the end."""
+    """Remove spaces at the ends of lines, and empty lines at the end."""
     return "".join(f"{line.rstrip()}\n" for line in text.rstrip("\n").splitlines())

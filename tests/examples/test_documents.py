@@ -1,7 +1,8 @@
-"""What the documents show is what there is, and what happens."""
+"""The documents match the code, and the shell sessions of the README print what it shows."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -21,6 +22,8 @@ from tests.examples.sessions import Session, Step, steps
 from tests.servers import PostgresServer, RedisServer, free_port
 
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+GLOSSARY = ROOT / "docs" / "glossary.md"
 SETTING_UP = ("Install", "aiotaskq")  # sections that need the network
 SECTIONS = list(
     dict.fromkeys(
@@ -59,11 +62,51 @@ def test_only_the_readme_has_sessions_and_every_block_says_what_it_is(document: 
     assert {block.kind for block in blocks(document)} <= allowed
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, CONTRIBUTING], ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)", text):
-        assert target.startswith("http") or (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        if target.startswith("http"):
+            continue
+        page = document.parent / target if target else document
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), f"{target}#{anchor}"
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of the headings of a document, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, CONTRIBUTING], ids=lambda path: path.name)
+def test_every_path_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for path in re.findall(r"`((?:aiotaskq|tests|examples|benchmarks|scripts)/[^`\s]*)`", prose):
+        assert list(ROOT.glob(path.removesuffix("/"))), path
+
+
+def test_contributing_says_where_to_look_for_most_things() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    _, _, table = text.partition("## Where to look\n")
+    rows = [line for line in table.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert len(rows) > 15
+    assert all("`" in row.split("|")[2] for row in rows[1:])
+
+
+def test_every_class_of_the_glossary_exists() -> None:
+    rows = re.findall(r"^\|.*\|(.*)\|$", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    defined = {
+        node.name
+        for path in (ROOT / "aiotaskq").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert named
+    assert named <= defined
 
 
 def test_the_readme_can_be_read_in_five_minutes() -> None:
@@ -85,7 +128,7 @@ def test_the_changelog_begins_with_what_is_unreleased_then_this_version() -> Non
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What a fresh checkout holds of it."""
+    """A copy of the project, as in a fresh checkout."""
     folder = tmp_path / "checkout"
     ignored = shutil.ignore_patterns("__pycache__", "aiotaskq.db*")
     for name in ("aiotaskq", "examples", "scripts"):
@@ -96,7 +139,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def shim(folder: Path, name: str, text: str) -> None:
-    """Put a command before the installed one: of the same name, told where our servers are."""
+    """Make a command with the name of an installed one, for a folder that comes first in PATH."""
     path = folder / name
     path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -110,14 +153,14 @@ def session(
     postgres_url: str,
     postgres_server: PostgresServer,
 ) -> Iterator[Session]:
-    """A terminal in which the addresses of the document are those of our servers."""
+    """A terminal in which the addresses in the document lead to the servers of the tests."""
     place = f"{redis_server.host}:{redis_server.port}"
     web, flask = free_port(), free_port()
     commands = checkout / "commands"
     commands.mkdir()
     redis_cli = shutil.which("redis-cli")
     shim(commands, "redis-cli", f'exec {redis_cli} -p {redis_server.port} "$@"')
-    # Where there is no terminal and no standard input, the shell prints what it would show.
+    # Without a terminal, `python -i` still prints the value of each line.
     shim(commands, "python", f'exec {shlex.quote(sys.executable)} -i "$@"')
     if shutil.which("curl") is None:
         get = "import sys, urllib.request as r; print(r.urlopen(sys.argv[-1]).read().decode())"
@@ -165,8 +208,8 @@ def commands_of(section: str) -> list[Step]:
 
 
 def set_up(command: str, checkout: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command that installs; skip where there is nothing to install from."""
-    # Compiling all that is installed would take longer than installing it.
+    """Run a command that installs; skip the test if there is no package index."""
+    # Compiling the installed packages would take longer than installing them.
     done = run(command, checkout, environment(PIP_NO_COMPILE="1"), timeout=400)
     said = done.stdout + done.stderr
     if done.returncode != 0 and re.search(
@@ -187,7 +230,7 @@ def test_what_is_installed_is_enough_for_the_demo_and_then_for_the_web(checkout:
     assert demo.returncode == 0, demo.stderr
     assert "ended with status 0." in demo.stdout
     set_up(f". venv/bin/activate && {web}", checkout)
-    shutil.rmtree(checkout / "aiotaskq")  # it is the installed one that is imported
+    shutil.rmtree(checkout / "aiotaskq")  # so that the installed package is imported
     for example in ("web_fastapi", "web_fastapi_embedded", "web_flask"):
         folder = checkout / "examples" / example
         printed([str(checkout / "venv/bin/python"), "-c", "import main"], folder, environment())
@@ -201,7 +244,7 @@ def test_the_two_commands_work_in_a_fresh_checkout(checkout: Path) -> None:
     assert (demo, test) == ("make demo", "make test")
     done = set_up(f"{demo} PYTHON={shlex.quote(sys.executable)}", checkout)
     assert "ended with status 0." in done.stdout
-    # To run all tests from one of them would never end; what it would do is looked at.
+    # Running all tests from a test would never end: only the planned commands are checked.
     planned = run(f"{test} --dry-run", checkout, environment())
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.splitlines()[-1].strip().startswith(".venv/bin/python -m pytest")

@@ -1,4 +1,4 @@
-"""Every example, started and driven as its text says."""
+"""Every example, run as its docstring says."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def redis_environment(server: RedisServer) -> dict[str, str]:
 
 
 def in_shell(lines: str, folder: Path, env: dict[str, str]) -> list[str]:
-    """Type lines into a Python shell and return what it answers."""
+    """Type lines into a Python shell and return its output."""
     return printed("python -q -i", folder, env, stdin=lines).splitlines()
 
 
 def check_add(worker: Program, folder: Path, env: dict[str, str]) -> str:
-    """Send `add` from a shell, look at both sides, and return the id."""
+    """Send `add` from a shell, check the shell and the worker, and return the id."""
     shown, got = in_shell(ADD, folder, env)
     found = re.fullmatch(f"<AsyncResult: ({ID})>", shown)
     assert found is not None
@@ -56,7 +56,7 @@ def check_add(worker: Program, folder: Path, env: dict[str, str]) -> str:
     return found[1]
 
 
-# --- the embedded default -----------------------------------------------------------------------
+# --- the default store: SQLite -------------------------------------------------------------------
 
 
 def test_the_demo_prints_its_results_and_ends_with_0(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_ten_thousand_sleepers_share_one_worker_process(
         out = printed("python sleepers.py", folder, env)
     found = re.fullmatch(r"sent 10,000 tasks in .* s\nall had slept after ([\d.]+) s\n", out)
     assert found is not None, out
-    # One after the other they would take close to three hours, a hundred at a time 100 seconds.
+    # One at a time they would take almost three hours, a hundred at a time 100 seconds.
     assert float(found[1]) < 20.0
 
 
@@ -170,7 +170,7 @@ def test_a_lifespan_gives_the_tasks_a_pool(tmp_path: Path, postgres_url: str) ->
         assert re.match(r'"\d+', printed(call, folder, env))
 
 
-# --- a project as Celery users lay it out --------------------------------------------------------
+# --- a project with the layout of Celery ---------------------------------------------------------
 
 CELERY_WORKER = "aiotaskq -A celery_app worker --loglevel=info"
 
@@ -195,7 +195,7 @@ def test_a_celery_project_runs_as_worker_and_client(
 
 
 class Hosts:
-    """Three network namespaces: Redis, a worker, a client; each of the last reaches only Redis."""
+    """Three network namespaces: Redis, a worker, a client; worker and client reach only Redis."""
 
     def __init__(self) -> None:
         own = f"aqt{os.getpid()}"
@@ -268,10 +268,10 @@ def test_worker_and_client_run_on_two_hosts(tmp_path: Path, hosts: Hosts) -> Non
 
 @contextmanager
 def serving(command: str, folder: Path, env: dict[str, str]) -> Iterator[str]:
-    """A web server that answers; yields its address."""
+    """Run a web server during the block; yields its address."""
     port = free_port()
     env = {**env, "UVICORN_PORT": str(port), "FLASK_RUN_PORT": str(port)}
-    # Werkzeug does not handle SIGTERM; the other way out is the one of a person at the terminal.
+    # Werkzeug does not handle SIGTERM, so it does not end with status 0.
     program = Program(command, folder, env)
     try:
         program.wait_for(rf"[Rr]unning on http://127\.0\.0\.1:{port}")
@@ -290,7 +290,7 @@ def check_routes(address: str, until: Program | None) -> None:
     if until is not None:
         until.wait_for(rf"\[{task_id}\] succeeded in .*: 300")
     answer: dict[str, Any] = {}
-    while answer.get("status") != "SUCCESS":  # the store says so, after the worker's log does
+    while answer.get("status") != "SUCCESS":  # the worker logs it before it stores it
         answer = fetch(f"{address}/test_task_result/{task_id}/")
         assert answer["status"] in ("PENDING", "SUCCESS")
     assert answer == {"status": "SUCCESS", "result": 300}
@@ -311,7 +311,7 @@ def test_a_web_server_sends_and_a_worker_runs(
     if store == "redis":
         env["AIOTASKQ_BROKER_URL"] = request.getfixturevalue("redis_url")
     with serving(command, folder, env) as address:
-        # The id comes at once, worker or not.
+        # The id is returned at once, without a worker.
         early = fetch(f"{address}/test_send_task/?x=1&y=2")["id"]
         assert fetch(f"{address}/test_task_result/{early}/")["status"] == "PENDING"
         with working("main:app", folder, env) as worker:

@@ -1,4 +1,4 @@
-"""The programs of the how-to pages print what their text says."""
+"""The programs of the how-to pages print the expected output."""
 
 from __future__ import annotations
 

@@ -384,7 +384,7 @@ ADD = ["schedule", "add", "tasks:app", "id", "tasks.report"]
         ([*ADD, "--every", "5", "--at", "2030-01-01"], r"when\? Give only one of --every"),
         ([*ADD, "--every", "0"], r"every 0\.0: it must be a number of seconds"),
         ([*ADD, "--every", "soon"], r"Invalid value for '--every': "),
-        ([*ADD, "--cron", "0 3 * *"], r"the crontab '0 3 \* \*' has 4 fields; wanted are five"),
+        ([*ADD, "--cron", "0 3 * *"], r"the crontab '0 3 \* \*' has 4 fields; give five"),
         ([*ADD, "--cron", "0 25 * * *"], r"hour is '25'; it may be 0 to 23"),
         ([*ADD, "--cron", "@often"], r"'@often' is no crontab; there are @hourly"),
         ([*ADD, "--at", "tomorrow"], r"at 'tomorrow': it must be a time such as 2026-11-21T10:00"),

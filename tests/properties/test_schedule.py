@@ -149,7 +149,7 @@ def timing_of(plan: Plan, zone: str, *, seconds: bool, both: bool) -> Timing:
     try:
         when = Crontab(plan.text(seconds=seconds), both)
     except ConfigError as error:
-        assume("never comes" not in str(error))
+        assume("never runs" not in str(error))
         raise
     return Timing(when=when, timezone=zone)
 

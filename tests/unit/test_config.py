@@ -9,7 +9,7 @@ from typing import Any, assert_type
 import pytest
 
 from aiotaskq.config import Config, Serializer, UnknownSetting
-from aiotaskq.config.celery import FOREIGN
+from aiotaskq.config.celery import CELERY_ONLY
 from aiotaskq.config.names import NAMES
 from aiotaskq.config.settings import REFUSED_DRIVER_OPTIONS, SETTINGS
 from aiotaskq.errors import ConfigError
@@ -66,12 +66,12 @@ def test_type_checkers_know_each_setting(conf: Config) -> None:
 
 
 def test_settings_and_foreign_names_do_not_overlap() -> None:
-    assert not SETTINGS.keys() & FOREIGN.keys()
+    assert not SETTINGS.keys() & CELERY_ONLY.keys()
 
 
 def test_every_value_that_is_fine_is_accepted(conf: Config) -> None:
-    for name, foreign in FOREIGN.items():
-        for value in foreign.fine:
+    for name, foreign in CELERY_ONLY.items():
+        for value in foreign.accepted:
             conf.update({name: value})
     assert conf.as_dict() == Config({}).as_dict()
 
@@ -418,7 +418,7 @@ def test_a_refused_text_is_not_shown(conf: Config) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", CELERY_ONLY)
 def test_every_foreign_setting_refuses_what_it_does_not_know(conf: Config, name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is not supported"):
         conf.update({name: "something else"})

@@ -1,8 +1,9 @@
-"""aiotaskq, measured as its rivals are.
+"""aiotaskq, measured in the same way as the other libraries.
 
-Settings: `kiq_many` to fill, the worker's own command line with its defaults (100 tasks at once,
-one process). `BENCH_BROKER` chooses between Redis, tasks in one database and results in another,
-PostgreSQL, both in the same one, and RabbitMQ with results in Redis or over RabbitMQ (`rpc`).
+Settings: `kiq_many` fills the queue; the worker is `aiotaskq worker` with its defaults (100 tasks
+at once, one process). `BENCH_BROKER` chooses the broker: Redis, with tasks and results in two
+databases; PostgreSQL, with both in one database; or RabbitMQ, with results in Redis or over
+RabbitMQ (`rpc`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ async def connect() -> AsyncIterator[Producer]:
 
 
 def prepare() -> None:
-    """Make the tables, so that they can be counted in."""
+    """Create the tables, because the benchmark counts their rows."""
 
     async def open_all() -> None:
         async with app:
@@ -75,6 +76,6 @@ def worker() -> None:
 
 
 if __name__ == "__main__":
-    # The queue that results are sent to goes with a sender who closes in order.
+    # A sender that closes properly deletes the queue of its results.
     abrupt = _BROKER == "rpc"
     protocol.main(connect, worker, prepare=prepare, loop=uvloop.new_event_loop, abrupt=abrupt)

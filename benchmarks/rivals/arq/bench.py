@@ -1,10 +1,10 @@
 """arq.
 
 Settings: one worker process with 100 jobs at once, uvloop on both sides (by policy), the hiredis
-parser. It polls: a worker looks into the queue, starts what it has room for, and sleeps for
-`poll_delay`, half a second by default, which would cap it at 200 jobs a second; here it is 5 ms,
-and 1 ms for who waits for a result. Plain functions it does not run: its documentation has them in
-an executor, and so has this. It has no call that stores many jobs at once.
+parser. It polls: a worker reads the queue, starts as many jobs as it has room for, and sleeps for
+`poll_delay`. The default of half a second would limit it to 200 jobs per second; here it is 5 ms,
+and 1 ms for callers that wait for a result. It does not run plain functions: they run in an
+executor, as its documentation suggests. It has no call that stores many jobs at once.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.
@@ -31,7 +31,7 @@ _THREADS = ThreadPoolExecutor()
 
 
 def _with_context(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the context that arq gives to each function."""
+    """Accept the context that arq passes to each function."""
 
     async def in_loop(_context: object, value: Value) -> Any:
         return await run(value)
@@ -43,7 +43,7 @@ def _with_context(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class WorkerSettings:
-    """What its command line wants to have."""
+    """The settings for its command line."""
 
     redis_settings = RedisSettings.from_dsn(protocol.redis_url())
     functions = [  # noqa: RUF012 - arq reads it so

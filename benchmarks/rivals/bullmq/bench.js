@@ -1,9 +1,9 @@
-// BullMQ, measured as the others are; what it answers to is told in protocol.py.
+// BullMQ, measured in the same way as the others; protocol.py describes the commands.
 //
-// Settings: one Node process, a worker with 100 jobs at once, addBulk to fill, completed jobs kept (its
-// default: this is where their results are). Node has no shared memory with other processes, so
-// finished jobs are counted in a variable that is written to BENCH_COUNTER each 2 ms. Who waits for a
-// result hears of it through QueueEvents. Plain functions and coroutines run in the same event loop.
+// Settings: one Node process with a worker for 100 jobs at once; addBulk fills the queue; completed jobs
+// are kept (its default, because they contain the results). Node shares no memory with other processes,
+// so ended jobs are counted in a variable that is written to BENCH_COUNTER every 2 ms. Callers that wait
+// for a result use QueueEvents. Plain functions and coroutines run in the same event loop.
 
 "use strict";
 

@@ -1,10 +1,10 @@
 """Celery with Redis as broker and result backend, or with RabbitMQ as the broker.
 
-Settings: `BENCH_PROCESSES` prefork processes, tasks acknowledged after they ran (`acks_late`), so
-that it promises what the others do, 128 tasks prefetched by each process (its documentation: 64 or
-128 for short tasks), results in JSON, no gossip, mingle and remote control. The workload `sleep`
-runs in its thread pool with 100 threads. Sending is plain Python: several callers are several
-threads. It has no call that stores many tasks at once.
+Settings: `BENCH_PROCESSES` prefork processes; tasks acknowledged after they ran (`acks_late`), so
+that it has the same guarantee as the others; 128 tasks prefetched by each process (its
+documentation: 64 or 128 for short tasks); results in JSON; no gossip, mingle and remote control.
+The workload `sleep` runs in its thread pool with 100 threads. Sending is synchronous, so concurrent
+callers are threads. It has no call that stores many tasks at once.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.

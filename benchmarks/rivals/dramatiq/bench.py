@@ -1,9 +1,9 @@
 """dramatiq with Redis as broker and result backend.
 
-Settings: one process; 8 threads, which is its default, and 100 for the workload `sleep`. Its
-coroutines take a thread each as well, so plain functions are its fastest way. Sending is plain
-Python: several callers are several threads. It has no call that stores many tasks at once. Who
-waits for a result blocks in Redis.
+Settings: one process with 8 threads (its default), and 100 threads for the workload `sleep`. Its
+coroutines use a thread each as well, so plain functions are the fastest. Sending is synchronous, so
+concurrent callers are threads. It has no call that stores many tasks at once. Callers that wait for
+a result block in Redis.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.

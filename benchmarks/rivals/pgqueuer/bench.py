@@ -1,11 +1,11 @@
 """PgQueuer on PostgreSQL.
 
 Settings: one worker process, 100 jobs fetched at a time (10 by default), uvloop and asyncpg; jobs
-are stored by arrays. How many run at once is not limited, which is its default and saves it a
-count; but for the workload `sleep`, which would measure just this: there it is 100, as with the
-others, and 50 are fetched at a time. It keeps no results. Plain functions it does not run: here
-they run in threads (`asyncio.to_thread`). The worker is started with its `run` and not with
-`pgq run`, which does not start with the version of typer that it installs.
+are stored as arrays. The number of jobs at once is not limited, which is the default and saves a
+count. The exception is the workload `sleep`, which would only measure this: there it is 100, as for
+the others, and 50 are fetched at a time. It stores no results. It does not run plain functions:
+they run in threads here (`asyncio.to_thread`). The worker is started with `run` and not with `pgq
+run`, which does not start with the version of typer that it installs.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.

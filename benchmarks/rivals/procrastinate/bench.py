@@ -1,8 +1,8 @@
 """Procrastinate on PostgreSQL.
 
 Settings: one worker process with 100 jobs at once and 20 connections, uvloop on both sides (by
-policy), `batch_defer_async` to fill. It keeps no results: a job's row stays, with its status. Plain
-functions run in threads.
+policy), `batch_defer_async` to fill the queue. It stores no results: the row of a job stays, with
+its status. Plain functions run in threads.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.

@@ -2,7 +2,7 @@
 
 Settings: one worker process with 100 jobs at once, uvloop on both sides (by policy: its command
 line makes the loop), the hiredis parser, and 100 operations of Redis at once (`max_concurrent_ops`,
-20 by default). It has no call that stores many jobs at once. A waiting caller is told of the end by
+20 by default). It has no call that stores many jobs at once. Waiting callers are notified by
 PUBSUB.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.rivals.workloads import Value
 
 
 def _with_context(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the context that SAQ gives to each function."""
+    """Accept the context that SAQ passes to each function."""
 
     async def in_loop(_context: object, *, value: Value) -> Any:
         result: Awaitable[Any] = run(value)
@@ -43,7 +43,7 @@ def _queue() -> Any:
 
 
 def settings() -> dict[str, Any]:
-    """What its command line wants to have."""
+    """The settings for its command line."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     return {
         "queue": _queue(),

@@ -1,8 +1,8 @@
 """streaQ.
 
-Settings: one worker process with 100 tasks at once and as many prefetched (its default), uvloop on
-both sides, results pickled (its default), tasks silent, for its command line logs each at level
-INFO. `enqueue_many` fills. Results are pushed to who waits.
+Settings: one worker process with 100 tasks at once and 100 prefetched (its default), uvloop on both
+sides, pickled results (its default), silent tasks, because its command line logs each task at level
+INFO. `enqueue_many` fills the queue. Results are pushed to waiting callers.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.
@@ -26,7 +26,7 @@ TASKS = {name: queue.task(name=name, silent=True)(run) for name, run in workload
 
 
 class Producer:
-    """Sends by awaiting what `enqueue` returns."""
+    """Sends by awaiting the object that `enqueue` returns."""
 
     async def send(self, workload: str, value: Value) -> Any:
         return await TASKS[workload].enqueue(value)

@@ -1,13 +1,13 @@
 """taskiq with taskiq-redis, and with taskiq-aio-pika.
 
 Settings: one worker process with 100 tasks at once and 100 prefetched, a connection for each of
-them (50 by default), arguments not parsed with pydantic (`--no-parse`), uvloop (its worker takes it
-where it is installed), messages by orjson instead of json, results pickled, which is its default.
-The producer uses uvloop too and looks for a result each millisecond: there is no push, and this is
-the least latency that it can have. `BENCH_BROKER` chooses between streams, which acknowledge what
-was run, lists, which forget a task as it is handed out, and RabbitMQ, whose queues are quorum
-queues, as is its default, and hand out 100 messages ahead (10 by default). It has no call that
-sends many tasks.
+them (50 by default), arguments not parsed with pydantic (`--no-parse`), uvloop (its worker uses it
+if it is installed), messages encoded with orjson instead of json, pickled results (its default).
+The producer uses uvloop, too, and looks for a result every millisecond: results are not pushed, and
+this is the lowest latency that it can have. `BENCH_BROKER` chooses the broker: streams, which
+acknowledge after a run; lists, which delete a task when it is delivered; or RabbitMQ, with quorum
+queues (its default) and 100 prefetched messages (10 by default). It has no call that sends many
+tasks.
 """
 
 # Its library is only in its own virtual environment, where no type checker looks.

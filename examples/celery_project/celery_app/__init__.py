@@ -1,4 +1,4 @@
-"""A project as Celery users lay it out; the application is `app`."""
+"""A project with the layout of a Celery project; the application is `app`."""
 
 from aiotaskq import TaskQueue
 

@@ -1,4 +1,4 @@
-"""Settings under Celery's old upper-case names."""
+"""Settings with Celery's old upper-case names."""
 
 import os
 from datetime import timedelta
