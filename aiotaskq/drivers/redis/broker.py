@@ -380,7 +380,7 @@ class RedisBroker:
                     "Keys of queue %r are not as aiotaskq wrote them; it is left alone: %s",
                     queue,
                     error,
-                    extra={"event": "redis_malformed_data", "url": self.url, "queue": queue},
+                    extra={"event": "redis_odd_data", "url": self.url, "queue": queue},
                 )
 
     async def _attempt(

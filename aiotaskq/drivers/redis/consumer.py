@@ -330,7 +330,7 @@ class RedisConsumer:
         if all(type(settlement) is Done for settlement in share):
             numbers = {settlement.delivery.receipt[1] for settlement in share}
             # The fast script returns a number only. That is enough where all are held, as far as is
-            # known here; otherwise the slower script has to tell which are not.
+            # known here; otherwise the slower script returns which are not.
             if len(numbers) == len(share) and numbers <= self._held:
                 return await self._settle_done(queue, share)
         gone: list[Settlement] = []

@@ -50,7 +50,10 @@ def pack(envelope: Envelope) -> bytes:
 
 
 def pack_with_due(envelope: Envelope, serials: SerialNumbers) -> tuple[bytes, bytes]:
-    """Return when an envelope falls due, as scripts take it, and the item, with a serial if due."""
+    """Return when an envelope falls due, as scripts take it, and what to store until then.
+
+    An envelope that is not delayed has ``b""`` as its due time, and no serial number.
+    """
     if envelope.delay is not None:
         due = b"+%.6f" % max(envelope.delay, 0.0)
     elif envelope.not_before is not None:

@@ -9,7 +9,7 @@ Theory of operation
 
 A transport is live, then failed, then closed; it never goes back. It fails once, for the first
 reason that there is: the server closes the connection, a command is not answered in time, bytes
-arrive that are no RESP, or `fail` is called. `error` is that reason.
+arrive that are not RESP, or `fail` is called. `error` is that reason.
 
 Redis answers the commands of a connection in the order in which they were sent. So `_pending` is a
 queue of futures: a command appends one, a reply takes the first. This is all that connects a reply

@@ -20,8 +20,8 @@ shards, such that it may break off after any of them:
 * *Dead letters.* The key of a letter is its key in its shard, a slash and the number of the
   shard. Letters of all shards are merged by the time of their death, and then by shard.
 
-Counts are sums over the shards, taken one after the other, and so are never exact while messages
-move.
+Counts are sums over the shards. These do not count at the same moment, so a sum is exact only while
+no message moves.
 """
 
 from __future__ import annotations
@@ -231,6 +231,8 @@ class ClusterBroker:
                 missing.append(key)
             else:
                 shares.setdefault(shard, []).append((own, envelope))
+        if not shares and missing:
+            await self._check_reachable(queue)
         for shard, share in shares.items():
             missing += await self._revive(shard, queue, share)
         return missing
@@ -241,11 +243,17 @@ class ClusterBroker:
             shard, own = _split_key(key)
             if shard is not None:
                 shares.setdefault(shard, []).append(own)
+        if not shares and keys:
+            await self._check_reachable(queue)
         return sum(
             await gather_all(
                 self._stores[shard].discard(queue, share) for shard, share in shares.items()
             )
         )
+
+    async def _check_reachable(self, queue: str) -> None:
+        """Ask a server, so that a call about impossible keys fails as any other if it is away."""
+        await self._clients[self._placement.shards_of(queue)[0]].connection.command("PING")
 
     async def _edges(self, queue: str, before: str | None) -> Sequence[float | None]:
         """Return for each shard the time before which its letters are older than `before`."""
@@ -336,8 +344,8 @@ _SHARD_NUMBERS = {f"{shard}": shard for shard in range(SHARDS)}
 
 def _split_key(key: str) -> tuple[int | None, str]:
     """Return the shard of a dead letter, and its key there; None if no letter can have the key."""
-    own, _, shard = key.rpartition("/")
-    return _SHARD_NUMBERS.get(shard), own
+    own, slash, shard = key.rpartition("/")
+    return _SHARD_NUMBERS.get(shard) if slash else None, own
 
 
 def _with_shard(letter: DeadLetter, shard: int) -> DeadLetter:

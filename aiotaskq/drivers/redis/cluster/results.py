@@ -1,6 +1,6 @@
 """The result backend over a cluster: each outcome lies in the shard of its id.
 
-`aiotaskq.drivers.redis.results` tells how one store works. A batch is stored in several shards at
+For one store see `aiotaskq.drivers.redis.results`. A batch is stored in several shards at
 once, and some of them may fail. The caller repeats the whole batch then, so the whole batch is
 marked as uncertain, also where storing succeeded. Subscribers connect to any node: a message
 published at one node reaches the subscribers of all.

@@ -12,14 +12,15 @@
 --
 -- Theory of operation
 --
--- A consumer whose lease ended is given up, unless it was the server that stood still: then
--- nobody could renew. `meta` holds what tells the two apart. `beat` is the time of the last
--- renewal by anyone. If `beat` is older than half a lease, nobody renewed; if the caller can also
--- tell that some client lives, then the server is to blame, and all leases begin anew. That must
--- not repeat for ever, or dead consumers would live on. `granted` is the beat after which it was
--- done. While the beat is still the same, nobody has renewed since, and it is not done again. The
--- exception is a server that stood still a second time before anyone could renew: `seen` is when
--- the server last worked since then.
+-- A consumer whose lease ended is given up, unless it was the server that stood still: nobody could
+-- renew then. Fields of `meta` distinguish the two:
+--
+-- * `beat` is the time of the last renewal by any consumer. If that is longer ago than half a lease,
+--   and the caller knows of a living client, then the server stood still, and all leases begin anew.
+-- * `granted` is the beat after which they did so. As long as the beat is still the same, nobody has
+--   renewed since, and they do not begin anew again: dead consumers would live on for ever.
+-- * `seen` is when the server last worked since then. If that is longer ago than half a lease, the
+--   server stood still again before anybody could renew, and all leases begin anew once more.
 
 local now, real = clock(ARGV[1])
 local most = tonumber(ARGV[3])

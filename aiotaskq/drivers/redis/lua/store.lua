@@ -43,15 +43,15 @@ end
 
 if #stored > 0 then
   redis.call('DEL', unpack(outdated)) -- in one call: that is a fifth of what storing costs
-  local told = ARGV[4] ~= '' and ARGV[4] or ARGV[3]
+  local published = ARGV[4] ~= '' and ARGV[4] or ARGV[3]
   if #stored < finals then
     local ids = cjson.decode(ARGV[3])
     for i, final in ipairs(stored) do
       stored[i] = ids[final]
     end
-    told = cjson.encode(stored)
+    published = cjson.encode(stored)
   end
-  redis.call('PUBLISH', ARGV[2], told)
+  redis.call('PUBLISH', ARGV[2], published)
 elseif #refused > 0 then
   write_for_replicas(KEYS[1])
 end
