@@ -36,9 +36,10 @@ def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult
             f"not a {system} URL: it has odd characters, or brackets, in it"
         ) from None
     if parts.scheme not in schemes:
+        *others, last = (f"{scheme}://" for scheme in schemes)
         raise ConfigError(
             f"not a {system} URL: it begins with {parts.scheme or 'nothing'}://, and may begin with"
-            f" {' or '.join(f'{scheme}://' for scheme in schemes)}"
+            f" {' or '.join((', '.join(others), last)) if others else last}"
         )
     path = parts.path if parts.netloc or parts.scheme != "unix" else ""
     if any("@" in one for one in (path, parts.query, parts.fragment)):

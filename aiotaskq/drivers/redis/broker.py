@@ -1,8 +1,29 @@
-"""The Redis broker: plain lists, and scripts that move what is in them.
+"""The Redis broker: messages in plain lists, and scripts that move them.
 
-A task pays for what it uses: it is pushed to a list, popped into the hash of what its consumer
-holds, and deleted from there. No task rides in a blocking reply: idle consumers block on a token
-and then fetch, so that a reply that is lost on the wire strands nothing.
+Theory of operation
+-------------------
+
+A message is ready, delayed, held by a consumer, or dead; then it is gone. `keys.py` lists the
+keys of these places. Each step from one place to another is one script, so that it happens as a
+whole or not at all, whoever dies in between. A task pays for what it uses: a plain one is pushed
+to a list, popped into the hash of its consumer, and deleted from there.
+
+* No message travels in the reply to a blocking command. Idle consumers block on a token and then
+  fetch, so a reply that is lost on the way costs no message. See `notify.py` and `consumer.py`.
+* A queue is added to the set of all queues before anything is stored in it. Housekeeping goes
+  over that set, so it finds each message, also where the process dies in between. What this
+  process has added is remembered in `_known`, for as long as the connection lasts: after a
+  reconnect the server may be another one.
+* A call of `publish` may have taken effect though it failed. With a `call_id` it may be repeated:
+  the server keeps the answer, by queue and part, and the same batch always has the same parts.
+* A call of `maintain` names the server's time at which it is out of date, as estimated by
+  `_clock_offset`. One that lay in a buffer, while a server stood still, must not give up
+  consumers whose renewals lie in other buffers.
+* The server may lose its data and come back empty. Then a queue that was added once is missing in
+  the set. This is logged once, and the broker goes on with what comes.
+* Keys may hold data that no script wrote. A script that fails because of that fails for all
+  queues of its call. The queues are then called one by one, and only the malformed one is left
+  out.
 """
 
 from __future__ import annotations
@@ -30,26 +51,27 @@ import msgspec
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
-from aiotaskq.drivers.redis import health, items, scripts
-from aiotaskq.drivers.redis.address import parse
-from aiotaskq.drivers.redis.client import MOST, Client, portions
+from aiotaskq.drivers.redis import items, scripts
+from aiotaskq.drivers.redis.client import MAX_ENTRIES, RedisClient, portions
+from aiotaskq.drivers.redis.connection import Word, is_malformed_data
 from aiotaskq.drivers.redis.consumer import RedisConsumer
-from aiotaskq.drivers.redis.keys import Keys
+from aiotaskq.drivers.redis.dead_letters import RedisDeadLetters
+from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.drivers.redis.lease import RedisLease
-from aiotaskq.drivers.redis.link import Word, is_odd_data
 from aiotaskq.drivers.redis.results import RedisBackend
 from aiotaskq.drivers.redis.schedules import RedisSchedules
+from aiotaskq.drivers.redis.server_settings import warn_of_data_loss
+from aiotaskq.drivers.redis.url import parse_url
 from aiotaskq.errors import Unavailable
 
 logger = logging.getLogger("aiotaskq.redis")
 
-_TENDED = 100  # at most, of each queue in one call
-_LETTERS = 100  # read in one call of a script
-_SWEPT = 500  # delayed ones, about, that one call of a script looks at
-_QUEUES = 50  # in one call of a script
+_MAINTAINED = 100  # messages of each queue, at most, that one call of a script moves
+_LOOKED_AT = 500  # delayed messages, about, that one call of a script looks at
+_QUEUES = 50  # queues in one call of a script
 _CANCELLED_FOR = 7 * 86_400.0  # seconds for which cancelled ids are known
-_LATENESS = 2.5  # seconds after which housekeeping that was asked for is out of date
-_LATELY = 30.0  # seconds after a failure in which others may not have found their way back
+_OUT_OF_DATE = 2.5  # seconds after which a call of `maintain` is not carried out any more
+_RECONNECTING = 30.0  # seconds after a failure in which other clients may not be back yet
 
 
 class RedisBroker:
@@ -60,7 +82,7 @@ class RedisBroker:
             ``redis+sentinel://`` with the sentinels as hosts, or
             ``unix:///path/to/socket[?db=database]``.
         prefix: What all keys begin with.
-        client: What speaks to the server, where the URL does not say it all.
+        client: The client of the store, where that is a shard of a cluster.
 
     Raises:
         ConfigError: The URL is none of these.
@@ -68,29 +90,36 @@ class RedisBroker:
 
     traits: ClassVar[Traits] = Traits()
 
-    def __init__(self, url: str, *, prefix: str = "aiotaskq", client: Client | None = None) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "aiotaskq", client: RedisClient | None = None
+    ) -> None:
         self._given_url = url
-        self._client = client or Client(parse(url), Keys(prefix))
+        self._client = client or RedisClient(parse_url(url), RedisKeys(prefix))
         self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
         self._known: set[str] = set()  # queues that are in the set of queues
-        self._known_at = 0  # connects of the link, when that was learned
+        self._known_at = 0  # `connects` of the connection when that was found out
         self._introduced: set[str] = set()  # queues that were in the set of queues once
-        self._odd: set[str] = set()  # queues with keys that no script can work on
-        self._warned = False  # of what the server may lose
-        self._ahead = 0.0  # the server's clock less that of the event loop
+        self._malformed: set[str] = set()  # queues with keys that no script can work on
+        self._warned = False  # of the server's settings
+        self._clock_offset = 0.0  # seconds: the server's clock less that of the event loop
 
     @property
     def url(self) -> str:
-        return self._client.address.url
+        return self._client.server.url
 
     @property
     def _time_shift(self) -> float:
-        """Seconds added to the server's clock. For test harnesses."""
+        """Seconds added to the server's clock; for test harnesses."""
         return self._client.time_shift
 
     @_time_shift.setter
     def _time_shift(self, seconds: float) -> None:
         self._client.time_shift = seconds
+
+    @property
+    def letters(self) -> RedisDeadLetters:
+        """The dead letters of the store."""
+        return RedisDeadLetters(self._client, self.introduce)
 
     def clone(self) -> Self:
         clone = type(self)(self._given_url, prefix=self._client.keys.given)
@@ -105,7 +134,7 @@ class RedisBroker:
             return
         await self._client.open()
         try:
-            seconds, micros = await self._client.link.command("TIME")
+            seconds, micros = await self._client.connection.command("TIME")
         except BaseException:
             await self._client.close()
             raise
@@ -113,7 +142,7 @@ class RedisBroker:
 
     async def close(self) -> None:
         for consumer in list(self._consumers):
-            await consumer.let_go()
+            await consumer.disconnect()
         await self._client.close()
 
     async def publish(
@@ -124,18 +153,20 @@ class RedisBroker:
             queue = part[0].queue
             await self.introduce([queue])
             call = "" if call_id is None else f"{call_id}:{number}"
-            words: list[Word] = [self._time_shift, call, *self._layout(part)]
+            args: list[Word] = [self._time_shift, call, *self._groups(part)]
             keys = [self._client.keys.base(queue), self._client.keys.ids]
-            reply = await self._client.link.script(scripts.PUBLISH, keys, words)
+            reply = await self._client.connection.script(scripts.PUBLISH, keys, args)
             refused += [name.decode() for name in reply]
         return refused
 
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> RedisConsumer:
-        return self.member(f"{name}:{uuid.uuid4().hex}", queues, queues, lease=lease, about=about)
+        return self.part_of_consumer(
+            f"{name}:{uuid.uuid4().hex}", queues, queues, lease=lease, about=about
+        )
 
-    def member(
+    def part_of_consumer(
         self,
         identity: str,
         queues: Sequence[str],
@@ -145,15 +176,15 @@ class RedisBroker:
         about: bytes,
         warns: bool = True,
     ) -> RedisConsumer:
-        """Return a new consumer of a given id, which may have queues elsewhere as well.
+        """Return a consumer of queues in this store, of a consumer that may have others elsewhere.
 
         Args:
-            identity: Its id.
-            queues: That it has here.
-            all_queues: That it has in all.
+            identity: The consumer's id.
+            queues: Its queues in this store.
+            all_queues: All of its queues.
             lease: Seconds.
-            about: What `consumers` tells of it.
-            warns: Whether people are to hear what this server may lose.
+            about: What `consumers` returns about it.
+            warns: Whether `open` logs warnings about the server's settings.
         """
         consumer = RedisConsumer(
             self._client,
@@ -161,7 +192,7 @@ class RedisBroker:
             identity=identity,
             lease=lease,
             about=msgspec.json.encode(list(all_queues)) + b"\n" + about,
-            introduce=self._welcome if warns else self.introduce,
+            introduce=self._introduce_for_worker if warns else self.introduce,
         )
         self._consumers.add(consumer)
         return consumer
@@ -170,18 +201,18 @@ class RedisBroker:
         return RedisSchedules(self._client, self.introduce)
 
     def lease(self, grant: Grant) -> RedisLease:
-        return RedisLease(self._client, grant, self._client.new_link())
+        return RedisLease(self._client, grant, self._client.new_connection())
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
         found: list[ConsumerInfo] = []
         async for part, reply in self._in_parts(await self.queues(), self._list_consumers):
             for name, about in zip(reply[::2], reply[1::2], strict=True):
-                queues, _, told = about.partition(b"\n")
+                queues, _, described = about.partition(b"\n")
                 try:
                     decoded = tuple(msgspec.json.decode(queues, type=list[str]))
                 except msgspec.MsgspecError:
                     decoded = tuple(part)
-                found.append(ConsumerInfo(id=name.decode(), queues=decoded, about=told))
+                found.append(ConsumerInfo(id=name.decode(), queues=decoded, about=described))
         return found
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
@@ -190,8 +221,8 @@ class RedisBroker:
         if packed and not running:
             bases = [self._client.keys.base(queue) for queue in await self.queues()]
         held: set[str] = set()
-        for start in range(0, len(packed), MOST):
-            held |= await self._cancel(packed[start : start + MOST], bases)
+        for start in range(0, len(packed), MAX_ENTRIES):
+            held |= await self._cancel(packed[start : start + MAX_ENTRIES], bases)
         return held
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
@@ -215,7 +246,7 @@ class RedisBroker:
         return depths
 
     async def purge(self, queue: str) -> int:
-        count: int = await self._client.link.script(
+        count: int = await self._client.connection.script(
             scripts.PURGE, [self._client.keys.base(queue)], []
         )
         return count
@@ -223,71 +254,41 @@ class RedisBroker:
     async def dead(
         self, queue: str, limit: int = 100, *, before: str | None = None
     ) -> Sequence[DeadLetter]:
-        letters: list[DeadLetter] = []
-        keys = [self._client.keys.base(queue)]
-        last = _known_key(before)
-        while (most := min(limit - len(letters), _LETTERS)) > 0:
-            reply = await self._client.link.script(scripts.DEAD, keys, [last, most])
-            letters += [
-                items.unpack_dead(key, letter, queue)
-                for key, letter in zip(reply[::2], reply[1::2], strict=True)
-            ]
-            if len(reply) < 2 * most:
-                break
-            last = reply[-2]
-        return letters
+        return await self.letters.read(queue, limit, before)
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
-        await self.introduce({envelope.queue for _, envelope in letters})
-        missing: list[str] = []
-        keys_of = self._client.keys
-        for part in portions(letters, [len(envelope.body) for _, envelope in letters]):
-            keys = [keys_of.base(queue), keys_of.ids, keys_of.cancelled]
-            words: list[Word] = [self._time_shift]
-            for key, envelope in part:
-                base = keys_of.base(envelope.queue)
-                if base not in keys[3:]:
-                    keys.append(base)
-                due, item = items.place(envelope, self._client.serials)
-                target = keys.index(base, 3) + 1
-                unique = "1" if envelope.unique else ""
-                words += (key, target, items.pack_id(envelope.id), envelope.id, unique, due, item)
-            reply = await self._client.link.script(scripts.REVIVE, keys, words)
-            missing += [key.decode() for key in reply]
-        return missing
+        return await self.letters.revive(queue, letters)
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
-        count = 0
-        wanted = list(set(keys))
-        for start in range(0, len(wanted), MOST):
-            part = wanted[start : start + MOST]
-            base = self._client.keys.base(queue)
-            count += await self._client.link.script(scripts.DISCARD, [base], part)
-        return count
+        return await self.letters.discard(queue, keys)
 
     async def cancelled_among(self, ids: Sequence[str]) -> set[str]:
-        """Return those that were cancelled, of a thousand at most."""
+        """Return which of up to a thousand ids were cancelled."""
         packed = [items.pack_id(name) for name in ids]
-        scores = await self._client.link.command("ZMSCORE", self._client.keys.cancelled, *packed)
+        scores = await self._client.connection.command(
+            "ZMSCORE", self._client.keys.cancelled, *packed
+        )
         return {name for name, at in zip(ids, scores, strict=True) if at is not None}
 
     async def uncancel(self, ids: Collection[str]) -> None:
         """Forget that ids were cancelled."""
         packed = [items.pack_id(name) for name in ids]
-        for start in range(0, len(packed), MOST):
-            part = packed[start : start + MOST]
-            await self._client.link.command("ZREM", self._client.keys.cancelled, *part)
+        for start in range(0, len(packed), MAX_ENTRIES):
+            part = packed[start : start + MAX_ENTRIES]
+            await self._client.connection.command("ZREM", self._client.keys.cancelled, *part)
 
     async def note_unique(self, name: str) -> None:
         """Note that a unique envelope of this id was stored."""
-        await self._client.link.command("SET", f"{self._client.keys.ids}{name}", 1, "EX", 86_400)
+        await self._client.connection.command(
+            "SET", f"{self._client.keys.ids}{name}", 1, "EX", 86_400
+        )
 
-    def _layout(self, part: Sequence[Envelope]) -> list[Word]:
+    def _groups(self, part: Sequence[Envelope]) -> list[Word]:
         """Return envelopes of one queue as groups, in order, as `publish.lua` takes them."""
         words: list[Word] = []
         kind, count, counted_at = "", 0, 0
         for envelope in part:
-            due, item = items.place(envelope, self._client.serials)
+            due, item = items.pack_with_due(envelope, self._client.serials)
             its_kind = _kind(envelope, due)
             if its_kind != kind:
                 if count:
@@ -305,12 +306,14 @@ class RedisBroker:
         return words
 
     async def _cancel(self, packed: Sequence[bytes], bases: Sequence[str]) -> set[str]:
-        """Note ids of one call; return those that are held, where bases are given to look at."""
+        """Cancel the ids of one call; return those that are held in queues of these bases."""
         keys = self._client.keys
         left, held, seen = dict.fromkeys(packed), set[str](), b""
         while left:
-            words: list[Word] = [self._time_shift, _CANCELLED_FOR, seen, *left]
-            reply = await self._client.link.script(scripts.CANCEL, [keys.cancelled, *bases], words)
+            args: list[Word] = [self._time_shift, _CANCELLED_FOR, seen, *left]
+            reply = await self._client.connection.script(
+                scripts.CANCEL, [keys.cancelled, *bases], args
+            )
             is_done, found, seen, out_of_date = reply
             for name in found:
                 held.add(items.unpack_id(name))
@@ -322,30 +325,31 @@ class RedisBroker:
         return held
 
     async def _forget_cancelled(self, before: bytes) -> None:
-        """Drop the notes of ids that were cancelled before a time, and first what is delayed of it.
+        """Drop the notes of ids that were cancelled before a time.
 
-        That may be delayed for longer than the notes are kept, and would be run without them.
+        Their delayed messages are dropped first. They may be delayed for longer than the notes are
+        kept, and would run without them.
         """
-        keys, link = self._client.keys, self._client.link
+        keys, connection = self._client.keys, self._client.connection
         for queue in await self.queues():
             cursor = b"0"
             while True:
                 pair = [keys.cancelled, keys.base(queue)]
-                cursor = await link.script(scripts.SWEEP, pair, [cursor, _SWEPT])
+                cursor = await connection.script(scripts.DROP_CANCELLED, pair, [cursor, _LOOKED_AT])
                 if cursor == b"0":
                     break
-        await link.command("ZREMRANGEBYSCORE", keys.cancelled, "-inf", b"(" + before)
+        await connection.command("ZREMRANGEBYSCORE", keys.cancelled, "-inf", b"(" + before)
 
     async def _list_consumers(self, queues: Sequence[str]) -> Sequence[Any]:
         keys = [self._client.keys.base(queue) for queue in queues]
-        reply: Sequence[Any] = await self._client.link.script(
+        reply: Sequence[Any] = await self._client.connection.script(
             scripts.CONSUMERS, keys, [self._time_shift]
         )
         return reply
 
     async def _count(self, queues: Sequence[str]) -> Sequence[Any]:
         keys = [self._client.keys.base(queue) for queue in queues]
-        reply: Sequence[Any] = await self._client.link.script(
+        reply: Sequence[Any] = await self._client.connection.script(
             scripts.DEPTH, keys, [self._time_shift]
         )
         return reply
@@ -353,12 +357,12 @@ class RedisBroker:
     async def _in_parts(
         self, queues: Sequence[str], call: Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
     ) -> AsyncIterator[tuple[Sequence[str], Sequence[Any]]]:
-        """Make a call for some queues at a time; yield them with its replies.
+        """Make a call for some queues at a time; yield them with its reply.
 
-        A queue with keys that no script can work on is left out, and told of once.
+        A queue with keys that no script can work on is left out, and logged once.
         """
-        sound = [queue for queue in queues if queue not in self._odd]
-        alone = [queue for queue in queues if queue in self._odd]
+        sound = [queue for queue in queues if queue not in self._malformed]
+        alone = [queue for queue in queues if queue in self._malformed]
         for start in range(0, len(sound), _QUEUES):
             part = sound[start : start + _QUEUES]
             reply, _ = await self._attempt(part, call)
@@ -370,8 +374,8 @@ class RedisBroker:
             reply, error = await self._attempt([queue], call)
             if reply is not None:
                 yield [queue], reply
-            elif queue not in self._odd:
-                self._odd.add(queue)
+            elif queue not in self._malformed:
+                self._malformed.add(queue)
                 logger.error(
                     "Keys of queue %r are not as aiotaskq wrote them; it is left alone: %s",
                     queue,
@@ -382,81 +386,82 @@ class RedisBroker:
     async def _attempt(
         self, queues: Sequence[str], call: Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
     ) -> tuple[Sequence[Any] | None, Unavailable | None]:
-        """Make a call; return its reply, or why a script cannot work on what is there."""
+        """Make a call; return its reply, or the error where a script cannot work on the keys."""
         try:
             return await call(queues), None
         except Unavailable as error:
-            if not is_odd_data(error.__cause__):
+            if not is_malformed_data(error.__cause__):
                 raise
             return None, error
 
     async def _maintain(self, queues: Sequence[str], limits: DeadLimits) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
-        link = self._client.link
-        missed = link.failed_at is not None and loop.time() - link.failed_at < _LATELY
-        words: list[Word] = [
+        connection = self._client.connection
+        failed_at = connection.failed_at
+        was_away = failed_at is not None and loop.time() - failed_at < _RECONNECTING
+        args: list[Word] = [
             self._time_shift,
-            loop.time() + self._ahead + _LATENESS,
-            _TENDED,
-            "1" if missed else "",
+            loop.time() + self._clock_offset + _OUT_OF_DATE,
+            _MAINTAINED,
+            "1" if was_away else "",
             limits.most,
             "" if limits.age is None else limits.age,
             *(consumer.id for consumer in list(self._consumers) if consumer.is_open),
         ]
         keys = [*map(self._client.keys.base, queues), self._client.keys.cancelled]
-        reply: Sequence[Any] = await link.script(scripts.TEND, keys, words)
+        reply: Sequence[Any] = await connection.script(scripts.MAINTAIN, keys, args)
         self._set_clock(float(reply[0]))
         return reply
 
     def _set_clock(self, server_time: float) -> None:
-        self._ahead = server_time - asyncio.get_running_loop().time()
+        self._clock_offset = server_time - asyncio.get_running_loop().time()
 
     async def queues(self) -> list[str]:
         """Return all queues that were ever used."""
-        names = await self._client.link.command("SMEMBERS", self._client.keys.queues)
+        names = await self._client.connection.command("SMEMBERS", self._client.keys.queues)
         stored = {name.decode() for name in names}
         if not self._introduced <= stored:
             self._known_at = 0
             await self.introduce(self._introduced - stored)
         return sorted(stored | self._introduced)
 
-    async def _welcome(self, queues: Collection[str]) -> None:
-        """Make ready for a consumer of queues."""
+    async def _introduce_for_worker(self, queues: Collection[str]) -> None:
+        """Do as `introduce` does, and log warnings about the server's settings, once."""
         await self.introduce(queues)
         if not self._warned:
             self._warned = True
-            await health.warn(self._client.link, self.url)
+            await warn_of_data_loss(self._client.connection, self.url)
 
     async def introduce(self, queues: Collection[str]) -> None:
-        """See that queues are in the set of queues, before anything is in them."""
-        link = self._client.link
-        if self._known_at != link.connects:  # another server, or one that lost something
+        """Add queues to the set of all queues, before anything is stored in them."""
+        connection = self._client.connection
+        if self._known_at != connection.connects:  # another server, or one that lost its data
             self._known.clear()
         if self._known.issuperset(queues):
             return
         asked = list(queues)
-        held = await link.command("SMISMEMBER", self._client.keys.queues, *asked)
-        # Asked first, since a server without memory refuses to add, even what is there.
+        held = await connection.command("SMISMEMBER", self._client.keys.queues, *asked)
+        # Asked first: a server without memory refuses SADD, even of a member that is there.
         if not all(held):
             missing = {queue for queue, there in zip(asked, held, strict=True) if not there}
             if not missing.isdisjoint(self._introduced):
-                self._tell_lost()
-            await link.command("SADD", self._client.keys.queues, *asked)
+                self._log_lost_data()
+            await connection.command("SADD", self._client.keys.queues, *asked)
         self._known.update(asked)
         self._introduced.update(asked)
-        self._known_at = link.connects
+        self._known_at = connection.connects
 
-    def _tell_lost(self) -> None:
+    def _log_lost_data(self) -> None:
         logger.critical(
-            "The Redis server has lost its data: it was emptied, or another has taken its place."
-            " What was queued is gone; going on with what comes",
+            "The Redis server has lost its data: it was emptied, or another server has taken its"
+            " place. All queued tasks are gone; new ones are accepted",
             extra={"event": "redis_lost_data", "url": self.url},
         )
-        self._introduced.clear()  # so that it is told once
+        self._introduced.clear()  # so that it is logged once
 
 
 def _kind(envelope: Envelope, due: bytes) -> str:
-    """Return the kind of group that `publish.lua` wants an envelope in."""
+    """Return the kind of group in `publish.lua` that an envelope goes to."""
     if envelope.unique:
         return "u"
     if due:
@@ -464,24 +469,11 @@ def _kind(envelope: Envelope, due: bytes) -> str:
     return str(envelope.priority) if envelope.expires_in is None else "e"
 
 
-def _known_key(before: str | None) -> str:
-    """Return the key of a dead letter as `dead.lua` takes it."""
-    if before is None:
-        return ""
-    try:
-        float(before)
-    except ValueError:
-        raise ValueError(
-            f"{before!r} is not the key of a dead letter: give one that `dead` returned"
-        ) from None
-    return before
-
-
 def _parts(batch: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
-    """Split a batch by queue, and each queue's share into what one call takes."""
+    """Split a batch by queue, and each queue's share into parts for one call each."""
     shares: Iterable[Sequence[Envelope]]
     if any(envelope.unique for envelope in batch):
-        # Of two with one id the first is stored, though their queues differ.
+        # Of two envelopes with the same id the first has to be stored, also where queues differ.
         shares = (list(share) for _, share in itertools.groupby(batch, attrgetter("queue")))
     else:
         by_queue: dict[str, list[Envelope]] = {}

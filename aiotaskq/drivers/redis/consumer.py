@@ -1,9 +1,36 @@
-"""One incarnation of a worker at the Redis broker.
+"""One incarnation of a worker at the Redis broker: it fetches and settles under a lease.
 
-A receipt is a number that the consumer itself counts up, and the field under which the item
-lies in the hash of what it holds. A fetch names the number it begins with; one whose reply was
-lost is made good by the next, which names the number where the lost one began and is told what
-that took. So nothing is stranded under a consumer that lives on without knowing of it.
+Theory of operation
+-------------------
+
+A consumer is new, open, then closed or given up. It never goes back: a worker makes another one.
+It is given up on the server (see `lua/reclaim.lua`), and learns of it when a script returns
+false.
+
+A receipt is a number that the consumer itself counts up, together with `receipt_owner`. It is
+also the field under which the item lies in the hash ``held:<consumer>``. For each number that the
+consumer has used, the client knows one of these states:
+
+* unanswered: `_unanswered` or above, in a fetch whose reply has not arrived;
+* held: in `_held`; the delivery is in `_fetched` or was returned by `fetch`;
+* being settled: in `_settling`;
+* uncertain: in `_uncertain`, with the kind of settlement, as the call failed or its reply was lost;
+* finished: in none of these.
+
+Between any two steps the connection may break, the call may be cancelled, the server may be
+replaced by a replica that lacks the last writes, or another process may end the lease. Therefore:
+
+* A fetch is noted as unanswered before it is sent, and the note is removed with its reply. The
+  next fetch names the first unanswered number, and the server returns again what was taken from
+  there on. So no item is held by a consumer that does not know of it. See `lua/fetch.lua`.
+* What a cancelled `fetch` had received stays in `_fetched`, for the next call.
+* A settlement is done at most once, since its receipt number is removed from the hash in the same
+  step. If a repeated settlement finds that the number is gone, and it is uncertain in the same
+  kind, then the earlier call has done it. While the lease runs nobody else can have. If the lease
+  is lost, all deliveries are reported as no longer held.
+* After a reconnect (`connects` has changed) the server may still hold items that were settled.
+  They are given back: see `_release_forgotten`. Held, uncertain and unanswered items, and those
+  that are being settled, are not touched.
 """
 
 from __future__ import annotations
@@ -19,38 +46,36 @@ from aiotaskq.contract.message import SUSPECT, Delivery
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.redis import items, scripts
-from aiotaskq.drivers.redis.client import MOST, Client, portions
-from aiotaskq.drivers.redis.link import Link, Word
+from aiotaskq.drivers.redis.client import MAX_ENTRIES, RedisClient, portions
+from aiotaskq.drivers.redis.connection import Word
+from aiotaskq.drivers.redis.notify import LONGEST_WAIT, RedisNotifier
 from aiotaskq.errors import LeaseLost, Unavailable
 
 Only: TypeAlias = Literal["", "suspects", "others"]
-
-LONGEST_NAP = 0.9  # seconds on the token: what it takes to find work whose token was lost
-BLINK = 0.005  # seconds: a shorter nap is not worth asking the server for a token
-MARGIN = 3.0  # seconds that a blocking reply may be late
 
 
 class RedisConsumer:
     """Fetches and settles under a lease.
 
     Args:
-        client: Of the broker.
-        queues: In the order in which they are to be drained.
-        identity: Its id, never used again.
-        lease: Seconds.
-        about: What the server keeps about it.
-        introduce: What makes queues known before anything is stored in them.
+        client: The client of the broker.
+        queues: The queues, in the order in which they are to be drained.
+        identity: The consumer's id, never used again.
+        lease: The length of the lease in seconds.
+        about: What the server keeps about the consumer.
+        introduce: Adds queues to the set of all queues, before anything is stored in them.
 
     Attributes:
-        id: Its own.
-        mark: What its receipts begin with; no other has it.
-        grant: What names its lease.
+        id: The consumer's id.
+        receipt_owner: What the receipts of this consumer begin with; no other consumer has it.
+        grant: What names the lease.
+        notifier: Waits for tokens.
         is_open: Whether the lease began, and was not ended by `close`.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: RedisClient,
         queues: Sequence[str],
         *,
         identity: str,
@@ -63,22 +88,20 @@ class RedisConsumer:
         self._queues = list(queues)
         self._bases = [client.keys.base(queue) for queue in queues]
         self._keys = [*self._bases, client.keys.cancelled]
-        self.mark = f"{self._bases[0]}{identity}"
+        self.receipt_owner = f"{self._bases[0]}{identity}"
         self._numbers = {queue: number for number, queue in enumerate(queues, 1)}
-        self._nudge = f"{self._bases[0]}nudge:{self.id}"
         self._about = about
         self._introduce = introduce
-        self._bell: Link | None = None  # blocks on the tokens
-        self._turn = asyncio.Lock()
-        self._spare: deque[Delivery] = deque()  # fetched, not yet returned
-        self._next = 0  # receipt number
-        self._missed: int | None = None  # receipt number where unanswered fetches began
-        self._open: set[int] = set()  # receipt numbers that were handed out and not yet settled
-        # Receipt numbers of settlements whose calls failed midway, and their kinds.
-        self._unsure: dict[int, type[Settlement]] = {}
-        self._settling: set[int] = set()  # receipt numbers of settlements that are under way
-        self._connects = 0  # of the link, when what is held was last compared
-        self._told = 0.0  # when the last cancelling was that we know of
+        self.notifier = RedisNotifier(client, self._bases, identity)
+        self._fetching = asyncio.Lock()  # one `fetch` at a time
+        self._fetched: deque[Delivery] = deque()  # received, not yet returned by `fetch`
+        self._next_number = 0  # the next receipt number
+        self._unanswered: int | None = None  # the first receipt number of unanswered fetches
+        self._held: set[int] = set()  # receipt numbers
+        self._uncertain: dict[int, type[Settlement]] = {}
+        self._settling: set[int] = set()
+        self._connects = 0  # of the connection, when the server's held items were last compared
+        self._cancelled_until = 0.0  # the time of the last cancelling that is known here
         self.grant = Grant(self.id, tuple(queues), lease)
         self.is_open = False
 
@@ -86,15 +109,15 @@ class RedisConsumer:
         if self.is_open:
             return
         await self._introduce(self._queues)
-        words: list[Word] = [
+        args: list[Word] = [
             self._client.time_shift,
             self.id,
             self.grant.seconds,
             self._about,
         ]
-        now = await self._script(scripts.OPEN, self._bases, words)
-        self._told = float(now)
-        self._connects = self._client.link.connects
+        now = await self._script(scripts.OPEN, self._bases, args)
+        self._cancelled_until = float(now)
+        self._connects = self._client.connection.connects
         self.is_open = True
 
     async def fetch(
@@ -103,69 +126,71 @@ class RedisConsumer:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         numbers = () if order is None else [self._numbers[queue] for queue in order]
-        async with self._turn:
+        async with self._fetching:
             while True:
-                got, nap = await self.take(limit, numbers)
+                got, pause = await self.take(limit, numbers)
                 if got:
                     return got
                 left = until - loop.time()
                 if left <= 0.0:
                     return []
-                if nap < min(left, LONGEST_NAP):
-                    await self._doze_until_due(nap)
+                if pause < min(left, LONGEST_WAIT):
+                    await self.notifier.wait_exactly(pause)
                 else:
-                    await self.doze(min(nap, left))
+                    await self.notifier.wait(min(pause, left))
 
     async def take(
         self, limit: int, order: Sequence[int] = (), *, only: Only = ""
     ) -> tuple[Sequence[Delivery], float]:
-        """Fetch what is there now; return it, and seconds after which there may be more.
+        """Fetch without waiting; return deliveries, and seconds after which there may be more.
 
         Args:
             limit: The most to take; at least 1.
-            order: The numbers of the queues, 1 being the first; empty: as they are named.
-            only: What to take; of a worker that has several consumers, one alone cannot tell.
+            order: The numbers of the queues, 1 being the first; empty: as the consumer names them.
+            only: The items to take. A worker with several consumers has to say so: one of them
+                alone cannot tell whether the worker holds anything.
         """
-        nap = 0.0
-        if self._connects != self._client.link.connects:  # a call less
-            await self._compare()
-        while nap == 0.0 and len(self._spare) < limit and not self._isolates:
-            nap = await self._fetch(min(limit - len(self._spare), MOST), order, only=only)
-        if self._isolates:
-            return [self._spare.popleft()], nap
-        count = min(limit, len(self._spare))
-        return [self._spare.popleft() for _ in range(count)], nap
+        pause = 0.0
+        if self._connects != self._client.connection.connects:  # checked here to save a call
+            await self._release_forgotten()
+        while pause == 0.0 and len(self._fetched) < limit and not self._next_is_suspect:
+            most = min(limit - len(self._fetched), MAX_ENTRIES)
+            pause = await self._fetch(most, order, only=only)
+        if self._next_is_suspect:
+            return [self._fetched.popleft()], pause
+        count = min(limit, len(self._fetched))
+        return [self._fetched.popleft() for _ in range(count)], pause
 
     async def peek(self) -> tuple[bool, bool, float]:
-        """Tell whether suspects wait, whether others do, and the seconds until something is due."""
-        await self._compare()
-        words: list[Word] = [self._client.time_shift, self.id]
-        reply = await self._script(scripts.PEEK, self._bases, words)
+        """Return whether suspects wait, whether others do, and seconds until an item falls due."""
+        await self._release_forgotten()
+        args: list[Word] = [self._client.time_shift, self.id]
+        reply = await self._script(scripts.PEEK, self._bases, args)
         if reply is None:
-            raise LeaseLost(f"{self.id} was given up for dead")
+            raise self._lease_lost()
         suspects, more, due, now = reply
-        wait = max(0.0, float(due) - float(now)) if due else LONGEST_NAP
+        wait = max(0.0, float(due) - float(now)) if due else LONGEST_WAIT
         return bool(suspects), bool(more) or wait == 0.0, wait
 
     @property
     def holds(self) -> bool:
-        """Whether there are deliveries that it has not settled."""
-        return bool(self._open)
+        """Whether there are deliveries that were not settled."""
+        return bool(self._held)
 
     @property
-    def owes(self) -> bool:
-        """Whether an earlier call took something, and was cancelled, or lost its reply."""
-        return self._missed is not None or bool(self._spare)
+    def has_unreturned(self) -> bool:
+        """Whether an earlier call took items that no caller got: cancelled, or without a reply."""
+        return self._unanswered is not None or bool(self._fetched)
 
     async def recover(self) -> Sequence[Delivery]:
-        """Return what an earlier call took, and nothing else."""
-        if self._missed is not None:
+        """Return the items that an earlier call took and no caller got, and no others."""
+        if self._unanswered is not None:
             await self._fetch(0, (), only="others")
-        got, self._spare = self._spare, deque()
+        got, self._fetched = self._fetched, deque()
         return got
 
-    async def ring(self) -> None:
-        """Give a token back that was taken in vain: wake another one if there is anything."""
+    async def return_token(self) -> None:
+        """Wake another consumer if there are items, in place of one whose token was taken here."""
         await self._fetch(0, (), only="others")
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
@@ -173,7 +198,7 @@ class RedisConsumer:
         gone: list[Settlement] = []
         for settlement in batch:
             delivery = settlement.delivery
-            if delivery.receipt[0] == self.mark:
+            if delivery.receipt[0] == self.receipt_owner:
                 by_queue.setdefault(delivery.queue, []).append(settlement)
             else:
                 gone.append(settlement)
@@ -184,7 +209,7 @@ class RedisConsumer:
                 gone += await self._settle(queue, share)
         except BaseException:  # any part may have taken effect
             for share in by_queue.values():
-                self.doubt(share)
+                self.mark_uncertain(share)
             raise
         finally:
             self._settling -= numbers
@@ -193,150 +218,110 @@ class RedisConsumer:
         which = set(map(id, gone))
         return [settlement.delivery for settlement in batch if id(settlement) in which]
 
-    def doubt(self, batch: Sequence[Settlement]) -> None:
-        """Note settlements of its own that may have taken effect, as nobody was told of."""
-        self._unsure.update((one.delivery.receipt[1], type(one)) for one in batch)
+    def mark_uncertain(self, batch: Sequence[Settlement]) -> None:
+        """Note settlements that may have taken effect, though the caller was not told."""
+        self._uncertain.update((one.delivery.receipt[1], type(one)) for one in batch)
 
     async def news(self) -> News:
-        reply = await self._script(scripts.NEWS, self._keys, [self.id, f"{self._told:.6f}"])
+        args: list[Word] = [self.id, f"{self._cancelled_until:.6f}"]
+        reply = await self._script(scripts.NEWS, self._keys, args)
         if reply is None:
-            raise LeaseLost(f"{self.id} was given up for dead")
+            raise self._lease_lost()
         suspects, cancelled = reply
         # Each cancelling has a time of its own, greater than those before.
         if cancelled:
-            self._told = float(cancelled[-1])
+            self._cancelled_until = float(cancelled[-1])
         ids = {items.unpack_id(name) for name in cancelled[::2]}
         return News(cancelled=ids, suspects=bool(suspects))
 
     async def close(self) -> None:
         was_open, self.is_open = self.is_open, False
-        await self.let_go()
+        await self.disconnect()
         if not was_open:
             return
         try:
             await self._script(scripts.CLOSE, self._keys, [self.id])
         except Unavailable:
-            return  # then the lease lapses by itself
+            return  # the lease lapses by itself
 
-    async def let_go(self) -> None:
-        """Disconnect."""
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            await bell.close()
+    async def disconnect(self) -> None:
+        """Close the connection of the notifier; the lease goes on."""
+        await self.notifier.close()
 
     async def _script(
-        self, script: scripts.Script, keys: Sequence[Word], words: Sequence[Word]
+        self, script: scripts.RedisScript, keys: Sequence[Word], args: Sequence[Word]
     ) -> Any:
-        return await self._client.link.script(script, keys, words)
+        return await self._client.connection.script(script, keys, args)
+
+    def _lease_lost(self) -> LeaseLost:
+        return LeaseLost(f"{self.id} was given up for dead")
 
     # --- fetching -------------------------------------------------------------------------------
 
     @property
-    def _isolates(self) -> bool:
-        """Whether the next delivery is a suspect; there is no other then."""
-        return bool(self._spare) and self._spare[0].crashes >= SUSPECT
+    def _next_is_suspect(self) -> bool:
+        """Whether the next delivery is a suspect; it is the only one then."""
+        return bool(self._fetched) and self._fetched[0].crashes >= SUSPECT
 
     async def _fetch(self, limit: int, order: Sequence[int], *, only: Only) -> float:
-        """Fetch into the spare ones; return the seconds until there may be more, 0 for now.
-
-        What a cancelled call takes counts as missed, like that of a lost reply.
+        """Fetch into `_fetched`; return the seconds until there may be more, 0 for now.
 
         Args:
-            limit: The most to take, up to `MOST`.
+            limit: The most to take, up to `MAX_ENTRIES`.
             order: As of `take`.
             only: As of `take`.
         """
-        first, missed = self._next, self._missed
-        self._next += limit
-        self._missed = first if missed is None else missed
-        words: list[Word] = [
+        first, unanswered = self._next_number, self._unanswered
+        self._next_number += limit
+        self._unanswered = first if unanswered is None else unanswered
+        args: list[Word] = [
             self._client.time_shift,
             self.id,
             limit,
             first,
-            "" if missed is None else missed,
+            "" if unanswered is None else unanswered,
             only,
             *order,
         ]
-        reply = await self._script(scripts.FETCH, self._keys, words)
-        self._missed = None
+        reply = await self._script(scripts.FETCH, self._keys, args)
+        self._unanswered = None
         if reply is None:
-            raise LeaseLost(f"{self.id} was given up for dead")
+            raise self._lease_lost()
         wait, unfinished, runs, now = reply
-        before = len(self._spare)
+        before = len(self._fetched)
         for queue, number, *packed in runs:
             self._unpack(self._queues[queue - 1], number, packed, float(now))
-        if unfinished or len(self._spare) - before == MOST:
+        if unfinished or len(self._fetched) - before == MAX_ENTRIES:
             return 0.0  # one call takes no more than that, and there may be more
-        return min(LONGEST_NAP, float(wait)) if wait else LONGEST_NAP
+        return min(LONGEST_WAIT, float(wait)) if wait else LONGEST_WAIT
 
     def _unpack(self, queue: str, number: int, packed: list[bytes], now: float) -> None:
-        mine, unpack = self.mark, items.unpack
-        self._spare.extend(
-            [unpack(item, queue, (mine, at), now) for at, item in enumerate(packed, number)]
+        owner, unpack = self.receipt_owner, items.unpack
+        self._fetched.extend(
+            [unpack(item, queue, (owner, at), now) for at, item in enumerate(packed, number)]
         )
-        self._open.update(range(number, number + len(packed)))
+        self._held.update(range(number, number + len(packed)))
 
-    async def _doze_until_due(self, seconds: float) -> None:
-        """Wait for a token, but no longer than until something falls due."""
-        if seconds < BLINK:
-            await asyncio.sleep(seconds)
-            return
-        # The server may end it a tenth of a second late by itself.
-        dozing = asyncio.create_task(self.doze(seconds + MARGIN))
-        try:
-            await asyncio.wait([dozing], timeout=seconds)
-            if not dozing.done():
-                await self.nudge()
-            await dozing
-        finally:
-            dozing.cancel()
-            # What failed first is told. The other has nothing to add, but has to be asked.
-            await asyncio.gather(dozing, return_exceptions=True)
+    async def _release_forgotten(self) -> None:
+        """Give back items that the server holds for this consumer, though it has settled them.
 
-    async def nudge(self) -> None:
-        """End its own doze now."""
-        await self._script(scripts.NUDGE, [self._nudge], [])
-
-    async def doze(self, seconds: float) -> bool:
-        """Wait for a token, which says that there is something to fetch, or for a nudge.
-
-        Returns:
-            Whether there was a token.
+        A server that took another's place, or lost its last seconds, may have forgotten the
+        settlements. It would hold the items for as long as the consumer lives.
         """
-        if self._bell is None:
-            self._bell = self._client.new_link()
-        bell = self._bell
-        words: list[Word] = ["BLPOP", *(f"{base}wake" for base in self._bases), self._nudge]
-        try:
-            # Redis takes 0 for "for ever".
-            wait = f"{max(seconds, 0.001):.3f}"
-            reply = await bell.command(*words, wait, patience=seconds + MARGIN)
-        except asyncio.CancelledError:
-            bell.drop()  # or the next token would go to somebody who is not there
-            raise
-        return reply is not None and reply[0] != self._nudge.encode()
-
-    async def _compare(self) -> None:
-        """Hand back what the server holds for us and we have settled.
-
-        A server that took another's place, or lost its last seconds, may have forgotten that, and
-        would keep it for as long as we live.
-        """
-        link = self._client.link
-        connects = link.connects
+        connection = self._client.connection
+        connects = connection.connects
         if self._connects not in (0, connects):
-            # What is being settled may be on its way to the new server, behind this.
-            ours = self._open | self._settling | self._unsure.keys()
-            first = self._next if self._missed is None else self._missed
+            # A settlement that is under way may reach the new server later than this.
+            ours = self._held | self._settling | self._uncertain.keys()
+            first = self._next_number if self._unanswered is None else self._unanswered
             for base in self._bases:
-                held = await link.command("HKEYS", f"{base}held:{self.id}")
-                lost = sorted({int(n) for n in held if n.isdigit() and int(n) < first} - ours)
-                for start in range(0, len(lost), MOST):
-                    words: list[Word] = [self._client.time_shift, self.id]
-                    for number in lost[start : start + MOST][::-1]:
-                        words += (b"r", number)
-                    await self._script(scripts.SETTLE, [self._keys[-1], base], words)
+                held = await connection.command("HKEYS", f"{base}held:{self.id}")
+                forgotten = sorted({int(n) for n in held if n.isdigit() and int(n) < first} - ours)
+                for start in range(0, len(forgotten), MAX_ENTRIES):
+                    args: list[Word] = [self._client.time_shift, self.id]
+                    for number in forgotten[start : start + MAX_ENTRIES][::-1]:
+                        args += (b"r", number)
+                    await self._script(scripts.SETTLE, [self._keys[-1], base], args)
         self._connects = connects
 
     # --- settling -------------------------------------------------------------------------------
@@ -344,12 +329,12 @@ class RedisConsumer:
     async def _settle(self, queue: str, share: list[Settlement]) -> list[Settlement]:
         if all(type(settlement) is Done for settlement in share):
             numbers = {settlement.delivery.receipt[1] for settlement in share}
-            # What is held, as far as we know, is asked for in one word; only where we are
-            # wrong, or told so before, the script has to tell which.
-            if len(numbers) == len(share) and numbers <= self._open:
+            # The fast script returns a number only. That is enough where all are held, as far as is
+            # known here; otherwise the slower script returns which are not.
+            if len(numbers) == len(share) and numbers <= self._held:
                 return await self._settle_done(queue, share)
         gone: list[Settlement] = []
-        # What is released goes before what was released earlier: the oldest at last.
+        # Each released item goes to the head of its list, so the oldest has to be the last.
         ordered = sorted(share, key=_order)
         for part in portions(ordered, [_size(settlement) for settlement in ordered]):
             gone += await self._settle_any(queue, part)
@@ -358,29 +343,29 @@ class RedisConsumer:
     async def _settle_done(self, queue: str, share: list[Settlement]) -> list[Settlement]:
         base = self._client.keys.base(queue)
         gone: list[Settlement] = []
-        for start in range(0, len(share), MOST):
-            part = share[start : start + MOST]
+        for start in range(0, len(share), MAX_ENTRIES):
+            part = share[start : start + MAX_ENTRIES]
             numbers: list[int] = [settlement.delivery.receipt[1] for settlement in part]
-            self._open.difference_update(numbers)
+            self._held.difference_update(numbers)
             count = await self._script(scripts.DONE, [base], [self.id, *numbers])
-            if count != len(part):  # the lease is gone, or the server lost what it had
+            if count != len(part):  # the lease is lost, or the server lost its data
                 gone += part
         return gone
 
     async def _settle_any(self, queue: str, part: Sequence[Settlement]) -> Sequence[Settlement]:
         keys = [self._client.keys.cancelled, self._client.keys.base(queue)]
-        words: list[Word] = [self._client.time_shift, self.id]
+        args: list[Word] = [self._client.time_shift, self.id]
         await self._introduce({one.envelope.queue for one in part if isinstance(one, Again)})
         for settlement in part:
-            self._open.discard(settlement.delivery.receipt[1])
-            words += self._words(settlement, keys)
-        reply = await self._script(scripts.SETTLE, keys, words)
-        unsure = self._learn(part) if self._unsure else ()
+            self._held.discard(settlement.delivery.receipt[1])
+            args += self._words(settlement, keys)
+        reply = await self._script(scripts.SETTLE, keys, args)
+        settled_before = self._resolve_uncertain(part) if self._uncertain else ()
         if reply is None:
             return part
         left = Counter(map(int, reply))
-        # An earlier call settled them, and only its reply was lost: nobody else can have.
-        left.subtract([number for number in unsure if left[number]])
+        # An earlier call settled them, and its reply was lost: nobody else can have.
+        left.subtract([number for number in settled_before if left[number]])
         gone: list[Settlement] = []
         # A receipt that is settled twice in one batch is gone the second time only.
         for settlement in reversed(part):
@@ -390,17 +375,21 @@ class RedisConsumer:
                 gone.append(settlement)
         return gone
 
-    def _learn(self, part: Sequence[Settlement]) -> Iterable[int]:
-        """Return the receipt numbers that an earlier call may have settled in the same way."""
+    def _resolve_uncertain(self, part: Sequence[Settlement]) -> Iterable[int]:
+        """Forget that settlements are uncertain, because the server has answered.
+
+        Returns:
+            The receipt numbers that an earlier call may have settled in the same way.
+        """
         earlier = {one.delivery.receipt[1]: type(one) for one in part}.items() & (
-            self._unsure.items()
+            self._uncertain.items()
         )
         for settlement in part:
-            self._unsure.pop(settlement.delivery.receipt[1], None)
+            self._uncertain.pop(settlement.delivery.receipt[1], None)
         return [number for number, _ in earlier]
 
     def _words(self, settlement: Settlement, keys: list[str]) -> tuple[Word, ...]:
-        """Return a settlement as `settle.lua` takes it; a queue it goes to is added to `keys`."""
+        """Return a settlement as `settle.lua` takes it; add the queue that it goes to to `keys`."""
         number: int = settlement.delivery.receipt[1]
         match settlement:
             case Done():
@@ -409,7 +398,7 @@ class RedisConsumer:
                 base = self._client.keys.base(envelope.queue)
                 if base not in keys:
                     keys.append(base)
-                due, item = items.place(envelope, self._client.serials)
+                due, item = items.pack_with_due(envelope, self._client.serials)
                 return b"a", number, keys.index(base) + 1, due, item
             case Dead(reason=reason, details=details):
                 return b"x", number, msgspec.json.encode(reason), details

@@ -1,9 +1,14 @@
-r"""What rests in the lists of a queue: a readable head, then the body as it was given.
+r"""Items: messages as they are stored in the keys of a queue, a readable head before the body.
 
-``<crashes> <priority> <expires at, or -> <id>\n<body>``. Where there were crashes, a colon and
-how the last consumer died follow their number, quoted as in a URL: ``2:its%20process%20died``. An
-item on its way to a script may say ``+<seconds>`` for when it expires: the script knows the time.
-Scripts know this form, too.
+This module is the only description of an item; the scripts read and write the same form, and touch
+the head only::
+
+    <crashes> <priority> <expires at, or -> <id>\n<body>
+
+Behind the number of crashes, if there were any, follow a colon and how the last consumer died,
+quoted as in a URL: ``2:its%20process%20died``. An item that is an argument of a script may have
+``+<seconds>`` as its time of expiry: relative to the server's clock, which only the script knows.
+A member of ``delayed`` is a serial number, a space and an item.
 """
 
 from __future__ import annotations
@@ -13,22 +18,10 @@ import time
 from typing import Any
 from urllib.parse import unquote
 
-import msgspec
-
 from aiotaskq.contract.message import Delivery, Envelope
-from aiotaskq.contract.records import DeadLetter
 
 _PLAIN = {b"0 %d - " % priority: priority for priority in range(10)}
-"""The heads of most, up to the id: no crashes, and never to expire."""
-
-
-class _Burial(msgspec.Struct):
-    died_at: float
-    reason: str
-    details: int = 0  # bytes between this and the item
-
-
-_decode_burial = msgspec.json.Decoder(_Burial).decode
+"""The heads of most items, up to the id: no crashes, and no expiry."""
 
 
 def pack_id(name: str) -> bytes:
@@ -56,11 +49,25 @@ def pack(envelope: Envelope) -> bytes:
     return head + envelope.body
 
 
+def pack_with_due(envelope: Envelope, serials: SerialNumbers) -> tuple[bytes, bytes]:
+    """Return when an envelope falls due, as scripts take it, and what to store until then.
+
+    An envelope that is not delayed has ``b""`` as its due time, and no serial number.
+    """
+    if envelope.delay is not None:
+        due = b"+%.6f" % max(envelope.delay, 0.0)
+    elif envelope.not_before is not None:
+        due = b"%.6f" % envelope.not_before
+    else:
+        return b"", pack(envelope)
+    return due, serials.next() + pack(envelope)
+
+
 def unpack(item: bytes, queue: str, receipt: Any, now: float = 0.0) -> Delivery:
     """Return an item as a delivery, given the server's time.
 
-    One that was never packed becomes a delivery with all its bytes as the body, for the worker
-    to bury with the reason that it cannot read them.
+    An item that `pack` did not make becomes a delivery with all its bytes as the body. The worker
+    buries it, because it cannot read that.
     """
     head, _, body = item.partition(b"\n")
     plain = _PLAIN.get(head[:6])
@@ -85,28 +92,11 @@ def unpack(item: bytes, queue: str, receipt: Any, now: float = 0.0) -> Delivery:
         return Delivery("", queue, item, receipt)
 
 
-def unpack_dead(key: bytes, letter: bytes, queue: str) -> DeadLetter:
-    """Return what `bury` of the scripts wrote as a dead letter."""
-    head, _, rest = letter.partition(b"\n")
-    try:
-        burial = _decode_burial(head)
-    except msgspec.MsgspecError:  # not of our making, so all of it is payload
-        burial, rest = _Burial(0.0, "not a dead letter"), letter
-    dead = unpack(rest[burial.details :], queue, None)
-    return DeadLetter(
-        key=key.decode(errors="replace"),
-        id=dead.id,
-        queue=queue,
-        body=dead.body,
-        reason=burial.reason,
-        crashes=dead.crashes,
-        died_at=burial.died_at,
-        details=rest[: burial.details],
-    )
+class SerialNumbers:
+    """Serial numbers of delayed items: they make them distinct, and keep them in order.
 
-
-class Serials:
-    """Numbers that make delayed items distinct, and put those due at once in order."""
+    Redis sorts members of equal score by their bytes, and a set has no member twice.
+    """
 
     def __init__(self) -> None:
         self._last = 0
@@ -116,14 +106,3 @@ class Serials:
         """Return a number, greater than those before, and a space."""
         self._last = max(self._last + 1, time.time_ns())
         return f"{self._last:016x}{self._ending} ".encode()
-
-
-def place(envelope: Envelope, serials: Serials) -> tuple[bytes, bytes]:
-    """Return when an envelope falls due, as scripts take it, and what to store until then."""
-    if envelope.delay is not None:
-        due = b"+%.6f" % max(envelope.delay, 0.0)
-    elif envelope.not_before is not None:
-        due = b"%.6f" % envelope.not_before
-    else:
-        return b"", pack(envelope)
-    return due, serials.next() + pack(envelope)

@@ -1,7 +1,7 @@
-"""Outcomes in one store: a readable key for each.
+"""Outcomes in one Redis store: a readable key for each.
 
-A final outcome is `<prefix>:result:<id>`, written once. One that is not final is
-`<prefix>:state:<id>`, and goes when a final one comes.
+A final outcome has the key ``result:<id>``, which is written once. An outcome that is not final
+has the key ``state:<id>``, which is deleted in the same step in which a final one is stored.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ import msgspec
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.redis import scripts
 from aiotaskq.drivers.redis.client import portions
-from aiotaskq.drivers.redis.keys import Keys
-from aiotaskq.drivers.redis.link import Link, Word
+from aiotaskq.drivers.redis.connection import RedisConnection, Word
+from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.errors import DecodeError
 
-_TOLD = 8  # outcomes that go to the subscribers whole, if they are as few: nothing else is to do
-_TOLD_BYTES = 4096  # then, and they take no more than this
+_PUBLISHED = 8  # as few outcomes are published whole, so that subscribers need not load them,
+_PUBLISHED_BYTES = 4096  # if they take no more bytes than this
 _LOADED = 500  # outcomes in one command
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Outcome).decode
 
 
-class Outcomes:
-    """See `aiotaskq.contract.results.ResultBackend`.
+class RedisOutcomes:
+    """Stores, loads and deletes outcomes; see `aiotaskq.contract.results.ResultBackend`.
 
     Args:
-        link: To the server.
-        keys: What its keys are called.
+        connection: A connection to the store.
+        keys: The names of its keys.
     """
 
-    def __init__(self, link: Link, keys: Keys) -> None:
-        self._link = link
+    def __init__(self, connection: RedisConnection, keys: RedisKeys) -> None:
+        self._connection = connection
         self._keys = keys
-        self._unsure: set[str] = set()  # ids whose outcomes were sent, and may have been stored
+        # Ids of outcomes that may have been stored by a call that failed, or lost its reply.
+        self._uncertain: set[str] = set()
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         refused: list[str] = []
@@ -46,15 +47,15 @@ class Outcomes:
             for part in portions(encoded, [len(text) for text in texts]):
                 refused += await self._store(part, ttl)
         except BaseException:
-            self.doubt(batch)
+            self.mark_uncertain(batch)
             raise
-        if self._unsure:
-            refused = await self._strange(batch, refused)
+        if self._uncertain:
+            refused = await self._without_own(batch, refused)
         return refused
 
-    def doubt(self, batch: Sequence[Outcome]) -> None:
-        """Note outcomes that may have been stored, as nobody was told of."""
-        self._unsure.update(outcome.task_id for outcome in batch)
+    def mark_uncertain(self, batch: Sequence[Outcome]) -> None:
+        """Note outcomes that may have been stored, though the caller was not told."""
+        self._uncertain.update(outcome.task_id for outcome in batch)
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         found: dict[str, Outcome] = {}
@@ -62,7 +63,7 @@ class Outcomes:
         for start in range(0, len(wanted), _LOADED):
             part = wanted[start : start + _LOADED]
             keys = [key for task_id in part for key in self._keys.outcome(task_id)]
-            texts = await self._link.command("MGET", *keys)
+            texts = await self._connection.command("MGET", *keys)
             for task_id, result, state in zip(part, texts[::2], texts[1::2], strict=True):
                 text = state if result is None else result
                 if text is not None:
@@ -74,40 +75,41 @@ class Outcomes:
         wanted = list(set(ids))
         for start in range(0, len(wanted), _LOADED):
             part = wanted[start : start + _LOADED]
-            # Of each id there is one or the other.
+            # An id has one of its two keys, or none. So the number of keys is that of the outcomes.
             keys = [key for task_id in part for key in self._keys.outcome(task_id)]
-            count += await self._link.command("DEL", *keys)
+            count += await self._connection.command("DEL", *keys)
         return count
 
     async def _store(self, part: Sequence[tuple[Outcome, bytes]], ttl: float | None) -> list[str]:
         keys, pair = [self._keys.none], self._keys.outcome
         finals: list[tuple[str, bytes]] = []
-        words: list[Word] = []
+        args: list[Word] = []
         for outcome, text in part:
             keys += pair(outcome.task_id)
             if outcome.status.final:
                 finals.append((outcome.task_id, text))
-                words += (b"1", text)
+                args += (b"1", text)
             else:
-                words += (b"0", text)
-        lasting = "" if ttl is None else max(1, round(ttl * 1000))
-        words = [lasting, self._keys.results, *_news(finals), *words]
-        refused = await self._link.script(scripts.STORE, keys, words)
+                args += (b"0", text)
+        expiry = "" if ttl is None else max(1, round(ttl * 1000))
+        args = [expiry, self._keys.results, *_published(finals), *args]
+        refused = await self._connection.script(scripts.STORE, keys, args)
         return [part[position - 1][0].task_id for position in refused]
 
-    async def _strange(self, batch: Sequence[Outcome], refused: list[str]) -> list[str]:
-        """Return the refused ids but for those whose outcome is there from an earlier call.
+    async def _without_own(self, batch: Sequence[Outcome], refused: list[str]) -> list[str]:
+        """Return the refused ids without those whose stored outcome is our own.
 
-        Of that the reply was lost.
+        An earlier call stored it, and its reply was lost.
         """
-        asked = [task_id for task_id in refused if task_id in self._unsure]
-        there = await self._link.command("MGET", *map(self._keys.result, asked)) if asked else ()
-        self._unsure.difference_update(outcome.task_id for outcome in batch)
-        ours = {outcome.task_id: _encode(outcome) for outcome in batch}
-        stored = {
-            task_id for task_id, text in zip(asked, there, strict=True) if text == ours[task_id]
+        asked = [task_id for task_id in refused if task_id in self._uncertain]
+        keys = map(self._keys.result, asked)
+        stored = await self._connection.command("MGET", *keys) if asked else ()
+        self._uncertain.difference_update(outcome.task_id for outcome in batch)
+        texts = {outcome.task_id: _encode(outcome) for outcome in batch}
+        own = {
+            task_id for task_id, text in zip(asked, stored, strict=True) if text == texts[task_id]
         }
-        return [task_id for task_id in refused if task_id not in stored]
+        return [task_id for task_id in refused if task_id not in own]
 
     def _read(self, task_id: str, text: bytes) -> Outcome:
         try:
@@ -116,9 +118,9 @@ class Outcomes:
             raise DecodeError(f"{self._keys.result(task_id)} holds no outcome: {error}") from error
 
 
-def _news(finals: Sequence[tuple[str, bytes]]) -> tuple[bytes, bytes]:
-    """Return what the subscribers are told of final outcomes: their ids, and all of them or b""."""
+def _published(finals: Sequence[tuple[str, bytes]]) -> tuple[bytes, bytes]:
+    """Return what subscribers get of final outcomes: the ids, and the outcomes or ``b""``."""
     ids = _encode([task_id for task_id, _ in finals])
-    if len(finals) > _TOLD or sum(len(text) for _, text in finals) > _TOLD_BYTES:
+    if len(finals) > _PUBLISHED or sum(len(text) for _, text in finals) > _PUBLISHED_BYTES:
         return ids, b""
     return ids, b"[%b]" % b",".join(text for _, text in finals)

@@ -1,4 +1,4 @@
-"""Schedules in a hash, and those that have a next run in a sorted set beside it."""
+"""Schedules in a Redis hash, with a sorted set of those that have a next run."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.redis import items, scripts
-from aiotaskq.drivers.redis.client import Client
-from aiotaskq.drivers.redis.link import Word
+from aiotaskq.drivers.redis.client import RedisClient
+from aiotaskq.drivers.redis.connection import Word
 
-_AT_ONCE = 100  # read in one call of a script
+_LOADED = 100  # schedules in one call of a script
 
 
 class RedisSchedules:
-    """See `aiotaskq.contract.schedules.ScheduleStore`.
+    """Loads and changes schedules; see `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
-        client: Of the broker.
-        introduce: What makes queues known before anything is stored in them.
+        client: The client of the broker.
+        introduce: Adds queues to the set of all queues, before anything is stored in them.
     """
 
     def __init__(
-        self, client: Client, introduce: Callable[[Collection[str]], Awaitable[None]]
+        self, client: RedisClient, introduce: Callable[[Collection[str]], Awaitable[None]]
     ) -> None:
         self._client = client
         self._introduce = introduce
         self._keys = [client.keys.schedules, client.keys.schedules_due]
 
     async def load(self, ids: Collection[str] | None = None) -> Sequence[StoredSchedule]:
-        link = self._client.link
+        connection = self._client.connection
         wanted: list[Word] = []
         if ids is None:
-            wanted += await link.command("HKEYS", self._client.keys.schedules)
+            wanted += await connection.command("HKEYS", self._client.keys.schedules)
         else:
             wanted += set(ids)
         found: list[StoredSchedule] = []
-        for start in range(0, len(wanted), _AT_ONCE):
-            part = wanted[start : start + _AT_ONCE]
-            found += _unpack(await link.script(scripts.LOAD, self._keys, part))
+        for start in range(0, len(wanted), _LOADED):
+            part = wanted[start : start + _LOADED]
+            found += _unpack(await connection.script(scripts.LOAD, self._keys, part))
         return sorted(found, key=lambda one: one.id)
 
     async def due(self, limit: int) -> DueSchedules:
-        words = [self._client.time_shift, limit]
-        now, next_at, *due = await self._client.link.script(scripts.DUE, self._keys, words)
+        args = [self._client.time_shift, limit]
+        now, next_at, *due = await self._client.connection.script(scripts.DUE, self._keys, args)
         return DueSchedules(schedules=_unpack(due), now=float(now), next_at=_time(next_at))
 
     async def compare_and_swap(
@@ -56,7 +56,7 @@ class RedisSchedules:
         queues = list({envelope.queue: None for envelope in batch})
         if queues:
             await self._introduce(queues)
-        words: list[Word] = [
+        args: list[Word] = [
             self._client.time_shift,
             schedule_id,
             b"" if seen is None else b"=" + items.pack_id(seen),
@@ -66,15 +66,17 @@ class RedisSchedules:
         keys = [*self._keys, *map(self._client.keys.base, queues)]
         targets = {queue: number for number, queue in enumerate(queues, len(self._keys) + 1)}
         for envelope in batch:
-            words += (targets[envelope.queue], *items.place(envelope, self._client.serials))
-        return bool(await self._client.link.script(scripts.SWAP, keys, words))
+            due, item = items.pack_with_due(envelope, self._client.serials)
+            args += (targets[envelope.queue], due, item)
+        swap = scripts.COMPARE_AND_SWAP
+        return bool(await self._client.connection.script(swap, keys, args))
 
 
 def _unpack(reply: Sequence[bytes]) -> list[StoredSchedule]:
-    """Return what a script read: id, due time and what is kept, one after the other."""
+    """Return the schedules in a script's reply: for each its id, due time and stored text."""
     found: list[StoredSchedule] = []
-    for name, due, kept in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
-        revision, _, body = kept.partition(b"\n")
+    for name, due, stored in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+        revision, _, body = stored.partition(b"\n")
         found.append(
             StoredSchedule(
                 id=name.decode(errors="replace"),

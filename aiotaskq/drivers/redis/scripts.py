@@ -1,4 +1,4 @@
-"""The scripts that the server runs: each is one atomic step. See `lua/`, one file per operation."""
+"""Scripts that the server runs, each as one atomic step; `lua/` has one file for each operation."""
 
 from __future__ import annotations
 
@@ -13,45 +13,51 @@ _FOLDER = Path(__file__).parent / "lua"
 _SHARED = f"local SUSPECT = {SUSPECT}\n" + (_FOLDER / "shared.lua").read_text("ascii")
 
 
-class Script(msgspec.Struct, frozen=True):
-    """A script and the name that the server keeps it under."""
+class RedisScript(msgspec.Struct, frozen=True):
+    """A script, and the digest by which the server knows it once it has run.
+
+    Attributes:
+        source: Its text.
+        digest: The SHA-1 of the text, in hexadecimal.
+        replicated: Whether its writes wait for replicas, where the URL asks for that.
+    """
 
     source: bytes
     digest: bytes
-    firm: bool  # what it writes is to outlive the server, where the address asks for replicas
+    replicated: bool
 
 
-def _load(*names: str, firm: bool = False, shared: str = _SHARED) -> Script:
+def _load(*names: str, replicated: bool = False, shared: str = _SHARED) -> RedisScript:
     parts = ((_FOLDER / f"{name}.lua").read_text("ascii") for name in names)
     source = "".join((shared, *parts)).encode()
     digest = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-    return Script(source, digest.encode(), firm)
+    return RedisScript(source, digest.encode(), replicated)
 
 
-ARRIVED = _load("arrived", firm=True)
-CANCEL = _load("cancel", firm=True)
+CANCEL = _load("cancel", replicated=True)
 CLOSE = _load("close")
+COMPARE_AND_SWAP = _load("compare_and_swap", replicated=True)
 CONSUMERS = _load("consumers")
 DEAD = _load("dead")
 DEPTH = _load("depth")
-DISCARD = _load("discard", firm=True)
-DONE = _load("done", firm=True)
+DISCARD = _load("discard", replicated=True)
+DONE = _load("done", replicated=True)
+DROP_CANCELLED = _load("drop_cancelled")
+DROP_PARCEL = _load("drop_parcel", replicated=True)
 DUE = _load("due")
 END = _load("reclaim", "end")
 FETCH = _load("fetch")
 LOAD = _load("load")
+MAINTAIN = _load("reclaim", "maintain")
 NEWS = _load("news")
-NUDGE = _load("nudge")
 OPEN = _load("open")
-PACK = _load("pack", firm=True)
-PEEK = _load("peek", shared="")  # which would be most of its work
-PUBLISH = _load("publish", firm=True)
+PACK = _load("pack", replicated=True)
+PEEK = _load("peek", shared="")  # to define the shared functions would be most of its work
+PUBLISH = _load("publish", replicated=True)
 PURGE = _load("purge")
 RENEW = _load("renew")
-REVIVE = _load("revive", firm=True)
-SETTLE = _load("settle", firm=True)
-STORE = _load("store", firm=True)
-SWAP = _load("swap", firm=True)
-SWEEP = _load("sweep")
-TEND = _load("reclaim", "tend")
-UNPACK = _load("unpack", firm=True)
+REVIVE = _load("revive", replicated=True)
+SETTLE = _load("settle", replicated=True)
+STORE = _load("store", replicated=True)
+UNPACK = _load("unpack", replicated=True)
+WAKE = _load("wake")

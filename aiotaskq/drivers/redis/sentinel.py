@@ -1,4 +1,4 @@
-"""The master that Redis Sentinel names: asked for whenever a connection is made."""
+"""The master that Redis Sentinel names; the sentinels are asked whenever a connection is made."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import NoPermissionError, RedisError
 
-from aiotaskq.drivers.redis.server import Address, ask
+from aiotaskq.drivers.redis.server import RedisServer, ask
 from aiotaskq.errors import ConfigError
 
 
-class SentinelAddress(Address, frozen=True, kw_only=True):
-    """The master of a service.
+class RedisSentinelMaster(RedisServer, frozen=True, kw_only=True):
+    """The master of a service, whichever server that is at the time.
 
     Attributes:
-        service: What the sentinels call it.
-        sentinels: Where they are, in no order.
+        service: The name of the service at the sentinels.
+        sentinels: The sentinels, in no order.
     """
 
     service: str
-    sentinels: tuple[Address, ...]
+    sentinels: tuple[RedisServer, ...]
 
     async def connect(self) -> AbstractConnection:
         host, port = await self._master()
         connection = await self.at(host, port).connect()
         try:
-            # A sentinel may not have heard yet that another has taken over.
+            # A sentinel may not know yet that another server has taken over.
             role = await ask(connection, "ROLE", within=self.timeout)
             if role[0] != b"master":
                 raise Disconnected(f"{host}:{port} is no master; the sentinels are not agreed yet")
@@ -39,32 +39,32 @@ class SentinelAddress(Address, frozen=True, kw_only=True):
         return connection
 
     async def _master(self) -> tuple[str, int]:
-        """Ask one sentinel after the other."""
-        trouble: Exception | None = None
-        strangers = 0
+        """Return the host and the port of the master; ask one sentinel after the other."""
+        failure: Exception | None = None
+        ignorant = 0  # sentinels that know no such service
         for sentinel in random.sample(self.sentinels, len(self.sentinels)):
             try:
                 found = await self._ask(sentinel)
             except (RedisError, OSError) as error:
-                trouble = error
+                failure = error
                 continue
             if found is not None:
                 return found
-            strangers += 1
-        if strangers:
-            told = (
+            ignorant += 1
+        if ignorant:
+            reason = (
                 f"{self.url}: the sentinels know no master {self.service!r};"
                 " name the right one with ?service="
             )
-            if trouble is None:
-                raise ConfigError(told)
-            raise Disconnected(f"{told}; of others there is no answer: {trouble}")
-        assert trouble is not None  # there is one sentinel at least
-        if not isinstance(trouble, RedisError):
-            raise Disconnected(f"no sentinel answers: {trouble}") from trouble
-        raise trouble
+            if failure is None:
+                raise ConfigError(reason)
+            raise Disconnected(f"{reason}; other sentinels do not answer: {failure}")
+        assert failure is not None  # there is one sentinel at least
+        if not isinstance(failure, RedisError):
+            raise Disconnected(f"no sentinel answers: {failure}") from failure
+        raise failure
 
-    async def _ask(self, sentinel: Address) -> tuple[str, int] | None:
+    async def _ask(self, sentinel: RedisServer) -> tuple[str, int] | None:
         connection = await sentinel.connect()
         try:
             found = await ask(

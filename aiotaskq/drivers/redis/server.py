@@ -1,4 +1,4 @@
-"""Where one server is, how it is talked to, and the making of a connection."""
+"""The address of one Redis server, and how a connection to it is made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import TimeoutError as Silent
+from redis.exceptions import TimeoutError as RedisTimeout
 
-# redis-py would look its own version up on disk for each connection, to tell the server. Newer
-# releases are told so by another word.
+# redis-py would read its own version from disk for each connection, to send it to the server. Newer
+# releases call the option by another name.
 _UNNAMED: dict[str, Any] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection).parameters
@@ -19,16 +19,16 @@ _UNNAMED: dict[str, Any] = (
 )
 
 
-class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a server is, and how it is talked to.
+class RedisServer(msgspec.Struct, frozen=True, kw_only=True):
+    """The address of a server, and the options of connections to it.
 
     Attributes:
-        url: As it was given, but for the password: for banners, logs and errors.
-        kind: What connects to it.
-        options: What `kind` is made with.
-        timeout: Seconds in which a command is answered, or the connection is given up.
-        wait_replicas: How many replicas are to have what is stored before it counts as stored.
-        wait_timeout: Seconds that they may take.
+        url: The URL as it was given, without passwords: for banners, logs and errors.
+        kind: The class of redis-py that connects.
+        options: The arguments of that class.
+        timeout: Seconds in which a command must be answered, or the connection is given up.
+        wait_replicas: How many replicas must have a write before it counts as stored.
+        wait_timeout: Seconds to wait for these replicas.
     """
 
     url: str
@@ -38,9 +38,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     wait_replicas: int = 0
     wait_timeout: float = 1.0
 
-    def at(self, host: str, port: int) -> Address:
-        """Return the address of another server that is talked to in the same way."""
-        return Address(
+    def at(self, host: str, port: int) -> RedisServer:
+        """Return the address of another server, with the same options."""
+        return RedisServer(
             url=self.url,
             kind=self.kind,
             options={**self.options, "host": host, "port": port},
@@ -56,26 +56,26 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
             RedisError: It failed.
             OSError: It failed.
         """
-        # Deadlines are kept by those who use it: one timer for many commands. RESP2 is all that
-        # is needed, and spares the notifications that redis-py asks for with RESP3.
+        # `RedisTransport` keeps the deadlines: one timer for many commands. RESP2 has all that is
+        # needed, and spares the notifications that redis-py asks for with RESP3.
         connection = self.kind(**self.options, **_UNNAMED, socket_timeout=None, protocol=2)
         try:
-            # redis-py limits the time for the socket, not for what is said on it at first.
+            # redis-py limits the time to connect the socket, but not that of the first commands.
             async with asyncio.timeout(2 * self.options["socket_connect_timeout"]):
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, TimeoutError):
-                raise Silent("no answer to the greeting in time") from None
+                raise RedisTimeout("no answer to the greeting in time") from None
             raise
         return connection
 
 
 async def ask(connection: AbstractConnection, *words: str, within: float) -> Any:
-    """Say one thing on a connection that nobody else uses, and return the answer.
+    """Send one command on a connection that nothing else uses, and return the reply.
 
     Raises:
-        RedisError: The answer is an error, or there is none in time.
+        RedisError: The reply is an error, or there is none in time.
         OSError: The connection failed.
     """
     try:
@@ -83,4 +83,4 @@ async def ask(connection: AbstractConnection, *words: str, within: float) -> Any
             await connection.send_command(*words)
             return await connection.read_response()
     except TimeoutError:
-        raise Silent(f"no answer to {words[0]} in time") from None
+        raise RedisTimeout(f"no answer to {words[0]} in time") from None

@@ -1,4 +1,4 @@
-"""Masters die under load, behind Sentinel and in a cluster, and others take their places."""
+"""Failover under load, behind Sentinel and in a cluster, and moves between shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.drivers.redis.tools import PATIENCE, envelope, insist, outcome
 from tests.servers import RedisCluster, RedisServer, SentinelSet
 
 Servers: TypeAlias = SentinelSet | RedisCluster
-FIRM = "wait_replicas=1&wait_timeout=2"
+REPLICATED = "wait_replicas=1&wait_timeout=2"
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,15 +41,15 @@ async def broker(servers: Servers) -> AsyncIterator[Broker]:
     """One whose messages count as stored when a replica has them."""
     broker: Broker
     if isinstance(servers, SentinelSet):
-        broker = RedisBroker(f"{servers.url}&{FIRM}")
+        broker = RedisBroker(f"{servers.url}&{REPLICATED}")
     else:
-        broker = ClusterBroker(f"{servers.url}?{FIRM}&shards=3")
+        broker = ClusterBroker(f"{servers.url}?{REPLICATED}&shards=3")
     await broker.open()
     yield broker
     await broker.close()
 
 
-async def test_nothing_that_replicas_have_is_lost_when_a_master_dies(
+async def test_no_message_on_a_replica_is_lost_when_a_master_dies(
     servers: Servers, broker: Broker
 ) -> None:
     consumer = broker.consumer(["q"], name="w", lease=60.0)
@@ -79,7 +79,7 @@ async def test_nothing_that_replicas_have_is_lost_when_a_master_dies(
     await consumer.close()
 
 
-async def test_a_message_that_no_replica_takes_is_not_called_stored(
+async def test_publishing_fails_where_no_replica_takes_the_message(
     servers: Servers, broker: Broker
 ) -> None:
     nodes: list[RedisServer] = list(
@@ -102,7 +102,7 @@ async def test_a_message_that_no_replica_takes_is_not_called_stored(
     assert await insist(broker.depth) == {"q": Depth(ready=2)}
 
 
-async def test_what_was_settled_and_forgotten_with_the_master_does_not_stay_held(
+async def test_settlements_that_a_new_master_does_not_know_leave_nothing_held(
     servers: Servers, broker: Broker
 ) -> None:
     consumer = broker.consumer(["q"], name="w", lease=600.0)
@@ -114,7 +114,7 @@ async def test_what_was_settled_and_forgotten_with_the_master_does_not_stay_held
     parts = consumer._parts if isinstance(consumer, ClusterConsumer) else [consumer]
     for part in parts:  # as if these settlements had not come to the replica
         assert isinstance(part, RedisConsumer)
-        part._open.clear()
+        part._held.clear()
     await asyncio.to_thread(servers.fail_over)
     if isinstance(servers, RedisCluster):
         for master in servers.masters:  # one died; what goes on is the same for all
@@ -140,7 +140,7 @@ async def receive(consumer: Consumer, count: int) -> list[str]:
 # --- Sentinel -----------------------------------------------------------------------------------
 
 
-async def test_a_master_that_is_demoted_in_order_is_left_without_a_word(
+async def test_an_ordered_failover_is_followed_without_losing_a_message(
     redis_sentinel: SentinelSet, redis_sentinel_url: str
 ) -> None:
     broker = RedisBroker(redis_sentinel_url)
@@ -157,7 +157,7 @@ async def test_a_master_that_is_demoted_in_order_is_left_without_a_word(
     await broker.close()
 
 
-async def test_an_unknown_service_is_told_with_its_mend(
+async def test_the_error_of_an_unknown_service_says_how_to_mend_it(
     redis_sentinel: SentinelSet, redis_sentinel_url: str
 ) -> None:
     broker = RedisBroker(redis_sentinel_url.replace("mymaster", "yours"))
@@ -165,7 +165,7 @@ async def test_an_unknown_service_is_told_with_its_mend(
         await broker.open()
 
 
-async def test_one_sentinel_that_knows_no_master_does_not_speak_for_all(
+async def test_one_sentinel_that_knows_no_master_is_no_configuration_error(
     redis_sentinel: SentinelSet, redis_sentinel_url: str
 ) -> None:
     sentinel = redis_sentinel.sentinels[0]
@@ -174,7 +174,7 @@ async def test_one_sentinel_that_knows_no_master_does_not_speak_for_all(
         await RedisBroker(url).open()
 
 
-async def test_without_a_sentinel_the_broker_is_away() -> None:
+async def test_without_a_sentinel_the_broker_is_unavailable() -> None:
     broker = RedisBroker("redis+sentinel://127.0.0.1:1,127.0.0.1:2")
     with pytest.raises(BrokerUnavailable):
         await broker.open()
@@ -220,13 +220,13 @@ CUTS: dict[str, Callable[[ClusterBroker], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("sender", CUTS)
-@pytest.mark.parametrize("call", ["pack", "unpack", "arrived"])
-async def test_what_goes_from_slot_to_slot_arrives_once_whoever_dies(
+@pytest.mark.parametrize("call", ["pack", "unpack", "drop_parcel"])
+async def test_a_message_moved_to_another_shard_arrives_once_whatever_step_is_cut_off(
     cluster: ClusterBroker, sender: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_off = 0
     for client in cluster._clients:
-        run = client.link.script
+        run = client.connection.script
 
         async def script(
             script: object, keys: object, words: object, run: Callable[..., Awaitable[object]] = run
@@ -238,7 +238,7 @@ async def test_what_goes_from_slot_to_slot_arrives_once_whoever_dies(
                 raise BrokerUnavailable("cut off")
             return reply
 
-        monkeypatch.setattr(client.link, "script", script)
+        monkeypatch.setattr(client.connection, "script", script)
     await CUTS[sender](cluster)
     monkeypatch.undo()
     assert cut_off == 1
@@ -250,7 +250,7 @@ async def test_what_goes_from_slot_to_slot_arrives_once_whoever_dies(
     await other.close()
 
 
-async def test_what_is_repeated_since_one_node_was_silent_is_not_told_as_gone(
+async def test_a_repetition_because_of_one_silent_node_reports_nothing_as_gone(
     redis_cluster: RedisCluster, redis_cluster_url: str
 ) -> None:
     url = f"{redis_cluster_url}?shards=3&socket_timeout=0.5"
@@ -284,7 +284,7 @@ async def test_what_is_repeated_since_one_node_was_silent_is_not_told_as_gone(
     await broker.close()
 
 
-async def test_a_call_that_asks_for_the_nodes_while_all_is_closed_leaves_no_connection(
+async def test_a_call_that_asks_for_the_nodes_during_close_leaves_no_connection(
     redis_cluster: RedisCluster, redis_cluster_url: str
 ) -> None:
     broker = ClusterBroker(redis_cluster_url)
@@ -303,7 +303,7 @@ async def test_a_call_that_asks_for_the_nodes_while_all_is_closed_leaves_no_conn
             await asyncio.sleep(0.01)
 
 
-async def test_a_server_of_another_kind_than_the_url_says_is_told_with_its_mend(
+async def test_the_error_of_a_server_of_another_kind_names_the_right_url(
     redis_cluster: RedisCluster,
     redis_cluster_url: str,
     redis_sentinel: SentinelSet,
@@ -321,7 +321,7 @@ async def test_a_server_of_another_kind_than_the_url_says_is_told_with_its_mend(
             await broker.open()
 
 
-async def test_one_number_of_shards_takes_over_from_another(redis_cluster_url: str) -> None:
+async def test_messages_follow_when_the_number_of_shards_changes(redis_cluster_url: str) -> None:
     few, many = ClusterBroker(redis_cluster_url), ClusterBroker(f"{redis_cluster_url}?shards=q:6,1")
     for broker in (few, many):
         await broker.open()
@@ -335,7 +335,7 @@ async def test_one_number_of_shards_takes_over_from_another(redis_cluster_url: s
         await broker.close()
 
 
-async def test_shards_keep_their_order_and_share_the_work(redis_cluster_url: str) -> None:
+async def test_each_shard_keeps_its_order_and_gets_its_share(redis_cluster_url: str) -> None:
     broker = ClusterBroker(f"{redis_cluster_url}?shards=3")
     await broker.open()
     ids = [f"{n:04}" for n in range(900)]
@@ -364,7 +364,7 @@ async def test_shards_keep_their_order_and_share_the_work(redis_cluster_url: str
         ("redis+cluster://u:se/cret@h", "the password, before the @, are quoted"),
     ],
 )
-def test_an_impossible_url_is_told_in_a_line(url: str, told: str) -> None:
+def test_a_wrong_cluster_url_is_refused_with_the_reason(url: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told) as caught:
         ClusterBroker(url)
     assert "secret" not in str(caught.value)

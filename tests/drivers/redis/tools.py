@@ -1,4 +1,4 @@
-"""What the tests of the Redis driver share."""
+"""Helpers of the tests of the Redis driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The Redis driver over a cluster: a number of small stores, each in one slot.
 
-A shard is a store like that on a single server, whose keys all have one tag, so that each of the
-scripts works within one slot. Each queue has its shard, or several; what is above composes them.
+A shard is a store like that on a single server. All of its keys have one tag, so that each script
+works within one slot. Each queue has one shard, or several. The broker, the consumer and the
+lease of a cluster are compositions of those of the shards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,24 @@
-"""One incarnation of a worker over the shards of its queues.
+"""One incarnation of a worker over a cluster: a consumer for each shard of each queue, of one id.
 
-It has a consumer for each queue in each of its shards, all of one id. They are looked into at
-once, and what is there is taken from one after the other, in the order of the queues.
+Theory of operation
+-------------------
+
+A part is a `RedisConsumer` of one queue in one shard. Each keeps its own invariants, those of
+`aiotaskq.drivers.redis.consumer`. This module adds what no part can know alone: which part comes
+first, and whether the worker holds anything at all.
+
+* There is no step over several shards. A lease that is lost in one part is lost: `fetch` and
+  `news` raise for all. `settle` and `close` go to all parts, each to its end. If one fails, the
+  caller repeats all, so the settlements of all parts are marked as uncertain.
+* A fetch goes to one part after the other until it has enough. Between two parts it may be
+  cancelled, or fail. What was taken by then is in `_fetched`, or in the part (`has_unreturned`),
+  and the next fetch returns it before anything else.
+* A suspect is handed out alone. Only this module can tell that the worker holds nothing in any
+  part. So it looks into all parts first, and then asks one part for suspects only, or for others
+  only.
+* An idle consumer waits for a token in all parts at once. When the first one comes, it ends the
+  waiting of all others, which may have got tokens meanwhile. A token is for any consumer of its
+  shard. Where this one does not fetch from a shard whose token it took, it returns the token.
 """
 
 from __future__ import annotations
@@ -14,17 +31,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from aiotaskq.contract.message import SUSPECT, Delivery
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Settlement
-from aiotaskq.drivers.redis.cluster.together import together
-from aiotaskq.drivers.redis.consumer import BLINK, LONGEST_NAP, MARGIN, RedisConsumer
+from aiotaskq.drivers.redis.cluster.gather import gather_all
+from aiotaskq.drivers.redis.consumer import RedisConsumer
+from aiotaskq.drivers.redis.notify import LONGEST_WAIT, MARGIN, SHORTEST_WAIT
 
 
 class ClusterConsumer:
-    """See `aiotaskq.contract.broker.Consumer`.
+    """Fetches and settles over all shards; see `aiotaskq.contract.broker.Consumer`.
 
     Args:
         grant: What names its lease.
         parts: By queue, in the order of draining: a consumer for each of its shards.
-        forward: Sends on what these settlements have stored where it is not at home.
+        forward: Moves on what these settlements have stored in a shard that is not their queue's.
     """
 
     def __init__(
@@ -37,14 +55,14 @@ class ClusterConsumer:
         self.grant = grant
         self._by_queue = parts
         self._parts = [part for several in parts.values() for part in several]
-        self._by_mark = {part.mark: part for part in self._parts}
+        self._by_owner = {part.receipt_owner: part for part in self._parts}
         self._forward = forward
-        self._turn = asyncio.Lock()
-        self._turns = itertools.count()
-        self._spare: deque[Delivery] = deque()  # taken, not yet returned
+        self._fetching = asyncio.Lock()  # one `fetch` at a time
+        self._rounds = itertools.count()
+        self._fetched: deque[Delivery] = deque()  # received, not yet returned by `fetch`
 
     async def open(self) -> None:
-        await together(part.open() for part in self._parts)
+        await gather_all(part.open() for part in self._parts)
 
     async def fetch(
         self, limit: int, wait: float, *, order: Sequence[str] | None = None
@@ -53,33 +71,33 @@ class ClusterConsumer:
             return await self._parts[0].fetch(limit, wait)
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
-        rung: set[RedisConsumer] = set()
-        async with self._turn:
+        notified: set[RedisConsumer] = set()
+        async with self._fetching:
             while True:
-                nap = await self._collect(limit, order, rung)
-                if self._spare:
+                pause = await self._collect(limit, order, notified)
+                if self._fetched:
                     return self._hand_out(limit)
                 left = until - loop.time()
                 if left <= 0.0:
                     return []
-                rung = await self._doze(min(nap, left))
+                notified = await self._wait(min(pause, left))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         shares: dict[str, list[Settlement]] = {}
         gone: Counter[int] = Counter()
         for settlement in batch:
-            mark = settlement.delivery.receipt[0]
-            if mark in self._by_mark:
-                shares.setdefault(mark, []).append(settlement)
+            owner = settlement.delivery.receipt[0]
+            if owner in self._by_owner:
+                shares.setdefault(owner, []).append(settlement)
             else:
                 gone[id(settlement.delivery)] += 1
         try:
-            settled = await together(
-                self._by_mark[mark].settle(share) for mark, share in shares.items()
+            settled = await gather_all(
+                self._by_owner[owner].settle(share) for owner, share in shares.items()
             )
-        except BaseException:  # what succeeded is repeated as well, and nobody hears of it here
-            for mark, share in shares.items():
-                self._by_mark[mark].doubt(share)
+        except BaseException:  # the caller repeats all shares, also those that succeeded
+            for owner, share in shares.items():
+                self._by_owner[owner].mark_uncertain(share)
             raise
         await self._forward(batch)
         gone.update(id(delivery) for part in settled for delivery in part)
@@ -91,102 +109,107 @@ class ClusterConsumer:
         return lost
 
     async def news(self) -> News:
-        told = await together(part.news() for part in self._parts)
+        replies = await gather_all(part.news() for part in self._parts)
         return News(
-            cancelled={name for one in told for name in one.cancelled},
-            suspects=any(one.suspects for one in told),
+            cancelled={name for one in replies for name in one.cancelled},
+            suspects=any(one.suspects for one in replies),
         )
 
     async def close(self) -> None:
-        await together(part.close() for part in self._parts)
+        await gather_all(part.close() for part in self._parts)
 
     # --- fetching -------------------------------------------------------------------------------
 
     def _hand_out(self, limit: int) -> Sequence[Delivery]:
         """Return what was taken; a suspect alone."""
-        if self._spare[0].crashes >= SUSPECT:
-            return [self._spare.popleft()]
-        return [self._spare.popleft() for _ in range(min(limit, len(self._spare)))]
+        if self._fetched[0].crashes >= SUSPECT:
+            return [self._fetched.popleft()]
+        return [self._fetched.popleft() for _ in range(min(limit, len(self._fetched)))]
 
     def _ordered(self, order: Sequence[str] | None) -> list[RedisConsumer]:
         """Return the parts as they are to be drained; the shards of a queue take turns."""
-        turn = next(self._turns)
+        number = next(self._rounds)
         ordered: list[RedisConsumer] = []
         for queue in self._by_queue if order is None else order:
             several = self._by_queue[queue]
-            first = turn % len(several)
+            first = number % len(several)
             ordered += (*several[first:], *several[:first])
         return ordered
 
     async def _collect(
-        self, limit: int, order: Sequence[str] | None, rung: set[RedisConsumer]
+        self, limit: int, order: Sequence[str] | None, notified: set[RedisConsumer]
     ) -> float:
-        """Take into the spare ones; return the seconds until there may be more.
+        """Take into `_fetched`; return the seconds until there may be more.
 
         Args:
             limit: The most to take.
-            order: Of the queues.
-            rung: Those whose tokens were taken, which may be meant for others as well.
+            order: The order of the queues.
+            notified: The parts whose tokens were taken, which may concern other consumers as well.
         """
-        if self._spare:  # of a call that was cancelled
+        if self._fetched:  # of a call that was cancelled
             return 0.0
         for part in self._parts:
-            if part.owes:
-                self._spare += await part.recover()
-                if self._spare:
+            if part.has_unreturned:
+                self._fetched += await part.recover()
+                if self._fetched:
                     return 0.0
         parts = self._ordered(order)
-        # Who holds something wants no suspect, and while there is much, one call will do.
-        if self._holds and not rung:
-            self._spare += (await parts[0].take(limit, only="others"))[0]
-            if len(self._spare) >= limit:
+        # A worker that holds something gets no suspect, so it need not look into all parts. While
+        # the first part has enough, one call will do.
+        if self._holds and not notified:
+            self._fetched += (await parts[0].take(limit, only="others"))[0]
+            if len(self._fetched) >= limit:
                 return 0.0
-        seen = await together(part.peek() for part in parts)
+        seen = await gather_all(part.peek() for part in parts)
         if any(suspects for suspects, _, _ in seen) and not self._holds:
-            await self._isolate(
-                [part for part, (bad, _, _) in zip(parts, seen, strict=True) if bad]
+            await self._take_suspect(
+                [part for part, (suspects, _, _) in zip(parts, seen, strict=True) if suspects]
             )
-        waiting = {part for part, (_, more, _) in zip(parts, seen, strict=True) if more}
+        with_items = {part for part, (_, more, _) in zip(parts, seen, strict=True) if more}
         for part in parts:
-            if part in waiting and len(self._spare) < limit and not self._isolates:
-                got, _ = await part.take(limit - len(self._spare), only="others")
-                self._spare += got
-                waiting.discard(part)
-        await together(part.ring() for part in rung & waiting)
-        return min(nap for _, _, nap in seen)
+            if part in with_items and len(self._fetched) < limit and not self._next_is_suspect:
+                got, _ = await part.take(limit - len(self._fetched), only="others")
+                self._fetched += got
+                with_items.discard(part)
+        await gather_all(part.return_token() for part in notified & with_items)
+        return min(pause for _, _, pause in seen)
 
-    async def _isolate(self, parts: Sequence[RedisConsumer]) -> None:
-        """Take one suspect, alone; nothing if others were faster."""
+    async def _take_suspect(self, parts: Sequence[RedisConsumer]) -> None:
+        """Take one suspect, alone; none if other consumers were faster."""
         for part in parts:
             got, _ = await part.take(1, only="suspects")
-            self._spare += got
+            self._fetched += got
             if got:
                 return
 
     @property
-    def _isolates(self) -> bool:
-        return bool(self._spare) and self._spare[0].crashes >= SUSPECT
+    def _next_is_suspect(self) -> bool:
+        return bool(self._fetched) and self._fetched[0].crashes >= SUSPECT
 
     @property
     def _holds(self) -> bool:
         return any(part.holds for part in self._parts)
 
-    async def _doze(self, seconds: float) -> set[RedisConsumer]:
-        """Wait for a token of any shard; return those that had one."""
-        if seconds < BLINK:
+    async def _wait(self, seconds: float) -> set[RedisConsumer]:
+        """Wait for a token of any part; return the parts that got one."""
+        if seconds < SHORTEST_WAIT:
             await asyncio.sleep(seconds)
             return set()
-        dozing = {asyncio.create_task(part.doze(seconds + MARGIN)): part for part in self._parts}
+        waiting = {
+            asyncio.create_task(part.notifier.wait(seconds + MARGIN)): part for part in self._parts
+        }
         try:
             await asyncio.wait(
-                dozing,
-                timeout=min(seconds, LONGEST_NAP),
+                waiting,
+                timeout=min(seconds, LONGEST_WAIT),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            await together(part.nudge() for task, part in dozing.items() if not task.done())
-            rung = await together(dozing)
-            return {part for part, had in zip(dozing.values(), rung, strict=True) if had}
+            await gather_all(
+                part.notifier.wake() for task, part in waiting.items() if not task.done()
+            )
+            tokens = await gather_all(waiting)
+            return {part for part, token in zip(waiting.values(), tokens, strict=True) if token}
         finally:
-            for task in dozing:
+            for task in waiting:
                 task.cancel()
-            await asyncio.gather(*dozing, return_exceptions=True)
+            await asyncio.gather(*waiting, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""Which shard is for what.
+"""Placement of queues, ids and names on the shards of a cluster.
 
-There is a fixed number of shards, spread evenly over the slots and so over the nodes. That a queue
-has another number of them changes where its messages go, and not what any key is called.
+There is a fixed number of shards, spread evenly over the slots and so over the nodes. A change in
+the number of shards of a queue changes where its messages go, and the name of no key.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from binascii import crc_hqx
 from collections.abc import Mapping
 
-SHARDS = 12
-"""How many there are: as many as a queue may have, and divisible by most numbers of nodes."""
+from aiotaskq.drivers.redis.url import MAX_SHARDS
+
+SHARDS = MAX_SHARDS
+"""The number of shards: as many as a queue may have, and a multiple of many numbers of nodes."""
 
 _SLOTS = 16384
 
@@ -21,7 +23,7 @@ def slot_of(tag: str) -> int:
 
 
 def _tags() -> tuple[str, ...]:
-    """Return a tag for each shard, whose slot is about in the middle of its share of them."""
+    """Return a tag for each shard, whose slot is near the middle of the shard's share of slots."""
     tags: list[str] = []
     share = _SLOTS // SHARDS
     for shard in range(SHARDS):
@@ -36,32 +38,32 @@ def _tags() -> tuple[str, ...]:
 TAGS = _tags()
 
 
-def number_of(name: str) -> int:
-    """Return a number that every process finds for a name."""
+def hash_of(name: str) -> int:
+    """Return a number that every process computes for a name."""
     return crc_hqx(name.encode(errors="surrogatepass"), 0)
 
 
-class Placement:
-    """Where the messages of each queue go.
+class ShardPlacement:
+    """The shards of each queue.
 
     Args:
-        spread: How many shards a queue has; ``""`` for those that are not named.
+        spread: The number of shards of a queue, by queue; ``""`` stands for all others.
     """
 
     def __init__(self, spread: Mapping[str, int]) -> None:
         self._spread = spread
         self._shards: dict[str, tuple[int, ...]] = {}
 
-    def of(self, queue: str) -> tuple[int, ...]:
+    def shards_of(self, queue: str) -> tuple[int, ...]:
         """Return the shards of a queue, as far from one another as can be."""
         shards = self._shards.get(queue)
         if shards is None:
-            first, count = number_of(queue), self._spread.get(queue, self._spread[""])
+            first, count = hash_of(queue), self._spread.get(queue, self._spread[""])
             shards = tuple((first + SHARDS * n // count) % SHARDS for n in range(count))
             if len(self._shards) < 10_000:
                 self._shards[queue] = shards
         return shards
 
-    def home(self, name: str) -> int:
-        """Return the shard that knows an id, or a name."""
-        return number_of(name) % SHARDS
+    def home_of(self, name: str) -> int:
+        """Return the shard that keeps what is stored under an id, or another name."""
+        return hash_of(name) % SHARDS

@@ -1,4 +1,10 @@
-"""Outcomes over the shards of a cluster, each with that of its id."""
+"""The result backend over a cluster: each outcome lies in the shard of its id.
+
+For one store see `aiotaskq.drivers.redis.results`. A batch is stored in several shards at
+once, and some of them may fail. The caller repeats the whole batch then, so the whole batch is
+marked as uncertain, also where storing succeeded. Subscribers connect to any node: a message
+published at one node reaches the subscribers of all.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +12,13 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.redis.address import parse_cluster
-from aiotaskq.drivers.redis.cluster.nodes import Nodes, SlotLink, Topology
-from aiotaskq.drivers.redis.cluster.placement import TAGS, Placement, slot_of
-from aiotaskq.drivers.redis.cluster.together import together
-from aiotaskq.drivers.redis.keys import Keys
-from aiotaskq.drivers.redis.outcomes import Outcomes
-from aiotaskq.drivers.redis.results import arrivals
+from aiotaskq.drivers.redis.cluster.gather import gather_all
+from aiotaskq.drivers.redis.cluster.nodes import ClusterNodes, ClusterTopology, SlotConnection
+from aiotaskq.drivers.redis.cluster.placement import TAGS, ShardPlacement, slot_of
+from aiotaskq.drivers.redis.keys import RedisKeys
+from aiotaskq.drivers.redis.notify import subscribe_to_outcomes
+from aiotaskq.drivers.redis.outcomes import RedisOutcomes
+from aiotaskq.drivers.redis.url import parse_cluster_url
 from aiotaskq.errors import BackendUnavailable
 
 
@@ -20,26 +26,26 @@ class ClusterBackend:
     """Outcomes as strings of JSON, under ``<prefix>:{<tag>}:result:<id>``.
 
     Args:
-        url: As of `ClusterBroker`.
+        url: As for `ClusterBroker`.
         prefix: What all keys begin with.
 
     Raises:
-        ConfigError: The URL is none that there is.
+        ConfigError: The URL is wrong.
     """
 
     wants_arguments: ClassVar[bool] = False
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._given_url = url
-        self._address = parse_cluster(url)
+        self._cluster = parse_cluster_url(url)
         self._prefix = prefix
-        self._placement = Placement(self._address.shards)
-        self._nodes: Nodes | None = None
-        self._stores: list[Outcomes] = []
+        self._placement = ShardPlacement(self._cluster.shards)
+        self._nodes: ClusterNodes | None = None
+        self._stores: list[RedisOutcomes] = []
 
     @property
     def url(self) -> str:
-        return self._address.url
+        return self._cluster.url
 
     def clone(self) -> Self:
         return type(self)(self._given_url, prefix=self._prefix)
@@ -47,21 +53,21 @@ class ClusterBackend:
     async def open(self) -> None:
         if self._nodes is not None:
             return
-        nodes = Nodes(Topology(self._address.nodes), BackendUnavailable)
-        links = [
-            SlotLink(nodes, slot_of(tag), self._address.nodes[0], BackendUnavailable)
+        nodes = ClusterNodes(ClusterTopology(self._cluster.nodes), BackendUnavailable)
+        connections = [
+            SlotConnection(nodes, slot_of(tag), self._cluster.nodes[0], BackendUnavailable)
             for tag in TAGS
         ]
         try:
-            await together(link.open() for link in links)
+            await gather_all(connection.open() for connection in connections)
         except BaseException:
             await nodes.close()
             raise
         if self._nodes is None:
             self._nodes = nodes
             self._stores = [
-                Outcomes(link, Keys(self._prefix, tag))
-                for link, tag in zip(links, TAGS, strict=True)
+                RedisOutcomes(connection, RedisKeys(self._prefix, tag))
+                for connection, tag in zip(connections, TAGS, strict=True)
             ]
         else:  # two tasks opened it at once
             await nodes.close()
@@ -74,34 +80,34 @@ class ClusterBackend:
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         by_shard: dict[int, list[Outcome]] = {}
         for outcome in batch:
-            by_shard.setdefault(self._placement.home(outcome.task_id), []).append(outcome)
+            by_shard.setdefault(self._placement.home_of(outcome.task_id), []).append(outcome)
         stores = self._opened()
         try:
-            refused = await together(
+            refused = await gather_all(
                 stores[shard].store(part, ttl) for shard, part in by_shard.items()
             )
-        except BaseException:  # what succeeded is repeated as well, and nobody hears of it here
+        except BaseException:  # the caller repeats all parts, also those that succeeded
             for shard, part in by_shard.items():
-                stores[shard].doubt(part)
+                stores[shard].mark_uncertain(part)
             raise
         return [task_id for part in refused for task_id in part]
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         stores = self._opened()
-        parts = await together(
+        parts = await gather_all(
             stores[shard].load(part) for shard, part in self._by_shard(ids).items()
         )
         return {task_id: outcome for part in parts for task_id, outcome in part.items()}
 
     def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
-        # Whatever node is told something tells all others.
-        topology = Topology(self._address.nodes)
-        return arrivals(topology.connect, Keys(self._prefix).results, self.url)
+        topology = ClusterTopology(self._cluster.nodes)
+        channel = RedisKeys(self._prefix).results
+        return subscribe_to_outcomes(topology.connect, channel, self.url)
 
     async def forget(self, ids: Collection[str]) -> int:
         stores = self._opened()
         return sum(
-            await together(
+            await gather_all(
                 stores[shard].forget(part) for shard, part in self._by_shard(ids).items()
             )
         )
@@ -109,10 +115,10 @@ class ClusterBackend:
     def _by_shard(self, ids: Collection[str]) -> dict[int, list[str]]:
         by_shard: dict[int, list[str]] = {}
         for task_id in ids:
-            by_shard.setdefault(self._placement.home(task_id), []).append(task_id)
+            by_shard.setdefault(self._placement.home_of(task_id), []).append(task_id)
         return by_shard
 
-    def _opened(self) -> list[Outcomes]:
+    def _opened(self) -> list[RedisOutcomes]:
         if self._nodes is None:
-            raise BackendUnavailable(f"{self._address.url}: the result backend is not open")
+            raise BackendUnavailable(f"{self._cluster.url}: the result backend is not open")
         return self._stores

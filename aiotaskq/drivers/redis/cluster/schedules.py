@@ -1,4 +1,4 @@
-"""Schedules in one shard; what they send goes on from there."""
+"""Schedules in one shard of a cluster; the messages that they send are moved on from there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from aiotaskq.drivers.redis.schedules import RedisSchedules
 
 
 class ClusterSchedules:
-    """See `aiotaskq.contract.schedules.ScheduleStore`.
+    """Schedules of a cluster; see `aiotaskq.contract.schedules.ScheduleStore`.
 
     Args:
-        store: In their shard.
-        forward: Sends on what was stored beside them, of these queues.
+        store: The schedules in their shard.
+        forward: Moves on the messages of these queues that were stored beside them.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class ClusterSchedules:
         batch: Sequence[Envelope] = (),
     ) -> bool:
         swapped = await self._store.compare_and_swap(schedule_id, seen, new, batch)
-        # Also for who comes second: the first may have been cut off before its runs went on.
+        # Also where nothing was swapped: the process that did may have died before it moved its
+        # messages on.
         await self._forward({envelope.queue for envelope in batch})
         return swapped

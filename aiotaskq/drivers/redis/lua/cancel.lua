@@ -4,16 +4,16 @@
 --       2  bases of all queues, if ids that are held are to be left alone; else none
 -- ARGV  1  time shift
 --       2  seconds for which ids are kept at least
---       3  what the call before returned as seen, or ''
+--       3  the third value of the reply to the previous call, or ''
 --       4  ids, as they stand in items
--- Return 1  1 if it is done; 0 if there was more to look at than one call may, and nothing was noted
+-- Return 1  1 if it is done; 0 if there is more to look at than one call may, and nothing was noted
 --        2  ids that are held
---        3  what was seen: JSON, the highest receipt number of each hash of held items
---        4  '', or the time before which there are notes, a day or more, that may go
+--        3  the progress: JSON, the highest receipt number seen in each hash of held items
+--        4  '', or the time before which there are notes, a day or more, that may be dropped
 
 local SEEN, SEEN_BYTES = 1000, 4194304 -- items in one call
 
-redis.call('DEL', KEYS[1] .. ':none') -- as in relieve()
+redis.call('DEL', KEYS[1] .. ':none') -- a deletion first: see allow_when_full()
 local now = clock(ARGV[1])
 local wanted, found, seen = {}, {}, ARGV[3] == '' and {} or cjson.decode(ARGV[3])
 local count, bytes = 0, 0
@@ -22,11 +22,11 @@ for i = 4, #ARGV do
   wanted[ARGV[i]] = true
 end
 
--- Look for the ids in what a consumer holds, from where the last call ended: whatever it took since
--- then has greater numbers. Return whether that was all.
+-- Look for the ids among the items of a consumer, from where the previous call ended: items that
+-- the consumer took since then have greater numbers. Return whether that was all.
 local function look(base, consumer)
   local held = base .. 'held:' .. consumer
-  for _, number in ipairs(numbers_of(base, consumer)) do
+  for _, number in ipairs(receipts_of(base, consumer)) do
     if number > (seen[held] or -1) then
       if count >= SEEN or bytes >= SEEN_BYTES then
         return false
@@ -53,7 +53,8 @@ for i = 2, #KEYS do
   end
 end
 
--- Consumers ask for what is later than what they know, so time must not go back here.
+-- Consumers ask for ids that were cancelled after the last one that they know. So each call gets a
+-- later time than the one before, though the clock may have been set back.
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
 local at, pairs = text(math.max(now, tonumber(last or 0) + 0.000001)), {}
 for i = 4, #ARGV do

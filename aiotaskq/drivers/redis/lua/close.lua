@@ -1,8 +1,8 @@
--- End the lease of a consumer and hand back what it holds, in order.
+-- End the lease of a consumer and hand back its items, in order.
 --
 -- KEYS  bases of its queues; last, the key `cancelled`
 -- ARGV  1  consumer
--- Return how many items were handed back. What it held where it was given up is not touched.
+-- Return how many items were handed back. A queue in which it was given up is not touched.
 
 local count = 0
 
@@ -11,13 +11,13 @@ for i = 1, #KEYS - 1 do
   local held = base .. 'held:' .. ARGV[1]
   if redis.call('ZREM', base .. 'consumers', ARGV[1]) == 1 then
     redis.call('HDEL', base .. 'meta', 'lease:' .. ARGV[1], 'about:' .. ARGV[1])
-    local numbers = numbers_of(base, ARGV[1])
+    local numbers = receipts_of(base, ARGV[1])
     for n = #numbers, 1, -1 do
       give_back(base, redis.call('HGET', held, numbers[n]), KEYS[#KEYS])
     end
     redis.call('DEL', held, base .. 'floor:' .. ARGV[1])
     if #numbers > 0 then
-      ring(base)
+      notify(base)
     end
     count = count + #numbers
   end

@@ -1,4 +1,4 @@
--- Tell which consumers live, each with the first of its queues.
+-- List the consumers whose leases run, each with the first of its queues.
 --
 -- KEYS  bases of queues
 -- ARGV  1  time shift

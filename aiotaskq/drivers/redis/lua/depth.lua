@@ -2,7 +2,7 @@
 --
 -- KEYS  bases of queues
 -- ARGV  1  time shift
--- Return for each queue: ready (delayed ones that are due included), delayed, held, dead.
+-- Return for each queue: ready (with delayed items that are due), delayed, held, dead.
 
 local now, counts = text(clock(ARGV[1])), {}
 

@@ -1,9 +1,9 @@
--- Forget items of one queue that the consumer holds, as it believes.
+-- Forget items of one queue that the consumer believes to hold.
 --
 -- KEYS  1  base of the queue
 -- ARGV  1  consumer
 --       2  receipt numbers, each once
--- Return how many there were. settle.lua tells which, and is slower.
+-- Return how many of them it held. settle.lua returns which, and is slower.
 
 if not redis.call('ZSCORE', KEYS[1] .. 'consumers', ARGV[1]) then
   return 0

@@ -1,12 +1,12 @@
 -- Read the schedules that are due, the earliest first.
 --
 -- KEYS  1  schedules
---       2  the same by due time
+--       2  schedules by due time
 -- ARGV  1  time shift
 --       2  most to return
 -- Return 1  the queue's time
 --        2  the earliest due time after that, or ''
---        3  for each: id, due time, what is kept under the id
+--        3  for each: id, due time, what is stored under the id
 
 local now = text(clock(ARGV[1]))
 local due = redis.call(
@@ -16,11 +16,11 @@ local later = redis.call(
 local found = { now, later[2] or '' }
 
 for i = 1, #due, 2 do
-  local kept = redis.call('HGET', KEYS[1], due[i])
-  if kept then
+  local stored = redis.call('HGET', KEYS[1], due[i])
+  if stored then
     found[#found + 1] = due[i]
     found[#found + 1] = due[i + 1]
-    found[#found + 1] = kept
+    found[#found + 1] = stored
   end
 end
 return found

@@ -1,11 +1,12 @@
--- Give a consumer up for dead and take back what it held; tend.lua does the rest of many.
+-- Give a consumer up for dead and take back its items. maintain.lua takes back the rest of many.
 --
 -- KEYS  bases of its queues; last, the key `cancelled`
 -- ARGV  1  time shift
 --       2  consumer
 --       3  most items to take back
 --       4  how it died
--- Return how many items were taken back. Where it was closed or given up before, nothing is done.
+-- Return how many items were taken back. A queue in which it was closed or given up before is
+-- left alone.
 
 local now, most = clock(ARGV[1]), tonumber(ARGV[3])
 local left = most
@@ -18,7 +19,7 @@ for i = 1, #KEYS - 1 do
     local count = take_back(base, ARGV[2], left, now, KEYS[#KEYS])
     left = left - count
     if count > 0 then
-      ring(base)
+      notify(base)
     end
   end
 end

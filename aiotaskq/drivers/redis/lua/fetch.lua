@@ -1,22 +1,40 @@
--- Hand out what is due.
+-- Hand out due items to a consumer.
 --
 -- KEYS  bases of the consumer's queues, in the order of draining; last, the key `cancelled`
 -- ARGV  1  time shift
 --       2  consumer
 --       3  limit, at most 1000
 --       4  receipt number to begin with, above all that the consumer used before
---       5  '', or the lowest receipt number of fetches whose replies the consumer may have
---          missed: what these took is returned first, and they do nothing if they come now
---       6  `suspects` or `others` if nothing else is wanted, else ''
---       7  if they are to be drained in another order: the numbers of the queues, 1 being the first
+--       5  '', or the lowest receipt number of earlier fetches whose replies did not arrive
+--       6  `suspects` or `others` to hand out nothing else, or ''
+--       7  numbers of the queues, 1 being the first, if this call drains them in another order
 -- Return false if the consumer was given up, else
---       1  seconds until something falls due, or ''
+--       1  seconds until the next item falls due, or ''
 --       2  1 if the call stopped early and may be made again at once, else 0
 --       3  a list of runs: queue (1 is the first), receipt number of the first item, items
---       4  the server's time, by which the caller sees what is expired
+--       4  the server's time, by which the caller decides which items are expired
+--
+-- Theory of operation
+--
+-- An item moves from a list into the consumer's hash `held:<consumer>` in one step, under a receipt
+-- number that the consumer chose and never uses again. Three accidents are covered:
+--
+-- * The reply is lost. The consumer names, in its next call, the number with which the unanswered
+--   fetches began (ARGV 5). All items that are held from there on are returned again, before
+--   others.
+-- * The request itself is late, and arrives after that next call. What it took would be held by a
+--   consumer that does not know of it. So the next call sets `floor:<consumer>` to its own first
+--   number, and a fetch below the floor does nothing.
+-- * The consumer was given up meanwhile. It is no longer in `consumers`, and gets false. So no
+--   item is ever held by a consumer whose items are taken back, or were.
+--
+-- Invariant: an item in `held:<consumer>` was returned to the consumer, or is returned by its next
+-- fetch, or is taken back when its lease ends.
+--
+-- A suspect is handed out alone: as the only item of a reply, to a consumer that holds nothing.
 
-local PROMOTED = 100 -- at most, of each queue, or as many as are asked for
-local DROPPED = 1000 -- about the most: of what is cancelled
+local PROMOTED = 100 -- items of each queue, or as many as are asked for: the most to promote
+local DROPPED = 1000 -- cancelled items, about: the most to drop in one call
 
 local now = clock(ARGV[1])
 local consumer, left, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -29,13 +47,13 @@ for i = 1, queues do
   end
 end
 
--- Return again what was taken by fetches whose replies were lost. A suspect remains alone.
-local function recall(missed)
-  redis.call('DEL', KEYS[1] .. 'floor:' .. consumer) -- as in relieve()
+-- Return again what unanswered fetches took. A suspect remains alone.
+local function return_unanswered(first)
+  redis.call('DEL', KEYS[1] .. 'floor:' .. consumer) -- a deletion first: see allow_when_full()
   redis.call('SET', KEYS[1] .. 'floor:' .. consumer, ARGV[4], 'EX', 3600)
   for i = 1, queues do
-    for _, taken in ipairs(numbers_of(KEYS[i], consumer)) do
-      if taken >= missed and taken < number then
+    for _, taken in ipairs(receipts_of(KEYS[i], consumer)) do
+      if taken >= first and taken < number then
         local item = redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken)
         runs[#runs + 1] = { i, taken, item }
         left = is_suspect(item) and 0 or left - 1
@@ -45,15 +63,15 @@ local function recall(missed)
 end
 
 if ARGV[5] ~= '' then
-  recall(tonumber(ARGV[5]))
+  return_unanswered(tonumber(ARGV[5]))
 elseif number < tonumber(redis.call('GET', KEYS[1] .. 'floor:' .. consumer) or 0) then
   return { '', 0, {}, text(now) }
 end
 
 local cancels = redis.call('EXISTS', KEYS[#KEYS]) == 1
 
--- Return the items that are not cancelled.
-local function fit(items)
+-- Return the items that are not cancelled, and count the others.
+local function without_cancelled(items)
   if not cancels then
     return items
   end
@@ -70,14 +88,14 @@ local function fit(items)
   return kept
 end
 
--- Hand out from one list; return true if it is empty then.
-local function drain(queue, list)
+-- Hand out from one list. Return true if the list is empty then.
+local function hand_out(queue, list)
   while left > 0 and dropped < DROPPED do
     local popped = redis.call('LPOP', list, left)
     if not popped then
       return true
     end
-    local asked, items = left, fit(popped)
+    local asked, items = left, without_cancelled(popped)
     if #items > 0 then
       local run, pairs = { queue, number }, {}
       for i, item in ipairs(items) do
@@ -97,7 +115,8 @@ local function drain(queue, list)
   return false
 end
 
-local function serve(queue, levels)
+-- Hand out from all lists of a queue but that of the suspects, the highest priority first.
+local function hand_out_queue(queue, levels)
   local base = KEYS[queue]
   local first = redis.call('ZRANGE', base .. 'delayed', 0, 0, 'WITHSCORES')[2]
   if first and tonumber(first) <= now then
@@ -110,11 +129,11 @@ local function serve(queue, levels)
   end
   table.sort(levels, function(one, other) return one > other end)
   for _, level in ipairs(levels) do
-    if level ~= 'suspects' and drain(queue, base .. 'ready:' .. level) then
+    if level ~= 'suspects' and hand_out(queue, base .. 'ready:' .. level) then
       redis.call('SREM', base .. 'levels', level)
     end
   end
-  drain(queue, base .. 'ready')
+  hand_out(queue, base .. 'ready')
 end
 
 local function holds_nothing()
@@ -126,12 +145,12 @@ local function holds_nothing()
   return true
 end
 
--- Hand one suspect out, alone; return whether there was one.
-local function isolate(queue)
+-- Hand out one suspect, alone. Return whether there was one.
+local function hand_out_suspect(queue)
   local base, was = KEYS[queue], left
   local list = base .. 'ready:suspects'
   left = 1
-  drain(queue, list)
+  hand_out(queue, list)
   if redis.call('EXISTS', list) == 0 then
     redis.call('SREM', base .. 'levels', 'suspects')
   end
@@ -142,7 +161,7 @@ local function isolate(queue)
   return false
 end
 
--- Whether there is something that others could be given now.
+-- Return whether there is something that another consumer could be given now.
 local function has_more(base)
   if redis.call('EXISTS', base .. 'ready', base .. 'levels') > 0 then
     return true
@@ -162,19 +181,20 @@ for _, queue in ipairs(left > 0 and order or {}) do
 end
 if #suspects > 0 and ARGV[6] ~= 'others' and holds_nothing() then
   for _, queue in ipairs(suspects) do
-    alone = alone or isolate(queue)
+    alone = alone or hand_out_suspect(queue)
   end
 end
 for _, queue in ipairs(order) do
   if left > 0 and ARGV[6] ~= 'suspects' then
-    serve(queue, levels[queue])
+    hand_out_queue(queue, levels[queue])
   end
 end
 if left <= 0 then
-  -- Something may be left for others, who were not woken: one token came for many.
+  -- One token stands for any number of items, and this consumer took it. What it leaves behind is
+  -- for another consumer, which nobody else wakes.
   for queue = 1, queues do
     if has_more(KEYS[queue]) then
-      ring(KEYS[queue])
+      notify(KEYS[queue])
     end
   end
 end

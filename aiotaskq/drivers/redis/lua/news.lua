@@ -1,10 +1,11 @@
--- Tell a consumer what it should hear of.
+-- Return the ids cancelled of late, and whether suspects wait, for one consumer.
 --
 -- KEYS  bases of its queues; last, the key `cancelled`
 -- ARGV  1  consumer
 --       2  time of the last cancelling that it knows of
--- Return false if it was given up, else 1 if suspects wait or 0, and what was cancelled since then:
--- ids and times, in order.
+-- Return false if it was given up, else
+--       1  1 if suspects wait, else 0
+--       2  ids that were cancelled since that time, each followed by its time, in order
 
 local suspects = {}
 

@@ -4,21 +4,21 @@
 -- ARGV  1  time shift
 --       2  consumer
 --       3  lease in seconds
---       4  what to keep about it with the first of them
+--       4  what to keep about it with the first of its queues
 -- Return the queue's time.
 
 local now, real = clock(ARGV[1])
-local info = redis.pcall('INFO', 'server') -- which the user may not be allowed to ask for
+local info = redis.pcall('INFO', 'server') -- the user may lack the permission for it
 local uptime = type(info) == 'string' and
   tonumber(string.match(info, 'uptime_in_seconds:(%d+)'))
 
 for i, base in ipairs(KEYS) do
-  relieve(base)
-  -- The server was started after the last sign of life, to the whole second: so it was the server
-  -- that was away, and the others, who come back in a moment, are not to be judged by that.
+  allow_when_full(base)
+  -- The server was started after the last renewal, to the whole second. So the server was away, and
+  -- the other consumers, which come back in a moment, must not be given up for that.
   local beat = redis.call('HGET', base .. 'meta', 'beat')
   if beat and uptime and uptime + 1 <= real - tonumber(beat) then
-    grant(base, now)
+    extend_leases(base, now)
   end
   redis.call('ZADD', base .. 'consumers', text(now + tonumber(ARGV[3])), ARGV[2])
   redis.call('HSET', base .. 'meta', 'beat', text(real), 'lease:' .. ARGV[2], ARGV[3])

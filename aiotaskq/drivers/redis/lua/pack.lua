@@ -1,13 +1,13 @@
--- Put what waits in queues that belong elsewhere into parcels, one for each queue. A parcel stays as
--- it is until it has arrived, whoever sends it, and however often.
+-- Put the items of queues that belong to other shards into parcels, one for each queue. A parcel
+-- stays as it is until it has arrived, whoever sends it, and however often.
 --
 -- KEYS  bases of queues
 -- ARGV  1  most items in a parcel
 --       2  most bytes, about
 --       3  for each queue: the id of a new parcel, and the number of the shard that it goes to
--- Return for each queue that has any: its number, id of the parcel, number of the shard, and what is
--- in it: where each item goes (a priority, `suspects`, or `d` and the Unix time at which it is due),
--- and the item, or the member of `delayed`.
+-- Return for each queue that has a parcel: its number, id of the parcel, number of the shard,
+-- contents. The contents are pairs: where an item goes (a priority, `suspects`, or `d` and the
+-- Unix time at which it is due), and the item, or the member of `delayed`.
 
 local parcels = {}
 
@@ -46,10 +46,10 @@ end
 for i, base in ipairs(KEYS) do
   local kept = redis.call('HMGET', base .. 'parcel', 'id', 'shard', 'items')
   if kept[1] then
-    touch(base .. 'none')
+    write_for_replicas(base .. 'none')
     parcels[#parcels + 1] = { i, kept[1], kept[2], cmsgpack.unpack(kept[3]) }
   elseif redis.call('EXISTS', base .. 'ready', base .. 'levels', base .. 'delayed') > 0 then
-    relieve(base)
+    allow_when_full(base)
     local found, id, shard = fill(base), ARGV[1 + 2 * i], ARGV[2 + 2 * i]
     if #found > 0 then
       redis.call('HSET', base .. 'parcel', 'id', id, 'shard', shard, 'items', cmsgpack.pack(found))

@@ -1,10 +1,15 @@
--- Tell what there is to fetch; for a consumer that has to look into several slots.
+-- Return what there is to fetch, for a consumer that has queues in several slots.
+--
+-- shared.lua is not put before this script: to define its functions would be most of the work.
 --
 -- KEYS  1  base of a queue
 -- ARGV  1  time shift
 --       2  consumer
--- Return false if the consumer was given up, else 1 if suspects wait or 0, 1 if there is anything that is
--- ready or 0, the time at which the first of what is delayed falls due or '', and the queue's time.
+-- Return false if the consumer was given up, else
+--       1  1 if suspects wait, else 0
+--       2  1 if anything is ready, else 0
+--       3  the time at which the first delayed item falls due, or ''
+--       4  the queue's time
 
 local base = KEYS[1]
 

@@ -1,16 +1,16 @@
 -- Store envelopes of one queue.
 --
 -- KEYS  1  base of the queue
---       2  what the keys begin with that note unique ids, of all queues
+--       2  the prefix of the keys that note unique ids, of all queues
 -- ARGV  1  time shift
 --       2  id of the call, or ''
 --       3  groups, one after the other: kind, number of entries, entries
---            0 to 9  ready at that priority:  item
---            e       expires so long from now: item
---            d       delayed:                 due, serial and item
---            u       unique:                  id, due or '', item or serial and item
--- The times of e, d and u may be + and seconds, from now on.
--- Return the ids that were stored before. A call that was made before returns what it did then.
+--            0 to 9  ready at that priority:       item
+--            e       with a relative expiry time:  item
+--            d       delayed:                      due, serial and item
+--            u       unique:                       id, due or '', item or serial and item
+-- The times in e, d and u may be + and seconds, from now on.
+-- Return the unique ids that were stored before. A repeated call returns the first reply again.
 
 local base, refused, at, now = KEYS[1], {}, 3, nil
 local call = base .. 'call:' .. ARGV[2]
@@ -18,7 +18,7 @@ local call = base .. 'call:' .. ARGV[2]
 if ARGV[2] ~= '' then
   local known = redis.call('GET', call)
   if known then
-    redis.call('EXPIRE', call, 60) -- a write: whoever waits for replicas then waits for this
+    redis.call('EXPIRE', call, 60) -- a write: see write_for_replicas()
     return cmsgpack.unpack(known)
   end
 end
@@ -52,7 +52,7 @@ while at < #ARGV do
     at = at + 3 * count
   else
     redis.call('RPUSH', list_of(base, tonumber(kind)), unpack(ARGV, at, at + count - 1))
-    ring(base)
+    notify(base)
     at = at + count
   end
 end
@@ -60,6 +60,6 @@ end
 if ARGV[2] ~= '' then
   redis.call('SET', call, cmsgpack.pack(refused), 'EX', 60)
 elseif #refused > 0 then
-  touch(base .. 'none')
+  write_for_replicas(base .. 'none')
 end
 return refused

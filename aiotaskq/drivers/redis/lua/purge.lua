@@ -1,7 +1,7 @@
--- Drop what waits in a queue.
+-- Drop the items of a queue that wait, delayed ones included.
 --
 -- KEYS  1  base of the queue
--- Return how many items there were.
+-- Return how many items were dropped.
 
 local base = KEYS[1]
 local count = redis.call('LLEN', base .. 'ready') + redis.call('ZCARD', base .. 'delayed')

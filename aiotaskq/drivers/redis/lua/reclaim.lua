@@ -1,6 +1,23 @@
--- Taking back what consumers held that were given up; put before the scripts that do it.
+-- Functions that take back the items of consumers that were given up; put before the scripts that
+-- do so. No KEYS, ARGV or return of its own.
+--
+-- Theory of operation
+--
+-- A consumer is in one of three states, in each of its queues:
+--
+--   live     in `consumers`, with the time at which its lease ends
+--   fenced   in `fenced`: given up, and some of its items may still be in `held:<consumer>`
+--   gone     in neither, and it holds nothing
+--
+-- It goes from live to fenced, and from fenced to gone, and never back. An orderly close leads
+-- from live to gone. fetch, settle and renew look into `consumers` first. So from the moment at
+-- which it is fenced a consumer can neither take nor settle nor live on, and taking back its
+-- items may be spread over as many calls as it needs, of any process: nobody else touches them.
+--
+-- Items are taken back from the highest receipt number down, each to the head of its list. So the
+-- oldest item ends up first, also where a call stops midway and another one goes on.
 
--- Whoever is fenced can neither renew nor settle, so nobody else touches what it held.
+-- Give a consumer up. A fenced consumer can neither renew nor settle.
 local function fence(base, consumer, now)
   redis.call('ZREM', base .. 'consumers', consumer)
   redis.call('ZADD', base .. 'fenced', text(now), consumer)
@@ -13,20 +30,19 @@ local function quoted(note)
   end))
 end
 
--- Give an item back with one crash more; the note is quoted.
-local function crash(base, item, note, now, cancelled)
+-- Give an item back with one crash more. The note is quoted.
+local function give_back_crashed(base, item, note, now, cancelled)
   local crashes, rest = string.match(item, '^(%d+)%S*( %d .*)$')
-  if not crashes then -- nothing that was put here by a script; it must not stop the others
-    bury(base, item, '"not an item of a queue"', '', now)
+  if not crashes then -- not written by a script; it must not stop the items behind it
+    add_dead_letter(base, item, '"not an item of a queue"', '', now)
     return
   end
   give_back(base, (tonumber(crashes) + 1) .. ':' .. note .. rest, cancelled)
 end
 
--- Take back from one fenced consumer; return how many. The highest numbers go first, so that
--- the lowest end up at the head, in this call or in one of the next.
+-- Take back up to `limit` items of one fenced consumer. Return how many.
 local function take_back(base, consumer, limit, now, cancelled)
-  local held, numbers = base .. 'held:' .. consumer, numbers_of(base, consumer)
+  local held, numbers = base .. 'held:' .. consumer, receipts_of(base, consumer)
   local count, note = math.min(#numbers, limit), nil
   if count > 0 then
     note = quoted(redis.call('HGET', base .. 'meta', 'note:' .. consumer)
@@ -35,7 +51,7 @@ local function take_back(base, consumer, limit, now, cancelled)
   for i = #numbers, #numbers - count + 1, -1 do
     local item = redis.call('HGET', held, numbers[i])
     redis.call('HDEL', held, numbers[i])
-    crash(base, item, note, now, cancelled)
+    give_back_crashed(base, item, note, now, cancelled)
   end
   if count == #numbers then
     redis.call('ZREM', base .. 'fenced', consumer)

@@ -1,4 +1,4 @@
--- Prolong the lease of a consumer that was not given up.
+-- Prolong the lease of a consumer, unless it was given up.
 --
 -- KEYS  bases of its queues
 -- ARGV  1  time shift
@@ -15,12 +15,12 @@ for _, base in ipairs(KEYS) do
   end
 end
 for _, base in ipairs(KEYS) do
-  relieve(base)
-  -- Nobody renewed for so long, and here is one who lives: it was the server that stood still.
-  -- The others are about to say that they live, too.
+  allow_when_full(base)
+  -- Nobody renewed for half a lease, but this consumer lives: so the server stood still. The other
+  -- consumers are about to renew, too.
   local beat = redis.call('HGET', base .. 'meta', 'beat')
   if beat and real - tonumber(beat) > lease / 2 then
-    grant(base, now)
+    extend_leases(base, now)
   end
   redis.call('ZADD', base .. 'consumers', 'XX', text(now + lease), ARGV[2])
   redis.call('HSET', base .. 'meta', 'beat', text(real), 'lease:' .. ARGV[2], ARGV[3])

@@ -1,13 +1,13 @@
 -- Store envelopes in place of dead letters.
 --
 -- KEYS  1  base of the queue
---       2  what the keys begin with that note unique ids, of all queues
+--       2  the prefix of the keys that note unique ids, of all queues
 --       3  the key `cancelled`
 --       4  bases of queues that items go to
 -- ARGV  1  time shift
---       2  for each: key of the letter, which of KEYS it goes to, id as it stands in items, id,
+--       2  for each letter: its key, which of KEYS the item goes to, id as it stands in items, id,
 --          '1' if it is to be unique or '', due or '', item or serial and item
--- Return the keys of those that were not there.
+-- Return the keys of letters that do not exist.
 
 local now, missing = clock(ARGV[1]), {}
 

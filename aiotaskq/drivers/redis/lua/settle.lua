@@ -9,8 +9,9 @@
 --            d  done
 --            a  again:    which of KEYS it goes to, due or '', item or serial and item
 --            x  dead:     reason as JSON, details
---            r  release:  higher numbers first, as each goes before what is there
--- Return the receipt numbers that were not held, or false if that is all of them.
+--            r  release:  higher numbers first, because each goes to the head of its list
+-- Return the receipt numbers that were not held, or false if the consumer was given up and holds
+-- none.
 
 local base, held = KEYS[2], KEYS[2] .. 'held:' .. ARGV[2]
 local now, gone, at, released = clock(ARGV[1]), {}, 3, false
@@ -21,7 +22,7 @@ end
 
 local words = { d = 2, a = 5, x = 4, r = 2 }
 
--- The item is out of `held` when one of these is called.
+-- By kind of settlement: what becomes of the item, which is no longer in `held`.
 local apply = {
   d = function() end,
   a = function()
@@ -32,7 +33,7 @@ local apply = {
     place(target, due, item, now)
   end,
   x = function(item)
-    bury(base, item, ARGV[at + 2], ARGV[at + 3], now)
+    add_dead_letter(base, item, ARGV[at + 2], ARGV[at + 3], now)
   end,
   r = function(item)
     give_back(base, item, KEYS[1])
@@ -53,9 +54,9 @@ while at <= #ARGV do
   at = at + words[kind]
 end
 if released then
-  ring(base)
+  notify(base)
 end
 if #gone > 0 then
-  touch(base .. 'none')
+  write_for_replicas(base .. 'none')
 end
 return gone

@@ -1,61 +1,59 @@
--- What the scripts share; it is put before each of them.
+-- Functions and rules that the scripts share; this file is put before each of them.
 --
--- No KEYS, ARGV or return of its own. What the scripts call a base is no key but what all keys
--- of one queue begin with, `<prefix>:{<queue>}:`, so that they lie in one slot of a cluster:
+-- It has no KEYS, ARGV or return of its own. The constant SUSPECT, a number, is put before it.
+-- The keys and the form of items are described in two other places, and only there: keys.py and
+-- items.py. A "base" is what all keys of one queue begin with; `base .. 'ready'` is one of its
+-- keys.
 --
---   ready, ready:<1..9>  LIST    items that may be handed out, oldest first
---   ready:suspects       LIST    items that crashed SUSPECT times or more, handed out alone
---   levels               SET     the priorities above 0 that may have any, and `suspects`
---   delayed              ZSET    "<serial> <item>" by Unix time
---   held:<consumer>      HASH    receipt number -> item
---   consumers            ZSET    consumer by the Unix time at which its lease ends
---   fenced               ZSET    consumers that were given up, until what they held is taken back
---   floor:<consumer>     STRING  fetches with lower receipt numbers come too late
---   dead                 ZSET    keys of dead letters by the Unix time of their death
---   letters              HASH    key -> "<JSON head>\n<details><item>"
---   wake                 LIST    at most one token, for one idle consumer
---   nudge:<consumer>     LIST    the same, by itself, when something falls due: see nudge.lua
---   meta                 HASH    beat: when anybody last renewed a lease, by the server's own clock
---                                granted: the beat after which everybody was given another lease
---                                seen: when the server last worked since then, while nobody renews
---                                lease:<consumer>: its length in seconds
---                                about:<consumer>: "<JSON list of its queues>\n<what it tells of
---                                itself>", with the first of its queues
---                                note:<consumer>: how one died that is in `fenced`, if it is known
---   call:<call id>       STRING  the answer to that call of publish
---   parcel               HASH    in a cluster, what is on its way to the slot where it belongs: its
---                                id, the number of the shard it goes to, and what is in it
---   parcel:<id>          STRING  that parcel has arrived
+-- Theory of operation
 --
--- An item is `<crashes> <priority> <expires at, or -> <id>\n<body>`. Scripts touch the head only.
--- Crashes are a number, and where there were any a colon and how the last consumer died, quoted as
--- in a URL: `2:its%20process%20died 0 - <id>`. What a script is given to store may say `+<seconds>`
--- for when it expires, and for when it is due: from now on.
--- SUSPECT, a number, is put before all this.
+-- An item is in exactly one of these places of its queue: a list of ready items, `delayed`, a
+-- hash of held items, the dead letters, or a parcel on its way to another shard. Each script moves
+-- it from one place to another. Redis runs one script at a time, so no other client sees an item in
+-- two places, or in none.
+--
+-- * The server may die between two scripts, but not inside one: a script reaches the append-only
+--   file, or a replica, as a whole. A caller that gets no reply cannot know whether its script
+--   ran. So a script that would do harm when it is called twice recognizes the second call: by
+--   receipt numbers (fetch, settle), by the id of the call (publish), of a parcel (unpack), or by
+--   a revision (compare_and_swap).
+-- * A script that fails midway is not undone. Where half a script would do harm, all that may fail
+--   comes before the first removal.
+-- * A server over its memory limit refuses a script whose first write may need memory. It lets a
+--   script run to its end that begins with a deletion. See allow_when_full().
+-- * Since Redis 7.2 the command WAIT waits for the last write of its own connection. A script that
+--   finds its work done before writes something all the same. See write_for_replicas().
+-- * All times are those of the server. Callers send relative times, as `+<seconds>`; scripts
+--   convert.
+-- * `wake` holds at most one token for a queue. A script that adds an item calls notify(), and so
+--   does a fetch that leaves items behind: one token wakes one consumer after the other. For a
+--   token that is lost, each waiting consumer looks again within a second.
 
 local DAY = 86400
 
--- Return the queue's time and the server's; they differ by what a test harness lets pass.
+-- Return the queue's time and the server's. They differ by what a test harness lets pass.
 local function clock(shift)
   local time = redis.call('TIME')
   local real = tonumber(time[1]) + tonumber(time[2]) / 1000000
   return real + tonumber(shift), real
 end
 
--- tostring() would round to a tenth of a millisecond.
+-- Return a time as text. tostring() would round it to a tenth of a millisecond.
 local function text(seconds)
   return string.format('%.6f', seconds)
 end
 
--- Over its memory limit a server refuses a script whose first write may take memory, and lets
--- one run to its end that begins by deleting, be it nothing. For what must work to free memory.
-local function relieve(base)
+-- Make a script that frees memory, or is needed to free some, run on a server over its memory
+-- limit. The first write of such a script has to be a deletion, and may be one of a key that
+-- never exists.
+local function allow_when_full(base)
   redis.call('DEL', base .. 'none')
 end
 
--- Write something of which nothing stays, in a script that has found its work done before. Since
--- Redis 7.2 WAIT is about what its own connection wrote last, and that may have been another's work.
-local function touch(key)
+-- Write something of which nothing stays. For scripts that find their work done by an earlier
+-- call: a WAIT that follows is about this connection's last write, and that may have been other
+-- work.
+local function write_for_replicas(key)
   redis.call('SET', key, 1)
   redis.call('DEL', key)
 end
@@ -82,15 +80,15 @@ local function is_suspect(item)
   return tonumber(string.match(item, '^(%d+)[: ]') or 0) >= SUSPECT
 end
 
--- Put an item at the head of its list, unless its id was cancelled: then it is forgotten.
+-- Put an item at the head of its list. One whose id was cancelled is forgotten instead.
 local function give_back(base, item, cancelled)
   if not redis.call('ZSCORE', cancelled, id_of(item)) then
     redis.call('LPUSH', list_of(base, is_suspect(item) and 'suspects' or level_of(item)), item)
   end
 end
 
--- Wake one idle consumer, now or when there is one.
-local function ring(base)
+-- Wake one idle consumer, now or as soon as there is one.
+local function notify(base)
   if redis.call('EXISTS', base .. 'wake') == 0 then
     redis.call('RPUSH', base .. 'wake', 1)
   end
@@ -101,19 +99,20 @@ local function item_of(member)
   return string.sub(member, (string.find(member, ' ', 1, true) or 0) + 1)
 end
 
--- Return an item, or a member of `delayed`, with the time at which it expires, if it tells seconds.
-local function dated(stored, now)
+-- Return an item, or a member of `delayed`, with a relative time of expiry made absolute.
+local function with_expiry(stored, now)
   local before, seconds, after = string.match(stored, '^([%x ]*%d+ %d )%+([%d.]+)( .*)$')
   return before and before .. text(now + tonumber(seconds)) .. after or stored
 end
 
--- Store an item at the tail of its list; or if it is due (Unix time, or + and seconds, or '') later,
--- as a member of `delayed`. Only what is delayed begins with a serial number.
+-- Store an item at the tail of its list, or in `delayed` if it is due later.
+--   due     Unix time, or + and seconds from now on, or '' for an item that is not delayed
+--   stored  the item; with a serial number and a space before it where `due` is given
 local function place(base, due, stored, now)
-  stored = dated(stored, now)
+  stored = with_expiry(stored, now)
   if due == '' then
     redis.call('RPUSH', list_of(base, level_of(stored)), stored)
-    ring(base)
+    notify(base)
     return
   end
   if string.sub(due, 1, 1) == '+' then
@@ -122,18 +121,18 @@ local function place(base, due, stored, now)
   if tonumber(due) <= now then
     local item = item_of(stored)
     redis.call('RPUSH', list_of(base, level_of(item)), item)
-    ring(base)
+    notify(base)
     return
   end
   redis.call('ZADD', base .. 'delayed', due, stored)
-  -- Those who wait go by what was the earliest so far.
+  -- Waiting consumers wait until the earliest due time that they know.
   if redis.call('ZRANGE', base .. 'delayed', 0, 0)[1] == stored then
-    ring(base)
+    notify(base)
   end
 end
 
--- Move up to `most` items that are due to the tails of their lists, but for what was cancelled;
--- return how many were due.
+-- Move up to `most` items that are due to the tails of their lists. Cancelled ones are forgotten.
+-- Return how many were due.
 local function promote(base, now, most, cancelled)
   local due = redis.call('ZRANGEBYSCORE', base .. 'delayed', '-inf', text(now), 'LIMIT', 0, most)
   if #due == 0 then
@@ -155,9 +154,9 @@ local function promote(base, now, most, cancelled)
   return #due
 end
 
--- Keep an item as a dead letter. Its key is the time of its death, a little later if another
--- letter has that already, so that keys are in order.
-local function bury(base, item, reason, details, now)
+-- Keep an item as a dead letter. Its key is the time of its death, or the next free microsecond
+-- after the newest letter, so that the order of keys is the order of deaths.
+local function add_dead_letter(base, item, reason, details, now)
   local last = redis.call('ZRANGE', base .. 'dead', -1, -1, 'WITHSCORES')[2]
   local key = text(math.max(now, tonumber(last or 0) + 0.000001))
   redis.call('ZADD', base .. 'dead', key, key)
@@ -166,18 +165,19 @@ local function bury(base, item, reason, details, now)
     .. details .. item)
 end
 
--- Return the receipt numbers that a consumer holds. Only numbers are read: few, and small.
-local function numbers_of(base, consumer)
+-- Return the receipt numbers that a consumer holds, in order. Only numbers are read: few, and
+-- small.
+local function receipts_of(base, consumer)
   local numbers = {}
   for _, field in ipairs(redis.call('HKEYS', base .. 'held:' .. consumer)) do
-    numbers[#numbers + 1] = tonumber(field) -- what is none is not of our making
+    numbers[#numbers + 1] = tonumber(field) -- nil for a field that no script wrote
   end
   table.sort(numbers)
   return numbers
 end
 
--- Give every consumer a lease from now on.
-local function grant(base, now)
+-- Let the lease of every consumer begin anew, now.
+local function extend_leases(base, now)
   for _, consumer in ipairs(redis.call('ZRANGE', base .. 'consumers', 0, -1)) do
     local lease = redis.call('HGET', base .. 'meta', 'lease:' .. consumer)
     if lease then

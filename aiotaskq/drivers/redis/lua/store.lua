@@ -1,18 +1,18 @@
--- Store outcomes and tell the subscribers.
+-- Store outcomes and notify the subscribers.
 --
--- KEYS  a key that never exists; then for each outcome: `<prefix>:result:<id>`, for final ones, and `<prefix>:state:<id>`,
---       for the others
--- ARGV  1  milliseconds until they go, or ''
+-- KEYS  1  a key that never exists
+--       2  for each outcome: the key of a final outcome, and the key of one that is not final
+-- ARGV  1  milliseconds until they expire, or ''
 --       2  channel
---       3  ids of the final ones, in order, as a JSON list
---       4  the same of the outcomes themselves, where they are few and small, or ''
+--       3  ids of the final outcomes, in order, as a JSON list
+--       4  the final outcomes themselves as a JSON list, where they are few and small, or ''
 --       5  for each outcome: 1 if it is final, else 0; the outcome as JSON
--- Return the positions of those that were refused, from 1: a final one was there.
+-- Return the positions, from 1, of outcomes that were refused because a final one was there.
 
 local refused, stored, finals, outdated = {}, {}, 0, {}
 
--- A script that begins by freeing memory is let through by a server that has none left: what has
--- been run can be stored and settled then, and the queue gets shorter.
+-- A deletion first: see allow_when_full(). Finished tasks can then be stored and settled, so that
+-- the queue gets shorter, on a server that has no memory left.
 redis.call('DEL', KEYS[1])
 
 local function set(key, outcome, ...)
@@ -43,16 +43,16 @@ end
 
 if #stored > 0 then
   redis.call('DEL', unpack(outdated)) -- in one call: that is a fifth of what storing costs
-  local news = ARGV[4] ~= '' and ARGV[4] or ARGV[3]
+  local published = ARGV[4] ~= '' and ARGV[4] or ARGV[3]
   if #stored < finals then
     local ids = cjson.decode(ARGV[3])
     for i, final in ipairs(stored) do
       stored[i] = ids[final]
     end
-    news = cjson.encode(stored)
+    published = cjson.encode(stored)
   end
-  redis.call('PUBLISH', ARGV[2], news)
+  redis.call('PUBLISH', ARGV[2], published)
 elseif #refused > 0 then
-  touch(KEYS[1])
+  write_for_replicas(KEYS[1])
 end
 return refused

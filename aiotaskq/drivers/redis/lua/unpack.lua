@@ -1,14 +1,14 @@
--- Store what is in a parcel, once.
+-- Store the contents of a parcel, once.
 --
 -- KEYS  1  base of the queue
 -- ARGV  1  id of the parcel
---       2  what is in it, as pack.lua returned it
+--       2  its contents, as pack.lua returned them
 -- Return 1, or 0 if it has arrived before.
 
 local base = KEYS[1]
 
 if not redis.call('SET', base .. 'parcel:' .. ARGV[1], 1, 'NX', 'EX', DAY) then
-  touch(base .. 'none')
+  write_for_replicas(base .. 'none')
   return 0
 end
 for i = 2, #ARGV, 2 do
@@ -19,5 +19,5 @@ for i = 2, #ARGV, 2 do
     redis.call('RPUSH', list_of(base, tonumber(where) or where), item)
   end
 end
-ring(base)
+notify(base)
 return 1

@@ -1,26 +1,39 @@
--- Housekeeping: promote what is due, take back what the dead held, drop what is long dead.
+-- Do the housekeeping: promote due items, take back items of dead consumers, drop old dead letters.
 --
 -- KEYS  bases of queues; last, the key `cancelled`
 -- ARGV  1  time shift
---       2  server time after which the call is out of date
+--       2  server time after which this call is out of date
 --       3  most items to promote, most to take back, and most letters to drop, of each queue
---       4  '1' if the caller missed the server lately, else ''
+--       4  '1' if the caller itself could not reach the server lately, else ''
 --       5  most dead letters that a queue keeps
 --       6  seconds for which it keeps them, or ''
---       7  consumers of the caller, which live
+--       7  consumers of the caller, which are alive
 -- Return the server's time, then how many items were promoted, reclaimed and dropped.
+--
+-- Theory of operation
+--
+-- A consumer whose lease ended is given up, unless it was the server that stood still: nobody could
+-- renew then. Fields of `meta` distinguish the two:
+--
+-- * `beat` is the time of the last renewal by any consumer. If that is longer ago than half a lease,
+--   and the caller knows of a living client, then the server stood still, and all leases begin anew.
+-- * `granted` is the beat after which they did so. As long as the beat is still the same, nobody has
+--   renewed since, and they do not begin anew again: dead consumers would live on for ever.
+-- * `seen` is when the server last worked since then. If that is longer ago than half a lease, the
+--   server stood still again before anybody could renew, and all leases begin anew once more.
 
 local now, real = clock(ARGV[1])
 local most = tonumber(ARGV[3])
 local promoted, reclaimed, trimmed = 0, 0, 0
 
--- A call that lay in a buffer while the server stood still must not judge who renewed in time:
--- their renewals lie in other buffers.
+-- A call that lay in a buffer while the server stood still must not decide who renewed in time: the
+-- renewals lie in other buffers.
 if real > tonumber(ARGV[2]) then
   return { text(real), 0, 0, 0 }
 end
 
-local function witness(base)
+-- Return whether the caller knows that a client of the queue lives, or that the server was away.
+local function caller_vouches(base)
   if ARGV[4] == '1' then
     return true
   end
@@ -32,45 +45,44 @@ local function witness(base)
   return false
 end
 
--- Whether it was the server that stood still, not the consumer: nobody at all renewed for as
--- long, though somebody lives. All get another lease then, but once only until somebody renews,
--- or the server stands still again before anybody could.
-local function stalled(base, consumer)
+-- Return whether the server stood still, not the consumer. If so, all leases have begun anew.
+local function server_stood_still(base, consumer)
   local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted', 'lease:' .. consumer, 'seen')
   local beat, lease = tonumber(meta[1] or real), tonumber(meta[3] or '')
-  if not lease or real - beat <= lease / 2 or not witness(base) then
+  if not lease or real - beat <= lease / 2 or not caller_vouches(base) then
     return false
   end
   if meta[1] == meta[2] and real - tonumber(meta[4] or real) <= lease / 2 then
     return false
   end
-  relieve(base)
-  grant(base, now)
+  allow_when_full(base)
+  extend_leases(base, now)
   redis.call('HSET', base .. 'meta', 'granted', meta[1], 'seen', text(real))
   return true
 end
 
--- Note that the server goes on, while those who were given another lease have yet to renew it.
-local function attend(base)
+-- Note that the server works, while consumers whose leases began anew have yet to renew.
+local function note_seen(base)
   local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted')
   if meta[1] and meta[1] == meta[2] then
-    relieve(base)
+    allow_when_full(base)
     redis.call('HSET', base .. 'meta', 'seen', text(real))
   end
 end
 
-local function judge(base)
+local function fence_lapsed(base)
   local lapsed = redis.call(
     'ZRANGEBYSCORE', base .. 'consumers', '-inf', '(' .. text(now), 'LIMIT', 0, most)
   for _, consumer in ipairs(lapsed) do
-    if stalled(base, consumer) then
+    if server_stood_still(base, consumer) then
       return
     end
     fence(base, consumer, now)
   end
 end
 
--- Drop the oldest of too many dead letters, and those that are too old; return how many.
+-- Drop the oldest dead letters where there are too many, else those that are too old. Return how
+-- many.
 local function trim(base)
   local there = redis.call('ZCARD', base .. 'dead')
   if there == 0 then
@@ -89,10 +101,10 @@ local function trim(base)
   return #keys
 end
 
-local function tend(base)
+local function maintain(base)
   local due, left = promote(base, now, most, KEYS[#KEYS]), most
-  judge(base)
-  attend(base)
+  fence_lapsed(base)
+  note_seen(base)
   for _, consumer in ipairs(redis.call('ZRANGE', base .. 'fenced', 0, most - 1)) do
     if left > 0 then
       left = left - take_back(base, consumer, left, now, KEYS[#KEYS])
@@ -100,12 +112,12 @@ local function tend(base)
   end
   promoted, reclaimed = promoted + due, reclaimed + most - left
   if due > 0 or left < most then
-    ring(base)
+    notify(base)
   end
   trimmed = trimmed + trim(base)
 end
 
 for i = 1, #KEYS - 1 do
-  tend(KEYS[i])
+  maintain(KEYS[i])
 end
 return { text(real), promoted, reclaimed, trimmed }

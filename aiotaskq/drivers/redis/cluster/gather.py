@@ -1,4 +1,4 @@
-"""Calls to several shards at once."""
+"""Concurrent calls to several shards."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-async def together(calls: Iterable[Awaitable[Value]]) -> list[Value]:
-    """Run calls at once, each to its end; return their values, or raise what the first raised."""
+async def gather_all(calls: Iterable[Awaitable[Value]]) -> list[Value]:
+    """Run calls concurrently, each to its end; return their values, or raise the first error.
+
+    Unlike `asyncio.gather` alone it leaves no call running when another one fails.
+    """
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     values: list[Value] = []
     for outcome in outcomes:

@@ -1,15 +1,14 @@
-"""What Redis keeps for long, and what becomes of it when the server is not as it was left."""
+"""Data that Redis keeps for long, many messages, and data that others changed or lost."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 import redis
 
-from aiotaskq.contract.records import DeadLimits, Depth, Maintained
-from aiotaskq.contract.settlement import Dead, Done
+from aiotaskq.contract.records import Depth, Maintained
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
@@ -19,10 +18,10 @@ from tests.servers import RedisServer
 DAY = 86_400.0
 
 
-# --- what was cancelled -------------------------------------------------------------------------
+# --- cancelled and many messages ----------------------------------------------------------------
 
 
-async def test_what_is_delayed_for_longer_than_its_cancelling_is_known_never_runs(
+async def test_a_cancelled_message_never_runs_however_long_it_is_delayed(
     broker: RedisBroker, control: redis.Redis
 ) -> None:
     names = [f"{n}" for n in range(700)]  # more than one step looks at
@@ -39,7 +38,7 @@ async def test_what_is_delayed_for_longer_than_its_cancelling_is_known_never_run
     await consumer.close()
 
 
-async def test_what_many_hold_is_looked_through_in_steps(
+async def test_many_held_messages_are_searched_in_steps(
     broker: RedisBroker, consumer: RedisConsumer
 ) -> None:
     await broker.publish([envelope(f"{n}") for n in range(2600)])
@@ -50,7 +49,7 @@ async def test_what_many_hold_is_looked_through_in_steps(
     assert [one.id for one in rest] == [f"{n}" for n in range(2501, 2599)]
 
 
-async def test_what_is_settled_and_taken_meanwhile_is_spared_or_cancelled_and_never_lost(
+async def test_messages_fetched_during_a_cancel_are_either_held_or_cancelled(
     broker: RedisBroker, redis_url: str
 ) -> None:
     other = RedisBroker(redis_url)
@@ -80,44 +79,38 @@ async def test_what_is_settled_and_taken_meanwhile_is_spared_or_cancelled_and_ne
     await other.close()
 
 
-# --- dead letters -------------------------------------------------------------------------------
-
-
-async def test_a_dead_letter_is_readable_on_the_server(
-    broker: RedisBroker, consumer: RedisConsumer, control: redis.Redis
-) -> None:
-    await broker.publish([envelope("a", body=b'{"task":"add"}')])
-    [got] = await consumer.fetch(1, 0)
-    await consumer.settle([Dead(got, "why", b'{"worker":"w"}')])
-    [letter] = await broker.dead("q")
-    [key] = control.zrange("aiotaskq:{q}:dead", 0, -1)
-    assert key == letter.key
-    stored = str(control.hget("aiotaskq:{q}:letters", letter.key))
-    head, rest = stored.split("\n", 1)
-    assert json.loads(head)["reason"] == "why"
-    assert rest == '{"worker":"w"}0 0 - a\n{"task":"add"}'
-
-
-async def test_many_dead_letters_are_read_and_trimmed_in_steps(
+async def test_many_cancelled_messages_do_not_hide_those_behind_them(
     broker: RedisBroker, consumer: RedisConsumer
 ) -> None:
-    await broker.publish([envelope(f"{n}") for n in range(250)])
-    await consumer.settle([Dead(one, "why") for one in await consumer.fetch(250, 0)])
-    letters = await broker.dead("q", 220)
-    assert [one.id for one in letters] == [f"{n}" for n in range(249, 29, -1)]
-    assert len({one.key for one in letters}) == 220
-    limits = DeadLimits(most=10)
-    rounds = [(await broker.maintain(limits)).trimmed for _ in range(4)]
-    assert rounds == [100, 100, 40, 0]
-    assert [one.id for one in await broker.dead("q")] == [f"{n}" for n in range(249, 239, -1)]
+    await broker.publish([envelope(f"{n}") for n in range(5000)])
+    await broker.cancel([f"{n}" for n in range(5000)])
+    await broker.publish([envelope("a")])
+    assert [one.id for one in await consumer.fetch(10, 0)] == ["a"]
 
 
-async def test_what_is_no_key_of_a_letter_is_refused(broker: RedisBroker) -> None:
-    with pytest.raises(ValueError, match="'x' is not the key of a dead letter: give one that"):
-        await broker.dead("q", before="x")
+async def test_a_fetch_takes_more_than_one_script_can_return(
+    broker: RedisBroker, consumer: RedisConsumer
+) -> None:
+    await broker.publish([envelope(f"{n}") for n in range(2500)])
+    assert [one.id for one in await consumer.fetch(2300, 0)] == [f"{n}" for n in range(2300)]
+    assert len(await consumer.fetch(2300, 0)) == 200
 
 
-# --- what others did to the server --------------------------------------------------------------
+# --- malformed and lost data ---------------------------------------------------------------------
+
+
+async def test_a_server_that_lost_its_data_is_used_again(
+    broker: RedisBroker, consumer: RedisConsumer, control: redis.Redis
+) -> None:
+    await broker.publish([envelope("a")])
+    [got] = await consumer.fetch(1, 0)
+    control.flushall()
+    assert [one.id for one in await consumer.settle([Done(got)])] == ["a"]
+    with pytest.raises(LeaseLost):
+        await consumer.fetch(1, 0)
+    await broker.publish([envelope("b")])
+    assert await broker.depth() == {"q": Depth(ready=1)}
+    assert control.smembers("aiotaskq:queues") == {"q"}
 
 
 async def test_a_key_of_a_wrong_type_stops_its_own_queue_only(
@@ -137,7 +130,7 @@ async def test_a_key_of_a_wrong_type_stops_its_own_queue_only(
     assert "'b'" in record.getMessage()
 
 
-async def test_a_server_that_refuses_is_not_taken_for_odd_data(
+async def test_a_server_that_refuses_writes_is_not_taken_for_malformed_data(
     broker: RedisBroker, control: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     await broker.publish([envelope("a", delay=5.0)])
@@ -152,7 +145,7 @@ async def test_a_server_that_refuses_is_not_taken_for_odd_data(
 
 
 @pytest.mark.parametrize("key", ["delayed", "held", "fenced", "consumers", "levels", "dead"])
-async def test_an_element_that_is_none_stops_nothing(
+async def test_a_foreign_element_in_a_key_stops_nothing(
     broker: RedisBroker, control: redis.Redis, key: str
 ) -> None:
     base = "aiotaskq:{q}:"
@@ -181,7 +174,7 @@ async def test_an_element_that_is_none_stops_nothing(
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_server_that_lost_its_data_is_told_of_once_and_found_out_by_asking_for_news(
+async def test_lost_data_is_logged_once_and_ends_the_lease(
     redis_server: RedisServer,
     broker: RedisBroker,
     consumer: RedisConsumer,
@@ -209,7 +202,7 @@ async def test_a_server_that_lost_its_data_is_told_of_once_and_found_out_by_aski
     assert (record.levelname, record.__dict__["event"]) == ("CRITICAL", "redis_lost_data")
 
 
-async def test_what_a_consumer_tells_of_itself_goes_with_it(
+async def test_the_description_of_a_consumer_is_removed_with_it(
     broker: RedisBroker, control: redis.Redis
 ) -> None:
     ends = []

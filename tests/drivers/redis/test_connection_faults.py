@@ -1,4 +1,4 @@
-"""The Redis driver with a network and a server that misbehave."""
+"""The Redis driver with a network and a server that misbehave: replies, connections, memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
-from aiotaskq.drivers.redis import RedisBackend, RedisBroker, results, scripts
-from aiotaskq.drivers.redis.address import parse
+from aiotaskq.drivers.redis import RedisBackend, RedisBroker, notify, scripts
+from aiotaskq.drivers.redis.connection import RedisConnection
 from aiotaskq.drivers.redis.consumer import RedisConsumer
-from aiotaskq.drivers.redis.link import Link
+from aiotaskq.drivers.redis.url import parse_url
 from aiotaskq.errors import BackendUnavailable, BrokerFull, BrokerUnavailable
 from tests.drivers.redis.tools import PATIENCE, envelope, insist, outcome
 from tests.servers import RedisServer
@@ -30,14 +30,14 @@ from tests.servers import RedisServer
 # --- connections --------------------------------------------------------------------------------
 
 
-async def test_cancelled_commands_do_not_cross_their_replies(redis_url: str) -> None:
-    link = Link(parse(redis_url), BrokerUnavailable)
+async def test_cancelled_commands_do_not_mix_up_replies(redis_url: str) -> None:
+    connection = RedisConnection(parse_url(redis_url), BrokerUnavailable)
     chance = random.Random(1)
     answered = 0
 
     async def echo(number: int) -> None:
         nonlocal answered
-        assert await link.command("ECHO", number) == b"%d" % number
+        assert await connection.command("ECHO", number) == b"%d" % number
         answered += 1
 
     for start in range(0, 2000, 20):
@@ -51,36 +51,36 @@ async def test_cancelled_commands_do_not_cross_their_replies(redis_url: str) -> 
             with contextlib.suppress(asyncio.CancelledError):
                 await task
     assert answered >= 1000
-    assert link.connects == 1
-    await link.close()
+    assert connection.connects == 1
+    await connection.close()
 
 
 async def test_a_server_that_does_not_answer_is_given_up_and_tried_again(
     redis_server: RedisServer, redis_url: str
 ) -> None:
-    link = Link(parse(f"{redis_url}?socket_timeout=0.2"), BrokerUnavailable)
-    assert await link.command("PING") == b"PONG"
+    connection = RedisConnection(parse_url(f"{redis_url}?socket_timeout=0.2"), BrokerUnavailable)
+    assert await connection.command("PING") == b"PONG"
     redis_server.pause()
     try:
-        calls = [link.command("PING") for _ in range(3)]
+        calls = [connection.command("PING") for _ in range(3)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     finally:
         redis_server.resume()
     assert {type(one) for one in outcomes} == {BrokerUnavailable}
-    assert await insist(link.command, "PING") == b"PONG"
-    await link.close()
+    assert await insist(connection.command, "PING") == b"PONG"
+    await connection.close()
 
 
-async def test_closing_ends_what_waits(redis_server: RedisServer, redis_url: str) -> None:
-    link = Link(parse(redis_url), BrokerUnavailable)
-    await link.command("PING")
-    waiting = asyncio.create_task(link.command("BLPOP", "nothing", 0))
+async def test_closing_ends_waiting_commands(redis_server: RedisServer, redis_url: str) -> None:
+    connection = RedisConnection(parse_url(redis_url), BrokerUnavailable)
+    await connection.command("PING")
+    waiting = asyncio.create_task(connection.command("BLPOP", "nothing", 0))
     await asyncio.sleep(0)
-    await link.close()
+    await connection.close()
     with pytest.raises(BrokerUnavailable):
         await waiting
     with pytest.raises(BrokerUnavailable):
-        await link.command("PING")
+        await connection.command("PING")
 
 
 class Proxy:
@@ -168,7 +168,7 @@ async def proxy(redis_server: RedisServer, redis_url: str) -> AsyncIterator[Prox
         yield proxy
 
 
-async def test_what_a_fetch_took_whose_reply_was_lost_comes_with_the_next(
+async def test_items_of_a_fetch_whose_reply_was_lost_come_with_the_next(
     proxy: Proxy, broker: RedisBroker
 ) -> None:
     ours = RedisBroker(proxy.url)
@@ -212,7 +212,7 @@ async def test_a_fetch_that_arrives_after_its_successor_takes_nothing(
     await ours.close()
 
 
-async def test_a_settlement_whose_reply_was_lost_is_not_told_as_gone_by_the_next(
+async def test_a_settlement_whose_reply_was_lost_is_not_reported_as_gone_by_the_next(
     proxy: Proxy, broker: RedisBroker
 ) -> None:
     ours = RedisBroker(proxy.url)
@@ -222,7 +222,7 @@ async def test_a_settlement_whose_reply_was_lost_is_not_told_as_gone_by_the_next
     await broker.publish([envelope("a"), envelope("b")])
     a, b = await consumer.fetch(2, 0)
     await consumer.settle([])
-    await ours._client.link.script(scripts.DONE, ["aiotaskq:{q}:"], ["nobody", 1])
+    await ours._client.connection.script(scripts.DONE, ["aiotaskq:{q}:"], ["nobody", 1])
     proxy.swallow = scripts.DONE.digest
     with pytest.raises(BrokerUnavailable):
         await consumer.settle([Done(a)])
@@ -234,41 +234,41 @@ async def test_a_settlement_whose_reply_was_lost_is_not_told_as_gone_by_the_next
     await ours.close()
 
 
-async def test_a_settlement_that_is_on_its_way_while_another_connects_is_not_undone(
+async def test_a_settlement_under_way_during_a_reconnect_is_not_undone(
     broker: RedisBroker, consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await broker.publish([envelope("a")])
     [a] = await consumer.fetch(1, 0)
-    link = broker._client.link
-    run, over = link.script, asyncio.Event()
+    connection = broker._client.connection
+    run, over = connection.script, asyncio.Event()
 
-    async def script(script: scripts.Script, keys: list[str], words: list[str]) -> object:
+    async def script(script: scripts.RedisScript, keys: list[str], words: list[str]) -> object:
         if script is scripts.DONE:  # as one that is sent on to the node that has the slot now
             await over.wait()
         return await run(script, keys, words)
 
-    monkeypatch.setattr(link, "script", script)
+    monkeypatch.setattr(connection, "script", script)
     settling = asyncio.create_task(consumer.settle([Done(a)]))
     await asyncio.sleep(0)
-    link.drop()
+    connection.drop()
     assert not await consumer.fetch(1, 0)
-    assert link.connects == 2
+    assert connection.connects == 2
     assert not await consumer.fetch(1, 0)
     over.set()
     assert not await settling
     assert await broker.depth() == {}
 
 
-async def test_what_is_repeated_in_vain_is_written_for_the_replicas_to_have(
+async def test_repeated_calls_write_something_for_wait_to_wait_for(
     broker: RedisBroker, consumer: RedisConsumer, backend: RedisBackend, control: redis.Redis
 ) -> None:
-    link, base = broker._client.link, broker._client.keys.base("q")
+    connection, base = broker._client.connection, broker._client.keys.base("q")
     parcel = [b"p", b"0", b"0 0 - parcel\n"]
     await broker.publish([envelope("a", unique=True)])
     [a] = await consumer.fetch(1, 0)
     await consumer.settle([Done(a)])
     await backend.store([outcome("a")], 60.0)
-    await link.script(scripts.UNPACK, [base], parcel)
+    await connection.script(scripts.UNPACK, [base], parcel)
 
     def written() -> int:
         return int(control.info("persistence")["rdb_changes_since_last_save"])
@@ -280,12 +280,12 @@ async def test_what_is_repeated_in_vain_is_written_for_the_replicas_to_have(
     settled = written()
     assert list(await backend.store([outcome("a")], 60.0)) == ["a"]
     stored = written()
-    assert not await link.script(scripts.UNPACK, [base], parcel)
+    assert not await connection.script(scripts.UNPACK, [base], parcel)
     assert before < published < settled < stored < written()
     assert not control.exists("aiotaskq:none", f"{base}none")
 
 
-async def test_a_settlement_whose_reply_was_lost_is_gone_with_the_lease(
+async def test_a_settlement_whose_reply_was_lost_is_reported_as_gone_if_the_lease_is_lost(
     proxy: Proxy, broker: RedisBroker
 ) -> None:
     ours = RedisBroker(proxy.url)
@@ -294,7 +294,7 @@ async def test_a_settlement_whose_reply_was_lost_is_gone_with_the_lease(
     await consumer.open()
     await broker.publish([envelope("a"), envelope("b")])
     a, b = await consumer.fetch(2, 0)
-    await ours._client.link.script(scripts.DONE, ["aiotaskq:{q}:"], ["nobody", 1])
+    await ours._client.connection.script(scripts.DONE, ["aiotaskq:{q}:"], ["nobody", 1])
     proxy.swallow = scripts.DONE.digest
     with pytest.raises(BrokerUnavailable):
         await consumer.settle([Done(a)])
@@ -305,7 +305,7 @@ async def test_a_settlement_whose_reply_was_lost_is_gone_with_the_lease(
     await ours.close()
 
 
-async def test_an_outcome_whose_reply_was_lost_is_not_told_as_refused_by_the_next(
+async def test_an_outcome_whose_reply_was_lost_is_not_reported_as_refused_by_the_next(
     proxy: Proxy, backend: RedisBackend
 ) -> None:
     ours = RedisBackend(proxy.url)
@@ -338,7 +338,9 @@ async def test_a_suspect_whose_reply_was_lost_comes_alone_with_the_next(
     consumer = ours.consumer(["p", "q"], name="w", lease=60.0)
     await consumer.open()
     await broker.publish([envelope("a"), envelope("b", queue="p")])
-    await ours._client.link.script(scripts.FETCH, ["aiotaskq:{none}:", "x"], [0, "n", 1, 0, ""])
+    await ours._client.connection.script(
+        scripts.FETCH, ["aiotaskq:{none}:", "x"], [0, "n", 1, 0, ""]
+    )
     proxy.swallow = scripts.FETCH.digest
     with pytest.raises(BrokerUnavailable):
         await consumer.fetch(3, 0)
@@ -353,28 +355,28 @@ async def test_a_suspect_whose_reply_was_lost_comes_alone_with_the_next(
 async def test_a_subscription_notices_that_its_connection_is_half_open(
     proxy: Proxy, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "_SILENCE", 0.1)
+    monkeypatch.setattr(notify, "_SILENCE", 0.1)
     ours = RedisBackend(proxy.url)
     await ours.open()
-    arrivals = ours.subscribe()
+    outcomes = ours.subscribe()
     async with asyncio.timeout(PATIENCE):
-        assert await anext(arrivals) == []
+        assert await anext(outcomes) == []
         await backend.store([outcome("a")], None)
-        assert await next_ids(arrivals) == ["a"]
+        assert await next_ids(outcomes) == ["a"]
         proxy.silent = True  # the connection stays, and nothing comes any more
-        while await anext(arrivals) != []:
+        while await anext(outcomes) != []:
             pass
         await backend.store([outcome("b")], None)
-        assert await next_ids(arrivals) == ["b"]
-    await arrivals.aclose()
+        assert await next_ids(outcomes) == ["b"]
+    await outcomes.aclose()
     await ours.close()
 
 
-async def next_ids(arrivals: AsyncIterator[Sequence[str | Outcome]]) -> list[str]:
+async def next_ids(outcomes: AsyncIterator[Sequence[str | Outcome]]) -> list[str]:
     """Return the ids of the next item that tells of any."""
-    while not (news := await anext(arrivals)):
+    while not (found := await anext(outcomes)):
         pass
-    return [one if isinstance(one, str) else one.task_id for one in news]
+    return [one if isinstance(one, str) else one.task_id for one in found]
 
 
 # --- a server that misbehaves under load --------------------------------------------------------
@@ -449,7 +451,7 @@ class Load:
         self.settled.update(one.id for one in got)
 
 
-async def test_a_server_that_forgets_scripts_is_reminded(
+async def test_scripts_flushed_from_the_server_are_sent_again(
     redis_url: str, control: redis.Redis
 ) -> None:
     async def flush() -> None:
@@ -458,7 +460,7 @@ async def test_a_server_that_forgets_scripts_is_reminded(
     await Load(redis_url).run(flush, times=300)
 
 
-async def test_killed_connections_lose_and_double_nothing(
+async def test_killed_connections_lose_and_duplicate_nothing(
     redis_url: str, control: redis.Redis
 ) -> None:
     async def kill() -> None:
@@ -467,7 +469,7 @@ async def test_killed_connections_lose_and_double_nothing(
     await Load(redis_url).run(kill, times=100)
 
 
-async def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothing(
+async def test_a_restarted_server_loses_and_duplicates_nothing(
     redis_server: RedisServer, redis_url: str
 ) -> None:
     async def crash() -> None:
@@ -477,7 +479,7 @@ async def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothi
     await Load(redis_url).run(crash, times=8)
 
 
-async def test_what_frees_memory_works_when_there_is_none(
+async def test_calls_that_free_memory_work_on_a_full_server(
     broker: RedisBroker, consumer: RedisConsumer, control: redis.Redis
 ) -> None:
     await broker.publish([envelope(f"{n}", body=b"x" * 1000) for n in range(20)])
@@ -522,28 +524,28 @@ async def test_what_frees_memory_works_when_there_is_none(
     assert (await broker.depth())["q"].delayed == 1
 
 
-async def test_of_a_doze_and_a_nudge_that_fail_together_both_are_asked(
+async def test_the_errors_of_a_wait_and_of_its_wake_up_are_both_retrieved(
     consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise asyncio tells of an error that nobody has looked at, once the server is away."""
+    """Otherwise asyncio logs an error that was never retrieved, once the server is away."""
     heard: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: heard.append(told))
-    nudged = asyncio.Event()
+    woken = asyncio.Event()
 
-    async def doze(seconds: float) -> bool:
-        await nudged.wait()
+    async def wait(seconds: float) -> bool:
+        await woken.wait()
         raise BrokerUnavailable("the server closed the connection")
 
     async def script(*_: object) -> None:
-        nudged.set()
+        woken.set()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         raise BrokerUnavailable("the server closed the connection")
 
-    monkeypatch.setattr(consumer, "doze", doze)
+    monkeypatch.setattr(consumer.notifier, "wait", wait)
     with monkeypatch.context() as patched:
-        patched.setattr(consumer, "_script", script)
+        patched.setattr(consumer._client.connection, "script", script)
         with pytest.raises(BrokerUnavailable):
-            await consumer._doze_until_due(0.01)
+            await consumer.notifier.wait_exactly(0.01)
     gc.collect()
     assert not heard

@@ -1,12 +1,28 @@
-"""A live connection to the server that any number of tasks share.
+"""The bytes of one live connection to a Redis server, shared by any number of tasks.
 
-redis-py makes the connection, with its names, passwords and certificates; from then on the bytes
-go between the transport and hiredis without a task in between, which would cost each command
-two more turns of the event loop.
+redis-py makes the connection, with its names, passwords and certificates. From then on the bytes go
+directly between asyncio's transport and hiredis. A task in between, such as redis-py's own reader,
+would cost each command two more turns of the event loop.
 
-Commands go out in the order in which they were given, and replies come back in that order. A task
-that is cancelled while it waits leaves its place behind: its reply is read and dropped, so that no
-other task ever gets it.
+Theory of operation
+-------------------
+
+A transport is live, then failed, then closed; it never goes back. It fails once, for the first
+reason that there is: the server closes the connection, a command is not answered in time, bytes
+arrive that are not RESP, or `fail` is called. `error` is that reason.
+
+Redis answers the commands of a connection in the order in which they were sent. So `_pending` is a
+queue of futures: a command appends one, a reply takes the first. This is all that connects a reply
+with its command, and therefore:
+
+* A task that is cancelled while it waits leaves its future in the queue. The reply is read and
+  dropped, and no other task ever gets it.
+* The deadline of the first future is the only one that matters. One timer serves all commands.
+* After any doubt about the order (a late reply, one that nobody asked for) the whole transport
+  fails.
+
+When it fails, each pending future gets the error as its value. Whether a command that was sent took
+effect is unknown then. Nothing here is sent twice.
 """
 
 from __future__ import annotations
@@ -19,19 +35,19 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import InvalidResponse, RedisError
-from redis.exceptions import TimeoutError as Silent
+from redis.exceptions import TimeoutError as RedisTimeout
 
-_NOTHING: Any = object()  # there is no whole reply yet
+_NOTHING: Any = object()  # there is no complete reply yet
 
 
-class Wire(asyncio.Protocol):
-    """It belongs to the event loop that made it, and dies once.
+class RedisTransport(asyncio.Protocol):
+    """Sends commands and reads replies until it fails; it belongs to one event loop.
 
     Args:
-        connection: It is connected, and nothing is under way.
+        connection: Connected, with no command under way.
 
     Attributes:
-        error: Why it is dead; None while it lives.
+        error: Why it failed; None while it is live.
         closed: Done when the connection is closed.
     """
 
@@ -39,7 +55,7 @@ class Wire(asyncio.Protocol):
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
-        self._held_up: list[bytes] = []  # while the transport takes no more
+        self._unwritten: list[bytes] = []  # while asyncio's transport takes no more
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         parser: Any = connection._parser
@@ -56,27 +72,28 @@ class Wire(asyncio.Protocol):
         self._transport = writer.transport
         self._transport.set_protocol(self)
 
-    def send(self, packed: bytes, patience: float) -> asyncio.Future[Any]:
-        """Send a command; return the future of its reply, which may be an exception as a value.
+    def send(self, packed: bytes, timeout: float) -> asyncio.Future[Any]:
+        """Send a command; return the future of its reply, or of an exception as a value.
 
-        Replies are values so that those whose tasks were cancelled go unnoticed.
+        An exception is a value, so that asyncio does not complain about the futures of cancelled
+        tasks, which nobody reads.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.error is not None:
             future.set_result(self.error)
             return future
-        until = self._loop.time() + patience
+        until = self._loop.time() + timeout
         self._pending.append((until, future))
         if self._paused:
-            self._held_up.append(packed)
+            self._unwritten.append(packed)
         else:
             self._transport.write(packed)
         if self._timer is None:
-            self._timer = self._loop.call_at(until, self._check)
+            self._timer = self._loop.call_at(until, self._check_deadline)
         return future
 
     def fail(self, error: Exception) -> None:
-        """Give the connection up."""
+        """Give the connection up; only the first call has an effect."""
         if self.error is not None:
             return
         self.error = error
@@ -86,7 +103,7 @@ class Wire(asyncio.Protocol):
             _, future = self._pending.popleft()
             if not future.done():
                 future.set_result(error)
-        self._held_up.clear()
+        self._unwritten.clear()
         if not self._failed.done():
             self._failed.set_result(None)
 
@@ -95,37 +112,37 @@ class Wire(asyncio.Protocol):
         self.fail(Disconnected("the connection was closed"))
         await asyncio.wait([self.closed])
 
-    def _check(self) -> None:
-        """Fail if the oldest command waits too long; replies come in order, so it is the first."""
+    def _check_deadline(self) -> None:
+        """Fail if the first command waits too long; replies come in order."""
         self._timer = None
         if not self._pending:
             return
         until, _ = self._pending[0]
         if until <= self._loop.time():
-            self.fail(Silent("no answer in time"))
+            self.fail(RedisTimeout("no answer in time"))
         else:
-            self._timer = self._loop.call_at(until, self._check)
+            self._timer = self._loop.call_at(until, self._check_deadline)
 
     async def _close_when_failed(self) -> None:
         try:
             await self._failed
         finally:
-            self.fail(Disconnected("the connection was closed"))  # if it was cancelled
+            self.fail(Disconnected("the connection was closed"))  # where this task was cancelled
             await self._connection.disconnect(nowait=True)
 
-    # What the transport calls
+    # --- called by asyncio's transport ----------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         self._replies.feed(data)
         while self.error is None:
             try:
                 reply = self._replies.gets()
-            except RedisError as error:  # no RESP at all
+            except RedisError as error:  # not RESP
                 self.fail(error)
                 return
             if reply is _NOTHING:
                 return
-            if isinstance(reply, Disconnected):  # such as a server that is still loading
+            if isinstance(reply, Disconnected):  # such as that of a server that is still loading
                 self.fail(reply)
             elif not self._pending:
                 self.fail(Disconnected("an answer that nobody asked for"))
@@ -142,6 +159,6 @@ class Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._held_up:
-            packed, self._held_up = b"".join(self._held_up), []
+        if self._unwritten:
+            packed, self._unwritten = b"".join(self._unwritten), []
             self._transport.write(packed)

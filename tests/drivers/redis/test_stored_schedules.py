@@ -1,4 +1,4 @@
-"""Schedules in Redis: what rests there, and a server that has no memory, or odd keys."""
+"""Schedules in Redis: their keys, and a server that has no memory, or malformed keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_schedule_is_readable_on_the_server(
     assert not control.exists("aiotaskq:queues")
 
 
-async def test_what_is_not_of_our_making_is_left_out_or_read_as_it_is(
+async def test_foreign_schedules_are_left_out_or_read_unchanged(
     broker: RedisBroker, control: redis.Redis
 ) -> None:
     store = broker.schedules()
@@ -50,7 +50,7 @@ async def test_what_is_not_of_our_making_is_left_out_or_read_as_it_is(
     assert control.zrange(DUE, 0, -1) == ["ours"]
 
 
-async def test_without_memory_schedules_are_removed_and_read_and_not_put(
+async def test_a_full_server_removes_and_reads_schedules_and_stores_none(
     broker: RedisBroker, control: redis.Redis
 ) -> None:
     store = broker.schedules()

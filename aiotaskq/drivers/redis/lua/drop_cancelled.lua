@@ -1,10 +1,10 @@
--- Forget what is delayed and cancelled, before the notes of cancelled ids go.
+-- Forget delayed items that were cancelled, before the notes of cancelled ids are dropped.
 --
 -- KEYS  1  cancelled
 --       2  base of a queue
--- ARGV  1  where to begin, as the call before returned it; '0' at first
---       2  about how many to look at
--- Return where to go on, '0' at the end.
+-- ARGV  1  the cursor that the previous call returned; '0' at first
+--       2  about how many items to look at
+-- Return the next cursor; '0' at the end.
 
 local reply = redis.call('ZSCAN', KEYS[2] .. 'delayed', ARGV[1], 'COUNT', ARGV[2])
 

@@ -1,15 +1,16 @@
--- Change a schedule and store the envelopes of its runs, if it has the revision that was seen.
+-- Change a schedule and store the envelopes of its runs, if it still has the revision that was
+-- seen.
 --
 -- KEYS  1  schedules
---       2  the same by due time
+--       2  schedules by due time
 --       3  bases of queues that items go to
 -- ARGV  1  time shift
 --       2  id of the schedule
---       3  the revision that was seen, after a '='; '' if there is to be none of this id
---       4  what takes its place: revision, newline, body; '' to remove it
+--       3  '=' and the revision that was seen; '' if there must be no schedule of this id
+--       4  what takes its place: revision, newline, body; '' to remove the schedule
 --       5  when it is due, or ''
 --       6  for each envelope: which of KEYS it goes to, due or '', item or serial and item
--- Return 1; or 0 if the revision is another, and nothing has happened.
+-- Return 1; or 0 if the revision is another one, and nothing was changed.
 
 local now, id = clock(ARGV[1]), ARGV[2]
 local there = redis.call('HGET', KEYS[1], id)
@@ -18,8 +19,9 @@ if (there and '=' .. string.match(there, '^[^\n]*') or '') ~= ARGV[3] then
   return 0
 end
 
--- A script that fails midway is not undone. So the other key is looked at before anything is written,
--- and what takes memory is written first: a server over its limit refuses that, and so the whole.
+-- A script that fails midway is not undone. So the other key is read before anything is written,
+-- which fails if it is of a wrong type. And what needs memory is written first: a server over its
+-- limit refuses the first such write, and with it the whole.
 redis.call('ZSCORE', KEYS[2], id)
 for i = 6, #ARGV, 3 do
   place(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2], now)

@@ -1,4 +1,4 @@
-"""Who is given up for dead at Redis, and who is not because the server itself stood still."""
+"""Leases while a Redis server stands still: dead consumers are given up, living ones are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers import RedisServer
 
 
 @pytest.mark.parametrize("patience", [5.0, 0.3], ids=["patient", "reconnecting"])
-async def test_when_the_server_stood_still_nobody_is_given_up(
+async def test_no_living_consumer_is_given_up_when_the_server_stood_still(
     redis_server: RedisServer, redis_url: str, broker: RedisBroker, patience: float
 ) -> None:
     lease = 1.2
@@ -54,7 +54,7 @@ async def test_when_the_server_stood_still_nobody_is_given_up(
 
 
 class Life:
-    """A worker's signs of life: it renews and tends, as fast as its lease wants."""
+    """A worker that renews its lease and calls `maintain`, as often as its lease needs."""
 
     def __init__(self, broker: RedisBroker, consumer: RedisConsumer, lease: float) -> None:
         self._broker = broker
@@ -145,7 +145,7 @@ async def silence(
     await other.close()
 
 
-async def test_whoever_lives_gives_all_another_lease_after_a_silence_but_only_one(
+async def test_maintain_by_a_living_worker_renews_all_leases_once_after_a_silence(
     silence: Silence,
 ) -> None:
     assert await silence.broker.maintain() == Maintained()
@@ -159,26 +159,26 @@ async def test_whoever_lives_gives_all_another_lease_after_a_silence_but_only_on
     assert await silence.broker.maintain() == Maintained(reclaimed=2)
 
 
-async def test_the_first_who_renews_after_a_silence_speaks_for_all(silence: Silence) -> None:
+async def test_the_first_renewal_after_a_silence_renews_all_leases(silence: Silence) -> None:
     assert await silence.renew(0)
     assert await silence.other.maintain() == Maintained()
     assert await silence.renew(1)
 
 
-async def test_whoever_missed_the_server_itself_does_not_judge_the_others(
+async def test_a_broker_that_lost_its_connection_itself_gives_nobody_up(
     silence: Silence,
 ) -> None:
-    silence.other._client.link.failed_at = asyncio.get_running_loop().time()
+    silence.other._client.connection.failed_at = asyncio.get_running_loop().time()
     assert await silence.other.maintain() == Maintained()
     assert await silence.renew(1)
 
 
-async def test_whoever_comes_from_elsewhere_takes_a_silence_for_death(silence: Silence) -> None:
+async def test_a_broker_without_consumers_gives_silent_consumers_up(silence: Silence) -> None:
     assert await silence.other.maintain() == Maintained(reclaimed=2)
     assert not await silence.renew(0)
 
 
-async def test_housekeeping_that_was_asked_for_long_ago_is_not_done(silence: Silence) -> None:
-    silence.other._ahead -= 10.0  # as if the call had lain in a buffer
+async def test_a_call_of_maintain_that_is_out_of_date_does_nothing(silence: Silence) -> None:
+    silence.other._clock_offset -= 10.0  # as if the call had lain in a buffer
     assert await silence.other.maintain() == Maintained()
     assert await silence.other.maintain() == Maintained(reclaimed=2)

@@ -1,0 +1,148 @@
+"""Dead letters of a Redis store: read, revived, discarded.
+
+The key of a letter is the time of its death as text, such as ``1785255200.123456``, and the
+member of the sorted set ``dead``, with the same time as its score. So a key of that form is a
+place in the order of deaths, whether its letter still exists or not. Other programs may have put
+members of another form into the set. Such letters are listed, too, and their keys are known as
+long as they exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+import msgspec
+
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.records import DeadLetter
+from aiotaskq.drivers.common.dead_letter_keys import not_a_key
+from aiotaskq.drivers.redis import items, scripts
+from aiotaskq.drivers.redis.client import MAX_ENTRIES, RedisClient, portions
+from aiotaskq.drivers.redis.connection import Word
+
+_KEY = re.compile(r"(0|[1-9][0-9]{0,11})\.[0-9]{6}")  # as `add_dead_letter` in shared.lua writes it
+_LETTERS = 100  # read in one call of a script
+
+
+class _LetterHead(msgspec.Struct):
+    died_at: float
+    reason: str
+    details: int = 0  # bytes between the head and the item
+
+
+_decode_head = msgspec.json.Decoder(_LetterHead).decode
+
+
+class RedisDeadLetters:
+    """The dead letters of all queues of a store.
+
+    Args:
+        client: The client of the broker.
+        introduce: Adds queues to the set of all queues, before anything is stored in them.
+    """
+
+    def __init__(
+        self, client: RedisClient, introduce: Callable[[Collection[str]], Awaitable[None]]
+    ) -> None:
+        self._client = client
+        self._introduce = introduce
+
+    async def read(self, queue: str, limit: int, before: str | None) -> list[DeadLetter]:
+        """Return letters of a queue, the newest first.
+
+        Raises:
+            ConfigError: `before` is not a key that this store gives to letters.
+        """
+        time = None
+        if before is not None:
+            time = await self.time_of(queue, before)
+            if time is None:
+                raise not_a_key(before)
+        return [letter for _, letter in await self.read_timed(queue, limit, time)]
+
+    async def time_of(self, queue: str, key: str) -> float | None:
+        """Return the time of death that a key stands for; None if no letter can have the key."""
+        if _KEY.fullmatch(key):
+            return float(key)
+        if not _is_text(key):
+            return None
+        base = self._client.keys.base(queue)
+        score = await self._client.connection.command("ZSCORE", f"{base}dead", key)
+        return None if score is None else float(score)
+
+    async def read_timed(
+        self, queue: str, limit: int, before: float | None
+    ) -> list[tuple[float, DeadLetter]]:
+        """Return letters that died before a time, the newest first, each with its time."""
+        letters: list[tuple[float, DeadLetter]] = []
+        keys = [self._client.keys.base(queue)]
+        last: Word = "" if before is None else repr(before)
+        while (most := min(limit - len(letters), _LETTERS)) > 0:
+            reply = await self._client.connection.script(scripts.DEAD, keys, [last, most])
+            for key, time, letter in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+                letters.append((float(time), unpack_letter(key, letter, queue)))
+            if len(reply) < 3 * most:
+                break
+            last = reply[-2]
+        return letters
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        """Store an envelope in place of each letter; return the keys of missing letters."""
+        await self._introduce({envelope.queue for _, envelope in letters})
+        missing = [key for key, _ in letters if not _is_text(key)]
+        letters = [one for one in letters if _is_text(one[0])]
+        keys_of = self._client.keys
+        for part in portions(letters, [len(envelope.body) for _, envelope in letters]):
+            keys = [keys_of.base(queue), keys_of.ids, keys_of.cancelled]
+            args: list[Word] = [self._client.time_shift]
+            for key, envelope in part:
+                base = keys_of.base(envelope.queue)
+                if base not in keys[3:]:
+                    keys.append(base)
+                due, item = items.pack_with_due(envelope, self._client.serials)
+                target = keys.index(base, 3) + 1
+                unique = "1" if envelope.unique else ""
+                args += (key, target, items.pack_id(envelope.id), envelope.id, unique, due, item)
+            reply = await self._client.connection.script(scripts.REVIVE, keys, args)
+            missing += [key.decode() for key in reply]
+        return missing
+
+    async def discard(self, queue: str, keys: Collection[str]) -> int:
+        """Drop letters; return how many existed."""
+        count = 0
+        wanted = [key for key in set(keys) if _is_text(key)]
+        for start in range(0, len(wanted), MAX_ENTRIES):
+            part = wanted[start : start + MAX_ENTRIES]
+            base = self._client.keys.base(queue)
+            count += await self._client.connection.script(scripts.DISCARD, [base], part)
+        return count
+
+
+def _is_text(key: str) -> bool:
+    """Return whether a key can be sent at all: text with lone surrogates is no UTF-8."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unpack_letter(key: bytes, letter: bytes, queue: str) -> DeadLetter:
+    """Return a dead letter as `add_dead_letter` in shared.lua wrote it."""
+    head, _, rest = letter.partition(b"\n")
+    try:
+        death = _decode_head(head)
+    except msgspec.MsgspecError:  # not written by a script, so all of it is payload
+        death, rest = _LetterHead(0.0, "not a dead letter"), letter
+    dead = items.unpack(rest[death.details :], queue, None)
+    return DeadLetter(
+        key=key.decode(errors="replace"),
+        id=dead.id,
+        queue=queue,
+        body=dead.body,
+        reason=death.reason,
+        crashes=dead.crashes,
+        died_at=death.died_at,
+        details=rest[: death.details],
+    )
