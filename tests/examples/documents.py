@@ -10,7 +10,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.redis.cluster import ClusterBroker
+from aiotaskq.drivers.redis.keys import PREFIX_KEYS, QUEUE_KEYS, RedisKey
 from aiotaskq.drivers.sqlite import SQLiteBroker
 from aiotaskq.tasks.option_table import OPTIONS, Scope
 from benchmarks import report
@@ -160,27 +161,36 @@ def traits_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def modules_table() -> str:
-    """Return the modules and packages, each with the first line of its docstring."""
-    package = ROOT / "aiotaskq"
-    lines = ["| | |", "|---|---|"]
-    for path in sorted([*package.glob("*.py"), *package.glob("*/__init__.py")]):
-        name = path.name if path.parent == package else f"{path.parent.name}/"
-        if name != "__init__.py":
-            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            lines.append(f"| `{name}` | {text.partition(chr(10) * 2)[0].replace('``', '`')} |")
-    return "\n".join(line.replace("\n", " ") for line in lines) + "\n"
-
-
-def layers_list() -> str:
-    """Return the layers as in pyproject.toml, the highest first."""
+def tree_table() -> str:
+    """Return the layers, the highest first, each with its modules and what they are."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
-    lines = [re.findall(r"\w+", layer) for layer in layers]
-    there = {path.stem for path in (ROOT / "aiotaskq").iterdir()}
-    kept = [" │ ".join(name for name in line if name in there) for line in lines]
-    return "```text\n" + "\n".join(filter(None, kept)) + "\n```\n"
+    lines = ["| layer | in `aiotaskq/` | contents |", "|---|---|---|"]
+    shown = set()
+    for number, layer in zip(range(len(layers), 0, -1), layers, strict=True):
+        for name in re.findall(r"\w+", layer):
+            path = ROOT / "aiotaskq" / name
+            file_name = f"{name}/" if path.is_dir() else f"{name}.py"
+            source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            if source.exists():  # a name in parentheses need not exist
+                shown.add(name)
+                lines.append(f"| {number} | `{file_name}` | {_summary(source)} |")
+    there = {path.stem for path in (ROOT / "aiotaskq").glob("[a-z]*") if path.name != "py.typed"}
+    assert shown == there, "a module without a layer, or a layer without a module"
+    return "\n".join(lines) + "\n"
+
+
+def _summary(source: Path) -> str:
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n\n")[0].replace("``", "`").replace("\n", " ")
+
+
+def redis_table(keys: Sequence[RedisKey]) -> str:
+    """Return kinds of keys as rows."""
+    lines = ["| key | type | contents |", "|---|---|---|"]
+    lines += [f"| `{key.name}` | {key.type} | {key.holds} |" for key in keys]
+    return "\n".join(lines) + "\n"
 
 
 def options_table() -> str:
@@ -206,8 +216,9 @@ TABLES = {
     "options": options_table,
     "defaults": defaults_table,
     "traits": traits_table,
-    "modules": modules_table,
-    "layers": layers_list,
+    "tree": tree_table,
+    "redis_queue_keys": lambda: redis_table(QUEUE_KEYS),
+    "redis_prefix_keys": lambda: redis_table(PREFIX_KEYS),
     **report.TABLES,
 }
 
