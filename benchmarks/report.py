@@ -223,7 +223,7 @@ def _is_measured(name: str) -> bool:
 
 
 def promises_table() -> str:
-    """Return the set-up of each contestant, and what happens to a killed worker's tasks."""
+    """Return the set-up of each contestant, and the fate of the tasks of a killed worker."""
     told = read("compare")
     rows = [(who, one.settings, one.durability) for who, one in sorted(told.contestants.items())]
     return _table(("", "set-up", "tasks of a killed worker"), rows)

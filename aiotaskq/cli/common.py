@@ -95,7 +95,7 @@ def run_with_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
 
 
 def print_error(message: str) -> None:
-    """Print one line on stderr that says what is wrong."""
+    """Print an error in one line on stderr."""
     typer.echo(f"aiotaskq: {' '.join(message.split())}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""From a call to the message and the envelope that a broker stores.
+"""Preparation of a call: its message, and the envelope that a broker stores.
 
 Names, times and defaults are filled in here. Nothing here does I/O.
 """
@@ -111,7 +111,7 @@ def seal(prepared: PreparedMessage, codec: Codec) -> Envelope:
 
 
 def check_traits(prepared: PreparedMessage, traits: Traits, url: str) -> None:
-    """Raise `Unsupported` if a broker cannot do what a call asks."""
+    """Raise `Unsupported` if a broker lacks a trait that a call needs."""
     if prepared.unique and not traits.unique:
         raise Unsupported(f"{url} cannot store a task_id only once: leave it out")
     if prepared.message.priority and not traits.priorities:

@@ -112,7 +112,7 @@ class Config(SettingsTable):
 
     @property
     def revision(self) -> object:
-        """An object that is replaced by each change, for caches of what follows from settings."""
+        """An object that each change replaces, for caches of values that depend on settings."""
         return self._values
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -26,7 +26,7 @@ class CeleryOnly(NamedTuple):
     accepted: tuple[object, ...] = ()
 
     def check(self, label: str, value: object) -> object:
-        """Return `value` if it asks for what aiotaskq does anyway.
+        """Return `value` if it asks for the behaviour that aiotaskq has anyway.
 
         Raises:
             ConfigError: It asks for something else.

@@ -65,7 +65,7 @@ class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class News(msgspec.Struct, frozen=True):
-    """What a broker tells a consumer, besides deliveries."""
+    """News from a broker for a consumer, besides deliveries."""
 
     cancelled: Collection[str] = ()  # ids that it may hold
     suspects: bool = False  # suspects wait in its queues for a consumer that holds nothing

@@ -1,4 +1,4 @@
-"""The supervisor's side of the lease keeper: what it is told, and when it is started.
+"""The supervisor's side of the lease keeper: the messages to it, and its starts.
 
 Theory of operation. The supervisor holds no connection, so the leases of its worker processes are
 kept by another process, which may die like any other. So whatever that process knows is known here

@@ -71,7 +71,7 @@ class ChildProcess:
         self._process.join(timeout)
 
     def collect(self) -> int:
-        """Wait for the end of the process, free what it takes here, and return its exit status.
+        """Wait for the end of the process, free its resources, and return its exit status.
 
         A negative status is the number of the signal that killed the process. The object cannot be
         used afterwards.

@@ -108,7 +108,7 @@ class _RestartPauses:
 
 
 class _SupervisedProcess:
-    """A worker process, and what the supervisor knows of it."""
+    """A worker process, and its state as the supervisor knows it."""
 
     def __init__(self, number: int, replaces: bool, main: WorkerProcessMain) -> None:
         self.number = number
@@ -139,7 +139,7 @@ class _SupervisedProcess:
             self.pipe_open = False  # the process is about to end
 
     def collect(self) -> int:
-        """Free what the dead process takes here, and return its exit status."""
+        """Free the resources of the dead process, and return its exit status."""
         self.pipe.close()
         return self.process.collect()
 

@@ -1,4 +1,4 @@
-"""`Application`: what `TaskQueue` is to everything that is built below it.
+"""`Application`: the one Protocol that describes `TaskQueue` to the parts below it.
 
 Tasks and handles, the client, the scheduler and the worker know their application by this
 Protocol alone, so that none of them imports `TaskQueue`, which puts them all together.

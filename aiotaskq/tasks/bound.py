@@ -1,4 +1,4 @@
-"""`BoundTask`: what a task with ``bind=True`` finds in ``self``, in Celery's words."""
+"""`BoundTask`: ``self`` in a task with ``bind=True``, with Celery's names."""
 
 from __future__ import annotations
 

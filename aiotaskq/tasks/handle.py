@@ -34,7 +34,7 @@ class TaskHandle(Generic[R]):
         return self.id
 
     async def result(self, timeout: float | None = None) -> R:
-        """Wait for the task to end and return what it returned.
+        """Wait for the task to end and return its value.
 
         Args:
             timeout: Seconds to wait; None: without limit, 0: only look. The task itself goes on.
@@ -110,7 +110,7 @@ class AsyncResult(Generic[R]):
         return self.id
 
     def get(self, timeout: float | None = None, propagate: bool = True) -> R:
-        """Wait for the task to end and return what it returned.
+        """Wait for the task to end and return its value.
 
         Args:
             timeout: Seconds to wait; None: without limit.
@@ -144,7 +144,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def result(self) -> R | ResultError | None:
-        """What the task returned, the exception if it failed, None while it has not ended."""
+        """The value of the task; its exception if it failed; None while it has not ended."""
         now = self._now()
         if not isinstance(now, TaskResult):
             return None

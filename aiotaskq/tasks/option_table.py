@@ -1,4 +1,4 @@
-"""The table of options: every option of a task and of a call, what it takes and what it means.
+"""The table of options: every option of a task and of a call, with its values and its meaning.
 
 This is the one place where an option is defined. Checking, the names that Celery has for some of
 them, and the table in the documentation are made from it. The typed keywords (`TaskKeywords`,

@@ -22,7 +22,7 @@ _TAKEN_FOR = 60.0  # seconds after an unknown task
 
 
 class Census:
-    """What is known of the other workers.
+    """The tasks that other workers know.
 
     Args:
         broker: An open broker.

@@ -1,4 +1,4 @@
-"""`WorkerEnvironment`: what all parts of one worker share, whatever lease it works under."""
+"""`WorkerEnvironment`: the objects that all parts of a worker share."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Execution:
 
 
 class OutcomeExists(Exception):
-    """The task has an outcome of another run: what this run wrote in its transaction was undone."""
+    """The task has an outcome of another run, so that the transaction of this run was undone."""
 
 
 class ExecutionContext(TaskContext):

@@ -1,4 +1,4 @@
-"""The loop monitor: reports what blocks the event loop of a worker, while it is blocked.
+"""The loop monitor: reports blocks of the event loop of a worker, while they last.
 
 The event loop ticks a few times a second, and a thread checks that it still does. The thread sleeps
 until the next tick would be late, so that both together wake up less than four times a second.

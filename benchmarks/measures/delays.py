@@ -1,4 +1,4 @@
-"""Delayed tasks: how late they start, what they cost while they wait, and many due at once.
+"""Delayed tasks: their lateness, their cost while they wait, and many that are due at once.
 
 The lateness is the time from the due time of a task until its function begins in an idle
 ``aiotaskq worker``, by the clock of the machine. The tasks are stored in advance, and are due at

@@ -1,4 +1,4 @@
-"""The servers of the contestants, and what the benchmark reads from them."""
+"""The servers of the contestants, and the figures that the benchmark reads from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a store remembers ids and calls: promises of the contract, the same in every driver."""
+"""Times for which a store remembers ids and calls: promises of the contract for all drivers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""URLs of servers: split, their options read, and shown without what is secret.
+"""URLs of servers: splitting them, reading their options, and masking their secrets.
 
 No error here quotes a part of a URL that may belong to a password. One that is not quoted as RFC
 3986 (https://www.rfc-editor.org/rfc/rfc3986) asks for ends the host too early, so that its rest

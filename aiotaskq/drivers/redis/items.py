@@ -50,7 +50,7 @@ def pack(envelope: Envelope) -> bytes:
 
 
 def pack_with_due(envelope: Envelope, serials: SerialNumbers) -> tuple[bytes, bytes]:
-    """Return when an envelope falls due, as scripts take it, and what to store until then.
+    """Return the due time of an envelope, as scripts take it, and the item to store until then.
 
     An envelope that is not delayed has ``b""`` as its due time, and no serial number.
     """

@@ -1,4 +1,4 @@
-"""Redis keys: their names, their types, and what they hold.
+"""Redis keys: their names, types and contents.
 
 This module is the only description of the layout: scripts, comments and documents refer to it. A
 test compares it with the scripts and with a server in use. What an item is: see `items.py`.
@@ -122,7 +122,7 @@ class RedisKeys:
         self._bases: dict[str, str] = {}
 
     def base(self, queue: str) -> str:
-        """Return what all keys of a queue begin with."""
+        """Return the common beginning of all keys of a queue."""
         base = self._bases.get(queue)
         if base is None:
             # A brace in the name would end, or begin, the part that the slot is computed from.

@@ -1,4 +1,4 @@
-"""Check of the server's settings: warnings where it may lose what it has acknowledged."""
+"""Check of the server's settings: warnings where it may lose acknowledged data."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class SQLiteConnection:
         return thread.submit(lambda: self._attempt(job))
 
     async def run(self, job: Callable[[SQLiteDatabase], T]) -> T:
-        """Run a job in the thread and return what it returns.
+        """Run a job in the thread and return its value.
 
         Raises:
             Unavailable: SQLite failed, or the driver is not open.

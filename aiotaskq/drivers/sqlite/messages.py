@@ -1,4 +1,4 @@
-"""Messages in their table: stored, and read whatever another program wrote there.
+"""Messages in their table: storing them, and reading rows that another program may have written.
 
 All functions run in the thread of a connection, inside a transaction of the caller
 (`SQLiteDatabase.write`). The states of a message are told in `aiotaskq.drivers.sqlite.sql`.
@@ -60,7 +60,7 @@ def as_bytes(value: object) -> bytes:
 
 
 def as_text(value: object) -> str:
-    """Return a value of a column for text, whatever its type."""
+    """Return a value of a column for text as text, also if it has another type."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str) else str(value)

@@ -65,5 +65,5 @@ class ShardPlacement:
         return shards
 
     def home_of(self, name: str) -> int:
-        """Return the shard that keeps what is stored under an id, or another name."""
+        """Return the shard of an id or of another name."""
         return hash_of(name) % SHARDS
