@@ -17,6 +17,8 @@ from aiotaskq.drivers.common.dead_letter_counts import DeadLetterCount
 from aiotaskq.drivers.common.rows import count_depths, read_outcome, write_history
 from aiotaskq.errors import DecodeError
 
+MEGABYTE = 1024 * 1024
+
 
 @pytest.mark.parametrize(
     ("values", "parts"),
@@ -40,6 +42,23 @@ def test_slices_have_a_limited_length(values: str, parts: list[str]) -> None:
 )
 def test_portions_are_limited_in_number_and_size(sizes: list[int], parts: list[list[int]]) -> None:
     assert list(portions(sizes, sizes, most=3, most_bytes=10)) == parts
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        ([], []),
+        ([1], [[0]]),
+        ([1, 1, 1], [[0, 1, 2]]),
+        ([1] * 7, [[0, 1, 2], [3, 4, 5], [6]]),
+        ([9 * MEGABYTE], [[0]]),
+        ([9 * MEGABYTE, 1, 9 * MEGABYTE, 1, 1], [[0], [1], [2], [3, 4]]),
+        ([2 * MEGABYTE, 2 * MEGABYTE, 1], [[0, 1], [2]]),
+    ],
+)
+def test_portions_keep_the_order_of_the_values(sizes: list[int], parts: list[list[int]]) -> None:
+    values = list(range(len(sizes)))
+    assert list(portions(values, sizes, most=3, most_bytes=4 * MEGABYTE)) == parts
 
 
 def test_a_silence_of_more_than_half_a_lease_is_a_stall() -> None:

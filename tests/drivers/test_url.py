@@ -14,6 +14,7 @@ from aiotaskq.drivers.common.url import (
     one_of,
     read_count,
     read_flag,
+    read_option,
     read_options,
     read_seconds,
     read_seconds_or_zero,
@@ -106,6 +107,12 @@ def test_the_value_of_a_secret_option_is_never_shown() -> None:
     assert "hush" not in str(caught.value)
     assert all(map(is_secret, ("sslpassword", "Passwd", "pwd", "client_secret")))
     assert masked_query([("sslpassword", "hush"), ("a b", "1,2")]) == "sslpassword=***&a%20b=1,2"
+
+
+def test_one_option_is_read_by_itself() -> None:
+    assert read_option("count", "3", read_count) == 3
+    with pytest.raises(ConfigError, match="'x' is not a value of the option 'count'; it must be a"):
+        read_option("count", "x", read_count)
 
 
 def test_one_of_several_names_in_any_case() -> None:

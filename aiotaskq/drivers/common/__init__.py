@@ -2,6 +2,7 @@
 
 ======================  ==========================================================================
 `url`                   reads URLs and their options, and masks passwords
+`opening`               opens a resource once, also for several tasks at the same time
 `retention`             how long a store remembers ids and calls, in every driver alike
 `clock`                 work that is due from time to time, and the sign of a stall
 `batches`               cuts batches into parts that one call or one statement may carry

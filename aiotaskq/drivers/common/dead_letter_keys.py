@@ -1,16 +1,18 @@
-"""Keys of dead letters: how a number is read from one, and the error for what is none."""
+"""Keys of dead letters: the number that a key is, and the error for a text that is no key."""
 
 from __future__ import annotations
 
 from aiotaskq.errors import ConfigError
 
 LAST_NUMBER = 2**63 - 1
-"""The largest key where letters are numbered: stores have 64 bits for it."""
+"""The largest key where dead letters are numbered: stores have 64 bits for it."""
 
 
 def number_of_key(key: str) -> int | None:
-    """Return the number that a key is; None if it is none, so that no letter can have it."""
+    """Return the number that a key is, or None for a text that no letter has as its key."""
     if not (key.isascii() and key.isdigit()) or len(key) > len(str(LAST_NUMBER)):
+        return None
+    if key[0] == "0" and key != "0":  # brokers write no leading zeros
         return None
     return min(int(key), LAST_NUMBER)
 

@@ -24,7 +24,7 @@ OUTCOME_COLUMNS = (
 _decode_children = msgspec.json.Decoder(list[str]).decode
 
 
-def read_outcome(row: Sequence[Any]) -> Outcome:
+def read_outcome(row: Iterable[Any]) -> Outcome:
     """Return the outcome that a row with `OUTCOME_COLUMNS` holds.
 
     Encoded values may be text or bytes, a time may be text in ISO 8601.

@@ -67,16 +67,25 @@ def read_options(parts: SplitResult, readers: Mapping[str, Reader]) -> dict[str,
                 f"a {parts.scheme}:// URL has no option {name!r}; it may have"
                 f" {', '.join(sorted(readers))}"
             )
-        try:
-            options[name] = readers[name](text)
-        except ValueError as error:
-            shown = "***" if is_secret(name) else repr(text)
-            wanted = str(error)
-            raise ConfigError(
-                f"{shown} is not a value of the option {name!r}"
-                + (f"; it must be {wanted}" if wanted else "")
-            ) from None
+        options[name] = read_option(name, text, readers[name])
     return options
+
+
+def read_option(name: str, text: str, reader: Reader) -> Any:
+    """Return the value of one option.
+
+    Raises:
+        ConfigError: The value is wrong.
+    """
+    try:
+        return reader(text)
+    except ValueError as error:
+        shown = "***" if is_secret(name) else repr(text)
+        wanted = str(error)
+        raise ConfigError(
+            f"{shown} is not a value of the option {name!r}"
+            + (f"; it must be {wanted}" if wanted else "")
+        ) from None
 
 
 def masked_url(parts: SplitResult) -> str:

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Self
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
+from aiotaskq.drivers.common.rows import count_depths
 from aiotaskq.drivers.postgres.caller_transaction import (
     CALLER_ERRORS,
     connection_in_transaction,
@@ -194,11 +195,8 @@ class PostgresBroker:
         return maintained
 
     async def depth(self) -> Mapping[str, Depth]:
-        counts: dict[str, dict[str, int]] = {}
-        for row in await self._pool.fetch(messages_sql.DEPTH, self._time_shift):
-            states = counts.setdefault(row["queue"], {})
-            states[row["state"]] = states.get(row["state"], 0) + row["count"]
-        return {queue: Depth(**states) for queue, states in counts.items()}
+        rows = await self._pool.fetch(messages_sql.DEPTH, self._time_shift)
+        return count_depths((row["queue"], row["state"], row["count"]) for row in rows)
 
     async def purge(self, queue: str) -> int:
         dropped = 0

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
+from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.url import PostgresUrl
 from aiotaskq.errors import AioTaskQError, ConfigError, EncodeError, Unavailable
@@ -37,6 +38,13 @@ T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
+STATEMENT_BYTES = 4 * 1024 * 1024
+"""The most bytes of values in one statement: it is in memory as a whole, here and in the server."""
+
+PING_EVERY = 15.0
+"""Seconds without a notice until a connection that listens is checked."""
+
+_PING_TIMEOUT = 5.0  # seconds
 _CONNECT_TIMEOUT = 5.0  # seconds, unless the URL has connect_timeout
 _CLOSE_TIMEOUT = 2.0
 
@@ -126,8 +134,7 @@ class PostgresPool:
         self._by_index = by_index and not url.is_pooled
         self._pool_size = pool_size
         self._timeout = timeout
-        self._connections: _Pool | None = None
-        self._opening = asyncio.Lock()
+        self._connections = OpenOnce[_Pool](lambda: unavailable(f"{url.shown} is not open"))
 
     async def open(self, prepare: Callable[[Connection], Awaitable[None]] | None = None) -> None:
         """Make the pool, and prepare the database first. Does nothing if it is open.
@@ -139,11 +146,13 @@ class PostgresPool:
             ConfigError: The server refuses the connection for good.
             Unavailable: The server cannot be reached now.
         """
-        async with self._opening:
-            if self._connections is None:
-                if prepare is not None:
-                    await self.once(prepare)
-                self._connections = await self._make_pool()
+
+        async def make() -> _Pool:
+            if prepare is not None:
+                await self.once(prepare)
+            return await self._make_pool()
+
+        await self._connections.open(make)
 
     async def once(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run `work` on a connection of its own; the pool need not be open.
@@ -162,15 +171,9 @@ class PostgresPool:
 
     async def close(self) -> None:
         """Close every connection. Never raises."""
-        connections, self._connections = self._connections, None
-        if connections is None:
-            return
-        try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await connections.close()
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            logger.debug("terminated connections that did not close: %s", error)
-            connections.terminate()
+        connections = self._connections.release()
+        if connections is not None:
+            await _close(connections)
 
     async def fetch(
         self, template: str, *arguments: Any, repeat: bool = True
@@ -240,8 +243,9 @@ class PostgresPool:
             except (*_STALE, asyncpg.ReadOnlySQLTransactionError) as error:
                 # Most likely the server was restarted, or a standby was promoted, while the
                 # connections were idle. New connections may work.
-                if self._connections is not None:
-                    await self._connections.expire_connections()
+                connections = self._connections.resource
+                if connections is not None:
+                    await connections.expire_connections()
                 if not repeat:
                     raise
                 logger.debug("trying again on a new connection: %s", error)
@@ -258,15 +262,9 @@ class PostgresPool:
                 _terminate(connection)
                 raise
 
-    @property
-    def _opened(self) -> _Pool:
-        if self._connections is None:
-            raise self._unavailable(f"{self.url.shown} is not open")
-        return self._connections
-
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Connection]:
-        connections = self._opened
+        connections = self._connections.get()
         async with asyncio.timeout(self._timeout):
             connection = await connections.acquire()
             try:
@@ -284,7 +282,7 @@ class PostgresPool:
         """
         with self.errors():
             # A proxy, which only the pool can tell from a connection.
-            return await self._opened.acquire()  # type: ignore[return-value]  # see above
+            return await self._connections.get().acquire()  # type: ignore[return-value]  # see above
 
     async def release(self, connection: Connection, *, usable: bool) -> None:
         """Return a connection to the pool, after terminating it if it is not usable.
@@ -293,7 +291,7 @@ class PostgresPool:
         """
         if not usable:
             _terminate(connection)
-        connections = self._connections
+        connections = self._connections.resource
         if connections is not None:
             await connections.release(connection)  # type: ignore[arg-type]  # from `acquire`
 
@@ -313,16 +311,44 @@ class PostgresPool:
         with self.errors():
             return await asyncpg.connect(**arguments)
 
+    async def listen(
+        self, callbacks: Mapping[str, Callable[..., None]], *, ended: Callable[[object], None]
+    ) -> Connection:
+        """Return a new connection that receives notices, to be closed by `disconnect`.
+
+        Args:
+            callbacks: The functions that receive the notices, by channel.
+            ended: Called when the connection ends.
+
+        Raises:
+            ConfigError: The server refuses the connection for good.
+            Unavailable: The server cannot be reached now.
+        """
+        connection = await self.connect(listens=True)
+        try:
+            with self.errors():
+                connection.add_termination_listener(ended)
+                for channel, callback in callbacks.items():
+                    await connection.add_listener(channel, callback)
+        except BaseException:
+            await self.disconnect(connection)
+            raise
+        return connection
+
+    async def ping(self, connection: Connection) -> None:
+        """Check a connection outside the pool: one that a firewall has dropped looks usable.
+
+        Raises:
+            ConfigError: The server refuses the statement for good.
+            Unavailable: The server does not answer.
+        """
+        with self.errors():
+            async with asyncio.timeout(_PING_TIMEOUT):
+                await connection.execute("SELECT 1")
+
     async def disconnect(self, connection: Connection) -> None:
         """Close a connection in any state. Never raises."""
-        try:
-            # `close` has a timeout of its own, but some releases of asyncpg wait for the end of a
-            # cancelled query in spite of it.
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await connection.close()
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            logger.debug("terminated a connection that did not close: %s", error)
-            connection.terminate()
+        await _close(connection)
 
     async def _make_pool(self) -> _Pool:
         async def nothing(_: object) -> None:
@@ -379,6 +405,18 @@ class PostgresPool:
         if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
             return ConfigError(f"PostgreSQL at {self.url.shown}: {text}; correct the URL")
         return self._unavailable(f"PostgreSQL at {self.url.shown} cannot be reached: {text}")
+
+
+async def _close(connections: Connection | _Pool) -> None:
+    """Close a connection or a pool in any state. Never raises."""
+    try:
+        # `Connection.close` has a timeout of its own, but some releases of asyncpg wait for the end
+        # of a cancelled query in spite of it.
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await connections.close()
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        logger.debug("terminated connections that did not close: %s", error)
+        connections.terminate()
 
 
 def _terminate(connection: Connection) -> None:

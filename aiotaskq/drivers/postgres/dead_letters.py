@@ -8,6 +8,7 @@ import msgspec
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DeadLetter
+from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.common.dead_letter_keys import number_before, number_of_key
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.maintenance import STEP_ROWS
@@ -54,8 +55,7 @@ async def revive(
         Unavailable: The server cannot be reached now; some letters may be revived.
     """
     absent: list[str] = []
-    for start in range(0, len(letters), STEP_ROWS):
-        some = letters[start : start + STEP_ROWS]
+    for some in slices(letters, STEP_ROWS):
 
         async def work(
             connection: Connection, some: Sequence[tuple[str, Envelope]] = some

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aiotaskq.contract.records import Grant
+from aiotaskq.drivers.common.clock import is_stall
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.maintenance import STEP_ROWS, extend_leases, take_back
 from aiotaskq.drivers.postgres.notify import ALL, PostgresNotifier
@@ -40,7 +41,7 @@ class PostgresLease:
             rows = await connection.fetch(self._pool.names.render(consumers_sql.RENEW), *arguments)
             # Nobody gave a sign of life for that long, and this consumer lives: so it was the
             # server that stood still, and the others are about to give their signs.
-            if rows and rows[0]["silence"] > self._grant.seconds / 2:
+            if rows and is_stall(rows[0]["silence"], self._grant.seconds):
                 await extend_leases(connection, self._pool.names, self._shift())
             return bool(rows)
 

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 import asyncpg
 
 from aiotaskq.contract.records import DeadLimits, Maintained
+from aiotaskq.drivers.common.clock import SweepTimer, is_stall
+from aiotaskq.drivers.common.dead_letter_counts import DeadLetterCount
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
@@ -52,9 +54,8 @@ class PostgresMaintenance:
 
     def __init__(self, pool: PostgresPool) -> None:
         self._pool = pool
-        # The newest dead letter, and the limit, at the last count that found no queue overfull.
-        self._counted: tuple[int | None, int] = (None, -1)
-        self._sweep_at = 0.0
+        self._dead_count = DeadLetterCount()
+        self._sweep_timer = SweepTimer(_SWEEP_EVERY)
 
     async def maintain(
         self, limits: DeadLimits, shift: float, now: float
@@ -78,9 +79,9 @@ class PostgresMaintenance:
         if seen["is_spared"]:
             await self._pool.fetch(consumers_sql.NOTE_CHECK)
         trimmed = await self._trim(seen, limits, shift)
-        if now >= self._sweep_at:
+        if self._sweep_timer.is_due(now):
             full = [await self._sweep(statement, shift) for statement in consumers_sql.SWEEPS]
-            self._sweep_at = now if any(full) else now + _SWEEP_EVERY
+            self._sweep_timer.note(now, more=any(full))
         counts = Maintained(promoted=sum(promoted.values()), reclaimed=reclaimed, trimmed=trimmed)
         return counts, promoted, back
 
@@ -116,13 +117,11 @@ class PostgresMaintenance:
     # --- dead letters ---------------------------------------------------------------------------
 
     async def _trim(self, seen: asyncpg.Record, limits: DeadLimits, shift: float) -> int:
-        # Counting reads every letter, so it is done only if there is a new letter since the last
-        # count that found nothing to delete.
         newest, deleted = seen["newest_dead"], 0
         if seen["any_outdated"]:
             [row] = await self._pool.fetch(dead_letters_sql.TRIM_OLD, shift, limits.age, STEP_ROWS)
             deleted = row["count"]
-        if newest is None or self._counted == (newest, limits.most):
+        if not self._dead_count.is_due(newest, limits.most):
             return deleted
         overfull = await self._pool.fetch(dead_letters_sql.OVERFULL, limits.most)
         for queue in overfull:
@@ -130,7 +129,7 @@ class PostgresMaintenance:
             [row] = await self._pool.fetch(dead_letters_sql.TRIM_QUEUE, queue["queue"], excess)
             deleted += row["count"]
         if not overfull:
-            self._counted = newest, limits.most
+            self._dead_count.note(newest, limits.most)
         return deleted
 
 
@@ -175,7 +174,7 @@ async def _fence(
     [silence] = await connection.fetch(names.render(consumers_sql.LOCK_SILENCE))
     [longest] = await connection.fetch(names.render(consumers_sql.LONGEST_LEASE), lapsed)
     if longest[0] is not None:  # else all of them are fenced already
-        if silence["seconds"] > longest[0] / 2:
+        if is_stall(silence["seconds"], longest[0]):
             await extend_leases(connection, names, shift)
         else:
             await connection.fetch(names.render(consumers_sql.FENCE_LAPSED), shift, lapsed)

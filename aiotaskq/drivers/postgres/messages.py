@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 from aiotaskq.contract.message import Envelope
-from aiotaskq.drivers.postgres.chunks import chunks
+from aiotaskq.drivers.common.batches import portions
+from aiotaskq.drivers.postgres.connection import STATEMENT_BYTES
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
 
@@ -40,7 +41,8 @@ async def insert(
     refused: dict[str, None] = {}
     claimed: set[str] = set()
     sizes = [len(one.body) for one in batch]
-    for number, chunk in enumerate(chunks(batch, sizes, rows=_CHUNK_ROWS)):
+    chunks = portions(batch, sizes, most=_CHUNK_ROWS, most_bytes=STATEMENT_BYTES)
+    for number, chunk in enumerate(chunks):
         # An id for each chunk: if the call fails after some of them, a repeated call skips those.
         call = None if call_id is None else f"{call_id}:{number}"
         template, arguments = _statement(chunk, claimed, refused)

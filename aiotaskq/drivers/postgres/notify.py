@@ -25,17 +25,13 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-import asyncpg
-
-from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
+from aiotaskq.drivers.postgres.connection import PING_EVERY, Connection, PostgresPool
 from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
-from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.errors import AioTaskQError, BrokerUnavailable
 
 logger = logging.getLogger("aiotaskq.drivers.postgres")
 
-_PING_EVERY = 15.0  # seconds without a notice until the connection is checked
-_PING_TIMEOUT = 5.0
 _TEST_TIMEOUT = 3.0  # seconds until a notice to this process itself must have arrived
 _MOST_WOKEN = 1000  # consumers, by one statement
 
@@ -117,15 +113,13 @@ class PostgresNotifier:
             await self._disconnect()
 
     async def _connect(self) -> Connection:
-        connection = await self._pool.connect(listens=True)
-        try:
-            with self._pool.errors():
-                connection.add_termination_listener(self._end)
-                await connection.add_listener(self._pool.names.channel("wake"), self._receive_all)
-                await connection.add_listener(self._own_channel, self._pass_test)
-        except BaseException:
-            await self._pool.disconnect(connection)
-            raise
+        connection = await self._pool.listen(
+            {
+                self._pool.names.channel("wake"): self._receive_all,
+                self._own_channel: self._pass_test,
+            },
+            ended=self._end,
+        )
         self._received_at = asyncio.get_running_loop().time()
         if not self._tested.is_set() and self._testing is None:
             self._testing = asyncio.create_task(self._test())
@@ -152,16 +146,15 @@ class PostgresNotifier:
             )
 
     async def _check(self, connection: Connection) -> None:
-        """Close a connection that is dead: a firewall may have dropped one without traffic."""
+        """Close a connection that is dead."""
         now = asyncio.get_running_loop().time()
         if connection.is_closed():
             await self._disconnect()
-        elif now > self._received_at + _PING_EVERY:
+        elif now > self._received_at + PING_EVERY:
             self._received_at = now
             try:
-                async with asyncio.timeout(_PING_TIMEOUT):
-                    await connection.execute("SELECT 1")
-            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                await self._pool.ping(connection)
+            except AioTaskQError as error:
                 logger.debug("listening on a new connection: %s", error)
                 await self._disconnect()
 

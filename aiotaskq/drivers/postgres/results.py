@@ -25,8 +25,11 @@ from typing import Any, ClassVar, Self
 
 from aiotaskq.backoff import Backoff
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.postgres.chunks import chunks
+from aiotaskq.drivers.common.batches import portions, slices
+from aiotaskq.drivers.common.clock import SweepTimer
+from aiotaskq.drivers.common.rows import read_outcome
 from aiotaskq.drivers.postgres.connection import (
+    STATEMENT_BYTES,
     UNSTORABLE_ERRORS,
     Connection,
     PostgresPool,
@@ -34,7 +37,7 @@ from aiotaskq.drivers.postgres.connection import (
 )
 from aiotaskq.drivers.postgres.migrate import PostgresMigrations
 from aiotaskq.drivers.postgres.names import PostgresNames
-from aiotaskq.drivers.postgres.outcomes import outcome_of, row_of, size_of
+from aiotaskq.drivers.postgres.outcomes import row_of, size_of
 from aiotaskq.drivers.postgres.sql import results as results_sql
 from aiotaskq.drivers.postgres.storable import failure_in_place_of, is_storable, storable_outcome
 from aiotaskq.drivers.postgres.subscription import PostgresSubscription
@@ -105,7 +108,7 @@ class PostgresBackend:
         self._transactions = PostgresPool(
             parsed, names, BackendUnavailable, pool_size=pool_size, timeout=None
         )
-        self._swept_at = float("-inf")
+        self._sweep_timer = SweepTimer(_SWEEP_EVERY)
         self._time_shift = 0.0  # the offset of the clock in seconds, for tests
 
     def __repr__(self) -> str:
@@ -135,7 +138,8 @@ class PostgresBackend:
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         refused: dict[str, None] = {}
         chosen = _one_for_each_id(batch, refused)
-        for chunk in chunks(chosen, [size_of(one) for one in chosen], rows=_CHUNK_ROWS):
+        sizes = [size_of(one) for one in chosen]
+        for chunk in portions(chosen, sizes, most=_CHUNK_ROWS, most_bytes=STATEMENT_BYTES):
             for task_id in await self._store_some(chunk, ttl):
                 refused[task_id] = None
         await self._sweep_at_times()
@@ -145,7 +149,7 @@ class PostgresBackend:
         found: dict[str, Outcome] = {}
         for some in _storable_ids(ids):
             for row in await self._pool.fetch(results_sql.LOAD, self._time_shift, some):
-                found[row["task_id"]] = outcome_of(row)
+                found[row["task_id"]] = read_outcome(row)
         return found
 
     async def forget(self, ids: Collection[str]) -> int:
@@ -243,16 +247,17 @@ class PostgresBackend:
     async def _sweep_at_times(self) -> None:
         """Delete some expired outcomes, at most once a minute."""
         now = asyncio.get_running_loop().time()
-        if now < self._swept_at + _SWEEP_EVERY:
+        if not self._sweep_timer.is_due(now):
             return
-        self._swept_at = now
+        # Before the sweep, so that other calls do not sweep meanwhile.
+        self._sweep_timer.note(now, more=False)
         try:
             [row] = await self._pool.fetch(results_sql.SWEEP, self._time_shift, _SWEEP_ROWS)
         except BackendUnavailable as error:  # the batch is stored; the next sweep goes on
             logger.warning("could not delete expired results: %s", error)
             return
         if row["count"] == _SWEEP_ROWS:
-            self._swept_at = float("-inf")  # there may be more: go on after the next batch
+            self._sweep_timer.note(now, more=True)  # the next batch goes on
 
 
 def _one_for_each_id(batch: Sequence[Outcome], refused: dict[str, None]) -> list[Outcome]:
@@ -272,8 +277,7 @@ def _one_for_each_id(batch: Sequence[Outcome], refused: dict[str, None]) -> list
     return list(chosen.values())
 
 
-def _storable_ids(ids: Collection[str]) -> Iterator[list[str]]:
-    """Yield the ids that can have a row, each once, in lists for one statement each."""
+def _storable_ids(ids: Collection[str]) -> Iterator[Sequence[str]]:
+    """Return the ids that can have a row, each once, in slices for one statement each."""
     unique = [one for one in dict.fromkeys(ids) if is_storable(one)]
-    for start in range(0, len(unique), _CHUNK_IDS):
-        yield unique[start : start + _CHUNK_IDS]
+    return slices(unique, _CHUNK_IDS)

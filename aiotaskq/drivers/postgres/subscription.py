@@ -13,11 +13,8 @@ from typing import Self
 
 import msgspec
 
-from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
+from aiotaskq.drivers.postgres.connection import PING_EVERY, Connection, PostgresPool
 from aiotaskq.errors import BackendUnavailable
-
-_PING_EVERY = 15.0  # seconds without a notice until the connection is checked
-_PING_TIMEOUT = 5.0
 
 
 class PostgresSubscription:
@@ -36,15 +33,7 @@ class PostgresSubscription:
         self._received = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        connection = await self._pool.connect(listens=True)
-        try:
-            with self._pool.errors():
-                connection.add_termination_listener(self._end)
-                await connection.add_listener(self._channel, self._receive)
-        except BaseException:
-            await self._pool.disconnect(connection)
-            raise
-        self._connection = connection
+        self._connection = await self._pool.listen({self._channel: self._receive}, ended=self._end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -61,10 +50,11 @@ class PostgresSubscription:
         while not self._notices:
             self._received.clear()
             try:
-                async with asyncio.timeout(_PING_EVERY):
+                async with asyncio.timeout(PING_EVERY):
                     await self._received.wait()
             except TimeoutError:
-                await self._ping()
+                assert self._connection is not None
+                await self._pool.ping(self._connection)
             if self._connection is None or self._connection.is_closed():
                 raise BackendUnavailable(f"the connection to {self._pool.url.shown} is lost")
         notices, self._notices = self._notices, deque()
@@ -72,13 +62,6 @@ class PostgresSubscription:
         if with_ids and len(with_ids) < len(notices):
             self._notices.append("")  # makes the next item an empty one
         return [one for notice in with_ids for one in msgspec.json.decode(notice, type=list[str])]
-
-    async def _ping(self) -> None:
-        # A connection that a firewall has dropped would look usable for hours.
-        assert self._connection is not None
-        with self._pool.errors():
-            async with asyncio.timeout(_PING_TIMEOUT):
-                await self._connection.execute("SELECT 1")
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._notices.append(str(payload))

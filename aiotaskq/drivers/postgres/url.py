@@ -14,7 +14,13 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 import msgspec
 
-from aiotaskq.drivers.common.url import is_secret, masked_query
+from aiotaskq.drivers.common.url import (
+    is_secret,
+    masked_query,
+    read_count,
+    read_option,
+    read_seconds_or_zero,
+)
 from aiotaskq.errors import ConfigError
 
 _URL = re.compile(
@@ -213,9 +219,9 @@ def _connect_arguments(
     passed = []
     for name, value in query:
         if name == "statement_cache_size":
-            arguments[name] = int(_read_number(name, value))
+            arguments[name] = read_option(name, value, read_count)
         elif name == "connect_timeout":
-            arguments["timeout"] = _read_number(name, value) or None
+            arguments["timeout"] = read_option(name, value, read_seconds_or_zero) or None
         else:
             passed.append((name, value))
     if not any(name == "application_name" for name, _ in passed):
@@ -228,13 +234,3 @@ def _connect_arguments(
     if password:
         arguments["password"] = password
     return arguments
-
-
-def _read_number(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1_000_000:
-        raise ConfigError(f"{name} in the PostgreSQL URL should be a number, not {value!r}")
-    return number

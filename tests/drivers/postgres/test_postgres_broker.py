@@ -9,6 +9,7 @@ import pytest
 
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Dead, Done
+from aiotaskq.drivers.common.retention import CALLS_FOR
 from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
 from aiotaskq.drivers.postgres.messages import insert
@@ -159,7 +160,8 @@ async def test_calls_and_ids_are_forgotten_when_their_time_is_over(
     )
     for passed, expected in (
         (0.0, (1, 1, 1)),
-        (61.0, (0, 1, 1)),
+        (CALLS_FOR - 20.0, (1, 1, 1)),
+        (CALLS_FOR + 1.0, (0, 1, 1)),
         (86_500.0, (0, 0, 1)),
         (8 * 86_400.0, (0, 0, 0)),
     ):

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from aiotaskq.contract.outcome import TaskStatus
-from aiotaskq.drivers.postgres import subscription
+from aiotaskq.drivers.postgres import connection, subscription
 from aiotaskq.errors import BackendUnavailable
 from tests.drivers.postgres.tools import (
     Make,
@@ -149,8 +149,8 @@ async def test_a_connection_that_went_dead_is_noticed(
     postgres_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(subscription, "_PING_EVERY", 0.2)
-    monkeypatch.setattr(subscription, "_PING_TIMEOUT", 1.0)
+    monkeypatch.setattr(subscription, "PING_EVERY", 0.2)
+    monkeypatch.setattr(connection, "_PING_TIMEOUT", 1.0)
     between, port = proxy
     backend = await make(postgres_url.replace(str(postgres_server.port), str(port)), timeout=1.0)
     other = await make()

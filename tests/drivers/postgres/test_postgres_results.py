@@ -240,7 +240,7 @@ async def test_expired_outcomes_are_deleted_in_pieces(
     await backend.store([outcome(f"{n}") for n in range(250)], 10)
     await backend.store([outcome("stays"), outcome("stays too")], None)
     backend._time_shift = 11.0
-    backend._swept_at = -math.inf
+    backend._sweep_timer.due_at = 0.0
     left = []
     for n in range(4):
         await backend.store([outcome(f"new {n}")], 1000)

@@ -53,6 +53,8 @@ def test_user_and_password_are_unquoted() -> None:
         ("postgresql://u:secret@h/d?pool_size=3", "PostgresBroker or PostgresBackend"),
         ("postgresql://u:secret@h/d?channel_binding=require", "channel_binding"),
         ("postgresql://u:secret@h/d?statement_cache_size=secretly", "statement_cache_size"),
+        ("postgresql://u:secret@h/d?statement_cache_size=-1", "a whole number, 0 or more"),
+        ("postgresql://u:secret@h/d?connect_timeout=-1", "seconds, 0 or more"),
         ("postgresql+odd://u:secret@h/d", "'odd'"),
         ("postgresql://u:secret@h/d?x", "name=value"),
         ("mysql://u:secret@h/d", "postgresql://"),

@@ -82,8 +82,9 @@ UPDATE "{{prefix}}_consumers" SET lease_until = {NOW} + $3::float8, beat = {REAL
 WHERE id = $2 AND NOT fenced
 RETURNING {REAL_NOW} - ({_LAST_BEAT}) AS silence
 """
-# Renews a lease unless there was a silence; the usual case. Locks the row alone, and no key: signs
-# of life neither wait for one another nor for fetches.
+# Renews a lease unless there was a silence; the usual case. The last condition is that of
+# `aiotaskq.drivers.common.clock.is_stall`; here it saves a second statement. Locks the row alone,
+# and no key: signs of life neither wait for one another nor for fetches.
 RENEW_UNLESS_SILENT = f"""
 UPDATE "{{prefix}}_consumers" SET lease_until = {NOW} + $3::float8, beat = {REAL_NOW}
 WHERE id = $2 AND NOT fenced AND {REAL_NOW} - ({_LAST_BEAT}) <= $3::float8 / 2

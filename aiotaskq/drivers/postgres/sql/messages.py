@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aiotaskq.drivers.common.retention import CALLS_FOR, CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
 from aiotaskq.drivers.postgres.sql.fragments import (
     NOW,
     READY,
@@ -13,12 +14,12 @@ from aiotaskq.drivers.postgres.sql.fragments import (
 
 # --- publish: $2 is the id of the call, or NULL ---
 
-# Records the call; "fresh" has a row unless the same call was recorded within the last minute. The
+# Records the call; "fresh" has a row unless the same call is recorded and not yet outdated. The
 # unique index makes a repeated call wait until the first one is committed or rolled back.
 _CALL = f"""
 call AS (
     INSERT INTO "{{prefix}}_calls" AS c (call_id, until)
-    SELECT $2::text, {NOW} + 60 WHERE $2::text IS NOT NULL
+    SELECT $2::text, {NOW} + {CALLS_FOR} WHERE $2::text IS NOT NULL
     ON CONFLICT (call_id) DO UPDATE SET until = excluded.until WHERE c.until <= {NOW}
     RETURNING call_id
 ), fresh AS (
@@ -45,7 +46,7 @@ WITH {_CALL}, given AS MATERIALIZED (
     ) AS g (id, queue, priority, body, not_before, delay, expires_at, expires_in, is_unique)
 ), claimed AS (
     INSERT INTO "{{prefix}}_recent" AS r (id, until, call_id)
-    SELECT id, {NOW} + 86400, $2::text FROM given
+    SELECT id, {NOW} + {UNIQUE_IDS_FOR}, $2::text FROM given
     WHERE is_unique AND EXISTS (SELECT FROM fresh) ORDER BY id
     ON CONFLICT (id) DO UPDATE SET until = excluded.until, call_id = excluded.call_id
     WHERE r.until <= {NOW}
@@ -66,7 +67,7 @@ WHERE is_unique AND id NOT IN (SELECT id FROM claimed) AND NOT EXISTS (
 # Claims unique ids whether they were claimed before or not; in their order, against deadlocks.
 CLAIM = f"""
 INSERT INTO "{{prefix}}_recent" (id, until, call_id)
-SELECT DISTINCT id, {NOW} + 86400, NULL FROM unnest($2::text[]) AS u (id) ORDER BY id
+SELECT DISTINCT id, {NOW} + {UNIQUE_IDS_FOR}, NULL FROM unnest($2::text[]) AS u (id) ORDER BY id
 ON CONFLICT (id) DO UPDATE SET until = excluded.until, call_id = NULL
 """
 # Sends a notice to a channel when the transaction commits. PostgreSQL lets one such commit through
@@ -236,7 +237,7 @@ WITH gone AS (
     DELETE FROM "{{prefix}}_messages" WHERE consumer IS NULL AND id = ANY ($2::text[])
 )
 INSERT INTO "{{prefix}}_cancelled" (id, until)
-SELECT DISTINCT id, {NOW} + 7 * 86400 FROM unnest($2::text[]) AS u (id) ORDER BY id
+SELECT DISTINCT id, {NOW} + {CANCELLED_IDS_FOR} FROM unnest($2::text[]) AS u (id) ORDER BY id
 ON CONFLICT (id) DO UPDATE SET until = excluded.until
 """
 # Returns those of some ids that are cancelled already. Locks nothing: `CANCEL` follows anyway.

@@ -5,12 +5,18 @@ The first parameter of each is the offset of the clock in seconds, for tests.
 
 from __future__ import annotations
 
+from aiotaskq.drivers.common.rows import OUTCOME_COLUMNS
+
 _NOW = "(now() + make_interval(secs => $1::float8))"
 _ALIVE = f"(r.expires_at IS NULL OR r.expires_at > {_NOW})"
 
 
 def _timed(template: str) -> str:
-    return template.replace("~now", _NOW).replace("~alive", _ALIVE)
+    return (
+        template.replace("~now", _NOW)
+        .replace("~alive", _ALIVE)
+        .replace("~columns", OUTCOME_COLUMNS)
+    )
 
 
 # Stores a batch and notifies subscribers of the ids of final outcomes, in one statement: there is
@@ -20,19 +26,13 @@ def _timed(template: str) -> str:
 # where an id is too long for one: then subscribers have to look.
 STORE = _timed("""
 WITH kept AS (
-    INSERT INTO "{prefix}_results" AS r (
-        task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries,
-        queue, execution_time, children, history, expires_at
-    )
+    INSERT INTO "{prefix}_results" AS r (~columns, expires_at)
     SELECT i.*, ~now + make_interval(secs => $2::float8)
     FROM unnest(
         $4::text[], $5::text[], $6::jsonb[], $7::timestamptz[], $8::text[], $9::text[],
         $10::jsonb[], $11::jsonb[], $12::text[], $13::integer[], $14::text[], $15::float8[],
         $16::jsonb[], $17::jsonb[]
-    ) AS i (
-        task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries,
-        queue, execution_time, children, history
-    )
+    ) AS i (~columns)
     ORDER BY i.task_id
     ON CONFLICT (task_id) DO UPDATE SET
         status = excluded.status, result = excluded.result, date_done = excluded.date_done,
@@ -59,8 +59,7 @@ SELECT pg_notify($3::text, '')::text WHERE EXISTS (SELECT FROM news WHERE size >
 
 # Returns outcomes that have not expired. Locks nothing: it only informs.
 LOAD = _timed("""
-SELECT task_id, status, result, date_done, traceback, name, args, kwargs, worker, retries, queue,
-    execution_time, children, history
+SELECT ~columns
 FROM "{prefix}_results" AS r
 WHERE task_id = ANY($2::text[]) AND ~alive
 """)
