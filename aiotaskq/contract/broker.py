@@ -297,7 +297,7 @@ class Broker(Protocol):
         ...
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
-        """Do the housekeeping: deliver due messages, take back messages of dead consumers.
+        """Do the maintenance: deliver due messages, take back messages of dead consumers.
 
         1. Delayed messages that are due become ready.
         2. Consumers whose leases lapsed are given up. Their messages go to the head of their

@@ -12,7 +12,7 @@
            ├─ fetching        as many deliveries as there are free slots
            │    ├─ queue rotation   the order of queues that have weights
            │    └─ quarantine       when to make room for a message that crashed workers
-           ├─ maintenance     the broker's housekeeping, about once a second
+           ├─ maintenance     the broker's maintenance, about once a second
            │    └─ census           which tasks other workers know
            ├─ news            cancelled tasks, twice a second
            ├─ executor        one delivery → one execution

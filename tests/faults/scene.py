@@ -260,7 +260,7 @@ class Scene:
         ]
 
     async def _leftovers(self) -> list[str]:
-        """Return what should not be there once the last lease is over and housekeeping is done."""
+        """Return what should not be there once the last lease is over and maintenance is done."""
         end = time.monotonic() + 2 * self.lease + 5.0
         while (found := await self._look_for_leftovers()) and time.monotonic() < end:
             await self.observer.broker.maintain()

@@ -289,7 +289,7 @@ class MemoryStore(MemoryOutcomes):
                 self._give_back(holder.held.items())
                 holder.held.clear()
 
-    # --- housekeeping -----------------------------------------------------------------------------
+    # --- maintenance -----------------------------------------------------------------------------
 
     def cancel(self, ids: Collection[str], *, running: bool) -> set[str]:
         """Drop the messages that wait; return the ids that are left alone because they are held."""

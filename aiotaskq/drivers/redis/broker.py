@@ -10,7 +10,7 @@ to a list, popped into the hash of its consumer, and deleted from there.
 
 * No message travels in the reply to a blocking command. Idle consumers block on a token and then
   fetch, so a reply that is lost on the way costs no message. See `notify.py` and `consumer.py`.
-* A queue is added to the set of all queues before anything is stored in it. Housekeeping goes
+* A queue is added to the set of all queues before anything is stored in it. Maintenance goes
   over that set, so it finds each message, also where the process dies in between. What this
   process has added is remembered in `_known`, for as long as the connection lasts: after a
   reconnect the server may be another one.

@@ -10,7 +10,7 @@
 `messages`          messages in their table
 `lease`             leases of consumers, and giving consumers up
 `dead_letters`      dead letters: read, revived, discarded, trimmed
-`housekeeping`      messages that fall due, lost consumers, rows to remove
+`maintenance`       messages that fall due, lost consumers, rows to remove
 `consumer`          one incarnation of a worker, and the messages that it holds
 `schedules`         schedules in a table beside the messages
 `results`           `SQLiteBackend`

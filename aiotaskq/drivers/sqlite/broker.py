@@ -3,7 +3,7 @@
 Theory of operation. All state is in the file, and each operation is one transaction or a few
 (`SQLiteDatabase.write`), so that a crash at any instant leaves it done or not done. The broker
 object itself has a connection, a listener for the waiting fetches of its consumers, and the timers
-of its housekeeping. It can be dropped without loss.
+of its maintenance. It can be dropped without loss.
 
 *A call of `publish` may be repeated after an error.* The error may have come before the commit or
 after it. With a `call_id`, the transaction that stores the envelopes also stores, under this id,
@@ -37,8 +37,8 @@ from aiotaskq.drivers.sqlite import dead_letters, sql
 from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
-from aiotaskq.drivers.sqlite.housekeeping import SQLiteHousekeeper
 from aiotaskq.drivers.sqlite.lease import SQLiteLease
+from aiotaskq.drivers.sqlite.maintenance import SQLiteMaintenance
 from aiotaskq.drivers.sqlite.messages import BUDGET, add, add_unless_cancelled, claim
 from aiotaskq.drivers.sqlite.notify import SQLiteListener
 from aiotaskq.drivers.sqlite.results import SQLiteBackend
@@ -65,7 +65,7 @@ class SQLiteBroker:
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._connection = self._new_connection(SQLiteUrl.parse(url), prefix)
         self._listener = SQLiteListener(self._connection.write_port, self._connection.erase_port)
-        self._housekeeper = SQLiteHousekeeper(self._now)
+        self._maintenance = SQLiteMaintenance(self._now)
         self._time_shift = 0.0  # seconds that tests let pass on top of the real time
 
     @property
@@ -129,7 +129,7 @@ class SQLiteBroker:
         return await self._connection.run(partial(self._cancel, ids=set(ids), running=running))
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
-        return await self._connection.run(partial(self._housekeeper.maintain, limits=limits))
+        return await self._connection.run(partial(self._maintenance.maintain, limits=limits))
 
     async def depth(self) -> Mapping[str, Depth]:
         return await self._connection.run(partial(_depth, now=self._now()))
@@ -206,7 +206,7 @@ class SQLiteBroker:
                 ids = json.dumps([*stored, *(one.id for one in fresh)])
                 answer = json.dumps(list(refused.union(told)))
                 database.change(sql.WRITE_CALL, (call_id, now + CALLS_FOR, ids, answer))
-            self._housekeeper.sweeper.sweep_if_due(database, now)
+            self._maintenance.sweeper.sweep_if_due(database, now)
         return told
 
     def _cancel(self, database: SQLiteDatabase, ids: set[str], running: bool) -> set[str]:
@@ -220,7 +220,7 @@ class SQLiteBroker:
                 database.change(sql.CANCEL_HELD, (named,))
             kept = json.dumps(list(ids - spared))
             database.change(sql.REMEMBER_CANCEL, (self._now() + CANCELLED_IDS_FOR, kept))
-            self._housekeeper.sweeper.sweep_if_due(database, self._now())
+            self._maintenance.sweeper.sweep_if_due(database, self._now())
         return spared
 
     def _revive(

@@ -18,7 +18,7 @@ Events that may come between any two steps:
   the transaction that takes messages.
 - Something is stored between a fetch that found nothing and the wait. The order of the steps in
   `fetch` covers that; see `aiotaskq.drivers.sqlite.notify`.
-- The process dies. Its row and its holds stay, and housekeeping takes the messages back.
+- The process dies. Its row and its holds stay, and maintenance takes the messages back.
 - A power cut may undo the last holds, as they are written in relaxed transactions. After a power
   cut there is no process that could have relied on them.
 """
@@ -40,8 +40,8 @@ from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.database import Row, SQLiteDatabase
-from aiotaskq.drivers.sqlite.housekeeping import promote
 from aiotaskq.drivers.sqlite.lease import note_beat, remove
+from aiotaskq.drivers.sqlite.maintenance import promote
 from aiotaskq.drivers.sqlite.messages import BUDGET, add, as_bytes, as_number, as_text
 from aiotaskq.drivers.sqlite.notify import SQLiteListener, queue_topic
 from aiotaskq.drivers.sqlite.process_identity import this_process

@@ -137,7 +137,7 @@ class SQLiteDatabase:
 
         Args:
             relaxed: Whether a power cut may undo the transaction. For facts that are worthless
-                after a power cut: holds, leases, housekeeping. The order is kept all the same: a
+                after a power cut: holds, leases, maintenance. The order is kept all the same: a
                 later strict transaction makes all the earlier ones last as well.
         """
         self._synchronise("normal" if relaxed else self._url.synchronous)

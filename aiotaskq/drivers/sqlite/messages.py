@@ -16,7 +16,7 @@ from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.notify import queue_topic
 
 BUDGET = 1000
-"""Rows that one step of housekeeping touches at most, so that no transaction takes long."""
+"""Rows that one step of maintenance touches at most, so that no transaction takes long."""
 
 
 def add(database: SQLiteDatabase, batch: Iterable[Envelope], now: float) -> None:

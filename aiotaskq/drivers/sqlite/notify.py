@@ -19,7 +19,7 @@ Events that may come between any two steps:
   looks every `SQLiteListener.poll` seconds in any case.
 - A datagram comes in vain: to a port that somebody else owns by now, or for a message that another
   worker has taken. Its only effect is a look.
-- A listener dies. Its rows stay until housekeeping sees that its process is gone, or until they
+- A listener dies. Its rows stay until maintenance sees that its process is gone, or until they
   are `SQLiteNotifier.stale_after` seconds old. A listener that lives writes them anew three times
   in that period.
 - A driver object is closed: the port is closed first, then its rows are deleted. Without the

@@ -23,7 +23,7 @@ from aiotaskq.drivers.common.rows import read_outcome, write_history
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.database import Row, SQLiteDatabase
-from aiotaskq.drivers.sqlite.housekeeping import SQLiteSweeper
+from aiotaskq.drivers.sqlite.maintenance import SQLiteSweeper
 from aiotaskq.drivers.sqlite.messages import BUDGET
 from aiotaskq.drivers.sqlite.notify import RESULTS, SQLiteListener
 from aiotaskq.drivers.sqlite.url import SQLiteUrl

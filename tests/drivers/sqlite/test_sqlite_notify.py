@@ -165,6 +165,6 @@ async def test_ports_are_given_up_on_closing_and_dropped_when_stale(
     listener.kill()
     listener.wait()
     await broker.publish([envelope("a")])  # nobody hears it, which harms nobody
-    broker._housekeeper.sweeper.timer.due_at = 0.0
+    broker._maintenance.sweeper.timer.due_at = 0.0
     await broker.maintain()
     assert rows(path, count) == [(0,)]

@@ -1,4 +1,4 @@
--- Do the housekeeping: promote due items, take back items of dead consumers, drop old dead letters.
+-- Do the maintenance: promote due items, take back items of dead consumers, drop old dead letters.
 --
 -- KEYS  bases of queues; last, the key `cancelled`
 -- ARGV  1  time shift

@@ -1,4 +1,4 @@
-"""Housekeeping: delayed messages that fall due, lost consumers, and rows whose time is over.
+"""Maintenance: delayed messages that fall due, lost consumers, and rows whose time is over.
 
 Theory of operation. Any worker may do a round, and several may at once. A round reads first what
 there is to do, without a transaction, so that a round with nothing to do keeps nobody from
@@ -41,8 +41,8 @@ class SQLiteSweeper:
             self.timer.note(now, more=_sweep(database, now))
 
 
-class SQLiteHousekeeper:
-    """The housekeeping of one broker object; used in the thread of its connection.
+class SQLiteMaintenance:
+    """The maintenance of one broker object; used in the thread of its connection.
 
     Args:
         now: Returns the time of the store.
