@@ -17,9 +17,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, Unpack
 
 from aiotaskq import events
 from aiotaskq.client.outbox import Outbox
@@ -37,7 +37,7 @@ from aiotaskq.worker.loop_monitor import LoopMonitor
 from aiotaskq.worker.outbox_relay import OutboxRelay
 from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.task_log import logged
-from aiotaskq.worker.worker_options import WorkerOptions
+from aiotaskq.worker.worker_options import WorkerKeywords, WorkerOptions
 
 logger = logging.getLogger("aiotaskq.worker")
 
@@ -55,13 +55,13 @@ class Worker:
 
     Args:
         app: The application whose tasks are run.
-        max_tasks: The most deliveries to take; None: without limit.
         replaceable: Whether the worker may stop by itself to have its process replaced; see
             `recycle`.
         on_lease: Called in the event loop with the grant of a lease and True when the lease has
             begun, and with False when it has ended.
 
-    The other arguments are those of `TaskQueue.worker`.
+    The other arguments are those of `TaskQueue.worker`, and `max_tasks`, the most deliveries to
+    take.
 
     Attributes:
         options: The options of the worker.
@@ -74,26 +74,11 @@ class Worker:
         self,
         app: Application,
         *,
-        concurrency: int | None = None,
-        queues: Sequence[str] | Mapping[str, int] | None = None,
-        name: str | None = None,
-        threads: int | None = None,
-        grace_period: float | None = None,
-        burst: bool = False,
-        max_tasks: int | None = None,
         replaceable: bool = False,
         on_lease: LeaseHook | None = None,
+        **options: Unpack[WorkerKeywords],
     ) -> None:
-        self.options = WorkerOptions.choose(
-            app.conf,
-            name=name,
-            queues=queues,
-            concurrency=concurrency,
-            threads=threads,
-            grace_period=grace_period,
-            burst=burst,
-            max_tasks=max_tasks,
-        )
+        self.options = WorkerOptions.choose(app.conf, **options)
         self._app = app
         self._state = State()
         self._stopping = asyncio.Event()

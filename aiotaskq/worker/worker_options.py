@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import msgspec
 
@@ -15,6 +15,19 @@ from aiotaskq.ids import worker_name
 T = TypeVar("T")
 
 _MOST_THREADS = 64  # where the settings give no number
+
+
+class WorkerKeywords(TypedDict, total=False):
+    """The options of a worker, as keywords; one that is None is not given."""
+
+    name: str | None
+    queues: Sequence[str] | Mapping[str, int] | None
+    concurrency: int | None
+    threads: int | None
+    grace_period: float | None
+    burst: bool
+    max_tasks: int | None
+    """The most deliveries to take; None: without limit."""
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,36 +44,27 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tasks: int | None
 
     @classmethod
-    def choose(
-        cls,
-        conf: Config,
-        *,
-        name: str | None = None,
-        queues: Sequence[str] | Mapping[str, int] | None = None,
-        concurrency: int | None = None,
-        threads: int | None = None,
-        grace_period: float | None = None,
-        burst: bool = False,
-        max_tasks: int | None = None,
-    ) -> WorkerOptions:
+    def choose(cls, conf: Config, **given: Unpack[WorkerKeywords]) -> WorkerOptions:
         """Return the options, with the settings for those that are not given.
 
         Raises:
             ConfigError: An option is out of its range.
         """
+        queues = given.get("queues")
         if queues is not None:
             _check_queues(queues)
-        concurrency = _first(concurrency, conf.worker_concurrency)
+        concurrency = _first(given.get("concurrency"), conf.worker_concurrency)
+        most_threads = min(concurrency, _MOST_THREADS)
         options = cls(
-            name=name or worker_name(),
+            name=given.get("name") or worker_name(),
             queues=list(dict.fromkeys(queues or [conf.task_default_queue])),
             weights=dict(queues) if isinstance(queues, Mapping) and len(queues) > 1 else None,
             concurrency=concurrency,
-            threads=_first(threads, conf.worker_threads, min(concurrency, _MOST_THREADS)),
+            threads=_first(given.get("threads"), conf.worker_threads, most_threads),
             processes=_first(conf.worker_process_pool_size, os.cpu_count() or 1),
-            grace_period=_first(grace_period, conf.worker_grace_period),
-            burst=burst,
-            max_tasks=max_tasks,
+            grace_period=_first(given.get("grace_period"), conf.worker_grace_period),
+            burst=given.get("burst", False),
+            max_tasks=given.get("max_tasks"),
         )
         for what in ("concurrency", "threads", "processes"):
             number = getattr(options, what)
