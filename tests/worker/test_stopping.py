@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiotaskq import TaskQueue, TaskRevoked, TaskStatus, current_task
+from aiotaskq import ConfigError, TaskQueue, TaskRevoked, TaskStatus, current_task
 from aiotaskq.events import Received, Released, Revoked, Started, Succeeded, WorkerReady
 from aiotaskq.worker import Worker
 from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
@@ -428,7 +428,6 @@ async def test_the_queue_is_served_when_the_worker_says_that_it_is_ready(app: Ta
 
 
 def test_options_out_of_range_are_refused() -> None:
-    from aiotaskq import ConfigError
 
     app = TaskQueue("app", broker="memory://")
     with pytest.raises(ConfigError, match="concurrency is 0"):
@@ -437,3 +436,32 @@ def test_options_out_of_range_are_refused() -> None:
         app.worker(threads=0)
     with pytest.raises(ConfigError, match="grace period"):
         app.worker(grace_period=-1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("concurrency", "5"),
+        ("concurrency", 2.5),
+        ("concurrency", True),
+        ("threads", "many"),
+        ("grace_period", "long"),
+        ("grace_period", float("nan")),
+        ("burst", "yes"),
+        ("name", ""),
+        ("name", 5),
+        ("queues", "default"),
+        ("queues", []),
+        ("queues", 5),
+        ("queues", [5]),
+        ("queues", ["a,b"]),
+        ("queues", {"a": "1"}),
+        ("queues", {"a": 0}),
+    ],
+)
+def test_a_wrong_option_of_a_worker_is_refused_where_it_is_given(option: str, value: Any) -> None:
+    app = TaskQueue("app", broker="memory://")
+    with pytest.raises(ConfigError, match="queue" if option == "queues" else option[:5]):
+        app.worker(**{option: value})
+    with pytest.raises(TypeError, match="colour"):
+        Worker(app, colour="red")  # type: ignore[call-arg]  # that is the point
