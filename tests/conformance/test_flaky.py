@@ -10,15 +10,17 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
-from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
-from aiotaskq.testing.rig import PATIENCE, envelope, names
+from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
+from aiotaskq.testing.conformance.rig import PATIENCE, envelope, ids_of
 
 LEASE = 60.0
 
 
-@pytest.mark.parametrize(("way", "stored"), [(Way.UNSENT, 0), (Way.SENT, 1), (Way.UNHEARD, 1)])
-async def test_the_chosen_call_fails_and_no_other(way: Way, stored: int) -> None:
-    plan = Plan(Step("broker.publish", 2), way)
+@pytest.mark.parametrize(
+    ("way", "stored"), [(FaultKind.NOT_SENT, 0), (FaultKind.DELAYED, 1), (FaultKind.REPLY_LOST, 1)]
+)
+async def test_the_chosen_call_fails_and_no_other(way: FaultKind, stored: int) -> None:
+    plan = FaultPlan(FaultPoint("broker.publish", 2), way)
     broker = FlakyBroker(MemoryBroker(), plan).clone()
     await broker.publish([envelope("a")])
     with pytest.raises(BrokerUnavailable, match=r"broker\.publish"):
@@ -30,9 +32,9 @@ async def test_the_chosen_call_fails_and_no_other(way: Way, stored: int) -> None
     assert plan.calls == {"broker.publish": 3, "broker.depth": 1}
 
 
-@pytest.mark.parametrize("way", list(Way))
-async def test_what_a_lost_fetch_took_comes_with_the_next(way: Way) -> None:
-    broker = FlakyBroker(MemoryBroker(), Plan(Step("consumer.fetch", 1), way))
+@pytest.mark.parametrize("way", list(FaultKind))
+async def test_what_a_lost_fetch_took_comes_with_the_next(way: FaultKind) -> None:
+    broker = FlakyBroker(MemoryBroker(), FaultPlan(FaultPoint("consumer.fetch", 1), way))
     await broker.publish([envelope(one) for one in "abc"])
     consumer = broker.consumer(["q"], name="w", lease=LEASE)
     await consumer.open()
@@ -40,13 +42,15 @@ async def test_what_a_lost_fetch_took_comes_with_the_next(way: Way) -> None:
         await consumer.fetch(2, PATIENCE)
     got = [*await consumer.fetch(1, PATIENCE), *await consumer.fetch(9, PATIENCE)]
     got += await consumer.fetch(9, 0)
-    assert names(got) == ["a", "b", "c"]
+    assert ids_of(got) == ["a", "b", "c"]
     assert not await consumer.settle([Done(one) for one in got])
     await consumer.close()
 
 
 async def test_a_fetch_that_still_waits_unheard_holds_nothing_up() -> None:
-    broker = FlakyBroker(MemoryBroker(), Plan(Step("consumer.fetch", 1), Way.SENT))
+    broker = FlakyBroker(
+        MemoryBroker(), FaultPlan(FaultPoint("consumer.fetch", 1), FaultKind.DELAYED)
+    )
     consumer = broker.consumer(["q"], name="w", lease=LEASE)
     await consumer.open()
     with pytest.raises(BrokerUnavailable):
@@ -57,7 +61,7 @@ async def test_a_fetch_that_still_waits_unheard_holds_nothing_up() -> None:
 
 async def test_a_dead_process_does_nothing_more_and_closes_nothing() -> None:
     inner = MemoryBroker()
-    plan = Plan(Step("consumer.settle", 1), Way.UNSENT, deadly=True)
+    plan = FaultPlan(FaultPoint("consumer.settle", 1), FaultKind.NOT_SENT, deadly=True)
     broker = FlakyBroker(inner, plan)
     backend = broker.backend()
     assert backend is not None

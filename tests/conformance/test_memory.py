@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 
 
 class MemoryHarness:

@@ -7,9 +7,7 @@ import asyncpg
 import pytest
 
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.servers import PostgresServer
 
 # Each of them is emptied between two tests, which is faster than to make them again.

@@ -14,9 +14,7 @@ from aiotaskq.contract.broker import Consumer
 from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.servers import RabbitServer, free_port
 
 _numbers = itertools.count()

@@ -4,9 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.conformance.redis_harness import RedisHarness
 from tests.servers import RedisServer
 

@@ -16,9 +16,7 @@ import msgspec
 import pytest
 
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 
 # What a process does to all others that dies, but not quite, while it repairs the file after a
 # crash: it holds the locks for writing and for repairing (bytes 120 and 122 of the index file),

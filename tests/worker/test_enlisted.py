@@ -20,7 +20,7 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.tasks.options import CallOptions
-from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
+from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
 LONG = 30.0  # seconds: what takes longer has failed
 A_MOMENT = 0.2  # seconds in which something that must not happen is given a chance to
@@ -313,7 +313,7 @@ async def test_a_relay_goes_on_once_its_table_is_there_again(
 class FlakyOutbox(TaskQueue):
     """An application whose relay fails as planned."""
 
-    plan: Plan
+    plan: FaultPlan
 
     def outbox_broker(self) -> Broker | None:
         store = super().outbox_broker()
@@ -324,9 +324,9 @@ class FlakyOutbox(TaskQueue):
 
 
 @pytest.mark.parametrize("deadly", [True, False], ids=["dies", "fails"])
-@pytest.mark.parametrize("way", list(Way))
+@pytest.mark.parametrize("way", list(FaultKind))
 async def test_what_is_passed_on_twice_runs_once(
-    postgres_url: str, redis_url: str, connection: asyncpg.Connection, way: Way, deadly: bool
+    postgres_url: str, redis_url: str, connection: asyncpg.Connection, way: FaultKind, deadly: bool
 ) -> None:
     """A relay that stops between the broker and the outbox leaves the rest to the next."""
     app = FlakyOutbox(
@@ -343,7 +343,7 @@ async def test_what_is_passed_on_twice_runs_once(
         async with connection.transaction():
             calls = [order.with_options(connection=connection).s(n) for n in range(5)]
             handles = await app.kiq_many(calls)
-        plan = app.plan = Plan(Step("consumer.settle", 1), way, deadly=deadly)
+        plan = app.plan = FaultPlan(FaultPoint("consumer.settle", 1), way, deadly=deadly)
         async with app.worker():
             assert [await one.result(LONG) for one in handles] == [0, 1, 2, 3, 4]
             while not plan.hit:

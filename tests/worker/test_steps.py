@@ -31,7 +31,7 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
-from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
+from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 from tests.worker.tools import LONG
 
 T = TypeVar("T")
@@ -45,8 +45,8 @@ PERIODIC = {"lease.renew": 2, "broker.maintain": 1, "consumer.news": 1}
 class Case(NamedTuple):
     """How one run is disturbed."""
 
-    step: Step | None = None
-    way: Way = Way.UNSENT
+    step: FaultPoint | None = None
+    way: FaultKind = FaultKind.NOT_SENT
     deadly: bool = False
 
     @property
@@ -63,7 +63,7 @@ class Ledger:
     """What one run leaves behind."""
 
     def __init__(self) -> None:
-        self.plan = Plan()
+        self.plan = FaultPlan()
         self.starts: Counter[str] = Counter()
         self.results: list[TaskResult[Any]] = []
         self.depth: dict[str, Depth] = {}
@@ -147,11 +147,11 @@ async def play(broker: Broker, case: Case) -> Ledger:
     """Send the handful, have it worked off, and look at what is left."""
     ledger, struck = Ledger(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    ledger.plan = Plan(
+    ledger.plan = FaultPlan(
         case.step,
         case.way,
         deadly=case.deadly,
-        struck=lambda: loop.call_soon_threadsafe(struck.set),
+        on_fault=lambda: loop.call_soon_threadsafe(struck.set),
     )
     flaky = make_app(FlakyBroker(broker.clone(), ledger.plan), ledger.starts)
     # Where a process dies it is the worker's, and who sends is another.
@@ -192,7 +192,7 @@ async def enough(case: Case, handles: list[TaskHandle[Any]], struck: asyncio.Eve
             await asyncio.gather(ending, return_exceptions=True)
 
 
-async def die(app: TaskQueue, broker: Broker, plan: Plan, died: Awaitable[None]) -> None:
+async def die(app: TaskQueue, broker: Broker, plan: FaultPlan, died: Awaitable[None]) -> None:
     """Have a worker begin; drop it where its process dies, and let another see that."""
     worker = asyncio.create_task(app.worker(concurrency=3).run())
     await died
@@ -205,11 +205,11 @@ async def die(app: TaskQueue, broker: Broker, plan: Plan, died: Awaitable[None])
         await lease.close()
 
 
-def steps(calls: Counter[str], *, every: bool) -> Iterator[Step]:
+def steps(calls: Counter[str], *, every: bool) -> Iterator[FaultPoint]:
     """Yield the calls to fail at: each, or of each name the first and the last."""
     for name, count in sorted({**calls, **PERIODIC}.items()):
         numbers = range(1, count + 1) if every else sorted({1, count})
-        yield from (Step(name, number) for number in numbers)
+        yield from (FaultPoint(name, number) for number in numbers)
 
 
 async def disturb(make_broker: Callable[[], Broker], *, every: bool, deadly: bool) -> None:
@@ -226,7 +226,7 @@ async def disturb(make_broker: Callable[[], Broker], *, every: bool, deadly: boo
     }
     cases = [
         Case(step, way, deadly)
-        for step, way in itertools.product(steps(calm.plan.calls, every=every), Way)
+        for step, way in itertools.product(steps(calm.plan.calls, every=every), FaultKind)
     ]
     missed = {(one.step.call, one.way) for one in cases if one.step is not None}
     room = asyncio.Semaphore(AT_ONCE)

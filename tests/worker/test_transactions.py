@@ -17,7 +17,7 @@ from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
+from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
 LONG = 30.0  # seconds: what takes longer has failed
 PAY = "INSERT INTO paid (order_id) VALUES ($1)"
@@ -156,7 +156,7 @@ async def test_a_worker_that_dies_after_the_commit_has_done_it_once(
     # What has died in here waits for its broker when it is left.
     monkeypatch.setattr("aiotaskq.worker.incarnation._STORE_WAIT", 0.1)
     memory = MemoryBroker()
-    plan = Plan(Step("consumer.settle", 1), Way.UNSENT, deadly=True)
+    plan = FaultPlan(FaultPoint("consumer.settle", 1), FaultKind.NOT_SENT, deadly=True)
     dying = FlakyBroker(memory, plan)
     runs: list[int] = []
 

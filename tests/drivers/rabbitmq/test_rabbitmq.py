@@ -38,7 +38,7 @@ from aiotaskq.errors import (
     LeaseLost,
     Unsupported,
 )
-from aiotaskq.testing.ear import outcome, value
+from aiotaskq.testing.conformance.result_listener import outcome, value
 from tests.servers import Certificates, RabbitServer
 
 PATIENCE = 30.0

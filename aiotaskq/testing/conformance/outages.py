@@ -12,15 +12,8 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.settlement import Done
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
-from aiotaskq.testing.rig import (
-    MOMENT,
-    PATIENCE,
-    BrokerHarness,
-    BrokerSuite,
-    Rig,
-    envelope,
-    names,
-)
+from aiotaskq.testing.conformance.harness import BrokerHarness
+from aiotaskq.testing.conformance.rig import MOMENT, PATIENCE, BrokerSuite, Rig, envelope, ids_of
 
 Value = TypeVar("Value")
 
@@ -123,7 +116,7 @@ class OutageTests(BrokerSuite):
                     consumer = await rig.consumer()
                 except BrokerUnavailable:
                     await asyncio.sleep(MOMENT)
-        assert names(got) == ["before", "after"]
+        assert ids_of(got) == ["before", "after"]
 
     async def test_a_waiting_fetch_ends_when_the_broker_goes_away(
         self, rig: Rig, cuttable: BrokerHarness, broker: Broker
@@ -150,7 +143,7 @@ class OutageTests(BrokerSuite):
         gone = await self._until_it_works(lambda: consumer.settle(batch))
         # All were settled, or (where the connection is the lease) all were taken back.
         if gone:
-            assert sorted(await rig.finish(await rig.consumer(), len(gone))) == sorted(names(gone))
+            assert sorted(await rig.finish(await rig.consumer(), len(gone))) == sorted(ids_of(gone))
         assert (await rig.depth()).ready == 0
 
     async def test_an_empty_batch_needs_no_broker(

@@ -7,7 +7,14 @@ import asyncio
 from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Done, Release
-from aiotaskq.testing.rig import PATIENCE, BrokerSuite, Rig, envelope, names, nothing
+from aiotaskq.testing.conformance.rig import (
+    PATIENCE,
+    BrokerSuite,
+    Rig,
+    envelope,
+    expect_nothing,
+    ids_of,
+)
 
 
 class CancelTests(BrokerSuite):
@@ -87,12 +94,12 @@ class CancelTests(BrokerSuite):
         assert await rig.end(holder) == 2
         consumer = await rig.consumer()
         [a, b] = await rig.receive(consumer, 2)
-        assert names([a, b]) == ["a", "b"]
+        assert ids_of([a, b]) == ["a", "b"]
         await broker.cancel(["a"])
         assert "a" in await _told(consumer)
         await consumer.settle([Again(a, envelope("a")), Release(b)])
         assert not await broker.cancel(["b"], running=False)
-        await nothing(consumer)
+        await expect_nothing(consumer)
         assert (await rig.depth()).held == 0
 
     async def test_what_was_cancelled_before_is_not_spared(self, rig: Rig, broker: Broker) -> None:
@@ -101,7 +108,7 @@ class CancelTests(BrokerSuite):
         await broker.cancel(["a"], running=False)
         assert "a" in await _told(consumer)
         assert not await consumer.settle([Again(got, envelope("a"))])
-        await nothing(consumer)
+        await expect_nothing(consumer)
 
     async def test_a_delayed_retry_is_called_off(self, rig: Rig, broker: Broker) -> None:
         consumer, [got] = await rig.hold("a")
@@ -109,7 +116,7 @@ class CancelTests(BrokerSuite):
         assert not await broker.cancel(["a"], running=False)
         await rig.harness.pass_time(self.delay)
         await broker.maintain()
-        await nothing(consumer)
+        await expect_nothing(consumer)
         assert await rig.depth() == Depth()
 
 

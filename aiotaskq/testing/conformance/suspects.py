@@ -10,22 +10,22 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import SUSPECT
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Done, Release
-from aiotaskq.testing.rig import (
+from aiotaskq.testing.conformance.rig import (
     MOMENT,
     PATIENCE,
     BrokerSuite,
     Rig,
     done,
     envelope,
-    names,
-    nothing,
+    expect_nothing,
+    ids_of,
 )
 
 
 class SuspectTests(BrokerSuite):
     """A message that may have killed consumers is handed out alone, and before all others."""
 
-    @pytest.mark.usefixtures("ordered")
+    @pytest.mark.usefixtures("needs_order")
     async def test_one_is_handed_out_alone_and_first_then_service_goes_on(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -39,12 +39,12 @@ class SuspectTests(BrokerSuite):
         assert (got.crashes, got.crash_note) == (SUSPECT, "killed")
         assert await rig.depth("p") == Depth(held=1)
         assert not await consumer.settle([Done(got)])
-        assert names(await consumer.fetch(10, 0)) == ["first", "second", "third"]
+        assert ids_of(await consumer.fetch(10, 0)) == ["first", "second", "third"]
         assert not (await consumer.news()).suspects
 
     async def test_from_how_many_crashes_on(self, rig: Rig) -> None:
         await rig.crash("a", "b", times=SUSPECT - 1)
-        assert names(await (await rig.consumer()).fetch(10, 0)) == ["a", "b"]
+        assert ids_of(await (await rig.consumer()).fetch(10, 0)) == ["a", "b"]
 
     async def test_who_holds_something_is_passed_over_and_told(self, rig: Rig) -> None:
         busy, [held] = await rig.hold("held")
@@ -52,9 +52,9 @@ class SuspectTests(BrokerSuite):
         other, [later] = await rig.hold("later")
         await rig.crash("s")
         await rig.publish("a", "b")
-        assert names(await busy.fetch(1, 0)) == ["a"]
-        assert names(await busy.fetch(10, 0)) == ["b"]
-        assert names(await busy.fetch(10, MOMENT)) == []
+        assert ids_of(await busy.fetch(1, 0)) == ["a"]
+        assert ids_of(await busy.fetch(10, 0)) == ["b"]
+        assert ids_of(await busy.fetch(10, MOMENT)) == []
         assert (await busy.news()).suspects
         assert (await busy.news()).suspects  # as long as it waits
         idle = await rig.consumer()
@@ -69,9 +69,9 @@ class SuspectTests(BrokerSuite):
         busy, [one, two] = await rig.hold("one", "two")
         await rig.crash("s")
         assert not await busy.settle([Done(one)])
-        await nothing(busy)
+        await expect_nothing(busy)
         assert not await busy.settle([Done(two)])
-        assert names(await busy.fetch(10, 0)) == ["s"]
+        assert ids_of(await busy.fetch(10, 0)) == ["s"]
 
     async def test_it_does_not_keep_one_that_is_passed_over_from_waiting(self, rig: Rig) -> None:
         busy, _ = await rig.hold("held")
@@ -81,7 +81,7 @@ class SuspectTests(BrokerSuite):
         assert not waiting.done()
         await rig.publish("a")
         async with asyncio.timeout(PATIENCE):
-            assert names(await waiting) == ["a"]
+            assert ids_of(await waiting) == ["a"]
 
     async def test_an_idle_fetch_is_woken_for_one(self, rig: Rig) -> None:
         await rig.crash("s", times=SUSPECT - 1)
@@ -95,10 +95,10 @@ class SuspectTests(BrokerSuite):
         assert await rig.end(last) == 1
         async with asyncio.timeout(PATIENCE):
             [got] = await waiting
-            assert names(await passed_over) == []
+            assert ids_of(await passed_over) == []
         assert (got.id, got.crashes) == ("s", SUSPECT)
 
-    @pytest.mark.usefixtures("ordered")
+    @pytest.mark.usefixtures("needs_order")
     async def test_several_come_one_by_one(self, rig: Rig) -> None:
         await rig.crash(*"abc")
         await rig.publish("plain")
@@ -121,8 +121,8 @@ class SuspectTests(BrokerSuite):
         busy, [held] = await rig.hold("held")
         assert not (await busy.news()).suspects
         assert not await busy.settle([Done(held)])
-        await nothing(busy)
-        assert names(await (await rig.consumer("q", "p")).fetch(10, 0)) == ["s"]
+        await expect_nothing(busy)
+        assert ids_of(await (await rig.consumer("q", "p")).fetch(10, 0)) == ["s"]
 
     async def test_it_stays_one_until_it_is_replaced(self, rig: Rig) -> None:
         await rig.crash("s", times=SUSPECT + 1)
@@ -152,7 +152,7 @@ class SuspectTests(BrokerSuite):
         await broker.cancel(["cancelled"])
         assert await broker.purge("q") in (2, 3)  # a broker may count what was cancelled
         assert not await busy.settle([Done(held)])
-        await nothing(busy)
+        await expect_nothing(busy)
         assert not (await busy.news()).suspects
         assert await rig.depth() == Depth()
         await rig.crash("late", expires_in=self.delay)

@@ -30,8 +30,8 @@ from collections.abc import Awaitable, Callable
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from aiotaskq.testing.rig import BrokerHarness
-from aiotaskq.testing.rules import BrokerMachine
+from aiotaskq.testing.conformance.harness import BrokerHarness
+from aiotaskq.testing.model.rules import BrokerRules
 
 
 def check_broker(
@@ -56,7 +56,7 @@ def check_broker(
         shrink: Whether to look for a shorter one when one fails, which plays hundreds more.
     """
 
-    class Machine(BrokerMachine):
+    class Machine(BrokerRules):
         async def harness_of(self) -> BrokerHarness:
             made = make_harness()
             return await made if inspect.isawaitable(made) else made

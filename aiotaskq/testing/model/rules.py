@@ -14,9 +14,9 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from aiotaskq.contract.records import DeadLimits
 from aiotaskq.errors import LeaseLost
-from aiotaskq.testing.rig import elsewhere, maintain
-from aiotaskq.testing.shadow import QUEUES, UNIT, Copy, Shadow
-from aiotaskq.testing.steps import Kind, Steps
+from aiotaskq.testing.conformance.rig import maintain, on_another_loop
+from aiotaskq.testing.model.machine import BrokerMachine, Kind
+from aiotaskq.testing.model.state import QUEUES, UNIT, Copy, Shadow
 
 MOST_UNITS = 72  # a unique id is forgotten after 86.4
 
@@ -38,7 +38,7 @@ choices = st.lists(st.tuples(st.integers(0, 30), kinds), min_size=1, max_size=4)
 picks = st.lists(st.integers(0, 30), min_size=1, max_size=3)
 
 
-class BrokerMachine(Steps):
+class BrokerRules(BrokerMachine):
     """The rules. `model.check_broker` runs them."""
 
     @initialize()
@@ -253,7 +253,7 @@ class BrokerMachine(Steps):
                 await lease.close()
 
         # On the consumer's own loop too: there, it is cheap to try often.
-        renewed = self.run(elsewhere(go()) if number == 0 else go())
+        renewed = self.run(on_another_loop(go()) if number == 0 else go())
         assert renewed is player.alive
         player.renewed = self.shadow.units
 
@@ -271,7 +271,7 @@ class BrokerMachine(Steps):
 
         if self.leases:
             lost = self.shadow.die(player, note) if player.alive else []
-            count = self.run(elsewhere(go()) if number == 0 else go())
+            count = self.run(on_another_loop(go()) if number == 0 else go())
         else:
             count = self.run(self._kill(player))
             lost = self.shadow.die(player, None) if player.alive else []

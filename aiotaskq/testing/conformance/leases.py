@@ -1,4 +1,4 @@
-"""The part of the broker suite about what is held: settlements, receipts, leases."""
+"""Conformance tests of leases that lapse, are renewed or are closed."""
 
 from __future__ import annotations
 
@@ -7,170 +7,19 @@ import asyncio
 import pytest
 
 from aiotaskq.contract.broker import Broker
-from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import Depth, Maintained
-from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
+from aiotaskq.contract.settlement import Dead, Done, Release
 from aiotaskq.errors import LeaseLost
-from aiotaskq.testing.rig import (
+from aiotaskq.testing.conformance.rig import (
     PATIENCE,
     BrokerSuite,
     Rig,
     done,
-    envelope,
+    expect_nothing,
+    ids_of,
     maintain,
-    names,
-    nothing,
 )
-
-
-def every_kind(delivery: Delivery) -> list[Settlement]:
-    """Return each settlement that a delivery can get."""
-    return [
-        Done(delivery),
-        Again(delivery, envelope("intruder")),
-        Dead(delivery, "intruder"),
-        Release(delivery),
-    ]
-
-
-class SettlementTests(BrokerSuite):
-    """What each settlement does, once."""
-
-    async def test_done_forgets_the_envelope(self, rig: Rig) -> None:
-        consumer, [got] = await rig.hold("a")
-        assert not await consumer.settle([Done(got)])
-        await nothing(consumer)
-        assert await rig.depth() == Depth()
-
-    async def test_an_empty_batch_settles_nothing(self, rig: Rig) -> None:
-        consumer, _ = await rig.hold("a")
-        assert not await consumer.settle([])
-        assert await rig.depth() == Depth(held=1)
-
-    async def test_again_replaces_the_envelope(self, rig: Rig) -> None:
-        consumer, [got] = await rig.hold("a", body=b"first")
-        assert not await consumer.settle([Again(got, envelope("a", body=b"second"))])
-        assert await rig.depth() == Depth(ready=1)
-        [got] = await rig.receive(consumer, 1)
-        assert (got.id, got.body, got.crashes) == ("a", b"second", 0)
-        assert not await consumer.settle([Done(got)])
-        await nothing(consumer)
-
-    async def test_again_goes_behind_what_waits(self, rig: Rig) -> None:
-        consumer, [got] = await rig.hold("a")
-        await rig.publish("b", "c")
-        await consumer.settle([Again(got, envelope("a"))])
-        assert await rig.finish(consumer, 3) == ["b", "c", "a"]
-
-    async def test_again_may_delay(self, rig: Rig) -> None:
-        consumer, [got] = await rig.hold("a")
-        due = await rig.harness.now() + self.delay
-        assert not await consumer.settle([Again(got, envelope("a", not_before=due))])
-        assert await rig.depth() == rig.told(Depth(delayed=1))
-        await nothing(consumer)
-        await rig.harness.pass_time(self.delay)
-        assert await rig.finish(consumer, 1) == ["a"]
-
-    async def test_again_may_change_the_queue_and_the_id(self, rig: Rig, broker: Broker) -> None:
-        consumer, [got] = await rig.hold("a")
-        await consumer.settle([Again(got, envelope("b", queue="parked"))])
-        assert await broker.depth() == {"parked": Depth(ready=1)}
-        assert await rig.finish(await rig.consumer("parked"), 1) == ["b"]
-
-    async def test_again_wakes_a_waiting_fetch(self, rig: Rig) -> None:
-        holder, [got] = await rig.hold("a")
-        consumer = await rig.consumer("p")
-        waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
-        await asyncio.sleep(0)
-        await holder.settle([Again(got, envelope("a", queue="p"))])
-        async with asyncio.timeout(PATIENCE):
-            assert names(await waiting) == ["a"]
-
-    @pytest.mark.usefixtures("ordered")
-    async def test_release_goes_to_the_head_in_order_and_counts_nothing(self, rig: Rig) -> None:
-        await rig.publish(*"abcdef")
-        consumer = await rig.consumer()
-        held = await rig.receive(consumer, 3, limit=3)
-        assert not await consumer.settle([Release(one) for one in held])
-        assert await rig.depth() == Depth(ready=6)
-        other = await rig.consumer()
-        got = await rig.receive(other, 6)
-        assert names(got) == list("abcdef")
-        assert [one.crashes for one in got] == [0] * 6
-
-    async def test_a_batch_may_mix_every_kind(self, rig: Rig, broker: Broker) -> None:
-        consumer, [a, b, c, d, e] = await rig.hold(*"abcde")
-        due = await rig.harness.now() + 3600.0
-        batch: list[Settlement] = [
-            Done(a),
-            Again(b, envelope("b", not_before=due)),
-            Dead(c, "bad"),
-            Release(d),
-        ]
-        assert not await consumer.settle(batch)
-        assert await rig.depth() == rig.told(Depth(ready=1, delayed=1, held=1, dead=1))
-        assert names(await broker.dead("q")) == ["c"]
-        assert names(await rig.receive(await rig.consumer(), 1)) == ["d"]
-        assert not await consumer.settle([Done(e)])
-
-    async def test_the_same_batch_twice_takes_effect_once(self, rig: Rig, broker: Broker) -> None:
-        consumer, [a, b, c, d] = await rig.hold(*"abcd")
-        batch: list[Settlement] = [
-            Done(a),
-            Again(b, envelope("b")),
-            Dead(c, "bad"),
-            Release(d),
-        ]
-        assert not await consumer.settle(batch)
-        assert names(await consumer.settle(batch)) == list("abcd")
-        assert names(await consumer.settle(batch)) == list("abcd")
-        assert await rig.depth() == Depth(ready=2, dead=1)
-        assert len(await broker.dead("q")) == 1
-        assert sorted(await rig.finish(consumer, 2)) == ["b", "d"]
-
-    async def test_a_batch_of_held_and_lost_ones_settles_the_held(self, rig: Rig) -> None:
-        consumer, [a, b, c] = await rig.hold(*"abc")
-        await consumer.settle([Done(b)])
-        assert names(await consumer.settle([Done(a), Dead(b, "late"), Done(c)])) == ["b"]
-        assert await rig.depth() == Depth()
-
-    @pytest.mark.parametrize("kind", range(4), ids=["Done", "Again", "Dead", "Release"])
-    async def test_a_receipt_is_void_after_each_kind(self, rig: Rig, kind: int) -> None:
-        consumer, [got] = await rig.hold("a")
-        assert not await consumer.settle([every_kind(got)[kind]])
-        before = await rig.depth()
-        for late in every_kind(got):
-            assert names(await consumer.settle([late])) == ["a"]
-        assert await rig.depth() == before
-
-    async def test_the_receipt_of_an_earlier_hand_out_is_void_for_the_same_consumer(
-        self, rig: Rig
-    ) -> None:
-        consumer, [old] = await rig.hold("a")
-        await consumer.settle([Release(old)])
-        [new] = await rig.receive(consumer, 1)
-        for late in every_kind(old):
-            assert names(await consumer.settle([late])) == ["a"]
-        assert await rig.depth() == Depth(held=1)
-        assert not await consumer.settle([Done(new)])
-        assert await rig.depth() == Depth()
-
-    async def test_the_receipt_of_an_earlier_hand_out_is_void_after_again(self, rig: Rig) -> None:
-        consumer, [old] = await rig.hold("a")
-        await consumer.settle([Again(old, envelope("a"))])
-        [new] = await rig.receive(consumer, 1)
-        for late in every_kind(old):
-            assert names(await consumer.settle([late])) == ["a"]
-        assert await rig.depth() == Depth(held=1)
-        assert not await consumer.settle([Done(new)])
-
-    async def test_one_of_two_copies_is_settled_without_the_other(self, rig: Rig) -> None:
-        consumer, [first, second] = await rig.hold("a", "a")
-        assert not await consumer.settle([Done(first)])
-        assert names(await consumer.settle([Done(first)])) == ["a"]
-        assert await rig.depth() == Depth(held=1)
-        assert not await consumer.settle([Release(second)])
-        assert await rig.finish(consumer, 1) == ["a"]
+from aiotaskq.testing.conformance.settle import every_kind
 
 
 class LeaseTests(BrokerSuite):
@@ -190,17 +39,17 @@ class LeaseTests(BrokerSuite):
             ("e", 0),
         ]
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_nothing_is_taken_back_while_the_lease_lasts(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer, [got] = await rig.hold("a")
         await rig.harness.pass_time(self.lease / 2)
         assert await maintain(broker) == Maintained()
-        await nothing(await rig.consumer())
+        await expect_nothing(await rig.consumer())
         assert not await consumer.settle([Done(got)])
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_a_waiting_fetch_is_woken_by_what_is_taken_back(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -218,7 +67,7 @@ class LeaseTests(BrokerSuite):
         # Every consumer of the rig has the same name, as a worker that was started again has.
         await rig.hold("a")
         second = await rig.consumer()
-        await nothing(second)
+        await expect_nothing(second)
         await rig.lapse()
         assert await rig.finish(await rig.consumer("p", "q"), 1) == ["a"]
 
@@ -251,7 +100,7 @@ class LeaseTests(BrokerSuite):
         [got] = await rig.receive(consumer, 1)
         assert got.crashes == 1
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_a_renewed_lease_does_not_lapse(self, rig: Rig, broker: Broker) -> None:
         consumer, [got] = await rig.hold("a")
         for _ in range(3):
@@ -289,11 +138,11 @@ class LeaseTests(BrokerSuite):
                 await dead.fetch(1, 0)
             for number in range(4):
                 batch = [every_kind(one)[number] for one in held]
-                assert names(await dead.settle(batch)) == ["a", "b"]
+                assert ids_of(await dead.settle(batch)) == ["a", "b"]
         assert await rig.depth() == before == Depth(ready=2)
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 2)
-        assert names(await dead.settle([Done(one) for one in held])) == ["a", "b"]
+        assert ids_of(await dead.settle([Done(one) for one in held])) == ["a", "b"]
         await dead.close()
         await dead.close()
         assert await rig.depth() == Depth(held=2)
@@ -315,7 +164,7 @@ class LeaseTests(BrokerSuite):
                 await go_on()
         assert await rig.depth() == Depth(ready=1)
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_a_late_renewal_holds_or_is_refused_but_never_both(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -326,7 +175,7 @@ class LeaseTests(BrokerSuite):
         assert bool(await consumer.settle([Done(got)])) is not alive
         assert await rig.depth() == (Depth() if alive else Depth(ready=1))
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_everybody_may_tend_at_once(self, rig: Rig) -> None:
         ids = [f"{n}" for n in range(100)]
         await rig.hold(*ids)
@@ -335,19 +184,19 @@ class LeaseTests(BrokerSuite):
         rounds = await asyncio.gather(*map(maintain, brokers))
         assert sum(one.reclaimed for one in rounds) == 100
         got = await rig.receive(await rig.consumer(), 100)
-        assert names(got) == ids
+        assert ids_of(got) == ids
         assert {one.crashes for one in got} == {1}
 
     async def test_tending_takes_back_many_in_the_end(self, rig: Rig, broker: Broker) -> None:
         ids = [f"{n}" for n in range(3000)]
         await rig.hold(*ids)
         assert (await rig.lapse()).reclaimed == 3000
-        got = names(await rig.receive(await rig.consumer(), 3000))
+        got = ids_of(await rig.receive(await rig.consumer(), 3000))
         if not broker.traits.order:
             got.sort(key=int)
         assert got == ids
 
-    @pytest.mark.usefixtures("ordered")
+    @pytest.mark.usefixtures("needs_order")
     async def test_closing_hands_back_what_is_held_in_order(self, rig: Rig) -> None:
         await rig.publish(*"abcde")
         consumer = await rig.consumer()

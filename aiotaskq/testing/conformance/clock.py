@@ -9,15 +9,15 @@ import pytest
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Done, Release
-from aiotaskq.testing.rig import (
+from aiotaskq.testing.conformance.rig import (
     MOMENT,
     PATIENCE,
     BrokerSuite,
     Rig,
     envelope,
-    names,
-    nothing,
-    tending,
+    expect_nothing,
+    ids_of,
+    maintaining,
 )
 
 
@@ -33,8 +33,8 @@ class ClockTests(BrokerSuite):
         await rig.publish("a", not_before=await rig.harness.now() + 1.0)
         await asyncio.sleep(MOMENT)
         assert not waiting.done()
-        async with tending(broker), asyncio.timeout(PATIENCE):
-            assert names(await waiting) == ["a"]
+        async with maintaining(broker), asyncio.timeout(PATIENCE):
+            assert ids_of(await waiting) == ["a"]
 
     async def test_an_earlier_one_that_comes_later_does_not_wait_for_the_later_one(
         self, rig: Rig, broker: Broker
@@ -47,7 +47,7 @@ class ClockTests(BrokerSuite):
         await asyncio.sleep(MOMENT)
         await broker.publish([envelope("earlier", queue="p", delay=2 * MOMENT)])
         async with asyncio.timeout(PATIENCE):
-            assert names(await waiting) == ["earlier"]
+            assert ids_of(await waiting) == ["earlier"]
         assert await rig.harness.now() >= began + 2 * MOMENT
 
     async def test_a_waiting_fetch_sleeps_no_longer_than_until_something_is_due(
@@ -60,13 +60,13 @@ class ClockTests(BrokerSuite):
             due = await rig.harness.now() + 0.11
             await broker.publish([envelope(f"{number}", not_before=due)])
             async with asyncio.timeout(PATIENCE):
-                assert names(await consumer.fetch(1, 2 * PATIENCE)) == [f"{number}"]
+                assert ids_of(await consumer.fetch(1, 2 * PATIENCE)) == [f"{number}"]
             late.append(await rig.harness.now() - due)
         assert min(late) >= 0
         # The best of some: a busy machine may be late at any of them, hardly at all of them.
         assert min(late[1:]) < 0.04, late
 
-    @pytest.mark.usefixtures("clocked")
+    @pytest.mark.usefixtures("needs_clock")
     async def test_those_who_wait_share_what_falls_due_at_once(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -81,7 +81,7 @@ class ClockTests(BrokerSuite):
             async with asyncio.timeout(PATIENCE):
                 got = await asyncio.gather(*waiting)
             late.append(await rig.harness.now() - due)
-            assert sorted(names(one for batch in got for one in batch)) == sorted(ids)
+            assert sorted(ids_of(one for batch in got for one in batch)) == sorted(ids)
         # None waits until it would have looked by itself; the best of some, as above.
         assert min(late) < 3 * MOMENT, late
 
@@ -96,9 +96,9 @@ class ClockTests(BrokerSuite):
         await rig.harness.pass_time(self.delay)
         got = await rig.receive(await rig.consumer(), 5)
         expected = sorted(range(5), key=lambda number: -levels[number])
-        assert names(got) == list(map(str, expected))
+        assert ids_of(got) == list(map(str, expected))
 
-    @pytest.mark.usefixtures("clocked")
+    @pytest.mark.usefixtures("needs_clock")
     async def test_thousands_that_fall_due_at_once_are_fetched_like_any_others(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -107,7 +107,7 @@ class ClockTests(BrokerSuite):
         await rig.harness.pass_time(self.delay)
         consumer = await rig.consumer()
         got = [*await consumer.fetch(10, 0), *await rig.receive(consumer, 2490)]
-        assert names(got) == [f"{n}" for n in range(2500)]
+        assert ids_of(got) == [f"{n}" for n in range(2500)]
         assert not await consumer.settle([Done(one) for one in got])
 
     async def test_a_delayed_one_waits_until_it_is_due(self, rig: Rig, broker: Broker) -> None:
@@ -119,10 +119,10 @@ class ClockTests(BrokerSuite):
         consumer = await rig.consumer()
         await broker.maintain()
         assert await rig.finish(consumer, 2) == ["now", "past"]
-        assert await rig.depth() == rig.told(Depth(delayed=2))
+        assert await rig.depth() == rig.countable(Depth(delayed=2))
         await rig.harness.pass_time(self.delay)
         assert await rig.finish(consumer, 1) == ["soon"]
-        assert await rig.depth() == rig.told(Depth(delayed=1))
+        assert await rig.depth() == rig.countable(Depth(delayed=1))
 
     async def test_an_expired_one_is_handed_out_as_such(self, rig: Rig, broker: Broker) -> None:
         """So that its end can be told, by the store's clock and not by the worker's."""
@@ -161,13 +161,13 @@ class ClockTests(BrokerSuite):
                 envelope("good", delay=self.delay, expires_in=self.delay + 3600.0),
             ]
         )
-        assert await rig.depth() == rig.told(Depth(ready=1, delayed=4))
+        assert await rig.depth() == rig.countable(Depth(ready=1, delayed=4))
         consumer = await rig.consumer()
         [got] = await rig.receive(consumer, 1)
         assert (got.id, got.expired) == ("now", False)
         assert got.expires_at is not None
         assert abs(got.expires_at - before - 3600.0) < PATIENCE
-        await nothing(consumer)
+        await expect_nothing(consumer)
         await rig.harness.pass_time(self.delay)
         rest = {one.id: one for one in await rig.receive(consumer, 3)}
         assert {one.id: one.expired for one in rest.values()} == {
@@ -176,7 +176,7 @@ class ClockTests(BrokerSuite):
             "good": False,
         }
         assert rest["soon"].expires_at is None
-        assert await rig.depth() == rig.told(Depth(delayed=1, held=4))
+        assert await rig.depth() == rig.countable(Depth(delayed=1, held=4))
         assert not await consumer.settle([Done(got), *[Done(one) for one in rest.values()]])
 
     async def test_a_retry_may_carry_the_expiry_over(self, rig: Rig) -> None:
@@ -186,8 +186,8 @@ class ClockTests(BrokerSuite):
         assert abs(a.expires_at - due) < 0.001
         retry = envelope("a", delay=self.delay, expires_at=a.expires_at)
         assert not await consumer.settle([Again(a, retry)])
-        assert await rig.depth() == rig.told(Depth(delayed=1))
-        await nothing(consumer)
+        assert await rig.depth() == rig.countable(Depth(delayed=1))
+        await expect_nothing(consumer)
         await rig.harness.pass_time(self.delay)
         [a] = await rig.receive(consumer, 1)
         assert a.expires_at is not None

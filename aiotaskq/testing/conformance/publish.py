@@ -1,26 +1,22 @@
-"""The part of the broker suite about what is stored, and how often."""
+"""Conformance tests of `Broker.publish`: batches, repeated calls and unique ids."""
 
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import urlsplit
 
 import pytest
 
-from aiotaskq.contract.broker import Broker, Traits
+from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Dead, Release
-from aiotaskq.testing.rig import (
-    PATIENCE,
-    BrokerHarness,
+from aiotaskq.testing.conformance.rig import (
     BrokerSuite,
     Rig,
     done,
-    elsewhere,
     envelope,
-    names,
+    expect_nothing,
+    ids_of,
     needs,
-    nothing,
 )
 
 ODD_NAMES = [
@@ -39,51 +35,6 @@ ODD_NAMES = [
 
 class PublishTests(BrokerSuite):
     """What is stored."""
-
-    async def test_opening_and_closing_twice_is_harmless(self, harness: BrokerHarness) -> None:
-        broker = await harness.broker()
-        await broker.open()
-        await broker.publish([envelope("a")])
-        await broker.close()
-        await broker.close()
-
-    async def test_a_clone_is_closed_and_works_on_the_same_store(
-        self, rig: Rig, broker: Broker
-    ) -> None:
-        await rig.publish("a")
-        clone = broker.clone()
-        assert type(clone) is type(broker)
-        assert clone.url == broker.url
-        await clone.close()  # nothing was opened, so nothing is to close
-        await clone.open()
-        consumer = await rig.consumer(broker=clone)
-        await clone.publish([envelope("b")])
-        assert await rig.finish(consumer, 2) == ["a", "b"]
-        await consumer.close()
-        await clone.close()
-        await rig.publish("c")  # the original is still open
-        assert (await rig.depth()).ready == 1
-
-    async def test_a_clone_works_on_another_event_loop(self, rig: Rig, broker: Broker) -> None:
-        clone = broker.clone()
-
-        async def publish() -> None:
-            await clone.open()
-            await clone.publish([envelope("a")])
-            await clone.close()
-
-        consumer = await rig.consumer()
-        waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
-        await elsewhere(publish())
-        async with asyncio.timeout(PATIENCE):
-            assert names(await waiting) == ["a"]
-
-    async def test_the_url_shows_no_password(self, broker: Broker) -> None:
-        password = urlsplit(broker.url).password
-        assert password is None or set(password) <= {"*"}
-
-    async def test_traits_are_data_of_the_class(self, broker: Broker) -> None:
-        assert isinstance(type(broker).traits, Traits)
 
     async def test_an_empty_batch_stores_nothing(self, rig: Rig, broker: Broker) -> None:
         assert not await broker.publish([])
@@ -113,7 +64,7 @@ class PublishTests(BrokerSuite):
         assert (await rig.depth()).ready == 10_000
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 10_000)
-        assert names(got) == ids
+        assert ids_of(got) == ids
         assert not await consumer.settle([done(one) for one in got])
         assert await rig.depth() == Depth()
 
@@ -140,13 +91,13 @@ class PublishTests(BrokerSuite):
             [got] = await rig.receive(consumer, 1)
             assert (got.id, got.queue) == (str(number), queue)
             await consumer.settle([Dead(got, queue)])
-            await nothing(consumer)
+            await expect_nothing(consumer)
             [letter] = await broker.dead(queue)
             assert (letter.queue, letter.reason) == (queue, queue)
 
     async def test_any_text_is_an_id(self, rig: Rig, broker: Broker) -> None:
         consumer, held = await rig.hold(*ODD_NAMES)
-        assert names(held) == ODD_NAMES
+        assert ids_of(held) == ODD_NAMES
         await consumer.settle([Release(one) for one in held])
         await broker.cancel(ODD_NAMES[:5])
         assert await rig.finish(consumer, 5) == ODD_NAMES[5:]
@@ -156,7 +107,7 @@ class PublishTests(BrokerSuite):
         await rig.publish("a")
         assert await rig.finish(await rig.consumer(), 3) == ["a", "a", "a"]
 
-    @pytest.mark.usefixtures("idempotent")
+    @pytest.mark.usefixtures("needs_idempotence")
     async def test_a_call_may_be_repeated(self, rig: Rig, broker: Broker) -> None:
         batch = [envelope("a"), envelope("b", queue="p"), envelope("c", not_before=1.0)]
         for _ in range(3):
@@ -171,7 +122,7 @@ class PublishTests(BrokerSuite):
         consumer = await rig.consumer()
         assert await rig.finish(consumer, 1) == ["a"]
         await broker.publish([envelope("a")], call_id="call 1")
-        await nothing(consumer)
+        await expect_nothing(consumer)
 
     async def test_different_calls_are_told_apart(self, rig: Rig, broker: Broker) -> None:
         await broker.publish([envelope("a")], call_id="call 1")
@@ -183,36 +134,36 @@ class UniqueTests(BrokerSuite):
     """The trait `unique`."""
 
     @pytest.fixture
-    def deduping(self, broker: Broker) -> Broker:
+    def unique_broker(self, broker: Broker) -> Broker:
         needs(broker, "unique")
         return broker
 
     async def test_a_unique_id_is_stored_once_and_refused_by_name(
-        self, rig: Rig, deduping: Broker
+        self, rig: Rig, unique_broker: Broker
     ) -> None:
         batch = [envelope(one, unique=True) for one in ("a", "b", "a")]
-        assert list(await deduping.publish(batch)) == ["a"]
+        assert list(await unique_broker.publish(batch)) == ["a"]
         again = [envelope("b", unique=True), envelope("c", unique=True)]
-        assert list(await deduping.publish(again)) == ["b"]
+        assert list(await unique_broker.publish(again)) == ["b"]
         assert await rig.finish(await rig.consumer(), 3) == ["a", "b", "c"]
 
     async def test_it_stays_refused_after_its_message_is_done(
-        self, rig: Rig, deduping: Broker
+        self, rig: Rig, unique_broker: Broker
     ) -> None:
         await rig.publish("a", unique=True)
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
-        assert list(await deduping.publish([envelope("a", unique=True)])) == ["a"]
+        assert list(await unique_broker.publish([envelope("a", unique=True)])) == ["a"]
 
-    async def test_it_is_stored_again_after_a_day(self, rig: Rig, deduping: Broker) -> None:
+    async def test_it_is_stored_again_after_a_day(self, rig: Rig, unique_broker: Broker) -> None:
         await rig.publish("a", unique=True)
         await rig.harness.pass_time(86_300.0)
-        assert list(await deduping.publish([envelope("a", unique=True)])) == ["a"]
+        assert list(await unique_broker.publish([envelope("a", unique=True)])) == ["a"]
         await rig.harness.pass_time(200.0)
-        assert not await deduping.publish([envelope("a", unique=True)])
+        assert not await unique_broker.publish([envelope("a", unique=True)])
         assert await rig.finish(await rig.consumer(), 2) == ["a", "a"]
 
     async def test_clients_that_publish_it_at_once_store_it_once(
-        self, rig: Rig, deduping: Broker
+        self, rig: Rig, unique_broker: Broker
     ) -> None:
         brokers = [await rig.harness.broker() for _ in range(4)]
         refused = await asyncio.gather(
@@ -221,14 +172,14 @@ class UniqueTests(BrokerSuite):
         assert sorted(map(len, refused)) == [0, 1, 1, 1]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 
-    async def test_it_does_not_refuse_its_own_retry(self, rig: Rig, deduping: Broker) -> None:
+    async def test_it_does_not_refuse_its_own_retry(self, rig: Rig, unique_broker: Broker) -> None:
         consumer, [got] = await rig.hold("a", unique=True)
         await consumer.settle([Again(got, envelope("a", unique=True))])
         assert await rig.finish(consumer, 1) == ["a"]
 
     async def test_a_repeated_call_does_not_refuse_what_it_stored_itself(
-        self, rig: Rig, deduping: Broker
+        self, rig: Rig, unique_broker: Broker
     ) -> None:
         for _ in range(2):
-            assert not await deduping.publish([envelope("a", unique=True)], call_id="c")
+            assert not await unique_broker.publish([envelope("a", unique=True)], call_id="c")
         assert await rig.finish(await rig.consumer(), 1) == ["a"]

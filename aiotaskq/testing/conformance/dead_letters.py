@@ -8,20 +8,20 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import SUSPECT
 from aiotaskq.contract.records import DeadLimits, Depth
 from aiotaskq.contract.settlement import Dead, Done
-from aiotaskq.testing.rig import (
+from aiotaskq.testing.conformance.rig import (
     MOMENT,
     PATIENCE,
     BrokerSuite,
     Rig,
     envelope,
+    expect_nothing,
+    ids_of,
     maintain,
-    names,
     needs,
-    nothing,
 )
 
 
-class LetterTests(BrokerSuite):
+class DeadLetterTests(BrokerSuite):
     """What is kept, read, revived, discarded and trimmed."""
 
     async def test_dead_keeps_payload_reason_and_details(self, rig: Rig, broker: Broker) -> None:
@@ -33,7 +33,7 @@ class LetterTests(BrokerSuite):
         assert (letter.id, letter.queue, letter.body) == ("a", "q", every)
         assert (letter.reason, letter.details, letter.crashes) == (reason, every[::-1], 0)
         assert abs(letter.died_at - before) < PATIENCE
-        await nothing(consumer)
+        await expect_nothing(consumer)
         assert await rig.depth() == Depth(dead=1)
 
     async def test_dead_keeps_the_count_of_crashes(self, rig: Rig, broker: Broker) -> None:
@@ -47,15 +47,15 @@ class LetterTests(BrokerSuite):
     ) -> None:
         await self._kill(rig, *"abcde", "a")  # one id may have several letters
         letters = await broker.dead("q")
-        assert names(letters) == ["a", *"edcba"]
+        assert ids_of(letters) == ["a", *"edcba"]
         assert [one.reason for one in letters[:2]] == ["because of a", "because of e"]
         assert len({one.key for one in letters}) == 6
         first = await broker.dead("q", 2)
-        assert names(first) == ["a", "e"]
+        assert ids_of(first) == ["a", "e"]
         assert await broker.discard("q", [first[-1].key]) == 1
         second = await broker.dead("q", limit=3, before=first[-1].key)
-        assert names(second) == ["d", "c", "b"]
-        assert names(await broker.dead("q", 3, before=second[-1].key)) == ["a"]
+        assert ids_of(second) == ["d", "c", "b"]
+        assert ids_of(await broker.dead("q", 3, before=second[-1].key)) == ["a"]
         assert not await broker.dead("q", before=letters[-1].key)
         assert not await broker.dead("p")
 
@@ -78,8 +78,8 @@ class LetterTests(BrokerSuite):
             (b.key, envelope("b")),
         ]
         assert not await broker.revive("q", letters)
-        assert await rig.depth() == rig.told(Depth(ready=3, delayed=1, dead=1))
-        assert names(await broker.dead("q")) == ["d"]
+        assert await rig.depth() == rig.countable(Depth(ready=3, delayed=1, dead=1))
+        assert ids_of(await broker.dead("q")) == ["d"]
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 3)
         assert [(one.id, one.body) for one in got] == [
@@ -146,7 +146,7 @@ class LetterTests(BrokerSuite):
         assert await broker.discard("q", []) == 0
         assert await broker.discard("q", {c.key, b.key, "no key", ""}) == 2
         assert await broker.discard("q", [b.key]) == 0
-        assert names(await broker.dead("q")) == ["a"]
+        assert ids_of(await broker.dead("q")) == ["a"]
         assert await rig.depth() == Depth(dead=1)
 
     async def test_the_oldest_are_trimmed_where_there_are_too_many(
@@ -156,8 +156,8 @@ class LetterTests(BrokerSuite):
         await self._kill(rig, "other", queue="p")
         assert await maintain(broker, DeadLimits(most=5)) == await maintain(broker)
         assert (await maintain(broker, DeadLimits(most=2))).trimmed == 3
-        assert names(await broker.dead("q")) == ["e", "d"]
-        assert names(await broker.dead("p")) == ["other"]
+        assert ids_of(await broker.dead("q")) == ["e", "d"]
+        assert ids_of(await broker.dead("p")) == ["other"]
         assert (await maintain(broker, DeadLimits(most=0))).trimmed == 3
         assert await broker.depth() == {}
 
@@ -168,13 +168,13 @@ class LetterTests(BrokerSuite):
         await self._kill(rig, "new")
         assert (await maintain(broker, DeadLimits(age=None))).trimmed == 0
         assert (await maintain(broker, DeadLimits(age=self.delay))).trimmed == 2
-        assert names(await broker.dead("q")) == ["new"]
+        assert ids_of(await broker.dead("q")) == ["new"]
 
     async def test_many_are_trimmed_in_the_end(self, rig: Rig, broker: Broker) -> None:
         await self._kill(rig, *(f"{n}" for n in range(2500)))
         # A single round does a bounded amount: `maintain` of the rig looks.
         assert (await maintain(broker, DeadLimits(most=10))).trimmed == 2490
-        assert names(await broker.dead("q")) == [f"{n}" for n in range(2499, 2489, -1)]
+        assert ids_of(await broker.dead("q")) == [f"{n}" for n in range(2499, 2489, -1)]
 
     async def _kill(self, rig: Rig, *ids: str, queue: str = "q") -> None:
         await rig.publish(*ids, queue=queue)

@@ -1,9 +1,8 @@
-"""The conformance suite of `aiotaskq.contract.results.ResultBackend`."""
+"""Conformance tests of storing, loading and forgetting outcomes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -13,12 +12,13 @@ import pytest
 from msgspec import Raw
 
 from aiotaskq.contract.outcome import Outcome, TaskStatus
-from aiotaskq.contract.results import ReplyBackend, ResultBackend
-from aiotaskq.errors import BackendUnavailable
-from aiotaskq.testing.ear import Ear, ResultHarness, close, listening, outcome, value
-from aiotaskq.testing.rig import MOMENT, PATIENCE, elsewhere
-
-__all__ = ["ResultConformance", "ResultHarness"]
+from aiotaskq.contract.results import ResultBackend
+from aiotaskq.testing.conformance.harness import ResultHarness
+from aiotaskq.testing.conformance.result_listener import (
+    listening,
+    outcome,
+    value,
+)
 
 FINAL = [TaskStatus.SUCCESS, TaskStatus.FAILURE, TaskStatus.REVOKED]
 UNFINISHED = [TaskStatus.PENDING, TaskStatus.STARTED, TaskStatus.RETRY]
@@ -138,9 +138,9 @@ class StoreTests:
 
     async def test_any_text_is_an_id(self, backend: ResultBackend) -> None:
         ids = ["two words", "grüße-🐇", "a:b", "{x}", "'; --", "%s*?[", "l\ni", "x" * 150]
-        async with listening(backend) as ear:
+        async with listening(backend) as listener:
             await backend.store([outcome(name, value=name) for name in ids], None)
-            await ear.hear(ids)
+            await listener.wait_for(ids)
         loaded = await backend.load(ids)
         assert {name: value(one) for name, one in loaded.items()} == {name: name for name in ids}
 
@@ -245,214 +245,3 @@ class StoreTests:
         assert await backend.forget([]) == 0
         assert set(await backend.load("abc")) == {"c"}
         assert not await backend.store([outcome("a", value=2)], None)
-
-
-class ArrivalTests:
-    """What a subscriber hears."""
-
-    @pytest.fixture
-    async def backend(self, harness: ResultHarness) -> ResultBackend:
-        return await harness.backend()
-
-    async def test_nothing_that_is_stored_after_the_first_item_is_missed(
-        self, harness: ResultHarness, backend: ResultBackend
-    ) -> None:
-        other = await harness.backend()
-        for number in range(5):
-            async with listening(backend) as ear:
-                await other.store([outcome(f"{number}")], None)  # at once: there is no gap
-                await ear.hear([f"{number}"])
-
-    async def test_ids_of_a_large_batch_are_all_heard(
-        self, harness: ResultHarness, backend: ResultBackend
-    ) -> None:
-        ids = [f"{n}" for n in range(2000)]
-        async with listening(backend) as ear:
-            await (await harness.backend()).store([outcome(name) for name in ids], None)
-            await ear.hear(ids)
-
-    async def test_many_stores_by_many_clients_are_all_heard(
-        self, harness: ResultHarness, backend: ResultBackend
-    ) -> None:
-        others = [await harness.backend() for _ in range(3)]
-
-        async def store(number: int) -> None:
-            for n in range(50):
-                await others[number].store([outcome(f"{number}.{n}")], None)
-
-        async with listening(backend) as ear:
-            await asyncio.gather(*map(store, range(3)))
-            await ear.hear([f"{number}.{n}" for number in range(3) for n in range(50)])
-
-    async def test_every_subscriber_hears_everything(
-        self, harness: ResultHarness, backend: ResultBackend
-    ) -> None:
-        async with (
-            listening(backend) as first,
-            listening(backend) as second,
-            listening(await harness.backend()) as third,
-        ):
-            await backend.store([outcome("a"), outcome("b")], None)
-            for ear in (first, second, third):
-                await ear.hear(["a", "b"])
-
-    async def test_what_is_heard_can_be_loaded(
-        self, harness: ResultHarness, backend: ResultBackend
-    ) -> None:
-        other = await harness.backend()
-        async with listening(backend) as ear:
-            for n in range(20):
-                await other.store([outcome(f"{n}", value=n)], None)
-                await ear.hear([f"{n}"])
-                assert value((await backend.load([f"{n}"]))[f"{n}"]) == n
-
-    async def test_a_subscription_is_closed_between_two_items(self, backend: ResultBackend) -> None:
-        iterator = backend.subscribe()
-        assert list(await anext(iterator)) == []
-        await backend.store([outcome("a")], None)
-        await close(iterator)
-        with pytest.raises(StopAsyncIteration):
-            await anext(iterator)
-
-    async def test_only_final_outcomes_are_heard(self, backend: ResultBackend) -> None:
-        async with listening(backend) as ear:
-            for status in UNFINISHED:
-                await backend.store([outcome(f"not {status}", status)], None)
-            await backend.store([outcome("end")], None)
-            await ear.hear(["end"])
-            assert ear.heard() <= {"end"}  # or told to look
-
-    async def test_what_was_refused_is_not_heard(self, backend: ResultBackend) -> None:
-        await backend.store([outcome("old")], None)
-        async with listening(backend) as ear:
-            await backend.store([outcome("old"), outcome("new")], None)
-            await ear.hear(["new"])
-            assert ear.heard() <= {"new"}
-
-    async def test_a_closed_subscription_leaves_no_task_behind(
-        self, backend: ResultBackend
-    ) -> None:
-        async with listening(backend):
-            pass  # what a driver keeps for all subscribers together may stay until it is closed
-        before = asyncio.all_tasks()
-        for _ in range(3):
-            async with listening(backend) as ear:
-                await backend.store([outcome("a")], None)
-                await asyncio.sleep(0)
-                assert ear.items
-        await asyncio.sleep(MOMENT)
-        assert len(asyncio.all_tasks()) <= len(before)
-
-    async def test_closing_the_backend_leaves_no_task_behind(self, harness: ResultHarness) -> None:
-        before = asyncio.all_tasks()
-        backend = await harness.backend()
-        async with listening(backend):
-            await backend.store([outcome("a")], None)
-        await backend.close()
-        await asyncio.sleep(MOMENT)
-        assert asyncio.all_tasks() <= before
-
-    async def test_the_store_is_heard_on_another_event_loop(self, backend: ResultBackend) -> None:
-        clone = backend.clone()
-
-        async def store() -> None:
-            await clone.open()
-            await clone.store([outcome("a")], None)
-            await clone.close()
-
-        async with listening(backend) as ear:
-            await elsewhere(store())
-            await ear.hear(["a"])
-
-
-class BackendOutageTests:
-    """Every call says `BackendUnavailable`, and subscribers wait the outage out."""
-
-    @pytest.fixture
-    def cuttable(self, harness: ResultHarness) -> ResultHarness:
-        if not harness.can_cut:
-            pytest.skip(f"{type(harness).__name__}.can_cut is False")
-        return harness
-
-    async def test_every_call_tells_that_the_backend_is_away(self, cuttable: ResultHarness) -> None:
-        backend = await cuttable.backend()
-        clone = backend.clone()
-        await cuttable.cut()
-        calls: list[Callable[[], Awaitable[object]]] = [
-            lambda: backend.store([outcome("a")], None),
-            clone.open,
-        ]
-        if not isinstance(backend, ReplyBackend):  # which has at hand what it was sent
-            calls += [lambda: backend.load(["a"]), lambda: backend.forget(["a"])]
-        for call in calls:
-            async with asyncio.timeout(PATIENCE):
-                with pytest.raises(BackendUnavailable):
-                    await call()
-        await clone.close()
-        await backend.close()
-        await cuttable.mend()
-
-    async def test_the_same_object_works_when_it_is_back(self, cuttable: ResultHarness) -> None:
-        backend = await cuttable.backend()
-        await backend.store([outcome("before")], None)
-        await cuttable.cut()
-        with pytest.raises(BackendUnavailable):
-            await backend.store([outcome("meanwhile")], None)
-        await cuttable.mend()
-        await self._store(backend, "after")
-        assert set(await backend.load(["before", "after"])) == {"before", "after"}
-
-    async def test_a_subscriber_is_told_of_the_gap_and_hears_again(
-        self, cuttable: ResultHarness
-    ) -> None:
-        backend = await self._subscribed(cuttable)
-        async with listening(backend) as ear:
-            await cuttable.cut()
-            await asyncio.sleep(MOMENT)
-            await cuttable.mend()
-            assert await ear.item(1) == []
-            await self._store(backend, "after")
-            await ear.hear(["after"])
-
-    async def test_a_subscription_that_begins_meanwhile_waits_it_out(
-        self, cuttable: ResultHarness
-    ) -> None:
-        backend = await self._subscribed(cuttable)
-        await cuttable.cut()
-        ear = Ear(backend)
-        task = asyncio.create_task(ear.listen())
-        await asyncio.sleep(MOMENT)
-        assert not ear.items
-        assert not task.done()
-        await cuttable.mend()
-        assert await ear.item(0) == []
-        await self._store(backend, "after")
-        await ear.hear(["after"])
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    async def _subscribed(self, cuttable: ResultHarness) -> ResultBackend:
-        """Return a backend whose subscribers hear of others over the network."""
-        backend = await cuttable.backend()
-        if isinstance(backend, ReplyBackend):
-            pytest.skip(f"{type(backend).__name__} is sent outcomes only by address")
-        return backend
-
-    async def _store(self, backend: ResultBackend, task_id: str) -> None:
-        """Store once the driver has found its way back, as its users do."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                try:
-                    await backend.store([outcome(task_id)], None)
-                except BackendUnavailable:
-                    await asyncio.sleep(MOMENT)
-                else:
-                    return
-
-
-class ResultConformance(StoreTests, ArrivalTests, BackendOutageTests):
-    """Everything that a result backend must do. Derive from it and give the fixture `harness`.
-
-    The class attribute `ttl` is in seconds; lower it where the harness's `pass_time` really
-    sleeps.
-    """

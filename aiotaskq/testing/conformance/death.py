@@ -10,15 +10,23 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.records import Depth, Maintained
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.errors import LeaseLost
-from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerSuite, Rig, envelope, maintain, names
+from aiotaskq.testing.conformance.rig import (
+    MOMENT,
+    PATIENCE,
+    BrokerSuite,
+    Rig,
+    envelope,
+    ids_of,
+    maintain,
+)
 
 NOTE = "killed by signal 9 (SIGKILL)\nwith 512 MiB: grüße 'x' {y} %s \\"
 
 
-class EndTests(BrokerSuite):
+class LeaseEndTests(BrokerSuite):
     """`Lease.end`: a death that somebody saw."""
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_what_it_held_is_there_at_once_with_the_note(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -38,7 +46,7 @@ class EndTests(BrokerSuite):
         ]
         assert await maintain(broker) == Maintained()
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_a_consumer_that_was_ended_never_lives_again(self, rig: Rig) -> None:
         dead, [a, b] = await rig.hold("a", "b")
         assert await rig.end(dead) == 2
@@ -47,13 +55,13 @@ class EndTests(BrokerSuite):
             with pytest.raises(LeaseLost):
                 await dead.fetch(1, 0)
             late: list[Settlement] = [Release(a), Again(b, envelope("b")), Done(a), Dead(b, "late")]
-            assert names(await dead.settle(late)) == ["a", "b", "a", "b"]
+            assert ids_of(await dead.settle(late)) == ["a", "b", "a", "b"]
         await dead.close()
         assert await rig.depth() == Depth(ready=2)
         got = await (await rig.consumer()).fetch(10, 0)
         assert [(one.id, one.crashes) for one in got] == [("a", 1), ("b", 1)]
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_what_is_over_is_left_as_it_is(self, rig: Rig) -> None:
         ended, _ = await rig.hold("a")
         assert await rig.end(ended, "first") == 1
@@ -72,7 +80,7 @@ class EndTests(BrokerSuite):
         assert await rig.end(ended) == await rig.end(closed) == await rig.end(lapsed) == 0
         assert not await consumer.settle([Done(one) for one in got])
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_the_last_note_counts_and_stays_until_the_end(self, rig: Rig) -> None:
         first, _ = await rig.hold("a")
         await rig.end(first, "first")
@@ -89,7 +97,7 @@ class EndTests(BrokerSuite):
         [got] = await rig.receive(consumer, 1)
         assert (got.crashes, got.crash_note) == (0, "")
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_a_waiting_fetch_is_woken_and_its_own_is_ended(self, rig: Rig) -> None:
         dead, _ = await rig.hold("a")
         own = asyncio.create_task(dead.fetch(1, 2.0))
@@ -103,22 +111,22 @@ class EndTests(BrokerSuite):
         assert (got.id, got.crashes) == ("a", 1)
         assert isinstance(outcome, LeaseLost) or outcome == []
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_all_queues_are_taken_back_from_and_others_are_left_alone(self, rig: Rig) -> None:
         client = await rig.harness.broker()
         dead = await rig.consumer("p", "q", broker=client)
         other = await rig.consumer("p", "q", broker=client)
         await rig.publish("p1", "p2", queue="p")
         await rig.publish("q1")
-        assert names(await rig.receive(dead, 1)) == ["p1"]
+        assert ids_of(await rig.receive(dead, 1)) == ["p1"]
         [kept] = await rig.receive(other, 1)
-        assert names(await rig.receive(dead, 1)) == ["q1"]
+        assert ids_of(await rig.receive(dead, 1)) == ["q1"]
         assert await rig.end(dead) == 2
-        assert names(await rig.receive(await rig.consumer("q", "p"), 2)) == ["q1", "p1"]
+        assert ids_of(await rig.receive(await rig.consumer("q", "p"), 2)) == ["q1", "p1"]
         assert await rig.renew(other)
         assert not await other.settle([Done(kept)])
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_many_come_back_in_order_some_of_them_later(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -129,10 +137,10 @@ class EndTests(BrokerSuite):
         assert (await rig.depth()).ready >= at_once
         assert at_once + (await maintain(broker)).reclaimed == 3000
         got = await rig.receive(await rig.consumer(), 3000)
-        assert names(got) == ids
+        assert ids_of(got) == ids
         assert {(one.crashes, one.crash_note) for one in got} == {(1, "killed")}
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_whoever_finds_it_first_counts_the_crash_once(self, rig: Rig) -> None:
         ids = [f"{n}" for n in range(50)]
         dead, _ = await rig.hold(*ids)
@@ -143,10 +151,10 @@ class EndTests(BrokerSuite):
         )
         assert sum(ended) + sum(one.reclaimed for one in rounds) == 50
         got = await rig.receive(await rig.consumer(), 50)
-        assert names(got) == ids
+        assert ids_of(got) == ids
         assert {one.crashes for one in got} == {1}
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_a_lapse_leaves_a_note_too(self, rig: Rig) -> None:
         await rig.hold("a")
         await rig.lapse()
@@ -154,7 +162,7 @@ class EndTests(BrokerSuite):
         assert got.crashes == 1
         assert got.crash_note
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     @pytest.mark.parametrize("times", [1, 2])
     async def test_nobody_is_given_up_because_the_server_stood_still(
         self, rig: Rig, times: int
@@ -175,7 +183,7 @@ class EndTests(BrokerSuite):
             assert not await consumer.settle([Done(got)])
 
 
-class RosterTests(BrokerSuite):
+class ConsumerListTests(BrokerSuite):
     """`Broker.consumers`: who is there."""
 
     async def test_those_whose_lease_runs_are_told_with_what_they_say_of_themselves(
@@ -192,21 +200,21 @@ class RosterTests(BrokerSuite):
         assert (told[second.id].queues, told[second.id].about) == (("p",), b"")
         await unopened.close()
         await first.close()
-        assert names(await broker.consumers()) == [second.id]
+        assert ids_of(await broker.consumers()) == [second.id]
 
-    @pytest.mark.usefixtures("leasing")
+    @pytest.mark.usefixtures("needs_leases")
     async def test_the_dead_are_not_among_them(self, rig: Rig, broker: Broker) -> None:
         ended, _ = await rig.hold("a")
         lapsed = await rig.consumer()
         assert await rig.end(ended) == 1
-        assert names(await broker.consumers()) == [lapsed.id]
+        assert ids_of(await broker.consumers()) == [lapsed.id]
         await rig.lapse()
         assert not list(await broker.consumers())
         alive = await rig.consumer()
         await rig.harness.pass_time(self.lease * 0.7)
         assert await rig.renew(alive)
         await rig.harness.pass_time(self.lease * 0.7)
-        assert names(await broker.consumers()) == [alive.id]
+        assert ids_of(await broker.consumers()) == [alive.id]
 
     async def test_a_grant_names_the_consumer(self, rig: Rig) -> None:
         consumer = await rig.consumer("q", "p")

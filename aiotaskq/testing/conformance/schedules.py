@@ -13,21 +13,21 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.records import Depth, StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.errors import BrokerUnavailable, Unsupported
-from aiotaskq.testing.flaky import FlakyBroker, Plan, Step, Way
-from aiotaskq.testing.publishing import ODD_NAMES
-from aiotaskq.testing.rig import (
+from aiotaskq.testing.conformance.harness import BrokerHarness
+from aiotaskq.testing.conformance.publish import ODD_NAMES
+from aiotaskq.testing.conformance.rig import (
     MOMENT,
     PATIENCE,
-    BrokerHarness,
     BrokerSuite,
     Rig,
     done,
     envelope,
+    expect_nothing,
+    ids_of,
     maintain,
-    names,
     needs,
-    nothing,
 )
+from aiotaskq.testing.faults import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
 Value = TypeVar("Value")
 
@@ -106,7 +106,7 @@ class ScheduleTests(BrokerSuite):
                 "s", seen, schedule("s", "1"), [envelope("a")]
             )
             assert not await schedules.compare_and_swap("s", seen, None, [envelope("a")])
-        assert names(await schedules.load()) == ["t"]
+        assert ids_of(await schedules.load()) == ["t"]
         assert await rig.depth() == Depth()
 
     async def test_where_there_is_none_removing_it_stores_the_envelopes(
@@ -173,19 +173,19 @@ class ScheduleTests(BrokerSuite):
         ids = [f"{number} in {queue}" for number in range(1, count + 1) for queue in "pq"]
         assert sorted(await rig.finish(await rig.consumer("p", "q"), len(ids))) == sorted(ids)
 
-    @pytest.mark.parametrize("way", list(Way))
+    @pytest.mark.parametrize("way", list(FaultKind))
     async def test_a_swap_that_is_repeated_after_a_lost_reply_happens_once(
-        self, rig: Rig, schedules: ScheduleStore, way: Way
+        self, rig: Rig, schedules: ScheduleStore, way: FaultKind
     ) -> None:
         assert await schedules.compare_and_swap("s", None, schedule("s", "1"))
-        plan = Plan(Step("schedules.compare_and_swap", 1), way)
+        plan = FaultPlan(FaultPoint("schedules.compare_and_swap", 1), way)
         flaky = FlakyBroker(await rig.harness.broker(), plan)
         new, batch = schedule("s", "2", due_at=1000.0), [envelope("a"), envelope("b")]
         with pytest.raises(BrokerUnavailable):
             await flaky.schedules().compare_and_swap("s", "1", new, batch)
         again = await flaky.schedules().compare_and_swap("s", "1", new, batch)
         await flaky.close()  # which waits for what was sent unheard
-        assert again is {Way.UNSENT: True, Way.UNHEARD: False}.get(way, again)
+        assert again is {FaultKind.NOT_SENT: True, FaultKind.REPLY_LOST: False}.get(way, again)
         assert await loaded(schedules) == [new]
         assert await rig.finish(await rig.consumer(), 2) == ["a", "b"]
 
@@ -210,10 +210,10 @@ class ScheduleTests(BrokerSuite):
         assert await schedules.compare_and_swap("s", None, schedule("s", "1"), batch)
         consumer = await rig.consumer()
         got = await rig.receive(consumer, 4)
-        await nothing(consumer)
+        await expect_nothing(consumer)
         head = ["first"] if broker.traits.priorities else []
         middle = [name for name in ("plain", "first", "past", "over") if name not in head]
-        assert names(got) == head + middle
+        assert ids_of(got) == head + middle
         by_id = {one.id: one for one in got}
         assert by_id["plain"].body == b"payload\n\x00"
         assert by_id["first"].priority == (9 if broker.traits.priorities else 0)
@@ -243,13 +243,13 @@ class ScheduleTests(BrokerSuite):
         consumer, idle = await rig.consumer("q", "p"), await rig.consumer("elsewhere")
         for number, queue in enumerate("pqp"):
             waiting = asyncio.create_task(consumer.fetch(10, 2 * PATIENCE))
-            await nothing(idle)  # so that it really waits
+            await expect_nothing(idle)  # so that it really waits
             assert not waiting.done()
             seen = f"{number - 1}" if number else None
             batch = [envelope(f"to {queue}", queue=queue)]
             assert await schedules.compare_and_swap("s", seen, schedule("s", f"{number}"), batch)
             async with asyncio.timeout(PATIENCE):
-                assert names(await waiting) == [f"to {queue}"]
+                assert ids_of(await waiting) == [f"to {queue}"]
 
     # --- what is there ---
 
@@ -317,17 +317,17 @@ class ScheduleTests(BrokerSuite):
         for name, due_at in (*times.items(), ("never", None)):
             assert await schedules.compare_and_swap(name, None, schedule(name, "1", due_at=due_at))
         found = await schedules.due(10)
-        assert names(found.schedules) == ["past"]
+        assert ids_of(found.schedules) == ["past"]
         assert _is(found.next_at, times["soon"])
         assert abs(found.now - await rig.harness.now()) < PATIENCE
         await rig.harness.pass_time(self.delay + MOMENT)
         found = await schedules.due(10)
-        assert names(found.schedules) == ["past", "soon"]
+        assert ids_of(found.schedules) == ["past", "soon"]
         assert _is(found.next_at, times["late"])
         assert found.now >= times["soon"]
         await rig.harness.pass_time(3600.0)
         found = await schedules.due(10)
-        assert names(found.schedules) == ["past", "soon", "late"]
+        assert ids_of(found.schedules) == ["past", "soon", "late"]
         assert found.next_at is None
         assert abs(found.now - await rig.harness.now()) < PATIENCE
 
@@ -341,14 +341,14 @@ class ScheduleTests(BrokerSuite):
             assert await schedules.compare_and_swap(name, None, one)
         for limit in (1, 3, 5, 6):
             found = await schedules.due(limit)
-            assert names(found.schedules) == list("01234")[:limit]
+            assert ids_of(found.schedules) == list("01234")[:limit]
             assert found.next_at is None
         coming = now + 3600.0
         for name, due_at in (("coming", coming), ("after", coming + 1.0)):
             assert await schedules.compare_and_swap(name, None, schedule(name, "1", due_at=due_at))
         for limit in (1, 3, 5, 6):
             found = await schedules.due(limit)
-            assert names(found.schedules) == list("01234")[:limit]
+            assert ids_of(found.schedules) == list("01234")[:limit]
             assert _is(found.next_at, coming)
 
     async def test_asking_for_what_is_due_takes_nothing(
@@ -377,7 +377,7 @@ class ScheduleTests(BrokerSuite):
             "coming", None, schedule("coming", "1", due_at=coming)
         )
         found = await schedules.due(100)
-        assert names(found.schedules) == list(times)
+        assert ids_of(found.schedules) == list(times)
         assert all(_is(one.due_at, times[one.id]) for one in found.schedules)
         assert _is(found.next_at, coming)
         times["coming"] = coming
@@ -386,7 +386,7 @@ class ScheduleTests(BrokerSuite):
     async def test_one_is_due_at_its_very_time(self, schedules: ScheduleStore) -> None:
         now = (await schedules.due(1)).now
         assert await schedules.compare_and_swap("s", None, schedule("s", "1", due_at=now))
-        assert names((await schedules.due(1)).schedules) == ["s"]
+        assert ids_of((await schedules.due(1)).schedules) == ["s"]
 
     # --- what becomes of them ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,36 +13,10 @@ from msgspec import Raw
 
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.results import ResultBackend
-from aiotaskq.testing.rig import PATIENCE
+from aiotaskq.testing.conformance.rig import PATIENCE
 
 
-class ResultHarness(Protocol):
-    """One result store, fresh for each test."""
-
-    can_cut: bool
-
-    async def backend(self) -> ResultBackend:
-        """Return another open driver, a client of its own, on the same store."""
-        ...
-
-    async def pass_time(self, seconds: float) -> None:
-        """Bring every deadline of the store nearer, without sleeping where possible."""
-        ...
-
-    async def cut(self) -> None:
-        """Make the store unreachable for all drivers."""
-        ...
-
-    async def mend(self) -> None:
-        """Make it reachable again."""
-        ...
-
-    async def close(self) -> None:
-        """Close every driver, and remove what the test left in the store."""
-        ...
-
-
-class Ear:
+class ResultListener:
     """Hears the arrivals at a backend, in a task beside the test."""
 
     def __init__(self, backend: ResultBackend) -> None:
@@ -61,20 +35,20 @@ class Ear:
         finally:
             await close(iterator)
 
-    def heard(self) -> set[str]:
+    def received(self) -> set[str]:
         """Return every id that was yielded so far."""
         return {name for item in self.items for name in item}
 
-    async def hear(self, ids: Collection[str]) -> None:
+    async def wait_for(self, ids: Collection[str]) -> None:
         """Wait until all ids were yielded, or were found after an empty item told to look."""
         try:
             async with asyncio.timeout(PATIENCE):
-                while not set(ids) <= self.heard() | self._found:
+                while not set(ids) <= self.received() | self._found:
                     await self._news.wait()
                     self._news.clear()
                     await self._look(ids)
         except TimeoutError:
-            pytest.fail(f"did not hear {sorted(set(ids) - self.heard())[:20]}")
+            pytest.fail(f"did not hear {sorted(set(ids) - self.received())[:20]}")
 
     async def item(self, number: int) -> list[str]:
         """Wait for the item of that number, from 0."""
@@ -102,13 +76,13 @@ async def close(iterator: AsyncIterator[Sequence[str | Outcome]]) -> None:
 
 
 @asynccontextmanager
-async def listening(backend: ResultBackend) -> AsyncIterator[Ear]:
+async def listening(backend: ResultBackend) -> AsyncIterator[ResultListener]:
     """Subscribe, and end the subscription afterwards."""
-    ear = Ear(backend)
-    task = asyncio.create_task(ear.listen())
+    listener = ResultListener(backend)
+    task = asyncio.create_task(listener.listen())
     try:
-        assert await ear.item(0) == []
-        yield ear
+        assert await listener.item(0) == []
+        yield listener
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -15,8 +15,9 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import DeadLetter, DeadLimits, Depth, Maintained
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
-from aiotaskq.testing.rig import MOMENT, PATIENCE, BrokerHarness, LethalHarness, maintain
-from aiotaskq.testing.shadow import LEASE, QUEUES, UNIT, Copy, Player, Shadow
+from aiotaskq.testing.conformance.harness import BrokerHarness, LethalHarness
+from aiotaskq.testing.conformance.rig import MOMENT, PATIENCE, maintain
+from aiotaskq.testing.model.state import LEASE, QUEUES, UNIT, Copy, Player, Shadow
 
 _SOON = 5.0  # seconds
 
@@ -24,7 +25,7 @@ Value = TypeVar("Value")
 Kind: TypeAlias = Literal["done", "again", "later", "dead", "release"]
 
 
-class Steps(RuleBasedStateMachine):
+class BrokerMachine(RuleBasedStateMachine):
     """The state of a history, and what its rules do with it."""
 
     def __init__(self) -> None:

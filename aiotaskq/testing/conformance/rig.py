@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -14,6 +14,7 @@ from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import DeadLimits, Depth, Maintained
 from aiotaskq.contract.settlement import Done, Settlement
+from aiotaskq.testing.conformance.harness import BrokerHarness, LethalHarness
 
 Value = TypeVar("Value")
 
@@ -25,60 +26,6 @@ MOMENT = 0.1
 
 BOUND = 2000
 """The most of each kind that one call of `maintain` may move: it must not keep others waiting."""
-
-
-class BrokerHarness(Protocol):
-    """One store, fresh for each test, and the handle on its clock and its reachability."""
-
-    can_cut: bool
-    can_stall: bool
-
-    async def broker(self) -> Broker:
-        """Return another open driver, a client of its own, on the same store."""
-        ...
-
-    async def pass_time(self, seconds: float) -> None:
-        """Bring every deadline of the store nearer, without sleeping where possible."""
-        ...
-
-    async def now(self) -> float:
-        """Return the Unix time that the store goes by."""
-        ...
-
-    async def cut(self) -> None:
-        """Make the store unreachable for all drivers."""
-        ...
-
-    async def mend(self) -> None:
-        """Make it reachable again."""
-        ...
-
-    async def stall(self, seconds: float) -> None:
-        """Let time pass as it does when the server stands still: nobody can renew meanwhile."""
-        ...
-
-    async def leaks(self) -> list[str]:
-        """Name what is in the store that will stay for ever though every message is gone.
-
-        Asked when all consumers are closed, and nothing waits, is held or is dead.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Close every driver, and remove what the test left in the store."""
-        ...
-
-
-@runtime_checkable
-class LethalHarness(Protocol):
-    """What the harness of a broker without the trait `leases` is as well."""
-
-    async def kill(self, *consumers: Consumer) -> int:
-        """Let consumers die as their processes would; return how many messages were taken back.
-
-        None of these messages comes to another of them.
-        """
-        ...
 
 
 class Rig:
@@ -129,15 +76,15 @@ class Rig:
                     if len(got) < count:
                         await broker.maintain()
         except TimeoutError:
-            pytest.fail(f"received {len(got)} of {count} deliveries: {names(got)}")
+            pytest.fail(f"received {len(got)} of {count} deliveries: {ids_of(got)}")
         return got
 
     async def finish(self, consumer: Consumer, count: int) -> list[str]:
         """Receive and settle `count` deliveries, and see that no more come; return their ids."""
         got = await self.receive(consumer, count)
         assert not await consumer.settle([done(one) for one in got])
-        await nothing(consumer)
-        return names(got)
+        await expect_nothing(consumer)
+        return ids_of(got)
 
     async def lapse(self) -> Maintained:
         """Let the lease of every consumer made so far run out, and take back what they held."""
@@ -150,7 +97,7 @@ class Rig:
         """Return what the broker counts in one queue."""
         return (await (await self.broker()).depth()).get(queue, Depth())
 
-    def told(self, depth: Depth) -> Depth:
+    def countable(self, depth: Depth) -> Depth:
         """Return a depth as the broker tells it: some cannot count what is delayed."""
         assert self._main is not None  # asked before
         if self._main.traits.counts_delayed:
@@ -167,7 +114,7 @@ class Rig:
             finally:
                 await lease.close()
 
-        return await elsewhere(go())
+        return await on_another_loop(go())
 
     async def end(self, consumer: Consumer, note: str = "killed") -> int:
         """End a consumer's lease as who saw its process die does: from a client of its own."""
@@ -184,7 +131,7 @@ class Rig:
                 await lease.close()
                 await broker.close()
 
-        return await elsewhere(go())
+        return await on_another_loop(go())
 
     async def crash(self, *ids: str, times: int = SUSPECT, **fields: Any) -> None:
         """Store envelopes, and have consumers die of them, all at once each time."""
@@ -223,23 +170,23 @@ class BrokerSuite:
         return await rig.broker()
 
     @pytest.fixture
-    async def leasing(self, broker: Broker) -> None:
+    async def needs_leases(self, broker: Broker) -> None:
         needs(broker, "leases")
 
     @pytest.fixture
-    async def ordered(self, broker: Broker) -> None:
+    async def needs_order(self, broker: Broker) -> None:
         needs(broker, "order")
 
     @pytest.fixture
-    async def clocked(self, broker: Broker) -> None:
+    async def needs_clock(self, broker: Broker) -> None:
         needs(broker, "clock")
 
     @pytest.fixture
-    async def counting(self, broker: Broker) -> None:
+    async def needs_delayed_counts(self, broker: Broker) -> None:
         needs(broker, "counts_delayed")
 
     @pytest.fixture
-    async def idempotent(self, broker: Broker) -> None:
+    async def needs_idempotence(self, broker: Broker) -> None:
         needs(broker, "idempotent")
 
 
@@ -248,7 +195,7 @@ def envelope(name: str, **fields: Any) -> Envelope:
     return Envelope(**{"id": name, "queue": "q", "body": f"body of {name}".encode(), **fields})
 
 
-def names(items: Iterable[Any]) -> list[str]:
+def ids_of(items: Iterable[Any]) -> list[str]:
     """Return the ids of deliveries, envelopes or dead letters."""
     return [item.id for item in items]
 
@@ -258,7 +205,7 @@ def done(delivery: Delivery) -> Settlement:
     return Done(delivery)
 
 
-async def elsewhere(work: Coroutine[Any, Any, Value]) -> Value:
+async def on_another_loop(work: Coroutine[Any, Any, Value]) -> Value:
     """Run something on an event loop of its own, in a thread of its own that ends with it."""
     with ThreadPoolExecutor(1) as pool:
         return await asyncio.get_running_loop().run_in_executor(pool, asyncio.run, work)
@@ -270,10 +217,10 @@ def needs(broker: Broker, trait: str) -> None:
         pytest.skip(f"{type(broker).__name__}.traits.{trait} is False")
 
 
-async def nothing(consumer: Consumer) -> None:
+async def expect_nothing(consumer: Consumer) -> None:
     """See that there is nothing to fetch, neither at once nor in a moment."""
-    assert names(await consumer.fetch(10, 0)) == []
-    assert names(await consumer.fetch(10, MOMENT)) == []
+    assert ids_of(await consumer.fetch(10, 0)) == []
+    assert ids_of(await consumer.fetch(10, MOMENT)) == []
 
 
 async def maintain(broker: Broker, limits: DeadLimits | None = None) -> Maintained:
@@ -292,7 +239,7 @@ async def maintain(broker: Broker, limits: DeadLimits | None = None) -> Maintain
 
 
 @asynccontextmanager
-async def tending(broker: Broker) -> AsyncIterator[None]:
+async def maintaining(broker: Broker) -> AsyncIterator[None]:
     """Tend beside the test, as the other workers of a fleet do."""
 
     async def loop() -> None:
