@@ -1,4 +1,4 @@
-"""The part of the broker suite about what is called off."""
+"""Conformance tests of `Broker.cancel`: waiting, held and unknown messages."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from aiotaskq.testing.conformance.rig import (
 
 
 class CancelTests(BrokerSuite):
-    """What waits is never handed out, who holds it is told, and what runs is spared if asked."""
+    """Waiting messages are dropped; held ones are in the news of their consumers, or spared."""
 
-    async def test_a_cancelled_one_is_never_handed_out(self, rig: Rig, broker: Broker) -> None:
+    async def test_a_cancelled_message_is_never_delivered(self, rig: Rig, broker: Broker) -> None:
         await rig.publish("a", "b", "c")
         await rig.publish("d", "e", delay=self.delay)
         assert not await broker.cancel(["b", "d", "unknown"])
@@ -38,18 +38,18 @@ class CancelTests(BrokerSuite):
         await rig.harness.pass_time(self.delay)
         assert await rig.finish(await rig.consumer(), 1) == ["b"]
 
-    async def test_a_held_one_that_is_cancelled_is_told_to_its_holder_once(
+    async def test_a_consumer_hears_once_that_a_message_it_holds_was_cancelled(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer, held = await rig.hold("a", "b")
         await broker.cancel(["a"])
-        told = await _told(consumer)
+        told = await _cancelled_news(consumer)
         assert "a" in told
         assert "b" not in told
         assert "a" not in (await consumer.news()).cancelled
         assert not await consumer.settle([Done(one) for one in held])
 
-    async def test_a_cancelled_one_is_not_handed_out_after_it_was_given_back(
+    async def test_a_cancelled_message_is_not_delivered_after_it_was_released(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer, [a, b, c] = await rig.hold(*"abc")
@@ -57,7 +57,7 @@ class CancelTests(BrokerSuite):
         await consumer.settle([Release(a), Again(b, envelope("b")), Release(c)])
         assert await rig.finish(consumer, 1) == ["c"]
 
-    async def test_a_cancelled_one_is_not_handed_out_after_its_holder_died(
+    async def test_a_cancelled_message_is_not_delivered_after_its_consumer_died(
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.hold("a", "b")
@@ -65,7 +65,7 @@ class CancelTests(BrokerSuite):
         await rig.lapse()
         assert await rig.finish(await rig.consumer(), 1) == ["b"]
 
-    async def test_a_cancelled_one_may_be_followed_by_one_of_another_id(
+    async def test_again_may_replace_a_cancelled_message_by_one_with_another_id(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer, [got] = await rig.hold("a")
@@ -73,7 +73,7 @@ class CancelTests(BrokerSuite):
         assert not await consumer.settle([Again(got, envelope("b"))])
         assert await rig.finish(consumer, 1) == ["b"]
 
-    async def test_what_is_held_is_spared_and_named_if_asked(
+    async def test_held_messages_are_spared_and_returned_with_running_false(
         self, rig: Rig, broker: Broker
     ) -> None:
         holder, [a, b, c] = await rig.hold(*"abc")
@@ -86,7 +86,7 @@ class CancelTests(BrokerSuite):
         assert sorted(await rig.finish(consumer, 3)) == ["a", "b", "e"]
         assert not await broker.cancel(["a", "b"], running=False)
 
-    async def test_what_was_spared_comes_back_from_the_dead_and_can_be_cancelled_later(
+    async def test_a_spared_message_survives_its_consumer_and_can_be_cancelled_later(
         self, rig: Rig, broker: Broker
     ) -> None:
         holder, _ = await rig.hold("a", "b")
@@ -96,21 +96,23 @@ class CancelTests(BrokerSuite):
         [a, b] = await rig.receive(consumer, 2)
         assert ids_of([a, b]) == ["a", "b"]
         await broker.cancel(["a"])
-        assert "a" in await _told(consumer)
+        assert "a" in await _cancelled_news(consumer)
         await consumer.settle([Again(a, envelope("a")), Release(b)])
         assert not await broker.cancel(["b"], running=False)
         await expect_nothing(consumer)
         assert (await rig.depth()).held == 0
 
-    async def test_what_was_cancelled_before_is_not_spared(self, rig: Rig, broker: Broker) -> None:
+    async def test_a_message_that_was_cancelled_before_is_not_spared(
+        self, rig: Rig, broker: Broker
+    ) -> None:
         consumer, [got] = await rig.hold("a")
         await broker.cancel(["a"])
         await broker.cancel(["a"], running=False)
-        assert "a" in await _told(consumer)
+        assert "a" in await _cancelled_news(consumer)
         assert not await consumer.settle([Again(got, envelope("a"))])
         await expect_nothing(consumer)
 
-    async def test_a_delayed_retry_is_called_off(self, rig: Rig, broker: Broker) -> None:
+    async def test_a_delayed_retry_is_cancelled(self, rig: Rig, broker: Broker) -> None:
         consumer, [got] = await rig.hold("a")
         await consumer.settle([Again(got, envelope("a", delay=self.delay))])
         assert not await broker.cancel(["a"], running=False)
@@ -120,8 +122,8 @@ class CancelTests(BrokerSuite):
         assert await rig.depth() == Depth()
 
 
-async def _told(consumer: Consumer) -> set[str]:
-    """Ask until there is an answer: the news may take a moment."""
+async def _cancelled_news(consumer: Consumer) -> set[str]:
+    """Ask for news until there are some: they may take a moment."""
     told: set[str] = set()
     async with asyncio.timeout(PATIENCE):
         while not told:

@@ -1,4 +1,4 @@
-"""The part of the broker suite about time: what waits, what expires, and by whose clock."""
+"""Conformance tests of time: delays, due times and expiry, by the clock of the store."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from aiotaskq.testing.conformance.rig import (
 
 
 class ClockTests(BrokerSuite):
-    """Delays and expiry go by the store's clock, which tests set apart from all others."""
+    """Delays and expiry go by the store's clock, which the tests move away from the local one."""
 
-    async def test_a_waiting_fetch_is_woken_by_a_delayed_one_that_falls_due(
+    async def test_a_waiting_fetch_is_woken_when_a_delayed_message_falls_due(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer = await rig.consumer()
@@ -36,10 +36,10 @@ class ClockTests(BrokerSuite):
         async with maintaining(broker), asyncio.timeout(PATIENCE):
             assert ids_of(await waiting) == ["a"]
 
-    async def test_an_earlier_one_that_comes_later_does_not_wait_for_the_later_one(
+    async def test_a_message_that_is_due_earlier_does_not_wait_for_one_stored_before_it(
         self, rig: Rig, broker: Broker
     ) -> None:
-        """Whoever waits is woken to wait less; nobody tends meanwhile."""
+        """A waiting call is woken and waits for a shorter time, without any call of `maintain`."""
         consumer = await rig.consumer("q", "p")
         began = await rig.harness.now()
         await broker.publish([envelope("later", not_before=began + 2 * PATIENCE)])
@@ -50,24 +50,22 @@ class ClockTests(BrokerSuite):
             assert ids_of(await waiting) == ["earlier"]
         assert await rig.harness.now() >= began + 2 * MOMENT
 
-    async def test_a_waiting_fetch_sleeps_no_longer_than_until_something_is_due(
-        self, rig: Rig, broker: Broker
-    ) -> None:
+    async def test_a_waiting_fetch_returns_at_the_due_time(self, rig: Rig, broker: Broker) -> None:
         consumer = await rig.consumer()
         late: list[float] = []
         for number in range(9):
-            # A server that looks ten times a second for waits that are over is late each time.
+            # A server that looks for finished waits ten times a second would be late each time.
             due = await rig.harness.now() + 0.11
             await broker.publish([envelope(f"{number}", not_before=due)])
             async with asyncio.timeout(PATIENCE):
                 assert ids_of(await consumer.fetch(1, 2 * PATIENCE)) == [f"{number}"]
             late.append(await rig.harness.now() - due)
         assert min(late) >= 0
-        # The best of some: a busy machine may be late at any of them, hardly at all of them.
+        # The best of several: a busy machine may be late at some of them, hardly at all of them.
         assert min(late[1:]) < 0.04, late
 
     @pytest.mark.usefixtures("needs_clock")
-    async def test_those_who_wait_share_what_falls_due_at_once(
+    async def test_waiting_consumers_share_messages_that_fall_due_at_once(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumers = [await rig.consumer() for _ in range(3)]
@@ -82,10 +80,10 @@ class ClockTests(BrokerSuite):
                 got = await asyncio.gather(*waiting)
             late.append(await rig.harness.now() - due)
             assert sorted(ids_of(one for batch in got for one in batch)) == sorted(ids)
-        # None waits until it would have looked by itself; the best of some, as above.
+        # No call waits until it would have looked by itself. The best of several, as above.
         assert min(late) < 3 * MOMENT, late
 
-    async def test_those_due_at_once_come_by_priority_then_in_their_order(
+    async def test_messages_due_at_once_are_delivered_by_priority_then_in_order(
         self, rig: Rig, broker: Broker
     ) -> None:
         due = await rig.harness.now() + self.delay
@@ -99,7 +97,7 @@ class ClockTests(BrokerSuite):
         assert ids_of(got) == list(map(str, expected))
 
     @pytest.mark.usefixtures("needs_clock")
-    async def test_thousands_that_fall_due_at_once_are_fetched_like_any_others(
+    async def test_thousands_of_messages_due_at_once_are_delivered_in_order(
         self, rig: Rig, broker: Broker
     ) -> None:
         due = await rig.harness.now() + self.delay
@@ -110,7 +108,9 @@ class ClockTests(BrokerSuite):
         assert ids_of(got) == [f"{n}" for n in range(2500)]
         assert not await consumer.settle([Done(one) for one in got])
 
-    async def test_a_delayed_one_waits_until_it_is_due(self, rig: Rig, broker: Broker) -> None:
+    async def test_a_delayed_message_is_delivered_when_it_is_due(
+        self, rig: Rig, broker: Broker
+    ) -> None:
         now = await rig.harness.now()
         late, soon = now + self.delay + 3600.0, now + self.delay
         await broker.publish([envelope("late", not_before=late), envelope("now")])
@@ -124,8 +124,10 @@ class ClockTests(BrokerSuite):
         assert await rig.finish(consumer, 1) == ["soon"]
         assert await rig.depth() == rig.countable(Depth(delayed=1))
 
-    async def test_an_expired_one_is_handed_out_as_such(self, rig: Rig, broker: Broker) -> None:
-        """So that its end can be told, by the store's clock and not by the worker's."""
+    async def test_an_expired_message_is_delivered_with_a_mark(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        """The mark goes by the store's clock: the worker reports the end of the message."""
         now = await rig.harness.now()
         soon = now + self.delay
         await broker.publish([envelope("over", expires_at=now - 1.0)])
@@ -140,17 +142,17 @@ class ClockTests(BrokerSuite):
         assert {one.id for one in got if one.expired} == {"over", "soon", "both"}
         assert {one.id for one in got if not one.expired} == {"good", "plain"}
 
-    async def test_one_that_expires_while_held_can_still_be_settled(self, rig: Rig) -> None:
+    async def test_a_message_that_expires_while_it_is_held_can_be_settled(self, rig: Rig) -> None:
         now = await rig.harness.now()
         consumer, [got] = await rig.hold("a", expires_at=now + self.delay)
         await rig.harness.pass_time(self.delay + 0.1)
         assert not await consumer.settle([Done(got)])
         assert await rig.depth() == Depth()
 
-    async def test_seconds_count_from_the_storing_by_the_stores_clock(
+    async def test_relative_times_count_from_the_moment_of_storing_by_the_stores_clock(
         self, rig: Rig, broker: Broker
     ) -> None:
-        await rig.harness.pass_time(self.delay)  # now this process is behind the store
+        await rig.harness.pass_time(self.delay)  # now the local clock is behind that of the store
         before = await rig.harness.now()
         await broker.publish(
             [
@@ -192,7 +194,7 @@ class ClockTests(BrokerSuite):
         [a] = await rig.receive(consumer, 1)
         assert a.expires_at is not None
         assert abs(a.expires_at - due) < 0.001
-        # Where time really passes, a busy machine may have let it come to that.
+        # Where time really passes, it may have expired on a busy machine.
         assert not a.expired or await rig.harness.now() >= due
         assert not await consumer.settle([Release(a)])
         await rig.harness.pass_time(self.delay * 2 + MOMENT)

@@ -1,4 +1,4 @@
-"""The part of the broker suite about dead letters."""
+"""Conformance tests of dead letters: reading, reviving, discarding and trimming them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aiotaskq.testing.conformance.rig import (
 
 
 class DeadLetterTests(BrokerSuite):
-    """What is kept, read, revived, discarded and trimmed."""
+    """`Broker.dead`, `revive` and `discard`, and the limits of `maintain`."""
 
     async def test_dead_keeps_payload_reason_and_details(self, rig: Rig, broker: Broker) -> None:
         every, reason = bytes(range(256)), "no such task: ü\n'x'"
@@ -42,7 +42,7 @@ class DeadLetterTests(BrokerSuite):
         [letter] = await broker.dead("q")
         assert (letter.crashes, letter.details) == (SUSPECT, b"")
 
-    async def test_they_are_read_page_by_page_the_newest_first(
+    async def test_dead_letters_are_read_in_pages_newest_first(
         self, rig: Rig, broker: Broker
     ) -> None:
         await self._kill(rig, *"abcde", "a")  # one id may have several letters
@@ -59,7 +59,7 @@ class DeadLetterTests(BrokerSuite):
         assert not await broker.dead("q", before=letters[-1].key)
         assert not await broker.dead("p")
 
-    async def test_a_key_stays_the_same(self, rig: Rig, broker: Broker) -> None:
+    async def test_the_key_of_a_dead_letter_stays_the_same(self, rig: Rig, broker: Broker) -> None:
         await self._kill(rig, *"abc")
         before = {one.id: one.key for one in await broker.dead("q")}
         await broker.discard("q", [before["b"]])
@@ -88,12 +88,12 @@ class DeadLetterTests(BrokerSuite):
             ("b", b"body of b"),
         ]
         assert not await consumer.settle([Done(one) for one in got])
-        # A second time it changes nothing, and says so.
+        # The second call changes nothing, and returns all keys.
         assert set(await broker.revive("q", letters)) == {a.key, b.key, c.key}
         await rig.harness.pass_time(self.delay)
         assert await rig.finish(consumer, 1) == ["a"]
 
-    async def test_keys_that_are_not_there_are_reported_and_nothing_is_stored(
+    async def test_missing_keys_are_returned_and_nothing_is_stored_for_them(
         self, rig: Rig, broker: Broker
     ) -> None:
         await self._kill(rig, *"ab")
@@ -110,7 +110,7 @@ class DeadLetterTests(BrokerSuite):
         assert await rig.depth() == Depth(ready=1)
         assert await rig.finish(await rig.consumer(), 1) == ["b"]
 
-    async def test_a_revived_one_wakes_a_waiting_fetch_and_counts_as_new(
+    async def test_a_revived_message_wakes_a_waiting_fetch_and_counts_as_new(
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.crash("a", unique=broker.traits.unique)
@@ -118,7 +118,7 @@ class DeadLetterTests(BrokerSuite):
         await broker.cancel(["a"])
         [letter] = await broker.dead("q")
         assert letter.crashes == SUSPECT
-        waiting, _ = await rig.hold("held")  # so that no suspect would be handed to it
+        waiting, _ = await rig.hold("held")  # so that it would get no suspect
         one = envelope("a", unique=broker.traits.unique)
         assert not await broker.revive("q", [(letter.key, one)])
         [got] = await rig.receive(waiting, 1)
@@ -137,7 +137,7 @@ class DeadLetterTests(BrokerSuite):
         assert list(await broker.publish([envelope("a", unique=True)])) == ["a"]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 
-    async def test_discard_drops_and_counts_those_that_were_there(
+    async def test_discard_drops_dead_letters_and_counts_them(
         self, rig: Rig, broker: Broker
     ) -> None:
         await self._kill(rig, *"abc")
@@ -149,7 +149,7 @@ class DeadLetterTests(BrokerSuite):
         assert ids_of(await broker.dead("q")) == ["a"]
         assert await rig.depth() == Depth(dead=1)
 
-    async def test_the_oldest_are_trimmed_where_there_are_too_many(
+    async def test_the_oldest_dead_letters_above_the_limit_are_trimmed(
         self, rig: Rig, broker: Broker
     ) -> None:
         await self._kill(rig, *"abcde")
@@ -161,7 +161,9 @@ class DeadLetterTests(BrokerSuite):
         assert (await maintain(broker, DeadLimits(most=0))).trimmed == 3
         assert await broker.depth() == {}
 
-    async def test_the_older_are_trimmed_after_their_time(self, rig: Rig, broker: Broker) -> None:
+    async def test_dead_letters_above_the_age_limit_are_trimmed(
+        self, rig: Rig, broker: Broker
+    ) -> None:
         await self._kill(rig, "old", "older")
         assert (await maintain(broker, DeadLimits(age=self.delay))).trimmed == 0
         await rig.harness.pass_time(self.delay + MOMENT)
@@ -170,9 +172,11 @@ class DeadLetterTests(BrokerSuite):
         assert (await maintain(broker, DeadLimits(age=self.delay))).trimmed == 2
         assert ids_of(await broker.dead("q")) == ["new"]
 
-    async def test_many_are_trimmed_in_the_end(self, rig: Rig, broker: Broker) -> None:
+    async def test_thousands_of_dead_letters_are_trimmed_in_several_rounds(
+        self, rig: Rig, broker: Broker
+    ) -> None:
         await self._kill(rig, *(f"{n}" for n in range(2500)))
-        # A single round does a bounded amount: `maintain` of the rig looks.
+        # `maintain` of the rig checks that each round does a bounded amount.
         assert (await maintain(broker, DeadLimits(most=10))).trimmed == 2490
         assert ids_of(await broker.dead("q")) == [f"{n}" for n in range(2499, 2489, -1)]
 
@@ -181,7 +185,7 @@ class DeadLetterTests(BrokerSuite):
         await self._bury(rig, len(ids), queue)
 
     async def _bury(self, rig: Rig, count: int, queue: str = "q") -> None:
-        """Have what waits buried, in order."""
+        """Settle waiting messages as dead, in order."""
         consumer = await rig.consumer(queue)
         got = await rig.receive(consumer, count)
         assert not await consumer.settle([Dead(one, f"because of {one.id}") for one in got])

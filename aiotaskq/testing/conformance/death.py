@@ -1,4 +1,4 @@
-"""The part of the broker suite about consumers that are seen to die, and who is alive."""
+"""Conformance tests of `Lease.end` and `Broker.consumers`: dead and living consumers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NOTE = "killed by signal 9 (SIGKILL)\nwith 512 MiB: grüße 'x' {y} %s \\"
 
 
 class LeaseEndTests(BrokerSuite):
-    """`Lease.end`: a death that somebody saw."""
+    """`Lease.end`, called by an observer of the death of a consumer's process."""
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_what_it_held_is_there_at_once_with_the_note(
+    async def test_messages_of_an_ended_consumer_are_back_at_once_with_the_note(
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.publish(*"abcde")
@@ -47,7 +47,7 @@ class LeaseEndTests(BrokerSuite):
         assert await maintain(broker) == Maintained()
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_a_consumer_that_was_ended_never_lives_again(self, rig: Rig) -> None:
+    async def test_an_ended_consumer_never_lives_again(self, rig: Rig) -> None:
         dead, [a, b] = await rig.hold("a", "b")
         assert await rig.end(dead) == 2
         for _ in range(2):
@@ -62,7 +62,7 @@ class LeaseEndTests(BrokerSuite):
         assert [(one.id, one.crashes) for one in got] == [("a", 1), ("b", 1)]
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_what_is_over_is_left_as_it_is(self, rig: Rig) -> None:
+    async def test_ending_a_consumer_that_is_over_changes_nothing(self, rig: Rig) -> None:
         ended, _ = await rig.hold("a")
         assert await rig.end(ended, "first") == 1
         assert await rig.end(ended, "second") == 0
@@ -76,12 +76,12 @@ class LeaseEndTests(BrokerSuite):
         got = await rig.receive(consumer, 3)
         assert [(one.id, one.crashes) for one in got] == [("a", 1), ("b", 0), ("c", 1)]
         assert [one.crash_note for one in got[:2]] == ["first", ""]
-        assert got[2].crash_note not in ("", "late")  # who found the lease lapsed wrote its own
+        assert got[2].crash_note not in ("", "late")  # `maintain` wrote a note of its own
         assert await rig.end(ended) == await rig.end(closed) == await rig.end(lapsed) == 0
         assert not await consumer.settle([Done(one) for one in got])
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_the_last_note_counts_and_stays_until_the_end(self, rig: Rig) -> None:
+    async def test_the_last_note_stays_until_the_message_is_replaced(self, rig: Rig) -> None:
         first, _ = await rig.hold("a")
         await rig.end(first, "first")
         second = await rig.consumer()
@@ -98,7 +98,9 @@ class LeaseEndTests(BrokerSuite):
         assert (got.crashes, got.crash_note) == (0, "")
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_a_waiting_fetch_is_woken_and_its_own_is_ended(self, rig: Rig) -> None:
+    async def test_ending_wakes_waiting_fetches_and_ends_that_of_the_dead_consumer(
+        self, rig: Rig
+    ) -> None:
         dead, _ = await rig.hold("a")
         own = asyncio.create_task(dead.fetch(1, 2.0))
         consumer = await rig.consumer()
@@ -106,13 +108,15 @@ class LeaseEndTests(BrokerSuite):
         await asyncio.sleep(MOMENT)
         assert await rig.end(dead) == 1
         async with asyncio.timeout(PATIENCE):
-            [got] = await waiting  # though nobody tends
+            [got] = await waiting  # though nobody calls `maintain`
             [outcome] = await asyncio.gather(own, return_exceptions=True)
         assert (got.id, got.crashes) == ("a", 1)
         assert isinstance(outcome, LeaseLost) or outcome == []
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_all_queues_are_taken_back_from_and_others_are_left_alone(self, rig: Rig) -> None:
+    async def test_ending_reclaims_from_all_queues_and_leaves_other_consumers_alone(
+        self, rig: Rig
+    ) -> None:
         client = await rig.harness.broker()
         dead = await rig.consumer("p", "q", broker=client)
         other = await rig.consumer("p", "q", broker=client)
@@ -127,7 +131,7 @@ class LeaseEndTests(BrokerSuite):
         assert not await other.settle([Done(kept)])
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_many_come_back_in_order_some_of_them_later(
+    async def test_thousands_of_messages_of_an_ended_consumer_return_in_order(
         self, rig: Rig, broker: Broker
     ) -> None:
         ids = [f"{n}" for n in range(3000)]
@@ -141,7 +145,7 @@ class LeaseEndTests(BrokerSuite):
         assert {(one.crashes, one.crash_note) for one in got} == {(1, "killed")}
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_whoever_finds_it_first_counts_the_crash_once(self, rig: Rig) -> None:
+    async def test_a_crash_that_several_clients_notice_is_counted_once(self, rig: Rig) -> None:
         ids = [f"{n}" for n in range(50)]
         dead, _ = await rig.hold(*ids)
         await rig.harness.pass_time(self.lease + 1.0)
@@ -155,7 +159,7 @@ class LeaseEndTests(BrokerSuite):
         assert {one.crashes for one in got} == {1}
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_a_lapse_leaves_a_note_too(self, rig: Rig) -> None:
+    async def test_a_lapsed_lease_leaves_a_note(self, rig: Rig) -> None:
         await rig.hold("a")
         await rig.lapse()
         [got] = await rig.receive(await rig.consumer(), 1)
@@ -164,7 +168,7 @@ class LeaseEndTests(BrokerSuite):
 
     @pytest.mark.usefixtures("needs_leases")
     @pytest.mark.parametrize("times", [1, 2])
-    async def test_nobody_is_given_up_because_the_server_stood_still(
+    async def test_no_lease_lapses_because_the_server_stood_still(
         self, rig: Rig, times: int
     ) -> None:
         if not rig.harness.can_stall:
@@ -175,7 +179,7 @@ class LeaseEndTests(BrokerSuite):
         held = [await rig.receive(one, 1, limit=1) for one in consumers]
         for one in consumers:
             assert await rig.renew(one)
-        for _ in range(times):  # again before anybody could renew
+        for _ in range(times):  # once more, before any lease is renewed
             await rig.harness.stall(self.lease + 1.0)
             assert (await maintain(client)).reclaimed == 0
         for consumer, [got] in zip(consumers, held, strict=True):
@@ -184,9 +188,9 @@ class LeaseEndTests(BrokerSuite):
 
 
 class ConsumerListTests(BrokerSuite):
-    """`Broker.consumers`: who is there."""
+    """`Broker.consumers`: the consumers whose leases run."""
 
-    async def test_those_whose_lease_runs_are_told_with_what_they_say_of_themselves(
+    async def test_consumers_with_running_leases_are_listed_with_their_own_data(
         self, rig: Rig, broker: Broker
     ) -> None:
         about = b'{"name": "w"}\n\x00\xff'
@@ -203,7 +207,7 @@ class ConsumerListTests(BrokerSuite):
         assert ids_of(await broker.consumers()) == [second.id]
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_the_dead_are_not_among_them(self, rig: Rig, broker: Broker) -> None:
+    async def test_dead_consumers_are_not_listed(self, rig: Rig, broker: Broker) -> None:
         ended, _ = await rig.hold("a")
         lapsed = await rig.consumer()
         assert await rig.end(ended) == 1

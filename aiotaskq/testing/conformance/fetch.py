@@ -26,9 +26,9 @@ from aiotaskq.testing.conformance.rig import (
 
 
 class FetchTests(BrokerSuite):
-    """What is handed out, in what order, and when."""
+    """`Consumer.fetch`: the deliveries, their order, and the time at which it returns."""
 
-    async def test_a_limit_far_above_what_is_there_takes_what_is_there(self, rig: Rig) -> None:
+    async def test_a_limit_far_above_the_queue_length_takes_the_whole_queue(self, rig: Rig) -> None:
         consumer = await rig.consumer()
         for count in (2500, 1000, 1):
             await rig.publish(*map(str, range(count)))
@@ -37,14 +37,14 @@ class FetchTests(BrokerSuite):
             assert not await consumer.settle([done(one) for one in got])
         assert not await consumer.fetch(10_000, 0)
 
-    async def test_no_more_than_the_limit_is_taken(self, rig: Rig) -> None:
+    async def test_a_call_takes_no_more_than_the_limit(self, rig: Rig) -> None:
         await rig.publish(*"abcde")
         consumer = await rig.consumer()
         assert ids_of(await rig.receive(consumer, 3, limit=3)) == ["a", "b", "c"]
         assert len(await consumer.fetch(1, 1.0)) == 1
         assert await rig.depth() == Depth(ready=1, held=4)
 
-    async def test_one_call_takes_all_that_is_due_up_to_the_limit(self, rig: Rig) -> None:
+    async def test_a_call_takes_all_due_messages_up_to_the_limit(self, rig: Rig) -> None:
         await rig.publish(*"abcde")
         consumer = await rig.consumer()
         assert ids_of(await consumer.fetch(4, PATIENCE)) == ["a", "b", "c", "d"]
@@ -68,7 +68,7 @@ class FetchTests(BrokerSuite):
         await expect_nothing(await rig.consumer("ours"))
         assert await rig.depth("theirs") == Depth(ready=1)
 
-    async def test_higher_priorities_come_first_then_older_ones(
+    async def test_higher_priorities_come_first_then_older_messages(
         self, rig: Rig, broker: Broker
     ) -> None:
         needs(broker, "priorities")
@@ -109,7 +109,7 @@ class FetchTests(BrokerSuite):
         assert got == ["b0", "a0", "a1", "a2", "b1"]
 
     @pytest.mark.usefixtures("needs_order")
-    async def test_in_another_order_suspects_come_before_all_others_as_well(self, rig: Rig) -> None:
+    async def test_suspects_come_first_in_another_order_too(self, rig: Rig) -> None:
         await rig.crash("bad a", queue="a")
         await rig.crash("bad b", queue="b")
         await rig.publish("good a", queue="a")
@@ -122,7 +122,7 @@ class FetchTests(BrokerSuite):
             assert not await consumer.settle([done(one) for one in taken])
         assert got == ["bad b", "bad a", "good b", "good a"]
 
-    async def test_a_waiting_fetch_in_another_order_hears_of_every_queue(self, rig: Rig) -> None:
+    async def test_a_waiting_fetch_in_another_order_is_woken_by_every_queue(self, rig: Rig) -> None:
         consumer = await rig.consumer("a", "b")
         for queue in "abba":
             waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE, order=("b", "a")))
@@ -131,9 +131,7 @@ class FetchTests(BrokerSuite):
             async with asyncio.timeout(PATIENCE):
                 assert ids_of(await waiting) == [f"to {queue}"]
 
-    async def test_a_call_that_was_cancelled_in_one_order_loses_nothing_to_another(
-        self, rig: Rig
-    ) -> None:
+    async def test_a_cancelled_call_in_another_order_loses_nothing(self, rig: Rig) -> None:
         ids = [f"{queue}{number}" for number in range(30) for queue in "ab"]
         consumer = await rig.consumer("a", "b")
         got: list[str] = []
@@ -154,7 +152,7 @@ class FetchTests(BrokerSuite):
             for _ in range(20):
                 assert not await consumer.fetch(10, 0)
 
-    async def test_an_empty_answer_comes_when_the_wait_is_over(self, rig: Rig) -> None:
+    async def test_an_empty_batch_is_returned_when_the_wait_is_over(self, rig: Rig) -> None:
         consumer = await rig.consumer()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -183,7 +181,7 @@ class FetchTests(BrokerSuite):
             got = await asyncio.gather(*waiting)
         assert sorted(ids_of(one for batch in got for one in batch)) == list("abcde")
 
-    async def test_a_waiting_fetch_is_woken_by_what_others_give_back(self, rig: Rig) -> None:
+    async def test_a_waiting_fetch_is_woken_by_released_messages(self, rig: Rig) -> None:
         holder, [got] = await rig.hold("a")
         consumer = await rig.consumer()
         waiting = asyncio.create_task(consumer.fetch(1, 2 * PATIENCE))
@@ -192,7 +190,7 @@ class FetchTests(BrokerSuite):
         async with asyncio.timeout(PATIENCE):
             assert ids_of(await waiting) == ["a"]
 
-    async def test_what_is_held_is_not_handed_out_again(self, rig: Rig, broker: Broker) -> None:
+    async def test_a_held_message_is_not_delivered_again(self, rig: Rig, broker: Broker) -> None:
         await rig.hold("a", "b")
         await broker.maintain()
         await expect_nothing(await rig.consumer())
@@ -212,7 +210,7 @@ class FetchTests(BrokerSuite):
         assert sorted(taken) == sorted(ids)
 
     @pytest.mark.parametrize("seed", range(3))
-    async def test_cancelled_fetches_lose_nothing_of_their_own(self, rig: Rig, seed: int) -> None:
+    async def test_cancelled_fetches_lose_nothing(self, rig: Rig, seed: int) -> None:
         consumer = await rig.consumer("q", "p")
         taken, ids = await self._cancel_many(rig, [consumer], random.Random(seed))
         rest = await rig.receive(consumer, len(ids) - len(taken))
@@ -221,7 +219,7 @@ class FetchTests(BrokerSuite):
         await expect_nothing(consumer)
 
     @pytest.mark.parametrize("seed", range(3))
-    async def test_cancelled_fetches_lose_nothing_when_they_close(
+    async def test_cancelled_fetches_lose_nothing_when_their_consumers_close(
         self, rig: Rig, seed: int
     ) -> None:
         consumers = [await rig.consumer("q", "p") for _ in range(4)]
@@ -234,7 +232,7 @@ class FetchTests(BrokerSuite):
     async def _cancel_many(
         self, rig: Rig, consumers: list[Consumer], chance: random.Random
     ) -> tuple[list[Delivery], list[str]]:
-        """Fetch and cancel at random points while publishing; return what was received."""
+        """Fetch and cancel at random points while publishing; return deliveries and all ids."""
         ids = [f"{n}" for n in range(200)]
         taken: list[Delivery] = []
 

@@ -1,4 +1,8 @@
-"""The harnesses of the suites: one store, the handle on its clock and on its reachability."""
+"""Harnesses of the suites: one store, with control of its clock and its reachability.
+
+The author of a driver writes them. A harness is made for one test, or for one history of the model,
+on an empty store; the suite closes it at the end, whether the test passed or not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,12 @@ from aiotaskq.contract.results import ResultBackend
 
 
 class BrokerHarness(Protocol):
-    """One store, fresh for each test, and the handle on its clock and its reachability."""
+    """A store of messages, empty for each test, with control of its clock and reachability.
+
+    Attributes:
+        can_cut: Whether `cut` and `mend` work; tests that need them are skipped otherwise.
+        can_stall: The same of `stall`.
+    """
 
     can_cut: bool
     can_stall: bool
@@ -23,7 +32,7 @@ class BrokerHarness(Protocol):
         ...
 
     async def now(self) -> float:
-        """Return the Unix time that the store goes by."""
+        """Return the Unix time by the store's clock."""
         ...
 
     async def cut(self) -> None:
@@ -35,35 +44,39 @@ class BrokerHarness(Protocol):
         ...
 
     async def stall(self, seconds: float) -> None:
-        """Let time pass as it does when the server stands still: nobody can renew meanwhile."""
+        """Pass time as when the server stands still: no lease can be renewed meanwhile."""
         ...
 
     async def leaks(self) -> list[str]:
-        """Name what is in the store that will stay for ever though every message is gone.
+        """Return descriptions of entries that would stay in the store for ever.
 
-        Asked when all consumers are closed, and nothing waits, is held or is dead.
+        Called when all consumers are closed, and no message waits, is held or is dead.
         """
         ...
 
     async def close(self) -> None:
-        """Close every driver, and remove what the test left in the store."""
+        """Close all drivers, and empty the store."""
         ...
 
 
 @runtime_checkable
 class LethalHarness(Protocol):
-    """What the harness of a broker without the trait `leases` is as well."""
+    """The additional part of a harness of a broker without the trait `leases`."""
 
     async def kill(self, *consumers: Consumer) -> int:
-        """Let consumers die as their processes would; return how many messages were taken back.
+        """End consumers as the death of their process would; return how many messages they held.
 
-        None of these messages comes to another of them.
+        The messages are back in their queues then; none was delivered to another of `consumers`.
         """
         ...
 
 
 class ResultHarness(Protocol):
-    """One result store, fresh for each test."""
+    """A store of outcomes, empty for each test, with control of its clock and reachability.
+
+    Attributes:
+        can_cut: Whether `cut` and `mend` work; tests that need them are skipped otherwise.
+    """
 
     can_cut: bool
 
@@ -84,5 +97,5 @@ class ResultHarness(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close every driver, and remove what the test left in the store."""
+        """Close all drivers, and empty the store."""
         ...

@@ -23,9 +23,11 @@ from aiotaskq.testing.conformance.settle import every_kind
 
 
 class LeaseTests(BrokerSuite):
-    """Who is alive, and what becomes of what the dead held."""
+    """Lapsed, renewed and closed leases, and the messages held under them."""
 
-    async def test_what_a_dead_consumer_held_comes_back_at_the_head(self, rig: Rig) -> None:
+    async def test_messages_of_a_lapsed_consumer_return_to_the_head_of_the_queue(
+        self, rig: Rig
+    ) -> None:
         await rig.publish(*"abcde")
         await rig.receive(await rig.consumer(), 3, limit=3)
         assert (await rig.lapse()).reclaimed == 3
@@ -40,7 +42,7 @@ class LeaseTests(BrokerSuite):
         ]
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_nothing_is_taken_back_while_the_lease_lasts(
+    async def test_nothing_is_reclaimed_while_the_lease_lasts(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer, [got] = await rig.hold("a")
@@ -50,7 +52,7 @@ class LeaseTests(BrokerSuite):
         assert not await consumer.settle([Done(got)])
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_a_waiting_fetch_is_woken_by_what_is_taken_back(
+    async def test_a_waiting_fetch_is_woken_by_reclaimed_messages(
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.hold("a")
@@ -63,8 +65,10 @@ class LeaseTests(BrokerSuite):
             [got] = await waiting
         assert (got.id, got.crashes) == ("a", 1)
 
-    async def test_a_wider_consumer_finds_what_another_of_its_name_left(self, rig: Rig) -> None:
-        # Every consumer of the rig has the same name, as a worker that was started again has.
+    async def test_a_consumer_of_more_queues_gets_the_messages_of_a_lapsed_one(
+        self, rig: Rig
+    ) -> None:
+        # All consumers of the rig have one name, as a restarted worker has that of the old one.
         await rig.hold("a")
         second = await rig.consumer()
         await expect_nothing(second)
@@ -75,7 +79,7 @@ class LeaseTests(BrokerSuite):
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.publish("killer", body=b"\x00bang")
-        for crashes in range(12):  # to where the count needs a digit more
+        for crashes in range(12):  # until the count has two digits
             [got] = await rig.receive(await rig.consumer(), 1)
             assert (got.id, got.body, got.crashes) == ("killer", b"\x00bang", crashes)
             assert await rig.lapse() == Maintained(reclaimed=1)
@@ -87,7 +91,7 @@ class LeaseTests(BrokerSuite):
         assert (letter.id, letter.body, letter.crashes) == ("killer", b"\x00bang", 12)
         assert letter.reason == "it kills"
 
-    async def test_each_of_what_a_dead_consumer_held_is_counted(self, rig: Rig) -> None:
+    async def test_maintain_counts_each_reclaimed_message(self, rig: Rig) -> None:
         await rig.hold("a", "b")
         assert await rig.lapse() == Maintained(reclaimed=2)
         assert await rig.depth() == Depth(ready=2)
@@ -176,7 +180,7 @@ class LeaseTests(BrokerSuite):
         assert await rig.depth() == (Depth() if alive else Depth(ready=1))
 
     @pytest.mark.usefixtures("needs_leases")
-    async def test_everybody_may_tend_at_once(self, rig: Rig) -> None:
+    async def test_several_brokers_may_maintain_at_once(self, rig: Rig) -> None:
         ids = [f"{n}" for n in range(100)]
         await rig.hold(*ids)
         await rig.harness.pass_time(self.lease + 1.0)
@@ -187,7 +191,9 @@ class LeaseTests(BrokerSuite):
         assert ids_of(got) == ids
         assert {one.crashes for one in got} == {1}
 
-    async def test_tending_takes_back_many_in_the_end(self, rig: Rig, broker: Broker) -> None:
+    async def test_thousands_of_messages_are_reclaimed_in_several_rounds(
+        self, rig: Rig, broker: Broker
+    ) -> None:
         ids = [f"{n}" for n in range(3000)]
         await rig.hold(*ids)
         assert (await rig.lapse()).reclaimed == 3000
@@ -197,7 +203,7 @@ class LeaseTests(BrokerSuite):
         assert got == ids
 
     @pytest.mark.usefixtures("needs_order")
-    async def test_closing_hands_back_what_is_held_in_order(self, rig: Rig) -> None:
+    async def test_closing_releases_held_messages_in_order(self, rig: Rig) -> None:
         await rig.publish(*"abcde")
         consumer = await rig.consumer()
         _, b, _ = await rig.receive(consumer, 3, limit=3)
@@ -222,15 +228,13 @@ class LeaseTests(BrokerSuite):
         assert not await second.settle([Done(got)])
         assert await rig.finish(second, 1) == ["a"]
 
-    async def test_a_closed_consumer_is_not_given_up_for_dead(
-        self, rig: Rig, broker: Broker
-    ) -> None:
+    async def test_a_closed_consumer_does_not_lapse(self, rig: Rig, broker: Broker) -> None:
         consumer, _ = await rig.hold("a")
         await consumer.close()
         assert (await rig.lapse()).reclaimed == 0
         [got] = await rig.receive(await rig.consumer(), 1)
         assert got.crashes == 0
 
-    async def test_consumers_have_ids_of_their_own(self, rig: Rig) -> None:
+    async def test_each_consumer_has_an_id_of_its_own(self, rig: Rig) -> None:
         consumers = [await rig.consumer() for _ in range(3)]
         assert len({one.id for one in consumers}) == 3

@@ -34,7 +34,7 @@ class LifecycleTests(BrokerSuite):
         clone = broker.clone()
         assert type(clone) is type(broker)
         assert clone.url == broker.url
-        await clone.close()  # nothing was opened, so nothing is to close
+        await clone.close()  # a driver that is not open may be closed
         await clone.open()
         consumer = await rig.consumer(broker=clone)
         await clone.publish([envelope("b")])

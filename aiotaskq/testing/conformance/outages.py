@@ -1,4 +1,4 @@
-"""The part of the broker suite about a server that goes away and comes back."""
+"""Conformance tests of brokers while their server is unreachable, and after that."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.settlement import Done
 from aiotaskq.errors import BrokerUnavailable, LeaseLost
 from aiotaskq.testing.conformance.harness import BrokerHarness
-from aiotaskq.testing.conformance.rig import MOMENT, PATIENCE, BrokerSuite, Rig, envelope, ids_of
+from aiotaskq.testing.conformance.rig import (
+    MOMENT,
+    PATIENCE,
+    BrokerSuite,
+    Rig,
+    envelope,
+    ids_of,
+    retry_unavailable,
+)
 
 Value = TypeVar("Value")
 
 
 class OutageTests(BrokerSuite):
-    """Every call says `BrokerUnavailable`, nothing is lost, and the same objects work again."""
+    """Each call raises `BrokerUnavailable`, nothing is lost, and the same objects work later."""
 
     @pytest.fixture
     def cuttable(self, harness: BrokerHarness) -> BrokerHarness:
@@ -27,7 +35,7 @@ class OutageTests(BrokerSuite):
             pytest.skip(f"{type(harness).__name__}.can_cut is False")
         return harness
 
-    async def test_every_call_tells_that_the_broker_is_away(
+    async def test_every_call_raises_broker_unavailable_during_an_outage(
         self, rig: Rig, cuttable: BrokerHarness, broker: Broker
     ) -> None:
         consumer, [got] = await rig.hold("a")
@@ -68,7 +76,7 @@ class OutageTests(BrokerSuite):
         await lease.close()
         await other.close()
 
-    async def test_a_driver_that_is_opened_meanwhile_says_so(
+    async def test_opening_a_driver_during_an_outage_raises(
         self, rig: Rig, cuttable: BrokerHarness, broker: Broker
     ) -> None:
         clone = broker.clone()
@@ -79,7 +87,9 @@ class OutageTests(BrokerSuite):
             await clone.close()
         await cuttable.mend()
 
-    async def test_closing_does_not_raise(self, rig: Rig, cuttable: BrokerHarness) -> None:
+    async def test_closing_during_an_outage_does_not_raise(
+        self, rig: Rig, cuttable: BrokerHarness
+    ) -> None:
         broker = await cuttable.broker()
         consumer = await rig.consumer(broker=broker)
         await rig.publish("a")
@@ -96,7 +106,7 @@ class OutageTests(BrokerSuite):
         await rig.lapse()
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 
-    async def test_the_same_objects_work_when_it_is_back(
+    async def test_the_same_objects_work_after_an_outage(
         self, rig: Rig, cuttable: BrokerHarness, broker: Broker
     ) -> None:
         await rig.publish("before")
@@ -106,19 +116,19 @@ class OutageTests(BrokerSuite):
             with pytest.raises(BrokerUnavailable):
                 await call()
         await cuttable.mend()
-        await self._until_it_works(lambda: broker.publish([envelope("after")], call_id="c"))
+        await retry_unavailable(lambda: broker.publish([envelope("after")], call_id="c"))
         got: list[Delivery] = []
         async with asyncio.timeout(PATIENCE):
             while len(got) < 2:
                 try:
                     got += await consumer.fetch(10, MOMENT)
-                except LeaseLost:  # a broker whose connections are its leases
+                except LeaseLost:  # of a broker without the trait `leases`
                     consumer = await rig.consumer()
                 except BrokerUnavailable:
                     await asyncio.sleep(MOMENT)
         assert ids_of(got) == ["before", "after"]
 
-    async def test_a_waiting_fetch_ends_when_the_broker_goes_away(
+    async def test_a_waiting_fetch_ends_when_an_outage_begins(
         self, rig: Rig, cuttable: BrokerHarness, broker: Broker
     ) -> None:
         consumer = await rig.consumer()
@@ -127,7 +137,7 @@ class OutageTests(BrokerSuite):
         await cuttable.cut()
         async with asyncio.timeout(PATIENCE):
             [outcome] = await asyncio.gather(waiting, return_exceptions=True)
-        # Where nothing tells the client, it has nothing to say when the wait is over.
+        # A client that cannot notice the outage returns an empty batch when the wait is over.
         assert isinstance(outcome, BrokerUnavailable) or outcome == []
         await cuttable.mend()
 
@@ -140,8 +150,8 @@ class OutageTests(BrokerSuite):
         with pytest.raises(BrokerUnavailable):
             await consumer.settle(batch)
         await cuttable.mend()
-        gone = await self._until_it_works(lambda: consumer.settle(batch))
-        # All were settled, or (where the connection is the lease) all were taken back.
+        gone = await retry_unavailable(lambda: consumer.settle(batch))
+        # All were settled; or, without the trait `leases`, all were taken back.
         if gone:
             assert sorted(await rig.finish(await rig.consumer(), len(gone))) == sorted(ids_of(gone))
         assert (await rig.depth()).ready == 0
@@ -152,12 +162,3 @@ class OutageTests(BrokerSuite):
         await cuttable.cut()
         assert not await broker.publish([])
         await cuttable.mend()
-
-    async def _until_it_works(self, call: Callable[[], Awaitable[Value]]) -> Value:
-        """Repeat a call while the driver finds its way back, as its users do."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                try:
-                    return await call()
-                except BrokerUnavailable:
-                    await asyncio.sleep(MOMENT)

@@ -34,14 +34,14 @@ ODD_NAMES = [
 
 
 class PublishTests(BrokerSuite):
-    """What is stored."""
+    """`Broker.publish`: batches, names, payloads and repeated calls."""
 
     async def test_an_empty_batch_stores_nothing(self, rig: Rig, broker: Broker) -> None:
         assert not await broker.publish([])
         assert not await broker.publish([], call_id="c")
         assert await broker.depth() == {}
 
-    async def test_what_another_client_published_is_received_as_it_was(self, rig: Rig) -> None:
+    async def test_a_message_of_another_client_is_received_unchanged(self, rig: Rig) -> None:
         _, [got] = await rig.hold("a", body=b"payload")
         assert (got.id, got.queue, got.body, got.crashes) == ("a", "q", b"payload", 0)
 
@@ -102,7 +102,7 @@ class PublishTests(BrokerSuite):
         await broker.cancel(ODD_NAMES[:5])
         assert await rig.finish(consumer, 5) == ODD_NAMES[5:]
 
-    async def test_an_id_may_be_stored_twice_where_nobody_asked_for_it_once(self, rig: Rig) -> None:
+    async def test_an_id_that_is_not_unique_may_be_stored_twice(self, rig: Rig) -> None:
         await rig.publish("a", "a")
         await rig.publish("a")
         assert await rig.finish(await rig.consumer(), 3) == ["a", "a", "a"]
@@ -115,7 +115,7 @@ class PublishTests(BrokerSuite):
         assert not await (await rig.harness.broker()).publish(batch, call_id="call 1")
         assert sorted(await rig.finish(await rig.consumer("p", "q"), 3)) == ["a", "b", "c"]
 
-    async def test_a_repeated_call_stores_once_even_when_all_was_done(
+    async def test_a_repeated_call_stores_nothing_after_its_messages_are_done(
         self, rig: Rig, broker: Broker
     ) -> None:
         await broker.publish([envelope("a")], call_id="call 1")
@@ -131,7 +131,7 @@ class PublishTests(BrokerSuite):
 
 
 class UniqueTests(BrokerSuite):
-    """The trait `unique`."""
+    """The trait `unique`: an id is stored once a day."""
 
     @pytest.fixture
     def unique_broker(self, broker: Broker) -> Broker:
@@ -147,14 +147,16 @@ class UniqueTests(BrokerSuite):
         assert list(await unique_broker.publish(again)) == ["b"]
         assert await rig.finish(await rig.consumer(), 3) == ["a", "b", "c"]
 
-    async def test_it_stays_refused_after_its_message_is_done(
+    async def test_a_unique_id_stays_refused_after_its_message_is_done(
         self, rig: Rig, unique_broker: Broker
     ) -> None:
         await rig.publish("a", unique=True)
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
         assert list(await unique_broker.publish([envelope("a", unique=True)])) == ["a"]
 
-    async def test_it_is_stored_again_after_a_day(self, rig: Rig, unique_broker: Broker) -> None:
+    async def test_a_unique_id_is_stored_again_after_a_day(
+        self, rig: Rig, unique_broker: Broker
+    ) -> None:
         await rig.publish("a", unique=True)
         await rig.harness.pass_time(86_300.0)
         assert list(await unique_broker.publish([envelope("a", unique=True)])) == ["a"]
@@ -162,7 +164,7 @@ class UniqueTests(BrokerSuite):
         assert not await unique_broker.publish([envelope("a", unique=True)])
         assert await rig.finish(await rig.consumer(), 2) == ["a", "a"]
 
-    async def test_clients_that_publish_it_at_once_store_it_once(
+    async def test_clients_that_publish_a_unique_id_at_once_store_it_once(
         self, rig: Rig, unique_broker: Broker
     ) -> None:
         brokers = [await rig.harness.broker() for _ in range(4)]
@@ -172,12 +174,14 @@ class UniqueTests(BrokerSuite):
         assert sorted(map(len, refused)) == [0, 1, 1, 1]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 
-    async def test_it_does_not_refuse_its_own_retry(self, rig: Rig, unique_broker: Broker) -> None:
+    async def test_a_unique_id_does_not_refuse_its_own_retry(
+        self, rig: Rig, unique_broker: Broker
+    ) -> None:
         consumer, [got] = await rig.hold("a", unique=True)
         await consumer.settle([Again(got, envelope("a", unique=True))])
         assert await rig.finish(consumer, 1) == ["a"]
 
-    async def test_a_repeated_call_does_not_refuse_what_it_stored_itself(
+    async def test_a_repeated_call_does_not_refuse_its_own_unique_ids(
         self, rig: Rig, unique_broker: Broker
     ) -> None:
         for _ in range(2):

@@ -17,7 +17,7 @@ from aiotaskq.testing.conformance.rig import (
 
 
 class QueueTests(BrokerSuite):
-    """Counting and purging."""
+    """`Broker.depth` and `Broker.purge`."""
 
     async def test_depth_counts_every_state_of_every_queue(self, rig: Rig, broker: Broker) -> None:
         now = await rig.harness.now()
@@ -41,7 +41,7 @@ class QueueTests(BrokerSuite):
         assert await broker.depth() == {}
 
     @pytest.mark.usefixtures("needs_delayed_counts")
-    async def test_purge_drops_what_waits_and_spares_the_held_and_the_dead(
+    async def test_purge_drops_waiting_messages_and_keeps_held_and_dead_ones(
         self, rig: Rig, broker: Broker
     ) -> None:
         consumer, [held, bad] = await rig.hold("held", "bad")
@@ -59,7 +59,7 @@ class QueueTests(BrokerSuite):
         assert await rig.finish(consumer, 1) == ["held"]
         assert ids_of(await broker.dead("q")) == ["bad"]
 
-    async def test_an_envelope_of_many_fields_is_kept_whole(self, rig: Rig, broker: Broker) -> None:
+    async def test_every_field_of_an_envelope_is_kept(self, rig: Rig, broker: Broker) -> None:
         now = await rig.harness.now()
         whole = Envelope(
             id="a",

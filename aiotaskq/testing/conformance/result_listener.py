@@ -1,4 +1,4 @@
-"""What the result suite stands on: the harness that a driver gives, and an ear for arrivals."""
+"""A subscriber to a result backend that runs beside a test, and helpers for outcomes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from aiotaskq.testing.conformance.rig import PATIENCE
 
 
 class ResultListener:
-    """Hears the arrivals at a backend, in a task beside the test."""
+    """Collects the items of a subscription, in a task beside the test."""
 
     def __init__(self, backend: ResultBackend) -> None:
         self.items: list[list[str]] = []
         self._backend = backend
         self._news = asyncio.Event()
-        self._read = 0  # items that a test has asked for
+        self._read = 0  # the number of items that the test has seen
         self._found: set[str] = set()
 
     async def listen(self) -> None:
@@ -40,7 +40,7 @@ class ResultListener:
         return {name for item in self.items for name in item}
 
     async def wait_for(self, ids: Collection[str]) -> None:
-        """Wait until all ids were yielded, or were found after an empty item told to look."""
+        """Wait until all ids were yielded, or were loaded after an empty item."""
         try:
             async with asyncio.timeout(PATIENCE):
                 while not set(ids) <= self.received() | self._found:
@@ -48,7 +48,7 @@ class ResultListener:
                     self._news.clear()
                     await self._look(ids)
         except TimeoutError:
-            pytest.fail(f"did not hear {sorted(set(ids) - self.received())[:20]}")
+            pytest.fail(f"not received: {sorted(set(ids) - self.received())[:20]}")
 
     async def item(self, number: int) -> list[str]:
         """Wait for the item of that number, from 0."""
@@ -58,7 +58,7 @@ class ResultListener:
                     await self._news.wait()
                     self._news.clear()
         except TimeoutError:
-            pytest.fail(f"item {number} never came; heard {self.items}")
+            pytest.fail(f"item {number} was not received; there are {self.items}")
         self._read = number + 1
         return self.items[number]
 
@@ -94,5 +94,5 @@ def outcome(task_id: str, status: TaskStatus = TaskStatus.SUCCESS, value: Any = 
 
 
 def value(outcome: Outcome) -> Any:
-    """Return the value that an outcome holds."""
+    """Return the decoded value of an outcome."""
     return msgspec.json.decode(outcome.result)

@@ -25,11 +25,11 @@ UNFINISHED = [TaskStatus.PENDING, TaskStatus.STARTED, TaskStatus.RETRY]
 
 
 class StoreTests:
-    """What is kept, and for how long.
+    """`ResultBackend.store`, `load` and `forget`.
 
     Attributes:
-        ttl: Seconds that short-lived outcomes live. A harness that cannot move its clock and
-            sleeps instead wants less.
+        ttl: The seconds that short-lived outcomes are kept. Lower it where the harness's
+            `pass_time` really sleeps.
     """
 
     ttl: ClassVar[float] = 60.0
@@ -52,7 +52,7 @@ class StoreTests:
         clone = backend.clone()
         assert type(clone) is type(backend)
         assert clone.url == backend.url
-        await clone.close()  # nothing was opened, so nothing is to close
+        await clone.close()  # a driver that is not open may be closed
         await clone.open()
         assert value((await clone.load(["a"]))["a"]) == 1
         await clone.close()
@@ -62,7 +62,7 @@ class StoreTests:
         password = urlsplit(backend.url).password
         assert password is None or set(password) <= {"*"}
 
-    async def test_what_was_stored_is_loaded_by_another_client(
+    async def test_a_stored_outcome_is_loaded_by_another_client(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         assert not await backend.store([outcome("a", value={"x": [1, None, "ü"]})], self.ttl)
@@ -70,7 +70,7 @@ class StoreTests:
         assert list(loaded) == ["a"]
         assert value(loaded["a"]) == {"x": [1, None, "ü"]}
 
-    async def test_what_is_not_there_is_absent(self, backend: ResultBackend) -> None:
+    async def test_unknown_ids_are_absent(self, backend: ResultBackend) -> None:
         await backend.store([outcome("a")], None)
         assert list(await backend.load(["a", "b"])) == ["a"]
         assert not await backend.load(["b"])
@@ -122,9 +122,9 @@ class StoreTests:
         assert got == stored
         assert type(got) is type(stored)
 
-    async def test_a_nul_character_stops_nothing(self, backend: ResultBackend) -> None:
-        # Some stores have no room for it. The task has ended all the same, and so have those
-        # that are stored in the same batch.
+    async def test_a_nul_character_spoils_no_other_outcome(self, backend: ResultBackend) -> None:
+        # Some stores cannot keep that character. The outcome is stored without it, and so are the
+        # others of its batch.
         odd = Outcome(
             task_id="odd",
             status=TaskStatus.FAILURE,
@@ -156,7 +156,7 @@ class StoreTests:
 
     @pytest.mark.parametrize("first", UNFINISHED)
     @pytest.mark.parametrize("second", [*FINAL, *UNFINISHED])
-    async def test_one_that_is_not_final_is_replaced(
+    async def test_an_outcome_that_is_not_final_is_replaced(
         self, backend: ResultBackend, first: TaskStatus, second: TaskStatus
     ) -> None:
         assert not await backend.store([outcome("a", first, 1)], None)
@@ -164,14 +164,16 @@ class StoreTests:
         loaded = (await backend.load(["a"]))["a"]
         assert (loaded.status, value(loaded)) == (second, 2)
 
-    async def test_only_the_late_ones_of_a_batch_are_refused(self, backend: ResultBackend) -> None:
+    async def test_only_the_late_outcomes_of_a_batch_are_refused(
+        self, backend: ResultBackend
+    ) -> None:
         await backend.store([outcome("a", value=1), outcome("b", TaskStatus.STARTED)], None)
         batch = [outcome(name, value=2) for name in "abc"]
         assert list(await backend.store(batch, None)) == ["a"]
         loaded = await backend.load("abc")
         assert {name: value(one) for name, one in loaded.items()} == {"a": 1, "b": 2, "c": 2}
 
-    async def test_of_several_for_one_id_in_a_batch_the_first_final_stays(
+    async def test_the_first_final_outcome_of_an_id_within_a_batch_stays(
         self, backend: ResultBackend
     ) -> None:
         batch = [
@@ -182,7 +184,9 @@ class StoreTests:
         assert list(await backend.store(batch, None)) == ["a"]
         assert value((await backend.load(["a"]))["a"]) == 2
 
-    async def test_of_clients_that_store_at_once_one_wins(self, harness: ResultHarness) -> None:
+    async def test_one_of_several_clients_that_store_at_once_wins(
+        self, harness: ResultHarness
+    ) -> None:
         backends = [await harness.backend() for _ in range(4)]
         refused = await asyncio.gather(
             *(one.store([outcome("a", value=n)], None) for n, one in enumerate(backends))
@@ -208,7 +212,7 @@ class StoreTests:
             f"{n}": n for n in range(5000)
         }
 
-    async def test_an_outcome_is_absent_after_its_time(
+    async def test_an_outcome_is_absent_after_its_ttl(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         await backend.store([outcome("short")], self.ttl)
@@ -220,7 +224,7 @@ class StoreTests:
         assert set(await backend.load(["short", "long", "ever"])) == {"long", "ever"}
         assert await backend.forget(["short"]) == 0
 
-    async def test_an_outcome_that_is_out_of_date_refuses_nothing(
+    async def test_an_outcome_past_its_ttl_refuses_no_other(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         await backend.store([outcome("a", value=1)], self.ttl)
@@ -228,7 +232,7 @@ class StoreTests:
         assert not await backend.store([outcome("a", value=2)], self.ttl)
         assert value((await backend.load(["a"]))["a"]) == 2
 
-    async def test_a_replacement_brings_its_own_time(
+    async def test_a_replacement_brings_its_own_ttl(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         await backend.store([outcome("a", TaskStatus.STARTED)], self.ttl)

@@ -1,9 +1,9 @@
-"""What the broker suites stand on: the harness that a driver gives, and a rig around it."""
+"""The rig of the broker suite: brokers and consumers of one test, and fixtures of all parts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, TypeVar
@@ -14,18 +14,19 @@ from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import DeadLimits, Depth, Maintained
 from aiotaskq.contract.settlement import Done, Settlement
+from aiotaskq.errors import Unavailable
 from aiotaskq.testing.conformance.harness import BrokerHarness, LethalHarness
 
 Value = TypeVar("Value")
 
 PATIENCE = 30.0
-"""Seconds until a suite gives up on something that must happen. Never part of a passing test."""
+"""Seconds to wait for something that must happen. No passing test takes as long."""
 
 MOMENT = 0.1
-"""Seconds in which something that must not happen is given a chance to."""
+"""Seconds to wait for something that must not happen."""
 
 BOUND = 2000
-"""The most of each kind that one call of `maintain` may move: it must not keep others waiting."""
+"""The most messages of each kind that one call of `maintain` may move, to keep no one waiting."""
 
 
 class Rig:
@@ -38,7 +39,7 @@ class Rig:
         self._consumers: list[Consumer] = []
 
     async def broker(self) -> Broker:
-        """Return the client that the test itself speaks through."""
+        """Return the client of the test itself."""
         if self._main is None:
             self._main = await self.harness.broker()
         return self._main
@@ -66,7 +67,7 @@ class Rig:
         return consumer, await self.receive(consumer, len(ids))
 
     async def receive(self, consumer: Consumer, count: int, limit: int = 1000) -> list[Delivery]:
-        """Fetch exactly `count` deliveries, tending between the calls as every worker does."""
+        """Fetch exactly `count` deliveries; call `maintain` between the calls, as workers do."""
         got: list[Delivery] = []
         broker = await self.broker()
         try:
@@ -80,32 +81,32 @@ class Rig:
         return got
 
     async def finish(self, consumer: Consumer, count: int) -> list[str]:
-        """Receive and settle `count` deliveries, and see that no more come; return their ids."""
+        """Receive and settle `count` deliveries, expect no more, and return their ids."""
         got = await self.receive(consumer, count)
         assert not await consumer.settle([done(one) for one in got])
         await expect_nothing(consumer)
         return ids_of(got)
 
     async def lapse(self) -> Maintained:
-        """Let the lease of every consumer made so far run out, and take back what they held."""
+        """Let the leases of all consumers made so far lapse, and reclaim their messages."""
         if isinstance(self.harness, LethalHarness):
             return Maintained(reclaimed=await self.harness.kill(*self._consumers))
         await self.harness.pass_time(self.lease + 1.0)
         return await maintain(await self.broker())
 
     async def depth(self, queue: str = "q") -> Depth:
-        """Return what the broker counts in one queue."""
+        """Return the counts of one queue."""
         return (await (await self.broker()).depth()).get(queue, Depth())
 
     def countable(self, depth: Depth) -> Depth:
-        """Return a depth as the broker tells it: some cannot count what is delayed."""
-        assert self._main is not None  # asked before
+        """Return a depth as the broker counts it: some cannot count delayed messages."""
+        assert self._main is not None
         if self._main.traits.counts_delayed:
             return depth
         return Depth(ready=depth.ready, held=depth.held, dead=depth.dead)
 
     async def renew(self, consumer: Consumer) -> bool:
-        """Renew a consumer's lease where a worker does it: in a thread, on another event loop."""
+        """Renew a consumer's lease as a worker does: in a thread, on another event loop."""
         lease = (await self.broker()).lease(consumer.grant)
 
         async def go() -> bool:
@@ -117,7 +118,7 @@ class Rig:
         return await on_another_loop(go())
 
     async def end(self, consumer: Consumer, note: str = "killed") -> int:
-        """End a consumer's lease as who saw its process die does: from a client of its own."""
+        """End a consumer's lease as an observer of its death does: with a client of its own."""
         if isinstance(self.harness, LethalHarness):
             return await self.harness.kill(consumer)
         broker = (await self.broker()).clone()
@@ -134,7 +135,7 @@ class Rig:
         return await on_another_loop(go())
 
     async def crash(self, *ids: str, times: int = SUSPECT, **fields: Any) -> None:
-        """Store envelopes, and have consumers die of them, all at once each time."""
+        """Store envelopes, and end `times` consumers, each while it holds all of them."""
         await self.publish(*ids, **fields)
         for _ in range(times):
             consumer = await self.consumer(fields.get("queue", "q"))
@@ -142,18 +143,19 @@ class Rig:
             assert await self.end(consumer) == len(ids)
 
     async def close(self) -> None:
-        """Close what was opened."""
+        """Close the consumers. The harness closes the brokers."""
         for consumer in self._consumers:
             await consumer.close()
 
 
 class BrokerSuite:
-    """What the parts of the suite share.
+    """The fixtures that the parts of the suite share.
 
     Attributes:
-        lease: Seconds of every consumer's lease. A harness that cannot move its clock and
-            sleeps instead wants less.
-        delay: Seconds by which tests delay an envelope.
+        lease: The seconds of each consumer's lease.
+        delay: The seconds by which tests delay an envelope.
+
+    Lower them where the harness's `pass_time` really sleeps.
     """
 
     lease: ClassVar[float] = 60.0
@@ -191,7 +193,7 @@ class BrokerSuite:
 
 
 def envelope(name: str, **fields: Any) -> Envelope:
-    """Return an envelope of queue ``q`` whose body tells its id."""
+    """Return an envelope of queue ``q`` whose body holds its id."""
     return Envelope(**{"id": name, "queue": "q", "body": f"body of {name}".encode(), **fields})
 
 
@@ -201,12 +203,12 @@ def ids_of(items: Iterable[Any]) -> list[str]:
 
 
 def done(delivery: Delivery) -> Settlement:
-    """Return the plainest settlement."""
+    """Return the settlement of a finished task."""
     return Done(delivery)
 
 
 async def on_another_loop(work: Coroutine[Any, Any, Value]) -> Value:
-    """Run something on an event loop of its own, in a thread of its own that ends with it."""
+    """Run a coroutine on an event loop of its own, in a thread that ends with it."""
     with ThreadPoolExecutor(1) as pool:
         return await asyncio.get_running_loop().run_in_executor(pool, asyncio.run, work)
 
@@ -218,13 +220,13 @@ def needs(broker: Broker, trait: str) -> None:
 
 
 async def expect_nothing(consumer: Consumer) -> None:
-    """See that there is nothing to fetch, neither at once nor in a moment."""
+    """Check that there is nothing to fetch, neither at once nor in a moment."""
     assert ids_of(await consumer.fetch(10, 0)) == []
     assert ids_of(await consumer.fetch(10, MOMENT)) == []
 
 
 async def maintain(broker: Broker, limits: DeadLimits | None = None) -> Maintained:
-    """Tend until nothing is left to do; return the sums. One call does a bounded amount."""
+    """Call `maintain` until it has nothing left to do; return the sums of all rounds."""
     limits = DeadLimits() if limits is None else limits
     rounds = [await broker.maintain(limits)]
     while rounds[-1] != Maintained():
@@ -240,7 +242,7 @@ async def maintain(broker: Broker, limits: DeadLimits | None = None) -> Maintain
 
 @asynccontextmanager
 async def maintaining(broker: Broker) -> AsyncIterator[None]:
-    """Tend beside the test, as the other workers of a fleet do."""
+    """Call `maintain` again and again beside the test, as other workers do."""
 
     async def loop() -> None:
         while True:
@@ -253,3 +255,13 @@ async def maintaining(broker: Broker) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def retry_unavailable(call: Callable[[], Awaitable[Value]]) -> Value:
+    """Repeat a call until the server is reached again, as users of a driver do."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await call()
+            except Unavailable:
+                await asyncio.sleep(MOMENT)

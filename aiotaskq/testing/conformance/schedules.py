@@ -1,4 +1,4 @@
-"""The part of the broker suite about schedules: who may change them, and what is due."""
+"""Conformance tests of schedule stores: swaps, stored envelopes, loading and due times."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from aiotaskq.testing.conformance.rig import (
     ids_of,
     maintain,
     needs,
+    retry_unavailable,
 )
 from aiotaskq.testing.faults import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
 Value = TypeVar("Value")
 
 HAIR = 0.0005
-"""Seconds by which a time may come back another: less than half a millisecond."""
+"""Seconds by which a returned time may differ from the stored one: half a millisecond."""
 
 ODD_TEXTS = [*ODD_NAMES, "line\nbreak", "line%0Abreak", "100%25", "=", "1\n2\n", " "]
 
 
 class ScheduleTests(BrokerSuite):
-    """The trait `schedules`."""
+    """The trait `schedules`: each due run is sent once."""
 
     @pytest.fixture
     def schedules(self, broker: Broker) -> ScheduleStore:
@@ -52,7 +53,7 @@ class ScheduleTests(BrokerSuite):
             with pytest.raises(Unsupported):
                 broker.schedules()
 
-    # --- who may change them ---
+    # --- swaps ---
 
     async def test_a_swap_puts_replaces_and_removes(
         self, rig: Rig, schedules: ScheduleStore
@@ -67,9 +68,7 @@ class ScheduleTests(BrokerSuite):
         assert await schedules.compare_and_swap("s", "2", None)
         assert await loaded(other) == []
 
-    async def test_a_change_brings_a_due_time_moves_it_and_takes_it_away(
-        self, schedules: ScheduleStore
-    ) -> None:
+    async def test_a_swap_adds_moves_and_removes_a_due_time(self, schedules: ScheduleStore) -> None:
         for seen, new in (
             (None, schedule("s", "1")),
             ("1", schedule("s", "2", due_at=1000.0)),
@@ -97,7 +96,7 @@ class ScheduleTests(BrokerSuite):
         assert await due(schedules, 10) == [kept]
         assert await rig.depth() == Depth()
 
-    async def test_what_is_not_there_has_no_revision(
+    async def test_a_missing_schedule_has_no_revision(
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         assert await schedules.compare_and_swap("t", None, schedule("t", "1"))
@@ -109,14 +108,14 @@ class ScheduleTests(BrokerSuite):
         assert ids_of(await schedules.load()) == ["t"]
         assert await rig.depth() == Depth()
 
-    async def test_where_there_is_none_removing_it_stores_the_envelopes(
+    async def test_removing_a_missing_schedule_stores_the_envelopes(
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         assert await schedules.compare_and_swap("s", None, None, [envelope("a")])
         assert await loaded(schedules) == []
         assert await rig.depth() == Depth(ready=1)
 
-    async def test_one_that_was_removed_and_put_again_is_another(
+    async def test_a_removed_schedule_that_is_put_again_is_another_one(
         self, schedules: ScheduleStore
     ) -> None:
         assert await schedules.compare_and_swap("s", None, schedule("s", "1"))
@@ -129,7 +128,7 @@ class ScheduleTests(BrokerSuite):
         assert await loaded(schedules) == [again]
 
     @pytest.mark.parametrize("change", ["put", "replace", "remove"])
-    async def test_of_many_who_saw_the_same_one_succeeds(
+    async def test_one_of_many_swaps_of_the_same_revision_succeeds(
         self, rig: Rig, schedules: ScheduleStore, change: str
     ) -> None:
         seen = None if change == "put" else "0"
@@ -153,7 +152,7 @@ class ScheduleTests(BrokerSuite):
         assert await rig.finish(await rig.consumer(), 3) == [f"{winner}:{run}" for run in range(3)]
 
     @pytest.mark.parametrize("seed", range(3))
-    async def test_a_cancelled_swap_happened_or_not_in_whole(
+    async def test_a_cancelled_swap_takes_effect_in_whole_or_not_at_all(
         self, rig: Rig, schedules: ScheduleStore, seed: int
     ) -> None:
         chance = random.Random(seed)
@@ -167,34 +166,34 @@ class ScheduleTests(BrokerSuite):
                 await asyncio.sleep(0)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-            # Whoever does not know makes the same change again, and it was made once.
+            # A caller that does not know repeats the change, which is made once in all.
             await schedules.compare_and_swap("s", seen, new, batch)
             assert await loaded(schedules) == [new]
         ids = [f"{number} in {queue}" for number in range(1, count + 1) for queue in "pq"]
         assert sorted(await rig.finish(await rig.consumer("p", "q"), len(ids))) == sorted(ids)
 
-    @pytest.mark.parametrize("way", list(FaultKind))
-    async def test_a_swap_that_is_repeated_after_a_lost_reply_happens_once(
-        self, rig: Rig, schedules: ScheduleStore, way: FaultKind
+    @pytest.mark.parametrize("kind", list(FaultKind))
+    async def test_a_swap_that_is_repeated_after_a_fault_takes_effect_once(
+        self, rig: Rig, schedules: ScheduleStore, kind: FaultKind
     ) -> None:
         assert await schedules.compare_and_swap("s", None, schedule("s", "1"))
-        plan = FaultPlan(FaultPoint("schedules.compare_and_swap", 1), way)
+        plan = FaultPlan(FaultPoint("schedules.compare_and_swap", 1), kind)
         flaky = FlakyBroker(await rig.harness.broker(), plan)
         new, batch = schedule("s", "2", due_at=1000.0), [envelope("a"), envelope("b")]
         with pytest.raises(BrokerUnavailable):
             await flaky.schedules().compare_and_swap("s", "1", new, batch)
         again = await flaky.schedules().compare_and_swap("s", "1", new, batch)
-        await flaky.close()  # which waits for what was sent unheard
-        assert again is {FaultKind.NOT_SENT: True, FaultKind.REPLY_LOST: False}.get(way, again)
+        await flaky.close()  # which waits for calls without their callers
+        assert again is {FaultKind.NOT_SENT: True, FaultKind.REPLY_LOST: False}.get(kind, again)
         assert await loaded(schedules) == [new]
         assert await rig.finish(await rig.consumer(), 2) == ["a", "b"]
 
-    # --- what is stored with a change ---
+    # --- envelopes stored with a swap ---
 
-    async def test_envelopes_are_stored_as_publishing_stores_them(
+    async def test_a_swap_stores_envelopes_as_publish_does(
         self, rig: Rig, broker: Broker, schedules: ScheduleStore
     ) -> None:
-        await rig.harness.pass_time(self.delay)  # now this process is behind the store
+        await rig.harness.pass_time(self.delay)  # now the local clock is behind that of the store
         before = await rig.harness.now()
         await broker.cancel(["cancelled"])
         batch = [
@@ -243,7 +242,7 @@ class ScheduleTests(BrokerSuite):
         consumer, idle = await rig.consumer("q", "p"), await rig.consumer("elsewhere")
         for number, queue in enumerate("pqp"):
             waiting = asyncio.create_task(consumer.fetch(10, 2 * PATIENCE))
-            await expect_nothing(idle)  # so that it really waits
+            await expect_nothing(idle)  # by then the other call really waits
             assert not waiting.done()
             seen = f"{number - 1}" if number else None
             batch = [envelope(f"to {queue}", queue=queue)]
@@ -251,9 +250,9 @@ class ScheduleTests(BrokerSuite):
             async with asyncio.timeout(PATIENCE):
                 assert ids_of(await waiting) == [f"to {queue}"]
 
-    # --- what is there ---
+    # --- loading ---
 
-    async def test_they_are_loaded_in_the_order_of_their_ids(
+    async def test_schedules_are_loaded_in_the_order_of_their_ids(
         self, schedules: ScheduleStore
     ) -> None:
         kept = {name: schedule(name, f"of {name}") for name in ("b", "ä", "a", "B", "10", "9", "")}
@@ -266,7 +265,7 @@ class ScheduleTests(BrokerSuite):
         assert await loaded(schedules, {"unknown"}) == []
         assert await loaded(schedules, []) == []
 
-    async def test_many_are_loaded_at_once(self, schedules: ScheduleStore) -> None:
+    async def test_hundreds_of_schedules_are_loaded_at_once(self, schedules: ScheduleStore) -> None:
         kept = [schedule(f"{number:04}", "1", due_at=float(number)) for number in range(250)]
         for one in kept[::-1]:
             assert await schedules.compare_and_swap(one.id, None, one)
@@ -299,7 +298,9 @@ class ScheduleTests(BrokerSuite):
         [b"", b"\n", b"1\n2\r\n\x00%0A", bytes(range(256)) * 400],
         ids=["empty", "a line", "lines", "100 kB"],
     )
-    async def test_any_bytes_are_its_body(self, schedules: ScheduleStore, body: bytes) -> None:
+    async def test_any_bytes_are_the_body_of_a_schedule(
+        self, schedules: ScheduleStore, body: bytes
+    ) -> None:
         one = schedule("s", "1", due_at=1000.0, body=body)
         assert await schedules.compare_and_swap("s", None, one)
         assert await loaded(schedules, ["s"]) == [one]
@@ -307,9 +308,9 @@ class ScheduleTests(BrokerSuite):
         assert await schedules.compare_and_swap("s", "1", schedule("s", "2", body=body + b"\n"))
         assert [kept.body for kept in await schedules.load()] == [body + b"\n"]
 
-    # --- what is due ---
+    # --- due times ---
 
-    async def test_what_is_due_is_told_in_order_by_the_stores_clock(
+    async def test_due_schedules_are_returned_in_order_by_the_stores_clock(
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         now = await rig.harness.now()
@@ -331,7 +332,7 @@ class ScheduleTests(BrokerSuite):
         assert found.next_at is None
         assert abs(found.now - await rig.harness.now()) < PATIENCE
 
-    async def test_a_limit_leaves_later_ones_and_not_the_time_of_the_next(
+    async def test_the_limit_of_due_does_not_change_the_time_of_the_next(
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         now = await rig.harness.now()
@@ -367,7 +368,7 @@ class ScheduleTests(BrokerSuite):
         self, rig: Rig, schedules: ScheduleStore
     ) -> None:
         now = round(await rig.harness.now())
-        # Their ids are in another order than their times.
+        # The order of their ids is not that of their times.
         times = {f"{9 - number}": now - 60.0 + number / 1000.0 for number in range(10)}
         for name in sorted(times):
             one = schedule(name, "1", due_at=times[name])
@@ -383,14 +384,14 @@ class ScheduleTests(BrokerSuite):
         times["coming"] = coming
         assert all(_is(one.due_at, times[one.id]) for one in await schedules.load())
 
-    async def test_one_is_due_at_its_very_time(self, schedules: ScheduleStore) -> None:
+    async def test_a_schedule_is_due_at_exactly_its_time(self, schedules: ScheduleStore) -> None:
         now = (await schedules.due(1)).now
         assert await schedules.compare_and_swap("s", None, schedule("s", "1", due_at=now))
         assert ids_of((await schedules.due(1)).schedules) == ["s"]
 
-    # --- what becomes of them ---
+    # --- outages and leaks ---
 
-    async def test_an_unreachable_store_says_so_and_later_calls_work(
+    async def test_schedules_raise_during_an_outage_and_work_after_it(
         self, rig: Rig, harness: BrokerHarness, schedules: ScheduleStore
     ) -> None:
         if not harness.can_cut:
@@ -415,12 +416,12 @@ class ScheduleTests(BrokerSuite):
             silent.append(name)
         assert not silent
         await harness.mend()
-        await _until_it_works(calls["compare_and_swap"])
-        assert await _until_it_works(lambda: loaded(schedules)) == [new]
+        await retry_unavailable(calls["compare_and_swap"])
+        assert await retry_unavailable(lambda: loaded(schedules)) == [new]
         assert await due(schedules, 1) == [new]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 
-    async def test_nothing_is_left_of_those_that_were_removed(
+    async def test_nothing_is_left_of_removed_schedules(
         self, rig: Rig, broker: Broker, schedules: ScheduleStore
     ) -> None:
         texts = [*ODD_TEXTS, "plain"]
@@ -447,24 +448,14 @@ def schedule(
 
 
 async def loaded(store: ScheduleStore, ids: Collection[str] | None = None) -> list[StoredSchedule]:
-    """Return what is there."""
+    """Return the stored schedules."""
     return list(await store.load(ids))
 
 
 async def due(store: ScheduleStore, limit: int) -> list[StoredSchedule]:
-    """Return what is due."""
+    """Return the due schedules."""
     return list((await store.due(limit)).schedules)
 
 
 def _is(found: float | None, expected: float) -> bool:
     return found is not None and abs(found - expected) < HAIR
-
-
-async def _until_it_works(call: Callable[[], Awaitable[Value]]) -> Value:
-    """Repeat a call while the driver finds its way back, as its users do."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                return await call()
-            except BrokerUnavailable:
-                await asyncio.sleep(MOMENT)

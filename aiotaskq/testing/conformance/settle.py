@@ -31,7 +31,7 @@ def every_kind(delivery: Delivery) -> list[Settlement]:
 
 
 class SettlementTests(BrokerSuite):
-    """What each settlement does, once."""
+    """The effect of each settlement, once for each delivery."""
 
     async def test_done_forgets_the_envelope(self, rig: Rig) -> None:
         consumer, [got] = await rig.hold("a")
@@ -53,7 +53,7 @@ class SettlementTests(BrokerSuite):
         assert not await consumer.settle([Done(got)])
         await expect_nothing(consumer)
 
-    async def test_again_goes_behind_what_waits(self, rig: Rig) -> None:
+    async def test_again_goes_to_the_tail_of_the_queue(self, rig: Rig) -> None:
         consumer, [got] = await rig.hold("a")
         await rig.publish("b", "c")
         await consumer.settle([Again(got, envelope("a"))])
@@ -125,7 +125,7 @@ class SettlementTests(BrokerSuite):
         assert len(await broker.dead("q")) == 1
         assert sorted(await rig.finish(consumer, 2)) == ["b", "d"]
 
-    async def test_a_batch_of_held_and_lost_ones_settles_the_held(self, rig: Rig) -> None:
+    async def test_a_batch_with_lost_deliveries_settles_the_others(self, rig: Rig) -> None:
         consumer, [a, b, c] = await rig.hold(*"abc")
         await consumer.settle([Done(b)])
         assert ids_of(await consumer.settle([Done(a), Dead(b, "late"), Done(c)])) == ["b"]
@@ -140,7 +140,7 @@ class SettlementTests(BrokerSuite):
             assert ids_of(await consumer.settle([late])) == ["a"]
         assert await rig.depth() == before
 
-    async def test_the_receipt_of_an_earlier_hand_out_is_void_for_the_same_consumer(
+    async def test_the_receipt_of_an_earlier_delivery_is_void_for_the_same_consumer(
         self, rig: Rig
     ) -> None:
         consumer, [old] = await rig.hold("a")
@@ -152,7 +152,7 @@ class SettlementTests(BrokerSuite):
         assert not await consumer.settle([Done(new)])
         assert await rig.depth() == Depth()
 
-    async def test_the_receipt_of_an_earlier_hand_out_is_void_after_again(self, rig: Rig) -> None:
+    async def test_the_receipt_of_an_earlier_delivery_is_void_after_again(self, rig: Rig) -> None:
         consumer, [old] = await rig.hold("a")
         await consumer.settle([Again(old, envelope("a"))])
         [new] = await rig.receive(consumer, 1)

@@ -19,13 +19,13 @@ from aiotaskq.testing.conformance.rig import MOMENT, on_another_loop
 
 
 class SubscribeTests:
-    """What a subscriber hears."""
+    """`ResultBackend.subscribe`: the items that a subscriber gets."""
 
     @pytest.fixture
     async def backend(self, harness: ResultHarness) -> ResultBackend:
         return await harness.backend()
 
-    async def test_nothing_that_is_stored_after_the_first_item_is_missed(
+    async def test_no_outcome_stored_after_the_first_item_is_missed(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         other = await harness.backend()
@@ -34,7 +34,7 @@ class SubscribeTests:
                 await other.store([outcome(f"{number}")], None)  # at once: there is no gap
                 await listener.wait_for([f"{number}"])
 
-    async def test_ids_of_a_large_batch_are_all_heard(
+    async def test_all_outcomes_of_a_large_batch_are_pushed(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         ids = [f"{n}" for n in range(2000)]
@@ -42,7 +42,7 @@ class SubscribeTests:
             await (await harness.backend()).store([outcome(name) for name in ids], None)
             await listener.wait_for(ids)
 
-    async def test_many_stores_by_many_clients_are_all_heard(
+    async def test_all_outcomes_of_many_clients_are_pushed(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         others = [await harness.backend() for _ in range(3)]
@@ -55,7 +55,7 @@ class SubscribeTests:
             await asyncio.gather(*map(store, range(3)))
             await listener.wait_for([f"{number}.{n}" for number in range(3) for n in range(50)])
 
-    async def test_every_subscriber_hears_everything(
+    async def test_every_subscriber_gets_every_outcome(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         async with (
@@ -67,7 +67,7 @@ class SubscribeTests:
             for listener in (first, second, third):
                 await listener.wait_for(["a", "b"])
 
-    async def test_what_is_heard_can_be_loaded(
+    async def test_a_pushed_outcome_can_be_loaded(
         self, harness: ResultHarness, backend: ResultBackend
     ) -> None:
         other = await harness.backend()
@@ -77,7 +77,9 @@ class SubscribeTests:
                 await listener.wait_for([f"{n}"])
                 assert value((await backend.load([f"{n}"]))[f"{n}"]) == n
 
-    async def test_a_subscription_is_closed_between_two_items(self, backend: ResultBackend) -> None:
+    async def test_a_subscription_can_be_closed_between_two_items(
+        self, backend: ResultBackend
+    ) -> None:
         iterator = backend.subscribe()
         assert list(await anext(iterator)) == []
         await backend.store([outcome("a")], None)
@@ -85,15 +87,15 @@ class SubscribeTests:
         with pytest.raises(StopAsyncIteration):
             await anext(iterator)
 
-    async def test_only_final_outcomes_are_heard(self, backend: ResultBackend) -> None:
+    async def test_only_final_outcomes_are_pushed(self, backend: ResultBackend) -> None:
         async with listening(backend) as listener:
             for status in UNFINISHED:
                 await backend.store([outcome(f"not {status}", status)], None)
             await backend.store([outcome("end")], None)
             await listener.wait_for(["end"])
-            assert listener.received() <= {"end"}  # or told to look
+            assert listener.received() <= {"end"}  # an empty item may have come
 
-    async def test_what_was_refused_is_not_heard(self, backend: ResultBackend) -> None:
+    async def test_refused_outcomes_are_not_pushed(self, backend: ResultBackend) -> None:
         await backend.store([outcome("old")], None)
         async with listening(backend) as listener:
             await backend.store([outcome("old"), outcome("new")], None)
@@ -104,7 +106,7 @@ class SubscribeTests:
         self, backend: ResultBackend
     ) -> None:
         async with listening(backend):
-            pass  # what a driver keeps for all subscribers together may stay until it is closed
+            pass  # tasks that all subscriptions share may stay until the driver is closed
         before = asyncio.all_tasks()
         for _ in range(3):
             async with listening(backend) as listener:
@@ -123,7 +125,9 @@ class SubscribeTests:
         await asyncio.sleep(MOMENT)
         assert asyncio.all_tasks() <= before
 
-    async def test_the_store_is_heard_on_another_event_loop(self, backend: ResultBackend) -> None:
+    async def test_outcomes_stored_on_another_event_loop_are_pushed(
+        self, backend: ResultBackend
+    ) -> None:
         clone = backend.clone()
 
         async def store() -> None:

@@ -1,4 +1,4 @@
-"""The part of the broker suite about messages under which consumers died again and again."""
+"""Conformance tests of suspects: messages whose consumers crashed several times."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from aiotaskq.testing.conformance.rig import (
 
 
 class SuspectTests(BrokerSuite):
-    """A message that may have killed consumers is handed out alone, and before all others."""
+    """A message with `SUSPECT` crashes is delivered alone, and before all others."""
 
     @pytest.mark.usefixtures("needs_order")
-    async def test_one_is_handed_out_alone_and_first_then_service_goes_on(
+    async def test_a_suspect_is_delivered_first_and_alone_and_others_follow(
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.publish("first", priority=9 if broker.traits.priorities else 0)
@@ -42,11 +42,13 @@ class SuspectTests(BrokerSuite):
         assert ids_of(await consumer.fetch(10, 0)) == ["first", "second", "third"]
         assert not (await consumer.news()).suspects
 
-    async def test_from_how_many_crashes_on(self, rig: Rig) -> None:
+    async def test_a_message_with_fewer_crashes_is_no_suspect(self, rig: Rig) -> None:
         await rig.crash("a", "b", times=SUSPECT - 1)
         assert ids_of(await (await rig.consumer()).fetch(10, 0)) == ["a", "b"]
 
-    async def test_who_holds_something_is_passed_over_and_told(self, rig: Rig) -> None:
+    async def test_a_busy_consumer_gets_no_suspect_and_hears_of_it_in_the_news(
+        self, rig: Rig
+    ) -> None:
         busy, [held] = await rig.hold("held")
         assert not (await busy.news()).suspects
         other, [later] = await rig.hold("later")
@@ -56,7 +58,7 @@ class SuspectTests(BrokerSuite):
         assert ids_of(await busy.fetch(10, 0)) == ["b"]
         assert ids_of(await busy.fetch(10, MOMENT)) == []
         assert (await busy.news()).suspects
-        assert (await busy.news()).suspects  # as long as it waits
+        assert (await busy.news()).suspects  # for as long as the suspect waits
         idle = await rig.consumer()
         [got] = await idle.fetch(10, 0)
         assert got.id == "s"
@@ -65,7 +67,7 @@ class SuspectTests(BrokerSuite):
         assert not await busy.settle([Done(held)])
         assert not await idle.settle([Done(got)])
 
-    async def test_who_holds_nothing_any_more_gets_it(self, rig: Rig) -> None:
+    async def test_a_consumer_that_has_settled_everything_gets_the_suspect(self, rig: Rig) -> None:
         busy, [one, two] = await rig.hold("one", "two")
         await rig.crash("s")
         assert not await busy.settle([Done(one)])
@@ -73,7 +75,9 @@ class SuspectTests(BrokerSuite):
         assert not await busy.settle([Done(two)])
         assert ids_of(await busy.fetch(10, 0)) == ["s"]
 
-    async def test_it_does_not_keep_one_that_is_passed_over_from_waiting(self, rig: Rig) -> None:
+    async def test_a_suspect_does_not_end_the_waiting_fetch_of_a_busy_consumer(
+        self, rig: Rig
+    ) -> None:
         busy, _ = await rig.hold("held")
         await rig.crash("s")
         waiting = asyncio.create_task(busy.fetch(10, 2 * PATIENCE))
@@ -83,7 +87,9 @@ class SuspectTests(BrokerSuite):
         async with asyncio.timeout(PATIENCE):
             assert ids_of(await waiting) == ["a"]
 
-    async def test_an_idle_fetch_is_woken_for_one(self, rig: Rig) -> None:
+    async def test_the_waiting_fetch_of_an_idle_consumer_is_woken_for_a_suspect(
+        self, rig: Rig
+    ) -> None:
         await rig.crash("s", times=SUSPECT - 1)
         last = await rig.consumer()
         [got] = await rig.receive(last, 1)
@@ -99,7 +105,7 @@ class SuspectTests(BrokerSuite):
         assert (got.id, got.crashes) == ("s", SUSPECT)
 
     @pytest.mark.usefixtures("needs_order")
-    async def test_several_come_one_by_one(self, rig: Rig) -> None:
+    async def test_several_suspects_are_delivered_one_by_one(self, rig: Rig) -> None:
         await rig.crash(*"abc")
         await rig.publish("plain")
         first, second = await rig.consumer(), await rig.consumer()
@@ -116,7 +122,7 @@ class SuspectTests(BrokerSuite):
         assert not await second.settle([Done(b)])
         assert await rig.depth() == Depth()
 
-    async def test_those_of_other_queues_are_no_news(self, rig: Rig) -> None:
+    async def test_suspects_of_other_queues_are_not_in_the_news(self, rig: Rig) -> None:
         await rig.crash("s", queue="p")
         busy, [held] = await rig.hold("held")
         assert not (await busy.news()).suspects
@@ -124,7 +130,7 @@ class SuspectTests(BrokerSuite):
         await expect_nothing(busy)
         assert ids_of(await (await rig.consumer("q", "p")).fetch(10, 0)) == ["s"]
 
-    async def test_it_stays_one_until_it_is_replaced(self, rig: Rig) -> None:
+    async def test_a_message_stays_a_suspect_until_it_is_replaced(self, rig: Rig) -> None:
         await rig.crash("s", times=SUSPECT + 1)
         await rig.publish("a")
         consumer = await rig.consumer()
@@ -143,14 +149,14 @@ class SuspectTests(BrokerSuite):
         assert [(one.id, one.crashes) for one in both] == [("a", 0), ("s", 0)]
         assert not await consumer.settle([done(one) for one in both])
 
-    async def test_it_is_counted_cancelled_purged_and_expires_as_all_are(
+    async def test_suspects_are_counted_cancelled_purged_and_expired_like_others(
         self, rig: Rig, broker: Broker
     ) -> None:
         await rig.crash("cancelled", "purged", "also purged")
         assert await rig.depth() == Depth(ready=3)
         busy, [held] = await rig.hold("held")
         await broker.cancel(["cancelled"])
-        assert await broker.purge("q") in (2, 3)  # a broker may count what was cancelled
+        assert await broker.purge("q") in (2, 3)  # a broker may count the cancelled message
         assert not await busy.settle([Done(held)])
         await expect_nothing(busy)
         assert not (await busy.news()).suspects
@@ -160,6 +166,6 @@ class SuspectTests(BrokerSuite):
         consumer = await rig.consumer()
         if broker.traits.order:
             [got] = await consumer.fetch(10, 0)
-        else:  # another that waits may have had it for a moment
+        else:  # another waiting consumer may have held it for a moment
             [got] = await rig.receive(consumer, 1)
         assert (got.id, got.expired) == ("late", True)

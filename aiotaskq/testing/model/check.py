@@ -1,24 +1,26 @@
 """Random histories of a broker, checked step by step against a model (needs Hypothesis).
 
-`check_broker` plays them: consumers that live, die, stand still or are seen to die, messages of
-every kind, and calls that are repeated or given up midway. What must hold, and where it is seen:
+`check_broker` plays them: consumers that live, die or stand still, messages of every kind, and
+calls that are repeated or cancelled midway. The properties that must hold, and the place of each
+check:
 
 ==============  ================================================================================
-placement       a copy is ready, delayed, held, dead or gone, and in one of these at a time: what
-                is handed out was ready (`Shadow.handed`), and the counts agree after each step
-terminal once   what is done or dead is never handed out, and settling it again changes nothing
-fresh receipts  each hand-out has a receipt of its own; those of earlier ones are void (`settle`)
+placement       a copy is in exactly one state: ready, delayed, held, dead or gone. Only ready
+                copies are delivered (`check_deliveries`), and counts agree (`depth_agrees`)
+terminal once   a copy that is done or dead is never delivered, and settling it again changes
+                nothing (`check_deliveries`, `settle`)
+fresh receipts  each delivery has a receipt of its own; earlier receipts are void (`settle`)
 fence           void receipts and consumers that were given up change nothing (`settle`, `fetch`)
-conservation    what came in is ready, delayed, held, dead or gone (`depth_tells_the_truth`)
-no return       a unique id is refused, a cancelled one is not handed out (`publish`, `cancel`)
-liveness        in the end one worker alone that tends and fetches gets all there is (`_work_off`)
-crashes         counted at each death and nowhere else, with a note (`Shadow.handed`)
-lease           only who was not given up fetches and renews, and nobody comes back (`renew`)
-bounded work    one round of `maintain` moves a bounded number (`rig.maintain`)
+conservation    each copy that was stored is counted in a state or gone (`depth_agrees`)
+no return       a unique id is refused, a cancelled one is not delivered (`publish`, `cancel`)
+liveness        in the end one consumer that fetches and maintains gets all copies (`_drain`)
+crashes         counted at each death and nowhere else, with a note (`check_deliveries`)
+lease           only consumers that were not given up fetch and renew (`fetch`, `renew`)
+bounded work    one round of `maintain` moves a bounded number of messages (`rig.maintain`)
 no leak         when all is done nothing stays in the store for ever (`teardown`)
-stall           when the server stood still, nobody is given up who lives (`stall`)
+stall           no living consumer is given up because the server stood still (`stall`)
 order           queues as asked for, else in the consumer's order, then priority, then age; heads
-                before tails, and suspects alone and before all others (`Shadow.handed`)
+                before tails, and suspects alone and before all others (`check_deliveries`)
 ==============  ================================================================================
 """
 
@@ -44,20 +46,20 @@ def check_broker(
     """Play random histories on a broker, a fresh harness each, and compare with the model.
 
     Call it in a plain test: each history runs on an event loop of its own. The harness's
-    `pass_time` must not sleep; hours pass here, unless the broker lacks the traits `clock` and
-    `leases`: then nothing is delayed or expires, and consumers die by `LethalHarness.kill`. Without
-    the trait `order`, what is asked of order, of the size of a batch and of when suspects are known
-    of is left out, and counts have to be right soon instead of at once.
+    `pass_time` must not sleep, since hours pass here. Brokers without the traits `clock` and
+    `leases` are an exception: nothing is delayed or expires, and consumers die by
+    `LethalHarness.kill`. Without the trait `order`, neither order nor the size of a batch is
+    checked, nor when suspects are noticed; and counts may become right after a moment.
 
     Args:
-        make_harness: Returns a harness on an empty store, as it is or to be awaited.
-        examples: How many histories.
-        steps: The length of the longest.
-        shrink: Whether to look for a shorter one when one fails, which plays hundreds more.
+        make_harness: Returns a harness on an empty store, or an awaitable of one.
+        examples: The number of histories.
+        steps: The length of the longest history.
+        shrink: Whether to look for a shorter history when one fails, which plays hundreds more.
     """
 
     class Machine(BrokerRules):
-        async def harness_of(self) -> BrokerHarness:
+        async def open_harness(self) -> BrokerHarness:
             made = make_harness()
             return await made if inspect.isawaitable(made) else made
 

@@ -1,8 +1,8 @@
-"""What the model of a broker remembers: every copy, every consumer, and what must hold of them.
+"""The state of the model: each stored copy, each consumer, and the invariants.
 
-A copy is what one `publish`, one `Again` or one `revive` stored; its body is a number that no
-other has, so that two copies of one id are told apart. Time passes in whole units, and every
-deadline lies between two of them, so that the seconds a slow machine takes do not matter.
+One `publish`, `Again` or `revive` stores one copy. Its body is a number of its own, which tells
+two copies of the same id apart. Time passes in whole units, and each deadline lies between two of
+them, so that the seconds that a slow machine takes do not matter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Place: TypeAlias = Literal["head", "tail", "anywhere"]
 
 @dataclass(eq=False)
 class Copy:
-    """What was stored once."""
+    """A message as it was stored once."""
 
     number: int  # in the order of storing
     id: str
@@ -37,13 +37,13 @@ class Copy:
     due: float | None = None  # in units since the beginning
     expiry: float | None = None  # the same
     crashes: int = 0
-    note: str | None = ""  # of the last crash; None: any but an empty one
+    note: str | None = ""  # of the last crash; None: not known, but not empty
     state: State = "ready"
     place: Place = "tail"  # among the ready ones of its queue and priority
-    holder: Player | None = None
-    delivery: Delivery | None = None  # the latest
+    holder: ModelWorker | None = None
+    delivery: Delivery | None = None  # the latest one
     cancelled: bool = False
-    key: str = ""  # of its dead letter, once that was read
+    key: str = ""  # of its dead letter, after that was read
 
     @property
     def suspect(self) -> bool:
@@ -54,7 +54,7 @@ class Copy:
         return self.state in ("ready", "delayed")
 
     def envelope(self, now: float, *, relative: bool, unique: bool = False) -> Envelope:
-        """Return it as it is to be stored: by the store's clock, or in seconds from now."""
+        """Return the envelope to store, with absolute times or with times relative to now."""
         due = (self.delay - 0.5) * UNIT if self.delay else None
         end = (self.life - 0.5) * UNIT if self.life else None
         return Envelope(
@@ -71,65 +71,67 @@ class Copy:
 
 
 @dataclass(eq=False)
-class Player:
-    """A consumer, and what the model knows of it."""
+class ModelWorker:
+    """A consumer of the broker, with its state in the model."""
 
     broker: Broker
     consumer: Consumer
     queues: Sequence[str]
     renewed: int  # in units
     alive: bool = True
-    deliveries: list[tuple[Delivery, Copy]] = field(default_factory=list)  # all it ever got
+    deliveries: list[tuple[Delivery, Copy]] = field(default_factory=list)  # all deliveries so far
 
 
-class Shadow:
-    """The state of a store, as it must be after what was done to it.
+class ModelState:
+    """The expected state of a store.
 
     Args:
         began: The Unix time of the store at the beginning.
-        ordered: Whether the broker keeps the order, also of what is handed back.
+        ordered: Whether the broker has the trait `order`.
     """
 
     def __init__(self, began: float, *, ordered: bool) -> None:
         self.began = began
         self.ordered = ordered
-        self.units = 0  # passed so far
+        self.units = 0  # of time that passed so far
         self.copies: list[Copy] = []
-        self.letters: list[Copy] = []  # the dead, in the order of their deaths
-        self.unique: set[str] = set()  # ids stored under that demand
+        self.dead_letters: list[Copy] = []  # in the order of their deaths
+        self.unique: set[str] = set()  # ids that were stored as unique
         self.cancelled: set[str] = set()
-        self.ghosts: Counter[str] = Counter()  # cancelled and waiting: a broker may count them
-        self.haunted: set[str] = set()  # their ids
+        self.cancelled_waiting: Counter[str] = (
+            Counter()
+        )  # by queue: a broker may count them for a while
+        self.cancelled_waiting_ids: set[str] = set()  # the ids of these
 
-    # --- what is there --------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------
 
-    def of(self, name: str) -> list[Copy]:
+    def copies_of(self, name: str) -> list[Copy]:
         """Return the copies of an id."""
         return [one for one in self.copies if one.id == name]
 
-    def held_by(self, player: Player) -> list[Copy]:
-        return [one for one in self.copies if one.state == "held" and one.holder is player]
+    def held_by(self, worker: ModelWorker) -> list[Copy]:
+        return [one for one in self.copies if one.state == "held" and one.holder is worker]
 
-    def ready_for(self, player: Player) -> Iterator[Copy]:
-        return (one for one in self.copies if one.state == "ready" and one.queue in player.queues)
+    def ready_for(self, worker: ModelWorker) -> Iterator[Copy]:
+        return (one for one in self.copies if one.state == "ready" and one.queue in worker.queues)
 
-    def expected(self, player: Player, limit: int) -> set[int]:
-        """Return how many deliveries a fetch may bring."""
-        ready, held = list(self.ready_for(player)), self.held_by(player)
+    def expected(self, worker: ModelWorker, limit: int) -> set[int]:
+        """Return the possible sizes of the batch that a fetch brings."""
+        ready, held = list(self.ready_for(worker)), self.held_by(worker)
         if not held and any(one.suspect for one in ready):
             return {1}
         count = min(limit, sum(not one.suspect for one in ready))
-        # Whether a broker gives more to one that holds a suspect is not said.
+        # The contract leaves open whether a consumer that holds a suspect gets more.
         return {0, count} if any(one.suspect for one in held) else {count}
 
-    def trusts(self, player: Player) -> bool:
-        """Whether the lease of a consumer that gives no sign of life still runs."""
-        return (self.units - player.renewed) * UNIT <= LEASE
+    def lease_runs(self, worker: ModelWorker) -> bool:
+        """Whether the lease of a consumer still runs, by the time of its last renewal."""
+        return (self.units - worker.renewed) * UNIT <= LEASE
 
-    # --- what is done ---------------------------------------------------------------------------
+    # --- changes --------------------------------------------------------------------------------
 
     def store(self, copy: Copy) -> None:
-        """Note that a copy was stored now."""
+        """Add a copy that is stored now."""
         if copy.delay:
             copy.due, copy.state = self.units + copy.delay - 0.5, "delayed"
         if copy.life:
@@ -139,10 +141,10 @@ class Shadow:
             self.drop(copy)
 
     def drop(self, copy: Copy) -> None:
-        """Forget what was cancelled. A broker may do it later, without handing it out."""
+        """Remove a cancelled copy. A broker may keep and count it for a while."""
         copy.state = "gone"
-        self.ghosts[copy.queue] += 1
-        self.haunted.add(copy.id)
+        self.cancelled_waiting[copy.queue] += 1
+        self.cancelled_waiting_ids.add(copy.id)
 
     def give_back(self, copy: Copy) -> None:
         """Put a held copy at the head again, or drop it if it was cancelled."""
@@ -150,43 +152,43 @@ class Shadow:
         if copy.cancelled:
             self.drop(copy)
 
-    def bury(self, copy: Copy) -> None:
+    def add_dead_letter(self, copy: Copy) -> None:
         copy.state = "dead"
-        self.letters.append(copy)
+        self.dead_letters.append(copy)
 
-    def unbury(self, copy: Copy) -> None:
+    def remove_dead_letter(self, copy: Copy) -> None:
         copy.state = "gone"
-        self.letters.remove(copy)
+        self.dead_letters.remove(copy)
 
-    def die(self, player: Player, note: str | None) -> list[Copy]:
-        """Give a consumer up for dead; return what it held."""
-        player.alive = False
-        lost = self.held_by(player)
+    def give_up(self, worker: ModelWorker, note: str | None) -> list[Copy]:
+        """End a dead consumer; return the copies that it held."""
+        worker.alive = False
+        lost = self.held_by(worker)
         for copy in lost:
             copy.crashes, copy.note = copy.crashes + 1, note
             self.give_back(copy)
         return lost
 
-    def leave(self, player: Player) -> None:
-        """End a consumer in good order."""
-        player.alive = False
-        for copy in self.held_by(player):
+    def close(self, worker: ModelWorker) -> None:
+        """Close a consumer, which releases the copies that it holds."""
+        worker.alive = False
+        for copy in self.held_by(worker):
             self.give_back(copy)
 
     def promote(self) -> None:
-        """Note what has fallen due by now."""
+        """Make the delayed copies ready that are due by now."""
         for copy in self.copies:
             if copy.state == "delayed" and copy.due is not None and copy.due < self.units:
                 copy.state, copy.place = "ready", "anywhere"
 
-    # --- what must hold -------------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------
 
-    def handed(
-        self, player: Player, got: Sequence[Delivery], order: Sequence[str] | None = None
+    def check_deliveries(
+        self, worker: ModelWorker, got: Sequence[Delivery], order: Sequence[str] | None = None
     ) -> None:
-        """Check what was handed out, one by one, against what was ready."""
-        queues = player.queues if order is None else order
-        busy = bool(self.held_by(player))
+        """Check deliveries one by one against the ready copies, and mark those as held."""
+        queues = worker.queues if order is None else order
+        busy = bool(self.held_by(worker))
         for delivery in got:
             copy = next(one for one in self.copies if one.number == int(delivery.body))
             assert copy.state == "ready", f"{copy.state}, and handed out"
@@ -195,20 +197,20 @@ class Shadow:
                 assert len(got) == 1, "a suspect, and not alone"
                 assert not busy, "a suspect, to one that holds something"
             elif not busy and self.ordered:
-                suspects = [one for one in self.ready_for(player) if one.suspect]
+                suspects = [one for one in self.ready_for(worker) if one.suspect]
                 assert not suspects, f"{suspects[:1]} was passed over"
-            for other in self.ready_for(player):
+            for other in self.ready_for(worker):
                 if self.ordered and other.suspect is copy.suspect:
                     assert not _goes_before(other, copy, queues), f"{other} before {copy}"
-            copy.state, copy.holder, copy.delivery = "held", player, delivery
-            player.deliveries.append((delivery, copy))
+            copy.state, copy.holder, copy.delivery = "held", worker, delivery
+            worker.deliveries.append((delivery, copy))
 
     def _check_facts(self, copy: Copy, delivery: Delivery) -> None:
         assert delivery.id == copy.id
         assert delivery.queue == copy.queue
         assert delivery.priority == copy.priority
         if not self.ordered and delivery.crashes > copy.crashes:
-            # What came when it was no longer asked for, and went back, may count as a crash there.
+            # There, a delivery that came too late and was returned may count as a crash.
             copy.crashes, copy.note = delivery.crashes, delivery.crash_note
         assert delivery.crashes == copy.crashes
         assert delivery.expired is (copy.expiry is not None and copy.expiry < self.units)
@@ -223,14 +225,14 @@ class Shadow:
             assert delivery.crash_note == copy.note
 
     def check_depth(self, queue: str, depth: Depth) -> None:
-        """Compare what a broker counts in one queue."""
+        """Compare the counts of a broker for one queue."""
         states = Counter(one.state for one in self.copies if one.queue == queue)
         waits = states["ready"] + states["delayed"]
         assert depth.held == states["held"], queue
         assert depth.dead == states["dead"], queue
         assert depth.ready >= states["ready"], queue
         assert depth.delayed >= states["delayed"], queue
-        assert waits <= depth.ready + depth.delayed <= waits + self.ghosts[queue], queue
+        assert waits <= depth.ready + depth.delayed <= waits + self.cancelled_waiting[queue], queue
 
 
 def _goes_before(one: Copy, other: Copy, queues: Sequence[str]) -> bool:
@@ -238,10 +240,10 @@ def _goes_before(one: Copy, other: Copy, queues: Sequence[str]) -> bool:
     first = queues.index(one.queue), -one.priority
     second = queues.index(other.queue), -other.priority
     if first[0] == second[0] and one.suspect and other.suspect:
-        return False  # among themselves, suspects of one queue are in no order that is promised
+        return False  # suspects of one queue have no promised order among themselves
     if first != second:
         return first < second
-    # Crashes are taken back in no order that is promised between two deaths.
+    # Messages of two dead consumers come back in no promised order.
     if other.place == "tail":
         return one.place == "head" or (one.place == "tail" and one.number < other.number)
     return False
