@@ -14,9 +14,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from aiotaskq import Retry, TaskQueue, TaskRevoked, TaskStatus
+from aiotaskq import (
+    Retry,
+    TaskQueue,
+    TaskRevoked,
+    TaskStatus,
+)
+from aiotaskq.events import Retried, Revoked
 from aiotaskq.tasks.handle import TaskHandle
-from tests.worker.tools import LONG
+from tests.worker.events import LONG, EventRecorder
 
 HOUR = 3600.0
 NEARLY = 0.05  # seconds by which two clocks of one machine may differ, with room to spare
@@ -337,3 +343,32 @@ async def test_a_naive_datetime_is_taken_in_the_applications_time_zone(
             await (await runs.send("over", expires=there - timedelta(seconds=1))).result(LONG)
         assert (await (await app.broker()).depth())["default"].delayed == 1
     assert runs.names == ["now"]
+
+
+async def test_a_task_that_expired_is_revoked_and_never_runs(app: TaskQueue) -> None:
+    ran = False
+
+    @app.task
+    async def job() -> None:
+        nonlocal ran
+        ran = True
+
+    handle = await job.with_options(expires=datetime.now(UTC) - timedelta(seconds=1)).kiq()
+    async with app.worker():
+        with pytest.raises(TaskRevoked, match="expired"):
+            await handle.result(1)
+    assert not ran
+
+
+async def test_a_task_that_expires_between_its_attempts_is_revoked(app: TaskQueue) -> None:
+    recorded = EventRecorder(app, Retried, Revoked)
+
+    @app.task(retry=Retry(max_attempts=2, delay=0.6, jitter=False))
+    async def job() -> None:
+        raise OSError
+
+    async with app.worker():
+        handle = await job.with_options(expires=0.3).kiq()
+        with pytest.raises(TaskRevoked, match="expired"):
+            await handle.result(LONG)
+    assert recorded.names == ["Retried", "Revoked"]

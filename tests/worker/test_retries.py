@@ -22,10 +22,10 @@ from aiotaskq import (
     TaskStatus,
     current_task,
 )
-from aiotaskq.events import Failed, Retried, Snoozed
+from aiotaskq.events import Failed, Retried, Snoozed, Succeeded
 from aiotaskq.worker import Worker
 from tests.worker import retry_tasks
-from tests.worker.tools import LONG, Heard
+from tests.worker.events import LONG, EventRecorder
 
 # --- bound tasks --------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ async def test_the_default_of_the_application_holds_where_nothing_is_said(app: T
 
 
 async def test_a_task_without_a_retry_may_ask_to_run_later(app: TaskQueue) -> None:
-    retried = Heard(app, Retried)
+    retried = EventRecorder(app, Retried)
 
     @app.task
     async def job() -> int:
@@ -195,7 +195,7 @@ async def test_it_may_run_without_a_limit(app: TaskQueue) -> None:
 
 
 async def test_a_snooze_is_no_attempt(app: TaskQueue) -> None:
-    snoozed = Heard(app, Snoozed)
+    snoozed = EventRecorder(app, Snoozed)
     runs: list[int] = []
 
     @app.task(retry=Retry(max_attempts=1))
@@ -213,7 +213,7 @@ async def test_a_snooze_is_no_attempt(app: TaskQueue) -> None:
 
 
 async def test_what_is_rejected_is_kept_and_not_tried_again(app: TaskQueue) -> None:
-    failed = Heard(app, Failed)
+    failed = EventRecorder(app, Failed)
 
     @app.task(retry=Retry(max_attempts=5, delay=0))
     async def job(customer: int) -> None:
@@ -288,3 +288,85 @@ async def test_a_process_says_all_of_it_too(processes: Worker, tmp_path: Path) -
     assert "no such customer" in str((await rejected.wait(LONG)).error)
     letters = await (await retry_tasks.app.broker()).dead("default")
     assert [letter.reason for letter in letters if letter.id == rejected.id] == ["no such customer"]
+
+
+async def test_a_failed_task_runs_again_until_it_succeeds(app: TaskQueue) -> None:
+    recorded = EventRecorder(app, Retried, Succeeded, Failed)
+    attempts: list[int] = []
+
+    @app.task(retry=Retry(max_attempts=5, delay=0))
+    async def job() -> str:
+        attempts.append(current_task().attempt)
+        if len(attempts) < 3:
+            raise OSError("not yet")
+        return "done"
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert outcome.return_value == "done"
+    assert outcome.attempts == 3
+    assert attempts == [1, 2, 3]
+    assert recorded.names == ["Retried", "Retried", "Succeeded"]
+
+
+async def test_it_gives_up_after_the_last_attempt(app: TaskQueue) -> None:
+    attempts = 0
+
+    @app.task(retry=Retry(max_attempts=3, delay=0))
+    def job() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise OSError("never")
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert isinstance(outcome.error, OSError)
+    assert outcome.attempts == attempts == 3
+
+
+async def test_while_it_waits_for_its_next_attempt_its_status_is_retry(app: TaskQueue) -> None:
+    recorded = EventRecorder(app, Retried)
+
+    @app.task(retry=Retry(max_attempts=2, delay=3600))
+    async def job() -> None:
+        raise OSError("no")
+
+    async with app.worker():
+        handle = await job.kiq()
+        await recorded.count(1)
+        while await handle.status() is not TaskStatus.RETRY:
+            await asyncio.sleep(0.001)
+        depth = (await (await app.broker()).depth())["default"]
+        assert depth.delayed == 1
+
+
+async def test_what_is_not_worth_another_attempt_gets_none(app: TaskQueue) -> None:
+    @app.task(retry=Retry(max_attempts=3, delay=0, on=(OSError,), never_on=(FileNotFoundError,)))
+    async def job(kind: str) -> None:
+        raise {"os": OSError, "file": FileNotFoundError, "value": ValueError}[kind]
+
+    async with app.worker():
+        for kind, attempts in (("os", 3), ("file", 1), ("value", 1)):
+            assert (await (await job.kiq(kind)).wait(LONG)).attempts == attempts
+
+
+async def test_a_backoff_that_fails_costs_no_attempt(app: TaskQueue) -> None:
+    def wrong(attempt: int) -> float:
+        raise RuntimeError("a mistake of the user's")
+
+    @app.task(retry=Retry(max_attempts=3, backoff=wrong, max_delay=0))
+    async def mistaken() -> None:
+        raise OSError
+
+    async with app.worker():
+        assert (await (await mistaken.kiq()).wait(LONG)).attempts == 3
+
+
+async def test_a_call_may_ask_for_other_attempts_than_the_task(app: TaskQueue) -> None:
+    @app.task
+    async def job() -> None:
+        raise OSError
+
+    async with app.worker():
+        handle = await job.with_options(retry=Retry(max_attempts=4, delay=0)).kiq()
+        assert (await handle.wait(LONG)).attempts == 4

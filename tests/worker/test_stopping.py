@@ -12,7 +12,8 @@ import pytest
 from aiotaskq import TaskQueue, TaskRevoked, TaskStatus, current_task
 from aiotaskq.events import Received, Released, Revoked, Started, Succeeded, WorkerReady
 from aiotaskq.worker import Worker
-from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+from tests.worker.events import LONG, EventRecorder, until
+from tests.worker.outage import Outage, OutageBroker
 
 
 async def depth(app: TaskQueue) -> tuple[int, int, int, int]:
@@ -44,7 +45,7 @@ async def test_running_tasks_finish_and_waiting_ones_stay(app: TaskQueue) -> Non
 async def test_after_the_grace_period_the_rest_is_cancelled_and_handed_back(
     app: TaskQueue,
 ) -> None:
-    heard = Heard(app, Released)
+    recorded = EventRecorder(app, Released)
     attempts: list[int] = []
     cleaned_up = False
 
@@ -64,7 +65,7 @@ async def test_after_the_grace_period_the_rest_is_cancelled_and_handed_back(
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
     assert cleaned_up
-    assert [event.message.id for event in heard.events] == [handle.id]
+    assert [event.message.id for event in recorded.events] == [handle.id]
     assert await handle.status() is TaskStatus.PENDING
     async with app.worker():
         assert await handle.result(LONG) == "done"
@@ -141,10 +142,10 @@ async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> No
         release.wait(LONG)
 
     release = threading.Event()
-    heard = Heard(app, Received)
+    recorded = EventRecorder(app, Received)
     async with app.worker(threads=1, grace_period=0):
         await app.kiq_many([plain.s() for _ in range(5)])
-        await heard.count(5)
+        await recorded.count(5)
         await until(lambda: ran == 1)
     release.set()
     assert await depth(app) == (5, 0, 0, 0)
@@ -153,7 +154,7 @@ async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> No
 
 
 async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> None:
-    heard = Heard(app, Received, Started)
+    recorded = EventRecorder(app, Received, Started)
 
     @app.task
     async def job() -> None:
@@ -163,7 +164,7 @@ async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> N
     app.observers.add(Received, lambda _: worker.stop(hurry=True))
     handles = await app.kiq_many([job.s() for _ in range(50)])
     async with worker:
-        await heard.count(1)
+        await recorded.count(1)
     done = [h for h in handles if await h.status() is TaskStatus.SUCCESS]
     ready, *others = await depth(app)
     assert len(done) + ready == 50
@@ -171,7 +172,7 @@ async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> N
 
 
 async def test_a_waiting_task_that_is_cancelled_never_starts(app: TaskQueue) -> None:
-    heard = Heard(app, Started)
+    recorded = EventRecorder(app, Started)
 
     @app.task
     async def job() -> None: ...
@@ -186,7 +187,7 @@ async def test_a_waiting_task_that_is_cancelled_never_starts(app: TaskQueue) -> 
     await delayed.cancel()
     async with app.worker():
         assert await (await last.kiq()).result(LONG) == 1
-    assert len(heard.events) == 1
+    assert len(recorded.events) == 1
     for each in (handle, delayed):
         with pytest.raises(TaskRevoked):
             await each.result(LONG)
@@ -195,7 +196,7 @@ async def test_a_waiting_task_that_is_cancelled_never_starts(app: TaskQueue) -> 
 
 @pytest.mark.parametrize("where", ["loop", "thread"])
 async def test_a_running_task_that_is_cancelled_ends(app: TaskQueue, where: str) -> None:
-    heard = Heard(app, Revoked, Succeeded)
+    recorded = EventRecorder(app, Revoked, Succeeded)
     begun, leave = threading.Event(), threading.Event()
 
     async def coroutine() -> None:
@@ -215,7 +216,7 @@ async def test_a_running_task_that_is_cancelled_ends(app: TaskQueue, where: str)
             await handle.result(LONG)
         await until(lambda: worker.running == 0)
         leave.set()
-    assert heard.names == ["Revoked"]
+    assert recorded.names == ["Revoked"]
     assert await handle.status() is TaskStatus.REVOKED
     assert await depth(app) == (0, 0, 0, 0)
 
@@ -385,8 +386,8 @@ async def test_a_worker_lives_once(app: TaskQueue) -> None:
 
 
 async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
-    weather = Weather()
-    app = TaskQueue("app", broker=FlakyBroker(weather))
+    outage = Outage()
+    app = TaskQueue("app", broker=OutageBroker(outage))
     begun = asyncio.Event()
 
     @app.on_startup
@@ -421,9 +422,9 @@ async def test_one_whose_task_is_cancelled_hands_its_tasks_back(app: TaskQueue) 
 
 
 async def test_the_queue_is_served_when_the_worker_says_that_it_is_ready(app: TaskQueue) -> None:
-    heard = Heard(app, WorkerReady)
+    recorded = EventRecorder(app, WorkerReady)
     async with app.worker(name="me"):
-        (event,) = await heard.count(1)
+        (event,) = await recorded.count(1)
     assert event.worker == "me"
 
 

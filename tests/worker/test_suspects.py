@@ -15,7 +15,8 @@ from aiotaskq.contract.settlement import Release
 from aiotaskq.drivers.memory import MemoryBackend
 from aiotaskq.events import Started, Succeeded
 from aiotaskq.worker.quarantine import Quarantine
-from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+from tests.worker.events import LONG, EventRecorder, until
+from tests.worker.outage import Outage, OutageBroker
 
 
 async def _kill(app: TaskQueue, times: int) -> None:
@@ -56,7 +57,7 @@ async def test_a_suspect_runs_alone_on_a_busy_worker(app: TaskQueue) -> None:
 
 
 async def test_a_busy_worker_makes_room_for_a_suspect(app: TaskQueue) -> None:
-    heard = Heard(app, Started)
+    recorded = EventRecorder(app, Started)
     stop = asyncio.Event()
 
     @app.task
@@ -78,11 +79,11 @@ async def test_a_busy_worker_makes_room_for_a_suspect(app: TaskQueue) -> None:
     async with app.worker(concurrency=8):
         for _ in range(8):
             await busy.kiq()
-        await heard.count(20)
+        await recorded.count(20)
         await holder.settle([Release(held)])
         await holder.close()
         assert await handle.result(LONG) == handle.id
-        await heard.count(len(heard.events) + 20)  # and the others go on
+        await recorded.count(len(recorded.events) + 20)  # and the others go on
         stop.set()
 
 
@@ -166,21 +167,21 @@ async def test_a_result_store_that_fails_keeps_nothing_from_running_again(
 
 async def test_a_suspect_is_alone_until_it_is_settled() -> None:
     """A worker that dies while the result is being stored must not have taken more by then."""
-    weather = Weather()
-    app = TaskQueue("flaky", broker=FlakyBroker(weather))
-    heard = Heard(app, Succeeded)
+    outage = Outage()
+    app = TaskQueue("flaky", broker=OutageBroker(outage))
+    recorded = EventRecorder(app, Succeeded)
 
     @app.task
     async def job() -> None:
-        weather.backend_down = not heard.events  # while the first one ends
+        outage.backend_down = not recorded.events  # while the first one ends
 
     await job.kiq()
     await _kill(app, SUSPECT)
     await job.kiq()
     async with app.worker(concurrency=2):
-        await heard.count(1)
+        await recorded.count(1)
         await asyncio.sleep(0.3)  # it could fetch meanwhile
         assert (await (await app.broker()).depth())["default"].ready == 1
-        weather.backend_down = False
-        await heard.count(2)
+        outage.backend_down = False
+        await recorded.count(2)
     await app.close()

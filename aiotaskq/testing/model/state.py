@@ -98,10 +98,9 @@ class ModelState:
         self.dead_letters: list[Copy] = []  # in the order of their deaths
         self.unique: set[str] = set()  # ids that were stored as unique
         self.cancelled: set[str] = set()
-        self.cancelled_waiting: Counter[str] = (
-            Counter()
-        )  # by queue: a broker may count them for a while
-        self.cancelled_waiting_ids: set[str] = set()  # the ids of these
+        # Cancelled copies that a broker may still count, by queue, and their ids.
+        self.cancelled_waiting: Counter[str] = Counter()
+        self.cancelled_waiting_ids: set[str] = set()
 
     # --- queries --------------------------------------------------------------------------------
 

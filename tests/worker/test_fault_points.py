@@ -32,7 +32,7 @@ from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.sqlite import SQLiteBroker
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
-from tests.worker.tools import LONG
+from tests.worker.events import LONG
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import pytest
 from aiotaskq import TaskQueue
 from aiotaskq.events import Refused, Started
 from tests.servers import PostgresServer, RedisServer
-from tests.worker.tools import Heard, until
+from tests.worker.events import EventRecorder, until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 AGAIN = 60.0  # seconds: a restart, and the pauses between attempts to connect
@@ -34,7 +34,7 @@ async def test_what_ends_while_redis_is_dead_is_stored_when_it_is_back(
     over_redis: TaskQueue, redis_server: RedisServer
 ) -> None:
     app = over_redis
-    heard = Heard(app, Refused, Started)
+    recorded = EventRecorder(app, Refused, Started)
     gate, thread_gate = asyncio.Event(), threading.Event()
 
     @app.task
@@ -58,7 +58,7 @@ async def test_what_ends_while_redis_is_dead_is_stored_when_it_is_back(
         await asyncio.to_thread(redis_server.start)
         assert [await handle.result(AGAIN) for handle in handles] == list(range(8))
         assert await (await job.kiq(9)).result(AGAIN) == 9
-    assert heard.names == ["Started"] * 9
+    assert recorded.names == ["Started"] * 9
     await app.close()
 
 
@@ -84,7 +84,7 @@ async def test_results_wait_for_a_database_that_is_away(
     over_both: TaskQueue, postgres_server: PostgresServer
 ) -> None:
     app = over_both
-    heard = Heard(app, Refused, Started)
+    recorded = EventRecorder(app, Refused, Started)
     gate = asyncio.Event()
 
     @app.task
@@ -100,5 +100,5 @@ async def test_results_wait_for_a_database_that_is_away(
         await until(lambda: worker.running == 0)
         await asyncio.to_thread(postgres_server.start)
         assert [await handle.result(AGAIN) for handle in handles] == list(range(5))
-    assert heard.names == ["Started"] * 5
+    assert recorded.names == ["Started"] * 5
     await app.close()

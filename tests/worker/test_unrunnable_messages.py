@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 
-from aiotaskq import TaskFailed, TaskQueue, TaskStatus, UnknownTask
+from aiotaskq import (
+    TaskFailed,
+    TaskQueue,
+    TaskStatus,
+    UnknownTask,
+    current_task,
+)
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DeadLetter
 from aiotaskq.events import Buried, Received, Started
-from tests.worker.tools import LONG, Heard
+from tests.worker.events import LONG, EventRecorder, until
 
 
 async def dead(app: TaskQueue, count: int = 1) -> list[DeadLetter]:
@@ -58,7 +64,7 @@ async def let_workers_die(app: TaskQueue, count: int) -> bytes:
 async def test_what_is_no_message_goes_to_the_dead_letters_untouched(
     app: TaskQueue, body: bytes
 ) -> None:
-    heard = Heard(app, Buried)
+    recorded = EventRecorder(app, Buried)
 
     @app.task
     async def fine() -> int:
@@ -68,7 +74,7 @@ async def test_what_is_no_message_goes_to_the_dead_letters_untouched(
     await broker.publish([Envelope(id="broken", queue="default", body=body)])
     async with app.worker():
         assert await (await fine.kiq()).result(LONG) == 1
-        (event,) = await heard.count(1)
+        (event,) = await recorded.count(1)
         error = (await app.handle("broken").wait(LONG)).error  # whoever waits is told
     (letter,) = await dead(app)
     assert letter.id == event.task_id == "broken"
@@ -103,10 +109,10 @@ async def test_pickle_is_refused_where_it_was_not_switched_on(app: TaskQueue) ->
 
 
 async def test_an_unknown_task_is_put_back_for_a_worker_that_knows_it(app: TaskQueue) -> None:
-    heard = Heard(app, Received)
+    recorded = EventRecorder(app, Received)
     handle = await app.send("somewhere.else", (1,), headers={"a": "b"}, priority=4)
     async with app.worker():
-        await heard.count(1)
+        await recorded.count(1)
     broker = await app.broker()
     depth = (await broker.depth())["default"]
     assert (depth.ready, depth.delayed, depth.dead) == (0, 1, 0)
@@ -114,7 +120,6 @@ async def test_an_unknown_task_is_put_back_for_a_worker_that_knows_it(app: TaskQ
 
     @app.task(name="somewhere.else")
     async def known(x: int) -> dict[str, Any]:
-        from aiotaskq import current_task
 
         context = current_task()
         return {
@@ -168,7 +173,7 @@ async def test_what_worker_after_worker_died_of_is_buried_and_its_caller_told(
     app: TaskQueue, most: int, words: str
 ) -> None:
     app.conf.max_crashes = most
-    buried, begun = Heard(app, Buried), Heard(app, Received, Started)
+    buried, begun = EventRecorder(app, Buried), EventRecorder(app, Received, Started)
     ran: list[int] = []
 
     @app.task
@@ -219,3 +224,16 @@ async def test_what_killed_and_cannot_be_read_is_buried_as_unreadable(app: TaskQ
     assert error.exc_type == "DecodeError"
     (letter,) = await dead(app)
     assert (letter.body, letter.crashes) == (b"{", 3)
+
+
+async def test_what_cannot_be_read_and_has_no_id_is_buried_without_an_outcome(
+    app: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = await app.broker()
+    await broker.publish([Envelope(id="", queue="default", body=b"\xff")])
+    async with app.worker(burst=True) as worker:
+        await until(lambda: not worker.running and "dead letters" in caplog.text)
+    assert "message without an id goes to the dead letters" in caplog.text
+    assert "too late" not in caplog.text
+    [dead] = await broker.dead("default")
+    assert dead.body == b"\xff"

@@ -20,7 +20,7 @@ from aiotaskq import (
     current_task,
 )
 from aiotaskq.events import Received, Started, Succeeded
-from tests.worker.tools import LONG, Heard, until
+from tests.worker.events import LONG, EventRecorder, until
 
 
 async def test_coroutines_run_concurrently_up_to_the_limit_and_not_beyond(app: TaskQueue) -> None:
@@ -94,7 +94,7 @@ async def test_plain_functions_share_the_threads_that_there_are(app: TaskQueue) 
 async def test_a_timeout_begins_when_the_function_does_and_not_while_it_waits_for_a_thread(
     app: TaskQueue,
 ) -> None:
-    heard = Heard(app, Received, Started)
+    recorded = EventRecorder(app, Received, Started)
 
     @app.task(timeout=0.5)
     def job() -> None:
@@ -107,8 +107,8 @@ async def test_a_timeout_begins_when_the_function_does_and_not_while_it_waits_fo
             assert outcome.error is None
             assert outcome.execution_time is not None
             assert outcome.execution_time < 0.5
-    _, second, *_ = (at for at, name in enumerate(heard.names) if name == "Started")
-    assert "Received" not in heard.names[second:]  # the worker had them all at once
+    _, second, *_ = (at for at, name in enumerate(recorded.names) if name == "Started")
+    assert "Received" not in recorded.names[second:]  # the worker had them all at once
 
 
 async def test_each_task_has_a_context_of_its_own(app: TaskQueue) -> None:
@@ -202,7 +202,7 @@ async def explosive(x: Exploding) -> None:
 
 
 async def test_a_result_is_not_kept_where_nobody_wants_it(app: TaskQueue) -> None:
-    heard = Heard(app, Succeeded)
+    recorded = EventRecorder(app, Succeeded)
 
     @app.task(ignore_result=True)
     async def silent() -> int:
@@ -214,7 +214,7 @@ async def test_a_result_is_not_kept_where_nobody_wants_it(app: TaskQueue) -> Non
 
     async with app.worker():
         handle = await silent.kiq()
-        await heard.count(1)
+        await recorded.count(1)
         assert await (await loud.kiq()).result(LONG) == 2
     assert await handle.status() is TaskStatus.PENDING
 
@@ -338,3 +338,14 @@ async def test_ten_thousand_tasks_sleep_at_once(app: TaskQueue) -> None:
     async with app.worker(concurrency=10_000):
         await asyncio.gather(*(handle.result(60) for handle in handles))
     assert time.monotonic() - began < 40  # one after another: 10,000 s
+
+
+async def test_a_wrong_annotation_is_said_at_the_start(app: TaskQueue) -> None:
+    from aiotaskq import ConfigError
+
+    async def job(x: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    app.task(job)
+    with pytest.raises(ConfigError, match="Missing"):
+        async with app.worker():
+            raise AssertionError("it was entered")

@@ -14,7 +14,7 @@ import pytest
 from aiotaskq import Retry, TaskFailed, TaskQueue, TaskRevoked, TaskStatus, current_task
 from aiotaskq.contract.records import Depth
 from aiotaskq.worker import Worker
-from tests.worker.tools import LONG, until
+from tests.worker.events import LONG, until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,81 +11,82 @@ from aiotaskq import TaskQueue
 from aiotaskq.contract.records import Grant
 from aiotaskq.events import HealthChanged
 from aiotaskq.worker import health as health
-from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+from tests.worker.events import LONG, EventRecorder, until
+from tests.worker.outage import Outage, OutageBroker
 
 
 @pytest.fixture
-def weather() -> Weather:
-    return Weather()
+def outage() -> Outage:
+    return Outage()
 
 
 @pytest.fixture
-async def flaky(weather: Weather, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TaskQueue]:
+async def flaky(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TaskQueue]:
     monkeypatch.setattr(health, "SICK_AFTER", 0.2)
-    app = TaskQueue("flaky", broker=FlakyBroker(weather))
+    app = TaskQueue("flaky", broker=OutageBroker(outage))
     app.conf.update(worker_lease=LONG, worker_heartbeat=0.05)
     yield app
     await app.close()
 
 
 async def test_a_broker_that_is_away_makes_a_worker_sick_and_its_return_heals_it(
-    flaky: TaskQueue, weather: Weather
+    flaky: TaskQueue, outage: Outage
 ) -> None:
-    heard = Heard(flaky, HealthChanged)
+    recorded = EventRecorder(flaky, HealthChanged)
     async with flaky.worker() as worker:
-        weather.broker_down = True
-        sick = (await heard.count(1))[0]
+        outage.broker_down = True
+        sick = (await recorded.count(1))[0]
         assert "cannot fetch tasks: the broker is away" in sick.problems[0]
         assert sick.worker == worker.options.name
-        weather.broker_down = False
+        outage.broker_down = False
         await until(lambda: not worker.health.problems)
-        assert heard.events[-1].problems == ()
+        assert recorded.events[-1].problems == ()
 
 
 async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
-    weather: Weather, monkeypatch: pytest.MonkeyPatch
+    outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "SICK_AFTER", 0.2)
-    broker = FlakyBroker(weather)
+    broker = OutageBroker(outage)
     app = TaskQueue("flaky", broker=broker)
     app.conf.update(worker_lease=LONG, worker_heartbeat=LONG / 4)  # it hears of it by its fetch
-    heard = Heard(app, HealthChanged)
+    recorded = EventRecorder(app, HealthChanged)
     async with app.worker() as worker:
-        weather.broker_down = True
-        await heard.count(1)
+        outage.broker_down = True
+        await recorded.count(1)
         for consumer in await broker.consumers():
             grant = Grant(consumer.id, tuple(consumer.queues), LONG)
             await broker.inner.lease(grant).end("it gave no sign of life")
-        weather.broker_down = False
+        outage.broker_down = False
         await until(lambda: worker.health.counts["lost"] == 1)
         await until(lambda: not worker.health.problems)
-        assert heard.events[-1].problems == ()
+        assert recorded.events[-1].problems == ()
     await app.close()
 
 
 async def test_a_result_store_that_is_away_makes_a_worker_sick(
-    flaky: TaskQueue, weather: Weather
+    flaky: TaskQueue, outage: Outage
 ) -> None:
-    heard = Heard(flaky, HealthChanged)
+    recorded = EventRecorder(flaky, HealthChanged)
 
     @flaky.task
     async def job() -> int:
         return 1
 
     async with flaky.worker() as worker:
-        weather.backend_down = True
+        outage.backend_down = True
         handle = await job.kiq()
-        [sick] = await heard.count(1)
+        [sick] = await recorded.count(1)
         assert sick.problems == (
             "finished tasks wait for their results to be stored: the result backend is away",
         )
-        weather.backend_down = False
+        outage.backend_down = False
         assert await handle.result(LONG) == 1
         await until(lambda: not worker.health.problems)
 
 
-async def test_a_short_outage_is_no_problem(flaky: TaskQueue, weather: Weather) -> None:
-    heard = Heard(flaky, HealthChanged)
+async def test_a_short_outage_is_no_problem(flaky: TaskQueue, outage: Outage) -> None:
+    recorded = EventRecorder(flaky, HealthChanged)
 
     @flaky.task
     async def job() -> int:
@@ -93,12 +94,12 @@ async def test_a_short_outage_is_no_problem(flaky: TaskQueue, weather: Weather) 
 
     health.SICK_AFTER = LONG  # restored by the fixture
     async with flaky.worker():
-        weather.backend_down = True
+        outage.backend_down = True
         handle = await job.kiq()
         await asyncio.sleep(0.3)
-        weather.backend_down = False
+        outage.backend_down = False
         assert await handle.result(LONG) == 1
-    assert heard.events == []
+    assert recorded.events == []
 
 
 async def test_an_unknown_task_goes_soon_to_a_worker_that_has_said_that_it_knows_it(

@@ -14,7 +14,7 @@ from aiotaskq import ConfigError, TaskQueue
 from aiotaskq.contract.message import Delivery
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.memory.broker import MemoryConsumer
-from tests.worker.tools import LONG
+from tests.worker.events import LONG
 
 WEIGHTS = {"critical": 6, "default": 3, "low": 1}
 

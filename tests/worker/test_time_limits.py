@@ -1,20 +1,23 @@
-"""Time limits: soft ones, hard ones, and tasks that do not care."""
+"""Time limits: soft ones, hard ones, and tasks that do not end at them."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
-from aiotaskq import SoftTimeLimitExceeded, TaskQueue, TaskStatus
+from aiotaskq import (
+    SoftTimeLimitExceeded,
+    TaskFailed,
+    TaskQueue,
+    TaskStatus,
+)
 from aiotaskq.events import HealthChanged, Refused, Stuck
 from aiotaskq.middleware import Middleware, Run
 from aiotaskq.worker import Worker
-from aiotaskq.worker.interrupt import interruptible
-from tests.worker.tools import LONG, Heard, until
+from tests.worker.events import LONG, EventRecorder
 
 
 async def test_a_soft_limit_is_raised_inside_and_may_be_handled(app: TaskQueue) -> None:
@@ -147,7 +150,7 @@ async def test_settings_give_the_limits_of_tasks_that_have_none(app: TaskQueue) 
 async def test_a_task_that_swallows_its_cancellation_frees_its_slot(app: TaskQueue) -> None:
     app.conf.task_cancel_grace = 0.05
     gate = asyncio.Event()
-    heard = Heard(app, Stuck, Refused)
+    recorded = EventRecorder(app, Stuck, Refused)
 
     @app.task(timeout=0.05)
     async def stubborn() -> str:
@@ -168,10 +171,10 @@ async def test_a_task_that_swallows_its_cancellation_frees_its_slot(app: TaskQue
         assert outcome.status is TaskStatus.FAILURE
         assert "timeout of 0.05 s" in str(outcome.error)
         assert await (await other.kiq()).result(LONG) == 1  # the only slot is free
-        assert heard.names == ["Stuck"]
+        assert recorded.names == ["Stuck"]
         gate.set()
-        await heard.count(2)  # what it returned after all is refused
-        assert heard.names == ["Stuck", "Refused"]
+        await recorded.count(2)  # what it returned after all is refused
+        assert recorded.names == ["Stuck", "Refused"]
         assert (await handle.wait(LONG)).status is TaskStatus.FAILURE
 
 
@@ -179,7 +182,7 @@ async def test_a_cancelled_task_that_does_not_end_is_revoked_all_the_same(app: T
     app.conf.task_cancel_grace = 0.05
     gate = asyncio.Event()
     started = asyncio.Event()
-    heard = Heard(app, Stuck)
+    recorded = EventRecorder(app, Stuck)
 
     @app.task
     async def stubborn() -> None:
@@ -194,7 +197,7 @@ async def test_a_cancelled_task_that_does_not_end_is_revoked_all_the_same(app: T
         handle = await stubborn.kiq()
         await started.wait()
         await handle.cancel()
-        await heard.count(1)
+        await recorded.count(1)
         assert await handle.status() is TaskStatus.REVOKED
         gate.set()
 
@@ -240,7 +243,7 @@ async def test_a_worker_with_too_many_stuck_threads_asks_to_be_replaced(app: Tas
 async def test_an_embedded_worker_goes_on_and_says_that_it_is_not_healthy(app: TaskQueue) -> None:
     app.conf.worker_max_stuck_tasks = 1
     gate = threading.Event()
-    heard = Heard(app, HealthChanged)
+    recorded = EventRecorder(app, HealthChanged)
 
     @app.task(timeout=0.02)
     def stubborn() -> None:
@@ -253,52 +256,92 @@ async def test_an_embedded_worker_goes_on_and_says_that_it_is_not_healthy(app: T
     try:
         async with app.worker() as worker:
             await (await stubborn.kiq()).wait(LONG)
-            [sick] = await heard.count(1)
+            [sick] = await recorded.count(1)
             assert sick.problems == ("1 tasks do not end though they were told to",)
             assert worker.health.problems == sick.problems
             assert await (await other.kiq()).result(LONG) == 1
             gate.set()
-            await heard.count(2)
+            await recorded.count(2)
             assert worker.health.problems == ()
     finally:
         gate.set()
 
 
-class _Interruption:
-    """Raises something in a coroutine where it waits, once."""
+async def test_a_coroutine_that_runs_too_long_is_cancelled_and_fails(app: TaskQueue) -> None:
+    cleaned_up = False
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], error: BaseException | None) -> None:
-        self.error = error
-        self.task = asyncio.ensure_future(self._drive(coroutine))
-
-    async def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return await interruptible(coroutine, lambda: self.error)
-
-
-async def test_an_interruptible_coroutine_is_otherwise_as_any_other() -> None:
-    async def job(step: asyncio.Future[int]) -> int:
-        await asyncio.sleep(0)
-        async with asyncio.timeout(LONG):
-            return await step + 1
-
-    step: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    driven = _Interruption(job(step), None)
-    await until(lambda: not driven.task.done())
-    step.set_result(1)
-    assert await driven.task == 2
-
-    failing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    failing.set_exception(LookupError("from the future"))
-    with pytest.raises(LookupError, match="from the future"):
-        await _Interruption(job(failing), None).task
-
-
-async def test_without_a_replacement_a_cancellation_stays_one() -> None:
+    @app.task(timeout=0.05)
     async def job() -> None:
-        await asyncio.sleep(LONG)
+        nonlocal cleaned_up
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up = True
 
-    driven = _Interruption(job(), None)
-    await asyncio.sleep(0)
-    driven.task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await driven.task
+    async with app.worker():
+        with pytest.raises(TimeoutError, match=r"longer than its timeout of 0\.05 s"):
+            await (await job.kiq()).result(LONG)
+        outcome = await (await job.with_options(timeout=0.01).kiq()).wait(LONG)
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "TimeLimitExceeded"
+    assert cleaned_up
+
+
+async def test_a_thread_that_runs_too_long_is_left_behind_and_the_task_fails(
+    app: TaskQueue,
+) -> None:
+    leave = threading.Event()
+
+    @app.task(timeout=0.05)
+    def job() -> None:
+        leave.wait(LONG)
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+        assert isinstance(outcome.error, TimeoutError)
+        leave.set()
+
+
+async def test_a_task_may_raise_a_timeout_of_its_own(app: TaskQueue) -> None:
+    @app.task(timeout=LONG)
+    async def job() -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "TimeoutError"
+
+
+async def test_the_settings_limit_tasks_that_say_nothing(app: TaskQueue) -> None:
+    app.conf.task_time_limit = 0.02
+
+    @app.task
+    async def job() -> None:
+        await asyncio.Event().wait()
+
+    async with app.worker():
+        assert isinstance((await (await job.kiq()).wait(LONG)).error, TimeoutError)
+
+
+async def test_a_function_that_does_not_end_costs_nobody_else_a_thread(app: TaskQueue) -> None:
+    end = threading.Event()
+
+    @app.task(timeout=0.05)
+    def hang() -> None:
+        end.wait(LONG)
+
+    @app.task
+    def quick() -> str:
+        return "done"
+
+    try:
+        async with app.worker(threads=1):
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await (await hang.kiq()).result(LONG)
+            assert await (await quick.kiq()).result(LONG) == "done"
+            end.set()
+    finally:
+        end.set()

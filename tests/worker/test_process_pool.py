@@ -14,7 +14,7 @@ import pytest
 from aiotaskq import TaskFailed, TaskHandle, TaskRevoked, TaskStatus
 from aiotaskq.worker import Worker
 from tests.worker import process_tasks as tasks
-from tests.worker.tools import LONG, until
+from tests.worker.events import LONG, until
 
 pytestmark = pytest.mark.timeout(120)  # a process takes its time to start on a busy machine
 
