@@ -8,6 +8,7 @@ from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import SUSPECT
 from aiotaskq.contract.records import DeadLimits, Depth
 from aiotaskq.contract.settlement import Dead, Done
+from aiotaskq.errors import ConfigError
 from aiotaskq.testing.conformance.rig import (
     MOMENT,
     PATIENCE,
@@ -19,6 +20,21 @@ from aiotaskq.testing.conformance.rig import (
     maintain,
     needs,
 )
+
+NO_KEYS = [
+    "nonsense",
+    "",
+    "nan",
+    "-1",
+    "1e999",
+    "0x10",
+    " ",
+    "1\n",
+    "\x00",
+    "\uff11",
+    "7" * 100_000,
+]
+"""Texts that no broker gives as the key of a dead letter."""
 
 
 class DeadLetterTests(BrokerSuite):
@@ -58,6 +74,43 @@ class DeadLetterTests(BrokerSuite):
         assert ids_of(await broker.dead("q", 3, before=second[-1].key)) == ["a"]
         assert not await broker.dead("q", before=letters[-1].key)
         assert not await broker.dead("p")
+
+    async def test_reading_before_a_text_that_is_no_key_is_refused(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        async def answer(queue: str, text: str) -> str:
+            try:
+                return f"{queue}, {text[:10]!r}: {await broker.dead(queue, 1, before=text)}"
+            except ConfigError:
+                return "refused"
+
+        answers = {await answer("q", text) for text in NO_KEYS}
+        await self._kill(rig, *"ab")
+        answers |= {await answer(queue, text) for text in NO_KEYS for queue in ("q", "p")}
+        assert answers == {"refused"}
+        assert ids_of(await broker.dead("q")) == ["b", "a"]
+
+    async def test_a_text_that_is_no_key_is_missing_for_revive_and_discard(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"ab")
+        gone = await broker.revive("q", [(text, envelope("a")) for text in NO_KEYS])
+        assert sorted(gone) == sorted(NO_KEYS)
+        assert await broker.discard("q", NO_KEYS) == 0
+        assert await rig.depth() == Depth(dead=2)
+
+    async def test_the_key_of_a_letter_that_is_gone_may_be_read_before(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"abcde")
+        e, d, c, b, a = [one.key for one in await broker.dead("q")]
+        assert await broker.discard("q", [d]) == 1
+        assert not await broker.revive("q", [(b, envelope("b"))])
+        assert ids_of(await broker.dead("q", before=d)) == ["c", "a"]
+        assert ids_of(await broker.dead("q", before=b)) == ["a"]
+        assert await broker.discard("q", [a, c, e]) == 3
+        for key in (a, b, c, d, e):
+            assert not await broker.dead("q", before=key)
 
     async def test_the_key_of_a_dead_letter_stays_the_same(self, rig: Rig, broker: Broker) -> None:
         await self._kill(rig, *"abc")
@@ -137,6 +190,15 @@ class DeadLetterTests(BrokerSuite):
         assert list(await broker.publish([envelope("a", unique=True)])) == ["a"]
         assert await rig.finish(await rig.consumer(), 1) == ["a"]
 
+    async def test_revive_may_change_the_queue_and_the_id(self, rig: Rig, broker: Broker) -> None:
+        await self._kill(rig, *"ab")
+        b, a = await broker.dead("q")
+        letters = [(a.key, envelope("c", queue="p")), (b.key, envelope("b"))]
+        assert not await broker.revive("q", letters)
+        assert await broker.depth() == {"p": Depth(ready=1), "q": Depth(ready=1)}
+        assert await rig.finish(await rig.consumer("p"), 1) == ["c"]
+        assert await rig.finish(await rig.consumer(), 1) == ["b"]
+
     async def test_discard_drops_dead_letters_and_counts_them(
         self, rig: Rig, broker: Broker
     ) -> None:
@@ -148,6 +210,14 @@ class DeadLetterTests(BrokerSuite):
         assert await broker.discard("q", [b.key]) == 0
         assert ids_of(await broker.dead("q")) == ["a"]
         assert await rig.depth() == Depth(dead=1)
+
+    async def test_discard_counts_a_key_that_is_given_twice_once(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await self._kill(rig, *"ab")
+        b, _ = await broker.dead("q")
+        assert await broker.discard("q", [b.key, b.key]) == 1
+        assert ids_of(await broker.dead("q")) == ["a"]
 
     async def test_the_oldest_dead_letters_above_the_limit_are_trimmed(
         self, rig: Rig, broker: Broker

@@ -125,6 +125,23 @@ class LeaseTests(BrokerSuite):
         await lease.close()
         assert await rig.depth() == Depth(held=1)
 
+    async def test_a_lease_that_does_not_run_is_not_renewed(self, rig: Rig, broker: Broker) -> None:
+        unopened = broker.consumer(["q"], name="suite", lease=self.lease)
+        closed = await rig.consumer()
+        await closed.close()
+        for consumer in (unopened, closed):
+            assert not await rig.renew(consumer)
+        assert not list(await broker.consumers())
+
+    async def test_a_lease_that_was_never_used_can_be_closed(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        consumer, [got] = await rig.hold("a")
+        lease = broker.lease(consumer.grant)
+        await lease.close()
+        await lease.close()
+        assert not await consumer.settle([Done(got)])
+
     async def test_an_idle_consumer_loses_its_lease_too(self, rig: Rig) -> None:
         consumer = await rig.consumer()
         await rig.lapse()

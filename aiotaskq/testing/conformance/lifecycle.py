@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-from aiotaskq.contract.broker import Broker, Traits
+from aiotaskq.contract.broker import Broker, Traits, Transactional
+from aiotaskq.contract.results import ReplyBackend
 from aiotaskq.testing.conformance.harness import BrokerHarness
+from aiotaskq.testing.conformance.result_listener import outcome, value
 from aiotaskq.testing.conformance.rig import (
     PATIENCE,
     BrokerSuite,
@@ -58,9 +60,30 @@ class LifecycleTests(BrokerSuite):
         async with asyncio.timeout(PATIENCE):
             assert ids_of(await waiting) == ["a"]
 
+    async def test_the_backend_of_a_broker_is_closed_and_keeps_results_in_its_store(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        backend = broker.backend()
+        if backend is None:
+            return
+        await backend.close()  # a driver that is not open may be closed
+        await backend.open()
+        assert not await backend.store([outcome("a", value=1)], None)
+        other = (await rig.harness.broker()).backend()
+        assert other is not None
+        assert type(other) is type(backend)
+        await other.open()
+        reader = backend if isinstance(backend, ReplyBackend) else other
+        assert value((await reader.load(["a"]))["a"]) == 1
+        await backend.close()
+        await other.close()
+        await rig.publish("b")  # the broker is still open
+        assert await rig.finish(await rig.consumer(), 1) == ["b"]
+
     async def test_the_url_shows_no_password(self, broker: Broker) -> None:
         password = urlsplit(broker.url).password
         assert password is None or set(password) <= {"*"}
 
     async def test_traits_are_data_of_the_class(self, broker: Broker) -> None:
         assert isinstance(type(broker).traits, Traits)
+        assert isinstance(broker, Transactional) is broker.traits.transactional

@@ -115,6 +115,13 @@ class PublishTests(BrokerSuite):
         assert not await (await rig.harness.broker()).publish(batch, call_id="call 1")
         assert sorted(await rig.finish(await rig.consumer("p", "q"), 3)) == ["a", "b", "c"]
 
+    @pytest.mark.usefixtures("needs_idempotence", "needs_clock")
+    async def test_a_call_may_be_repeated_for_a_minute(self, rig: Rig, broker: Broker) -> None:
+        for _ in range(2):
+            await broker.publish([envelope("a")], call_id="call 1")
+            await rig.harness.pass_time(55.0)
+        assert await rig.finish(await rig.consumer(), 1) == ["a"]
+
     async def test_a_repeated_call_stores_nothing_after_its_messages_are_done(
         self, rig: Rig, broker: Broker
     ) -> None:

@@ -58,6 +58,11 @@ class StoreTests:
         await clone.close()
         assert "a" in await backend.load(["a"])
 
+    async def test_the_wish_for_arguments_is_data_of_the_class(
+        self, backend: ResultBackend
+    ) -> None:
+        assert isinstance(type(backend).wants_arguments, bool)
+
     async def test_the_url_shows_no_password(self, backend: ResultBackend) -> None:
         password = urlsplit(backend.url).password
         assert password is None or set(password) <= {"*"}
@@ -241,6 +246,12 @@ class StoreTests:
         await backend.store([outcome("b", value=1)], self.ttl)
         await harness.pass_time(self.ttl + 1.0)
         assert set(await backend.load("ab")) == {"a"}
+
+    async def test_an_id_that_is_given_twice_counts_once(self, backend: ResultBackend) -> None:
+        await backend.store([outcome(name) for name in "ab"], None)
+        assert sorted(await backend.load(["a", "b", "a"])) == ["a", "b"]
+        assert await backend.forget(["a", "a"]) == 1
+        assert set(await backend.load("ab")) == {"b"}
 
     async def test_forget_deletes_and_counts(self, backend: ResultBackend) -> None:
         await backend.store([outcome(name) for name in "abc"], None)

@@ -340,14 +340,14 @@ class ScheduleTests(BrokerSuite):
             name = f"{number}"
             one = schedule(name, "1", due_at=now - 60.0 + number)
             assert await schedules.compare_and_swap(name, None, one)
-        for limit in (1, 3, 5, 6):
+        for limit in (0, 1, 3, 5, 6):
             found = await schedules.due(limit)
             assert ids_of(found.schedules) == list("01234")[:limit]
             assert found.next_at is None
         coming = now + 3600.0
         for name, due_at in (("coming", coming), ("after", coming + 1.0)):
             assert await schedules.compare_and_swap(name, None, schedule(name, "1", due_at=due_at))
-        for limit in (1, 3, 5, 6):
+        for limit in (0, 1, 3, 5, 6):
             found = await schedules.due(limit)
             assert ids_of(found.schedules) == list("01234")[:limit]
             assert _is(found.next_at, coming)

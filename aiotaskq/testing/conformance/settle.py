@@ -131,6 +131,32 @@ class SettlementTests(BrokerSuite):
         assert ids_of(await consumer.settle([Done(a), Dead(b, "late"), Done(c)])) == ["b"]
         assert await rig.depth() == Depth()
 
+    async def test_a_delivery_that_is_given_twice_in_a_batch_is_settled_once(
+        self, rig: Rig
+    ) -> None:
+        consumer, [a, b] = await rig.hold(*"ab")
+        assert ids_of(await consumer.settle([Done(a), Release(b), Done(a)])) == ["a"]
+        assert await rig.depth() == Depth(ready=1)
+        assert await rig.finish(consumer, 1) == ["b"]
+
+    async def test_a_delivery_of_another_consumer_is_not_settled(self, rig: Rig) -> None:
+        broker = await rig.harness.broker()
+        await rig.publish("a")
+        holder = await rig.consumer(broker=broker)
+        [got] = await rig.receive(holder, 1)
+        for other in (await rig.consumer(broker=broker), await rig.consumer()):
+            for one in every_kind(got):
+                assert ids_of(await other.settle([one])) == ["a"]
+        assert await rig.depth() == Depth(held=1)
+        assert not await holder.settle([Done(got)])
+
+    async def test_a_closed_consumer_settles_nothing(self, rig: Rig) -> None:
+        consumer, [got] = await rig.hold("a")
+        await consumer.close()
+        for one in every_kind(got):
+            assert ids_of(await consumer.settle([one])) == ["a"]
+        assert await rig.depth() == Depth(ready=1)
+
     @pytest.mark.parametrize("kind", range(4), ids=["Done", "Again", "Dead", "Release"])
     async def test_a_receipt_is_void_after_each_kind(self, rig: Rig, kind: int) -> None:
         consumer, [got] = await rig.hold("a")
