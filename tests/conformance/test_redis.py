@@ -24,10 +24,10 @@ class TestRedisBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_url: str) -> None:
     def make() -> RedisHarness:
-        redis_server.flush()  # after a history that failed, and left what it had stored
+        redis_server.flush()  # a history that failed may have left its messages
         return RedisHarness(redis_server, [redis_server], redis_url)
 
     check_broker(make, examples=30, steps=30)

@@ -1,4 +1,4 @@
-"""What holds of the order of queues whatever their weights are."""
+"""Properties of the order of queues, for any weights."""
 
 from __future__ import annotations
 

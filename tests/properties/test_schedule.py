@@ -1,4 +1,4 @@
-"""A crontab comes when a calendar, walked through moment by moment, says so."""
+"""Runs of schedules, compared with a walk through the calendar moment by moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiotaskq.recurrence import Crontab, Timing, at, crontab, every
 
 HOUR, DAY = 3_600, 86_400
 
-# A zone and a day (UTC) on which its clock is changed; in the last of them it is not.
+# A zone and a day (UTC) on which its clock is changed; the last zone has no change.
 CHANGES = [
     ("Europe/Paris", "2026-10-25"),
     ("Europe/Paris", "2027-03-28"),
@@ -35,7 +35,7 @@ CHANGES = [
     ("Asia/Pyongyang", "2018-05-04"),
     ("America/Caracas", "2007-12-09"),
     ("Europe/Moscow", "2014-10-25"),
-    ("Europe/Dublin", "2026-10-25"),  # winter time is the exception there
+    ("Europe/Dublin", "2026-10-25"),  # there, winter time is the exception
     ("Africa/Casablanca", "2026-02-15"),
     ("Antarctica/Troll", "2026-03-29"),  # by two hours
     ("Antarctica/Troll", "2026-10-25"),
@@ -48,7 +48,7 @@ CHANGES = [
 
 
 class Field(NamedTuple):
-    """The text of one field, and the numbers it stands for."""
+    """The text of one field, and its numbers."""
 
     text: str
     numbers: frozenset[int]
@@ -77,7 +77,7 @@ def fields(least: int, most: int) -> st.SearchStrategy[Field]:
 
 
 class Plan(NamedTuple):
-    """An expression, with what each of its fields stands for."""
+    """An expression, with the numbers of each of its fields."""
 
     second: Field
     minute: Field
@@ -108,11 +108,11 @@ class Plan(NamedTuple):
 
 FULL_MINUTE = st.just(Field("0", frozenset({0})))
 ANY = st.just(Field("*", frozenset(range(62))))
-# Most of the time every day, or else little is ever due in the days that are walked through.
+# Mostly every day: otherwise there are few runs within the days of the walk.
 DAYS_OF_MONTH = ANY | ANY | fields(1, 31)
 DAYS_OF_WEEK = ANY | ANY | fields(0, 7)
 MONTHS = ANY | ANY | ANY | fields(1, 12)
-# Where clocks are changed
+# Around changes of the clock
 EARLY = st.sampled_from([0, 1, 2, 3]).map(lambda hour: Field(str(hour), frozenset({hour})))
 HOURS = fields(0, 23) | EARLY
 PLANS = st.builds(Plan, FULL_MINUTE, fields(0, 59), HOURS, DAYS_OF_MONTH, MONTHS, DAYS_OF_WEEK)
@@ -124,9 +124,9 @@ def midnight(day: str) -> int:
 
 
 def walk(plan: Plan, zone: str, begin: int, end: int, step: int, *, both: bool) -> Iterator[int]:
-    """Go through all moments after `begin` up to `end`, and apply the rule to each by its letter.
+    """Apply the rule literally to each moment after `begin` up to `end`; return the runs.
 
-    The walk begins more than a day before, to know which wall times have been.
+    The walk begins more than a day before `begin`, to know the earlier wall times.
     """
     place = ZoneInfo(zone)
     tick = timedelta(seconds=step)

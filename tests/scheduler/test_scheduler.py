@@ -1,4 +1,4 @@
-"""What a scheduler sends, over a store in memory whose time passes as fast as it can."""
+"""Schedulers over a memory store, with a clock that jumps from timer to timer."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from aiotaskq.events import Sent
 from aiotaskq.middleware import Send
 from tests.scheduler.warp import BEGIN, WarpStore, run
 
-OSLO = ZoneInfo("Europe/Oslo")  # read now, as reading a file blocks a loop
+OSLO = ZoneInfo("Europe/Oslo")  # read now: reading a file would block the loop
 
 
 class FarBroker(MemoryBroker):
-    """One whose schedules may be out of reach."""
+    """A broker whose schedules may be unreachable."""
 
     away: ClassVar[set[WarpStore]] = set()
     looks = 0
@@ -52,7 +52,7 @@ class FarSchedules(MemorySchedules):
 
 
 class World:
-    """A store, and the programs that use it."""
+    """A store, and the applications and schedulers that use it."""
 
     def __init__(self) -> None:
         self.store = WarpStore()
@@ -65,12 +65,12 @@ class World:
 
     @property
     def times(self) -> list[str]:
-        """What was sent: the ids, without what all have in common."""
+        """The ids that were sent, without their common part."""
         return [one.id.replace("2026-01-01T00:00:", ":") for one in self.sent]
 
 
 def play(act: Callable[[World], Awaitable[None]]) -> World:
-    """Run a play in a world of its own, from the first second of 2026 on."""
+    """Run a test function in a world of its own, from the first second of 2026 on."""
     world = World()
 
     async def whole() -> None:
@@ -244,7 +244,7 @@ def test_overlap_is_refused_where_nobody_can_see_whether_a_run_has_ended() -> No
 
 
 class Hanging(Middleware):
-    """Never lets the messages of one task through."""
+    """Middleware that never sends the messages of one task."""
 
     async def send(self, message: Message, proceed: Send) -> None:
         if message.task == "hangs":
@@ -341,7 +341,9 @@ def test_a_paused_schedule_sends_nothing_until_it_is_resumed() -> None:
             paused = await app.schedules.pause("one")
             assert (paused.paused, paused.next_at) == (True, None)
             await asyncio.sleep(20)
-        async with world.app(beat_schedule=entry(10)).scheduler():  # a deploy does not resume it
+        async with world.app(
+            beat_schedule=entry(10)
+        ).scheduler():  # a deployment does not resume it
             await asyncio.sleep(10)
             resumed = await app.schedules.resume("one")
             assert resumed.next_at == datetime.fromtimestamp(BEGIN + 50, UTC)
@@ -367,7 +369,7 @@ def test_one_shots_made_at_run_time_go_when_they_have_run() -> None:
     async def act(world: World) -> None:
         app = world.app()
         async with app.scheduler():
-            # Naive, so by the clock of the time zone, which is an hour ahead.
+            # A naive time is in the time zone of the schedule, which is an hour ahead.
             when = Schedule(at(datetime(2026, 1, 1, 1, 0, 30)), timezone=OSLO.key)
             await app.schedules.add("once", "t", when)
             await asyncio.sleep(29)

@@ -27,12 +27,12 @@ LONG_PROFILE = os.environ.get("AIOTASKQ_TESTS_FAULTS") == "long"
 YEARS, SCHEDULES = (10, 200) if LONG_PROFILE else (1, 30)
 SEED = int(os.environ.get("AIOTASKQ_TESTS_FAULTS_SEED", "7"))
 SCHEDULERS = 3
-DEATHS = 0.02  # of the calls that change something
+DEATHS = 0.02  # the share of swaps at which a scheduler dies
 ZONES = ("UTC", "Europe/Paris", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata")
 
 
 class Store(WarpStore):
-    """Counts what is sent, and forgets it."""
+    """A memory store that counts messages and drops them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Broker(MemoryBroker):
 
 
 class Life:
-    """A scheduler that is started again each time it has died, at once or after days."""
+    """A scheduler that is started again after each death, at once or after days."""
 
     def __init__(self, store: Store, declared: dict[str, Entry], chance: random.Random) -> None:
         self._store = store
@@ -108,7 +108,7 @@ class Life:
             await asyncio.sleep(self.chance.choice([0.0, 0.0, 1.0, 600.0, 2 * 86_400.0]))
 
     async def die(self) -> None:
-        """End like a process: nothing of it takes another step."""
+        """End like a process: no task of it takes another step."""
         assert self._scheduler is not None
         assert self._main is not None
         self.deaths += 1
@@ -147,7 +147,7 @@ def random_schedule(chance: random.Random) -> Schedule:
 def test_each_run_of_years_is_sent_once_though_schedulers_die(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK", YEAR)  # nobody adds any meanwhile
+    monkeypatch.setattr(module, "_LOOK", YEAR)  # no schedule is added meanwhile
     chance = random.Random(SEED)
     declared = {f"s{n}": Entry("task", random_schedule(chance)) for n in range(SCHEDULES)}
     store = Store()
@@ -155,7 +155,7 @@ def test_each_run_of_years_is_sent_once_though_schedulers_die(
     async def simulate() -> int:
         lives = [Life(store, declared, chance) for _ in range(SCHEDULERS)]
         tasks = [asyncio.create_task(life.live()) for life in lives]
-        # Time enough at the end for those that are down then to come back.
+        # Time enough for schedulers that are down at the end to come back.
         await asyncio.sleep(YEARS * YEAR + 30 * 86_400)
         for task in tasks:
             task.cancel()

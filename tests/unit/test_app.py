@@ -1,4 +1,4 @@
-"""`TaskQueue`: what it defines and what it sends."""
+"""`TaskQueue`: names, options, and the messages that it sends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def app() -> AsyncIterator[TaskQueue]:
 
 
 async def waiting(app: TaskQueue, queue: str = "default") -> list[tuple[Message, Delivery]]:
-    """Take what waits in a queue."""
+    """Fetch and settle the waiting messages of a queue."""
     consumer = (await app.broker()).consumer([queue], name="test", lease=60)
     await consumer.open()
     taken = await consumer.fetch(100, 0)
@@ -127,7 +127,7 @@ def test_a_child_forked_while_a_thread_is_in_the_app_can_use_it(tmp_path: Path) 
     with app._lock:
         pid = os.fork()
         if pid == 0:
-            app.drivers()  # would wait for ever for the lock of a thread that is not there
+            app.drivers()  # it would wait for ever for the lock of a thread of its parent
             os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
@@ -238,7 +238,7 @@ def test_what_is_no_function_is_refused(app: TaskQueue, wrong: Any) -> None:
         app.task(wrong)
 
 
-# --- what a message says ------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 async def test_the_queue_is_the_calls_then_the_tasks_then_the_routes_then_the_default(
@@ -324,7 +324,7 @@ def test_seconds_are_counted_by_the_store(app: TaskQueue, expires: float | timed
     envelope = seal(outgoing, app.codec)
     assert (envelope.delay, envelope.not_before) == (5, None)
     assert (envelope.expires_in, envelope.expires_at) == (60, None)
-    assert outgoing.message.expires_at is not None  # for those who read the message
+    assert outgoing.message.expires_at is not None  # for readers of the message
     at_once = seal(
         write(task.with_options(countdown=-1).s(1, 2), task, app.conf, app.codec), app.codec
     )
@@ -383,7 +383,7 @@ async def test_what_a_broker_lacks_is_refused_where_it_is_asked_for() -> None:
         assert len(await waiting(app)) == 1
 
 
-# --- who is there, and who is not to be ---------------------------------------------------------
+# --- workers and cancelling ---------------------------------------------------------------------
 
 
 async def test_the_workers_that_are_alive_tell_of_themselves(app: TaskQueue) -> None:

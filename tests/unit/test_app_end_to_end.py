@@ -1,4 +1,4 @@
-"""`TaskQueue`: whole tasks, from the call to the result."""
+"""`TaskQueue`: tasks from the call to the result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def app() -> AsyncIterator[TaskQueue]:
 
 
 async def waiting(app: TaskQueue, queue: str = "default") -> list[tuple[Message, Delivery]]:
-    """Take what waits in a queue."""
+    """Fetch and settle the waiting messages of a queue."""
     consumer = (await app.broker()).consumer([queue], name="test", lease=60)
     await consumer.open()
     taken = await consumer.fetch(100, 0)
@@ -123,7 +123,7 @@ async def test_bad_input_has_a_clear_end(app: TaskQueue) -> None:
 
 
 class Thorny(Exception):
-    """Cannot be shown, described or changed."""
+    """A class that cannot be shown, described or changed."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -339,7 +339,7 @@ def test_threads_that_begin_at_once_share_one_store(monkeypatch: pytest.MonkeyPa
     made: list[MemoryBroker] = []
 
     def create(url: str, *, prefix: str) -> MemoryBroker:
-        time.sleep(0.05)  # for the others to come in between
+        time.sleep(0.05)  # so that the others come in between
         made.append(MemoryBroker(url, prefix=prefix))
         return made[-1]
 
@@ -357,7 +357,7 @@ def test_one_application_serves_many_threads_at_once() -> None:
     together = threading.Barrier(8)
 
     def work(n: int) -> list[int]:
-        together.wait(30)  # so that all of them make the drivers at the same moment
+        together.wait(30)  # so that all of them create the drivers at the same moment
 
         async def main() -> list[int]:
             handles = [await task.kiq(n, m) for m in range(20)]

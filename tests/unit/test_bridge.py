@@ -1,4 +1,4 @@
-"""The sync door."""
+"""The bridge: calls from plain code, on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def door() -> Iterator[Bridge]:
 
 @pytest.fixture
 def stopped() -> Iterator[None]:
-    """End the thread of the bridge of the process after the test."""
+    """Stop the thread of the bridge after the test."""
     yield
     bridge.stop()
 
@@ -50,7 +50,7 @@ def script(code: str, *, folder: Path, arguments: tuple[str, ...] = ()) -> str:
         timeout=50,
         check=False,
     )
-    # What asyncio says of a step that took long is true of a busy machine.
+    # asyncio reports slow steps, which occur on a busy machine.
     told = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
     assert told == []
     assert done.returncode == 0
@@ -100,7 +100,7 @@ async def test_in_a_running_loop_it_says_what_to_write_instead() -> None:
             with pytest.raises(RuntimeError) as refused:
                 call()
             assert instead in str(refused.value)
-        gc.collect()  # a coroutine that was never awaited warns when it is collected
+        gc.collect()  # a coroutine that was never awaited causes a warning when it is collected
 
 
 def test_it_starts_anew_after_a_stop(door: Bridge) -> None:

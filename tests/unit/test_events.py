@@ -1,4 +1,4 @@
-"""Observers."""
+"""`Observers`: adding, removing and calling observers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The onion around a send and around a run."""
+"""`Middleware`: the chain around a send and around a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiotaskq.middleware import Run, Send, wrap_run, wrap_send
 
 
 class Named(Middleware):
-    """Notes when it is entered and left."""
+    """Middleware that records when it is entered and left."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
         self.name = name

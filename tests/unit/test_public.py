@@ -15,7 +15,7 @@ import aiotaskq
 from aiotaskq import errors, events
 
 ROOT = Path(__file__).parents[2]
-# Each of them takes longer to import than all of aiotaskq.
+# Each of these takes longer to import than all of aiotaskq.
 HEAVY = (
     "aiotaskq.drivers.memory",
     "aiotaskq.drivers.postgres",

@@ -1,4 +1,4 @@
-"""When a failed task runs again."""
+"""`Retry`: the decision about another attempt, and its delay."""
 
 from __future__ import annotations
 

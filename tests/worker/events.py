@@ -10,11 +10,11 @@ from typing import Any
 from aiotaskq import TaskQueue
 from aiotaskq.events import Event
 
-LONG = 30.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+LONG = 30.0  # seconds until something that must happen has failed
 
 
 class EventRecorder:
-    """Every event of some kinds, and a way to wait for the next."""
+    """The events of some kinds so far, and a way to wait for more."""
 
     def __init__(self, app: TaskQueue, *kinds: type[Event]) -> None:
         self.events: list[Any] = []
@@ -28,7 +28,7 @@ class EventRecorder:
         self._more.set()
 
     async def count(self, wanted: int) -> list[Any]:
-        """Return the events once there are as many."""
+        """Wait for that many events, and return them."""
         async with asyncio.timeout(LONG):
             while len(self.events) < wanted:
                 self._more.clear()
@@ -41,7 +41,7 @@ class EventRecorder:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true that nobody tells of."""
+    """Wait until a condition is true, by looking again and again."""
     end = time.monotonic() + LONG
     while not true():
         assert time.monotonic() < end, "it never became true"

@@ -29,7 +29,7 @@ from aiotaskq.errors import BackendUnavailable, BrokerUnavailable
 
 
 class Outage:
-    """Whether the servers can be reached; shared by all clones of a driver."""
+    """The reachability of the servers, shared by all clones of a driver."""
 
     def __init__(self) -> None:
         self.broker_down = False
@@ -45,7 +45,7 @@ class Outage:
 
 
 class OutageBroker:
-    """A broker in memory that can be cut off."""
+    """A memory broker that raises `BrokerUnavailable` during an outage."""
 
     traits: ClassVar[Traits] = MemoryBroker.traits
 

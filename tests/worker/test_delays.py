@@ -1,4 +1,4 @@
-"""When delayed tasks start, in what order, by whose clock; and what becomes of expired ones."""
+"""Delayed and expired tasks: their order, their clock, and their waiting workers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def unopened(url: str) -> TaskQueue:
     app = TaskQueue("app", broker=url)
-    app.drivers()  # imports them, which blocks: not on the loop of the test
+    app.drivers()  # imports the driver, which would block the loop of the test
     return app
 
 
@@ -58,14 +58,14 @@ async def app(unopened: TaskQueue) -> AsyncIterator[TaskQueue]:
 
 
 class Runs:
-    """A task ``job(name)``, and in what order and when it ran."""
+    """A task ``job(name)``, with the order and the times of its runs."""
 
     def __init__(self, app: TaskQueue) -> None:
         self._app = app
         self._loop = asyncio.get_running_loop()
         self._more = asyncio.Event()
         self.names: list[str] = []
-        self.at: dict[str, float] = {}  # by the loop's clock, which nobody sets
+        self.at: dict[str, float] = {}  # by the clock of the event loop
         self.task = app.task(name="job")(self._run)
 
     async def _run(self, name: str) -> None:
@@ -77,7 +77,7 @@ class Runs:
         return await self.task.with_options(**options).kiq(name)
 
     async def count(self, wanted: int) -> list[str]:
-        """Return what has run once it is as many."""
+        """Wait for that many runs, and return their names."""
         async with asyncio.timeout(LONG):
             while len(self.names) < wanted:
                 self._more.clear()
@@ -85,7 +85,7 @@ class Runs:
         return self.names
 
     async def idle(self) -> None:
-        """See that the worker is up, and waits for more."""
+        """Wait until the worker is up and waits for tasks."""
         await (await self.send("idle")).result(LONG)
         self.names.remove("idle")
 
@@ -99,7 +99,7 @@ async def test_an_earlier_one_that_arrives_while_the_worker_waits_for_a_later_on
     runs = Runs(app)
     async with app.worker():
         await runs.idle()
-        # Times rather than seconds: so their order is the same however long the sending takes.
+        # Absolute times: their order does not depend on the time that sending takes.
         now = datetime.now(UTC)
         for name, seconds in (("last", 2.0), ("third", 1.8), ("second", 1.6)):
             await runs.send(name, eta=now + timedelta(seconds=seconds))
@@ -241,7 +241,7 @@ async def test_one_that_expires_later_runs(app: TaskQueue) -> None:
 
 
 class Skewed:
-    """What the module `time` is to those whose clock is wrong."""
+    """The module `time` of a process whose clock is wrong."""
 
     def __init__(self, ahead: float) -> None:
         self._ahead = ahead
@@ -276,7 +276,7 @@ def skewed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 async def not_before(
     seconds: float, begin: Callable[[], Awaitable[TaskHandle[None]]], runs: Runs, name: str
 ) -> None:
-    """See that a task runs, and not earlier than so long after it was sent."""
+    """Check that a task runs, and no earlier than `seconds` after it was sent."""
     sent = asyncio.get_running_loop().time()
     await (await begin()).result(LONG)
     assert runs.at[name] - sent >= seconds - NEARLY

@@ -1,4 +1,4 @@
-"""The same cases from end to end over every pair of broker and result backend."""
+"""End-to-end cases over every pair of broker and result backend."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PAIRS = {
 def made(request: pytest.FixtureRequest) -> TaskQueue:
     broker, backend = request.param(request)
     app = TaskQueue("matrix", broker=broker, backend=backend)
-    app.drivers()  # imports them, which blocks: not on the loop of the test
+    app.drivers()  # imports the drivers, which would block the loop of the test
     return app
 
 
@@ -219,7 +219,7 @@ async def test_cancelling_what_waits_what_runs_and_what_ended(app: TaskQueue) ->
         await ended.cancel()
         assert await ended.result(LONG) == "short"
     assert begun == ["long", "short"]
-    # A driver may drop what was cancelled no sooner than it falls due.
+    # A driver may keep a cancelled message until it falls due.
     depth = (await (await app.broker()).depth()).get("default", Depth())
     assert (depth.ready, depth.held, depth.dead) == (0, 0, 0)
 
@@ -297,7 +297,7 @@ async def test_plain_code_sends_and_waits_from_any_thread(app: TaskQueue) -> Non
         from aiotaskq import bridge
 
         found.append(add.delay(2, 8).get(timeout=LONG))
-        bridge.stop()  # as at the exit of a script
+        bridge.stop()  # as a script does when it exits
 
     async with app.worker():
         thread = threading.Thread(target=script)

@@ -1,4 +1,4 @@
-"""How a worker runs tasks: where, how many at once, with what around them, and to what end."""
+"""Running tasks: concurrency, threads, arguments, contexts and results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_coroutines_run_concurrently_up_to_the_limit_and_not_beyond(app: T
     handles = [await job.kiq() for _ in range(10)]
     async with app.worker(concurrency=4) as worker:
         await asyncio.wait_for(full.wait(), LONG)
-        await asyncio.sleep(0.05)  # a fifth one would have begun by now
+        await asyncio.sleep(0.05)  # a fifth task would have begun by now
         assert worker.running == now == 4
         gate.set()
         for handle in handles:
@@ -108,7 +108,7 @@ async def test_a_timeout_begins_when_the_function_does_and_not_while_it_waits_fo
             assert outcome.execution_time is not None
             assert outcome.execution_time < 0.5
     _, second, *_ = (at for at, name in enumerate(recorded.names) if name == "Started")
-    assert "Received" not in recorded.names[second:]  # the worker had them all at once
+    assert "Received" not in recorded.names[second:]  # the worker received all of them at once
 
 
 async def test_each_task_has_a_context_of_its_own(app: TaskQueue) -> None:
@@ -117,7 +117,7 @@ async def test_each_task_has_a_context_of_its_own(app: TaskQueue) -> None:
     @app.task
     async def job(x: int) -> list[Any]:
         before = current_task()
-        await both.wait()  # the other one has entered its context as well
+        await both.wait()  # the other run has entered its context as well
         assert current_task() is before
         context = current_task()
         return [context.id, context.args, context.attempt, context.retries, dict(context.headers)]
@@ -290,7 +290,7 @@ async def test_arguments_in_messagepack_that_json_cannot_show_fail_nothing() -> 
 
 
 async def test_the_same_id_may_run_twice_at_once(app: TaskQueue) -> None:
-    # Sent again by hand, say, or taken back from a worker that lives.
+    # For example sent again by hand, or reclaimed from a living worker.
     gate = asyncio.Event()
     running = 0
 
@@ -320,7 +320,7 @@ async def test_the_same_id_may_run_twice_at_once(app: TaskQueue) -> None:
         await original([replace(envelopes[0], id=handle.id, body=body)])
         await until(lambda: running == 3)
         assert worker.running == 3
-        await handle.cancel()  # both of them
+        await handle.cancel()  # both runs
         await until(lambda: worker.running == 1)
         gate.set()
         await other.result(LONG)
@@ -337,7 +337,7 @@ async def test_ten_thousand_tasks_sleep_at_once(app: TaskQueue) -> None:
     began = time.monotonic()
     async with app.worker(concurrency=10_000):
         await asyncio.gather(*(handle.result(60) for handle in handles))
-    assert time.monotonic() - began < 40  # one after another: 10,000 s
+    assert time.monotonic() - began < 40  # one after another they would take 10,000 s
 
 
 async def test_a_wrong_annotation_is_said_at_the_start(app: TaskQueue) -> None:

@@ -1,8 +1,7 @@
-"""A fixed handful of tasks, disturbed at each call that is made to the servers.
+"""A few tasks of every kind, with one fault at each call that is made to the servers.
 
-In a run of its own each call fails once, in each way there is: never sent, taking effect while its
-caller goes on, done with the answer lost. Then the same with a process that dies there, and
-another that finishes.
+In a run of its own each call fails once, in each `FaultKind`. Then the same with a process that
+dies at that call, and another one that finishes the tasks.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from tests.worker.events import LONG
 T = TypeVar("T")
 
 SETTINGS: dict[str, Any] = {"worker_lease": 60, "worker_heartbeat": 0.05}
-AT_ONCE = 40  # runs side by side: most of each is waiting
-# What is called from time to time, and the first calls of it that are to fail.
+AT_ONCE = 40  # runs side by side, which mostly wait
+# Calls that workers repeat by themselves, and the number of these that are to fail.
 PERIODIC = {"lease.renew": 2, "broker.maintain": 1, "consumer.news": 1}
 
 
 class Case(NamedTuple):
-    """How one run is disturbed."""
+    """The fault of one run."""
 
     step: FaultPoint | None = None
     way: FaultKind = FaultKind.NOT_SENT
@@ -51,7 +50,7 @@ class Case(NamedTuple):
 
     @property
     def comes_by_itself(self) -> bool:
-        """Whether a worker that has nothing to do makes that call, too."""
+        """Whether an idle worker makes that call, too."""
         return self.step is not None and self.step.call in ("lease.renew", "broker.maintain")
 
     def __str__(self) -> str:
@@ -60,7 +59,7 @@ class Case(NamedTuple):
 
 
 class Ledger:
-    """What one run leaves behind."""
+    """The results of one run, and the state of its store."""
 
     def __init__(self) -> None:
         self.plan = FaultPlan()
@@ -72,7 +71,7 @@ class Ledger:
 
     @property
     def ends(self) -> dict[str, tuple[str, str, int]]:
-        """How each task ended: status, value or error, and at which attempt."""
+        """The end of each task: status, value or error, and attempt."""
         return {
             one.task_id: (one.status, repr(one.error or one.return_value), one.attempts)
             for one in self.results
@@ -102,7 +101,7 @@ def make_app(broker: Broker, starts: Counter[str]) -> TaskQueue:
     @app.task(name="slow")
     async def slow(name: str) -> None:
         starts[name] += 1
-        await asyncio.sleep(0.7)  # meanwhile the worker asks for news
+        await asyncio.sleep(0.7)  # the worker asks for news meanwhile
 
     @app.task(name="reject")
     async def reject(name: str) -> None:
@@ -113,7 +112,7 @@ def make_app(broker: Broker, starts: Counter[str]) -> TaskQueue:
 
 
 async def send(app: TaskQueue) -> list[TaskHandle[Any]]:
-    """Send the handful; return their handles."""
+    """Send the tasks; return their handles."""
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
         ("plain", (1,), {}),
         ("plain", (2,), {}),
@@ -144,7 +143,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def play(broker: Broker, case: Case) -> Ledger:
-    """Send the handful, have it worked off, and look at what is left."""
+    """Send the tasks, run a worker until they end, and look at the store."""
     ledger, struck = Ledger(), asyncio.Event()
     loop = asyncio.get_running_loop()
     ledger.plan = FaultPlan(
@@ -154,7 +153,7 @@ async def play(broker: Broker, case: Case) -> Ledger:
         on_fault=lambda: loop.call_soon_threadsafe(struck.set),
     )
     flaky = make_app(FlakyBroker(broker.clone(), ledger.plan), ledger.starts)
-    # Where a process dies it is the worker's, and who sends is another.
+    # If a process dies, it is that of the worker; another one sends.
     sender = make_app(broker.clone(), ledger.starts) if case.deadly else flaky
     await broker.open()
     try:
@@ -180,7 +179,7 @@ async def result(handle: TaskHandle[Any]) -> TaskResult[Any]:
 
 
 async def enough(case: Case, handles: list[TaskHandle[Any]], struck: asyncio.Event) -> None:
-    """Wait for the call that fails; or, where it may never come, for the tasks to end."""
+    """Wait for the call that fails, or for the end of the tasks if it may never come."""
     async with asyncio.timeout(LONG), asyncio.TaskGroup() as group:
         striking = group.create_task(struck.wait())
         if not case.comes_by_itself:
@@ -193,7 +192,7 @@ async def enough(case: Case, handles: list[TaskHandle[Any]], struck: asyncio.Eve
 
 
 async def die(app: TaskQueue, broker: Broker, plan: FaultPlan, died: Awaitable[None]) -> None:
-    """Have a worker begin; drop it where its process dies, and let another see that."""
+    """Run a worker until its process dies, and end its leases as an observer would."""
     worker = asyncio.create_task(app.worker(concurrency=3).run())
     await died
     worker.cancel()
@@ -206,14 +205,14 @@ async def die(app: TaskQueue, broker: Broker, plan: FaultPlan, died: Awaitable[N
 
 
 def steps(calls: Counter[str], *, every: bool) -> Iterator[FaultPoint]:
-    """Yield the calls to fail at: each, or of each name the first and the last."""
+    """Yield the calls to fail at: every one, or the first and the last of each name."""
     for name, count in sorted({**calls, **PERIODIC}.items()):
         numbers = range(1, count + 1) if every else sorted({1, count})
         yield from (FaultPoint(name, number) for number in numbers)
 
 
 async def disturb(make_broker: Callable[[], Broker], *, every: bool, deadly: bool) -> None:
-    """Play the handful once for each way in which each call can fail, and compare."""
+    """Run the tasks once for each kind of fault at each call, and compare the ends."""
     calm = await play(make_broker(), Case(deadly=deadly))
     assert calm.starts == {
         "plain 0": 1,
@@ -244,7 +243,7 @@ async def disturb(make_broker: Callable[[], Broker], *, every: bool, deadly: boo
 
 
 def differences(ledger: Ledger, calm: Ledger, *, deadly: bool) -> Iterator[str]:
-    """Yield what is not as in a run that nothing disturbed."""
+    """Yield the differences from a run without a fault."""
     if ledger.ends != calm.ends:
         yield f"ended otherwise: {set(ledger.ends.items()) ^ set(calm.ends.items())}"
     again = ledger.starts - calm.starts

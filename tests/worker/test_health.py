@@ -1,4 +1,4 @@
-"""What a worker tells of its own state."""
+"""The health of a worker, and the tasks that it knows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
     monkeypatch.setattr(health, "SICK_AFTER", 0.2)
     broker = OutageBroker(outage)
     app = TaskQueue("flaky", broker=broker)
-    app.conf.update(worker_lease=LONG, worker_heartbeat=LONG / 4)  # it hears of it by its fetch
+    app.conf.update(worker_lease=LONG, worker_heartbeat=LONG / 4)  # its fetch raises
     recorded = EventRecorder(app, HealthChanged)
     async with app.worker() as worker:
         outage.broker_down = True
@@ -92,7 +92,7 @@ async def test_a_short_outage_is_no_problem(flaky: TaskQueue, outage: Outage) ->
     async def job() -> int:
         return 1
 
-    health.SICK_AFTER = LONG  # restored by the fixture
+    health.SICK_AFTER = LONG  # the fixture restores it
     async with flaky.worker():
         outage.backend_down = True
         handle = await job.kiq()
@@ -105,7 +105,7 @@ async def test_a_short_outage_is_no_problem(flaky: TaskQueue, outage: Outage) ->
 async def test_an_unknown_task_goes_soon_to_a_worker_that_has_said_that_it_knows_it(
     app: TaskQueue,
 ) -> None:
-    """In a rolling deploy old workers get new tasks, and put them back."""
+    """During a rolling deploy old workers get new tasks, and put them back."""
     new = TaskQueue("new", broker="memory://rolling")
     old = TaskQueue("old", broker="memory://rolling")
 

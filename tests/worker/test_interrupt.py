@@ -1,4 +1,4 @@
-"""Coroutines that are interrupted with an exception of choice: `interruptible`."""
+"""`interruptible`: another exception in place of a cancellation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.worker.events import LONG, until
 
 
 class _Interruption:
-    """Raises something in a coroutine where it waits, once."""
+    """Drives a coroutine, and raises an error in it where it waits, once."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], error: BaseException | None) -> None:
         self.error = error

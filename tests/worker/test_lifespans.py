@@ -13,8 +13,6 @@ from aiotaskq import (
 )
 from tests.worker.events import LONG
 
-# --- lifespans ----------------------------------------------------------------------------------
-
 
 async def test_lifespans_begin_in_order_and_end_in_the_reverse_order(app: TaskQueue) -> None:
     told: list[str] = []

@@ -1,4 +1,4 @@
-"""The guard of the event loop: real blocks of a real loop."""
+"""The monitor of the event loop, on a loop that is really blocked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 20.0
 
 
 class Watched:
-    """A guard, and what it told."""
+    """A monitor, with its reports."""
 
     def __init__(self, warn_after: float | None = WARN_AFTER) -> None:
         self.events: list[LoopBlocked] = []
@@ -68,7 +68,7 @@ async def named(name: str, work: Awaitable[None]) -> None:
 
 
 async def culprit(watched: Watched) -> None:
-    """Block the loop until the guard has told of it, while it is blocked."""
+    """Block the loop until the monitor has reported it."""
     assert watched.heard.wait(PATIENCE)
 
 
@@ -82,7 +82,9 @@ async def test_a_block_is_told_while_it_lasts_with_its_stack_and_its_task(
     assert event.task == "<guilty>"
     assert event.seconds >= WARN_AFTER
     assert "in culprit" in event.stack
-    assert event.stack.index("in run") < event.stack.index("in culprit")  # the innermost last
+    assert event.stack.index("in run") < event.stack.index(
+        "in culprit"
+    )  # the innermost frame is the last one
     await until(lambda: "runs again" in caplog.text)
     warning, over = caplog.records
     assert warning.levelno == over.levelno == logging.WARNING
@@ -97,7 +99,7 @@ async def test_each_block_is_told_once(watched: Watched) -> None:
     for count in (1, 2):
         watched.heard.clear()
         await culprit(watched)
-        time.sleep(3 * WARN_AFTER)  # it goes on and on
+        time.sleep(3 * WARN_AFTER)  # the block goes on
         assert watched.blocks == count
         await asyncio.sleep(2 * WARN_AFTER)
     assert len(watched.events) == 2
@@ -108,7 +110,7 @@ async def test_a_loop_that_runs_is_not_told_of(
 ) -> None:
     watched.guard.start()
     await asyncio.sleep(4 * WARN_AFTER)
-    # A busy machine may stop all of us for a while, and then it is no mistake to tell.
+    # A busy machine may stop the whole process for a while, which is rightly reported.
     if watched.guard.take_worst() < WARN_AFTER / 2:
         assert watched.events == []
         assert caplog.records == []
@@ -118,7 +120,7 @@ async def test_lag_grows_while_the_loop_is_blocked(watched: Watched) -> None:
     watched.guard.start()
     assert watched.guard.lag < PATIENCE
     await culprit(watched)
-    assert watched.guard.lag > 0  # not a tick since then
+    assert watched.guard.lag > 0  # the loop has not run since then
     await until(lambda: watched.guard.lag == 0)
     worst = watched.guard.take_worst()
     assert worst >= WARN_AFTER / 2

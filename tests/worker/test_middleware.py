@@ -81,7 +81,7 @@ async def test_middleware_may_replace_values_and_translate_exceptions(app: TaskQ
         assert await (await job.kiq(False)).result(LONG) == [1, job.name]
         outcome = await (await job.kiq(True)).wait(LONG)
     assert isinstance(outcome.error, PermissionError)
-    assert outcome.attempts == 1  # what left the onion counts
+    assert outcome.attempts == 1  # the exception that left the outermost middleware counts
 
 
 async def test_middleware_may_answer_without_running(app: TaskQueue) -> None:

@@ -1,4 +1,4 @@
-"""Leases and outages: blocked loops, lost leases, servers that go and come back."""
+"""Outages and lost leases: blocked event loops, and servers that are away for a while."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -
         nonlocal runs
         runs += 1
         await gate.wait()
-        time.sleep(3)  # nobody beats on this loop for five leases
+        time.sleep(3)  # nothing on this loop can renew the lease for five leases
         return runs
 
-    # Another worker, on a loop of its own, tends the queue all the while and would take the task.
+    # Another worker, on a loop of its own, calls `maintain` meanwhile and would take the task.
     maintained, leave = threading.Event(), threading.Event()
 
     async def elsewhere() -> None:
@@ -84,13 +84,13 @@ async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_d
             try:
                 await first.wait()
             except asyncio.CancelledError:
-                return -1  # it was given to another one: what it returns now counts for nothing
+                return -1  # the task was given to another worker: its value is dropped
         return mine
 
     async with app.worker() as worker:
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
-        broker.store._time_shift += 7200  # as if the process had been frozen
+        broker.store._time_shift += 7200  # as after a frozen process
         broker.store.maintain(DeadLimits())
         assert await handle.result(LONG) == 2
         assert await (await job.kiq()).result(LONG) == 3
@@ -109,7 +109,7 @@ async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() ->
     async def job() -> str:
         if len(runs) == 0:
             runs.append(1)
-            # The process is frozen here: nothing of it runs until the lease is long over.
+            # As in a frozen process, nothing runs here until the lease is long over.
             heartbeat = worker._incarnation._heartbeat  # type: ignore[union-attr]  # it runs
             heartbeat._trusted_until = time.monotonic() - 1
             broker.store._time_shift += 20
@@ -136,7 +136,7 @@ async def test_a_worker_waits_for_a_broker_that_is_away_at_its_start() -> None:
     async def job() -> int:
         return 1
 
-    async with app.worker():  # what embeds it starts all the same
+    async with app.worker():  # the embedding program starts all the same
         outage.broker_down = False
         assert await (await job.kiq()).result(LONG) == 1
     await app.close()
@@ -204,7 +204,7 @@ async def test_what_ends_while_the_result_backend_is_away_is_stored_when_it_is_b
         await recorded.count(5)
         assert worker.running == 0
         depth = (await (await app.broker()).depth())["default"]
-        assert depth.held == 5  # a result is stored before its task is settled
+        assert depth.held == 5  # the result is stored before the task is settled
         outage.backend_down = False
         assert [await handle.result(LONG) for handle in handles] == [0, 1, 2, 3, 4]
     assert await (await app.broker()).depth() == {}
@@ -309,7 +309,7 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
     await until(lambda: worker.running == 1)
     monkeypatch.setattr(MemoryStore, "maintain", maintain)
     await until(lambda: "the worker failed" in caplog.text)
-    assert worker.running == 0  # it was cancelled and handed back
+    assert worker.running == 0  # the task was cancelled and released
     assert (await (await app.broker()).depth())["default"].ready == 1
     with pytest.raises(RuntimeError, match="own mistake"):
         await worker.__aexit__(None, None, None)
@@ -396,7 +396,7 @@ async def test_an_outcome_that_no_store_takes_ends_neither_the_worker_nor_the_ne
         await job.kiq("anything")
         broker = await app.broker()
         async with asyncio.timeout(LONG):
-            while await broker.depth():  # it is settled all the same
+            while await broker.depth():  # the task is settled all the same
                 await asyncio.sleep(0.01)
         monkeypatch.setattr(MemoryBackend, "store", picky)
         assert await (await job.kiq("friendly")).result(LONG) == "friendly"

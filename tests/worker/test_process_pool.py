@@ -1,4 +1,4 @@
-"""Plain functions in a pool of processes: what they get, and what their deaths may not touch."""
+"""Plain functions in a pool of processes: arguments, results, deaths and time limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiotaskq.worker import Worker
 from tests.worker import process_tasks as tasks
 from tests.worker.events import LONG, until
 
-pytestmark = pytest.mark.timeout(120)  # a process takes its time to start on a busy machine
+pytestmark = pytest.mark.timeout(120)  # a process may take long to start on a busy machine
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ async def test_a_process_that_dies_while_idle_costs_no_task(worker: Worker) -> N
 async def test_a_timeout_ends_the_process_and_only_that_one(worker: Worker, tmp_path: Path) -> None:
     bystander = await tasks.sleep.kiq(6, str(tmp_path / "one"))
     spared = await pid_of(tmp_path / "one")
-    # Time enough for its process to start on a busy machine, which counts.
+    # The start of its process counts, and may take long on a busy machine.
     handle = await tasks.sleep.with_options(timeout=4).kiq(LONG, str(tmp_path / "two"))
     doomed = await pid_of(tmp_path / "two")
     with pytest.raises(TimeoutError, match="longer than its timeout"):
@@ -152,7 +152,7 @@ async def test_a_timeout_begins_when_a_process_is_free(worker: Worker, tmp_path:
     waiting: list[TaskHandle[int]] = [
         await tasks.sleep.with_options(timeout=2.5).kiq(1, str(tmp_path / str(n))) for n in range(8)
     ]
-    for handle in waiting:  # the last ones wait for 3 s until it is their turn
+    for handle in waiting:  # the last ones wait for 3 s
         await handle.result(LONG)
 
 
@@ -171,7 +171,7 @@ async def test_no_process_outlives_the_worker(tmp_path: Path) -> None:
         other = await (await tasks.whoami.kiq()).result(LONG)
     assert gone(busy)
     assert gone(other)
-    # It was handed back, for another worker.
+    # It was released, for another worker.
     assert (await (await tasks.app.broker()).depth())["default"].ready == 1
     await (await tasks.app.broker()).purge("default")
     await tasks.app.close()

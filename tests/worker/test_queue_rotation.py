@@ -1,4 +1,4 @@
-"""Several queues: one after the other, or by their weights."""
+"""Several queues of a worker: one after the other, or by weight."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def unopened(request: pytest.FixtureRequest, tmp_path: Path) -> TaskQueue:
     if request.param == "redis":
         url = request.getfixturevalue("redis_url")
     app = TaskQueue("app", broker=url)
-    app.drivers()  # imports them, which blocks: not on the loop of the test
+    app.drivers()  # imports the driver, which would block the loop of the test
     return app
 
 
@@ -41,7 +41,7 @@ async def run_all(
     queues: Sequence[str] | Mapping[str, int] | None,
     concurrency: int = 1,
 ) -> list[str]:
-    """Fill queues, have a worker empty them, and return from where the tasks came, in order."""
+    """Fill queues, run a worker until they are empty; return the queue of each run, in order."""
     seen: list[str] = []
 
     @app.task
@@ -60,13 +60,13 @@ async def run_all(
 async def test_full_queues_share_a_worker_by_their_weights(app: TaskQueue) -> None:
     seen = await run_all(app, dict.fromkeys(WEIGHTS, 60), WEIGHTS)
     assert seen[0] == "critical"
-    for start in range(90):  # until one of them is empty
+    for start in range(90):  # until one queue is empty
         assert Counter(seen[start : start + 10]) == WEIGHTS
 
 
 async def test_what_an_empty_queue_leaves_goes_to_the_others(app: TaskQueue) -> None:
     seen = await run_all(app, {"low": 20, "default": 60}, WEIGHTS)
-    # The turns of the empty one go to the heavier of the others: 9 to 1 now.
+    # The turns of the empty queue go to the heavier one of the others: now 9 to 1.
     assert Counter(seen[:50]) == {"default": 45, "low": 5}
 
 
@@ -76,7 +76,7 @@ async def test_the_last_queue_alone_has_all_of_the_worker(app: TaskQueue) -> Non
 
 async def test_a_worker_of_many_slots_leaves_no_queue_without_its_turn(app: TaskQueue) -> None:
     seen = await run_all(app, dict.fromkeys(WEIGHTS, 200), WEIGHTS, concurrency=4)
-    # A fetch takes as many as there are free slots, 4 at most, and each queue is the first of 10.
+    # A fetch takes up to 4 tasks, one for each free slot, and each queue comes first in 10 fetches.
     first = seen.index("low")
     assert first < 10 * 4
     assert "low" in seen[first + 1 : first + 1 + 20 * 4]
@@ -93,7 +93,7 @@ async def test_any_name_may_have_a_weight_in_a_mapping(app: TaskQueue) -> None:
 
 
 class NotingBroker(MemoryBroker):
-    """Notes the orders that its consumers are asked for."""
+    """A broker that records the orders of its consumers' fetches."""
 
     orders: ClassVar[list[Sequence[str] | None]] = []
 

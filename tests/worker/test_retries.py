@@ -1,4 +1,4 @@
-"""How a task comes to run again: by its options, or because it asks for it itself."""
+"""Further attempts: by the options of a task, or at its own request."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_the_default_of_the_application_holds_where_nothing_is_said(app: T
         assert (await (await once.kiq()).wait(LONG)).attempts == 1
 
 
-# --- what a task says itself --------------------------------------------------------------------
+# --- requests of the task itself ----------------------------------------------------------------
 
 
 async def test_a_task_without_a_retry_may_ask_to_run_later(app: TaskQueue) -> None:
@@ -191,7 +191,7 @@ async def test_it_may_run_without_a_limit(app: TaskQueue) -> None:
     numbers = [attempt.number for attempt in ended.history]
     assert ended.attempts == 30
     assert ended.value() == len(numbers)
-    assert numbers == list(range(30 - len(numbers), 30))  # of many, the latest
+    assert numbers == list(range(30 - len(numbers), 30))  # the latest of many
 
 
 async def test_a_snooze_is_no_attempt(app: TaskQueue) -> None:
@@ -263,14 +263,14 @@ async def test_a_delayed_attempt_waits_in_the_store_and_can_be_cancelled(app: Ta
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Worker]:
-    """A worker with a process."""
+    """A worker with a process in its pool."""
     retry_tasks.app.conf.worker_process_pool_size = 1
     async with retry_tasks.app.worker(grace_period=LONG, name="w") as worker:
         yield worker
     await retry_tasks.app.close()
 
 
-@pytest.mark.timeout(120)  # a process takes its time to start on a busy machine
+@pytest.mark.timeout(120)  # a process may take long to start on a busy machine
 async def test_a_process_says_all_of_it_too(processes: Worker, tmp_path: Path) -> None:
     handle = await retry_tasks.twice.kiq(4)
     ended = await handle.wait(LONG)

@@ -1,4 +1,4 @@
-"""Servers that die and come back while tasks run."""
+"""Redis and PostgreSQL servers that are stopped and started while tasks run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.servers import PostgresServer, RedisServer
 from tests.worker.events import EventRecorder, until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
-AGAIN = 60.0  # seconds: a restart, and the pauses between attempts to connect
+AGAIN = 60.0  # seconds for a restart, and for the pauses between attempts to connect
 
 
 @pytest.fixture
 def over_redis(redis_url: str) -> TaskQueue:
     app = TaskQueue("app", broker=redis_url)
-    app.drivers()  # imports them, which blocks: not on the loop of the test
+    app.drivers()  # imports the drivers, which would block the loop of the test
     return app
 
 

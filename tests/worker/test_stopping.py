@@ -1,4 +1,4 @@
-"""How a worker stops: what runs may finish, the rest is handed back, nothing is left behind."""
+"""Stopping a worker: running tasks may finish, the rest is released, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_running_tasks_finish_and_waiting_ones_stay(app: TaskQueue) -> Non
     async with worker:
         await until(lambda: worker.running == 2)
         worker.stop()
-        await asyncio.sleep(0.02)  # it hears of it in the next turn of the loop
+        await asyncio.sleep(0.02)  # the task is cancelled in the next turn of the loop
         gate.set()
     assert [await handle.status() for handle in handles] == ["SUCCESS"] * 2 + ["PENDING"] * 3
     assert await depth(app) == (3, 0, 0, 0)
@@ -129,7 +129,7 @@ async def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same
     assert await depth(app) == (1, 0, 0, 0)
     async with app.worker():
         assert await handle.result(LONG) == 2
-        end.set()  # the first run ends now, and its outcome is nobody's
+        end.set()  # the first run ends now, and its outcome is dropped
 
 
 async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> None:
@@ -150,7 +150,7 @@ async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> No
     release.set()
     assert await depth(app) == (5, 0, 0, 0)
     await asyncio.sleep(0.02)
-    assert ran == 1  # the others waited for a thread and will not get one
+    assert ran == 1  # the others waited for a thread and got none
 
 
 async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> None:
@@ -330,7 +330,7 @@ async def test_a_burst_ends_when_the_queues_are_empty(app: TaskQueue) -> None:
     began = time.monotonic()
     await asyncio.wait_for(Worker(app, burst=True, concurrency=3).run(), LONG)
     assert done == 20
-    assert time.monotonic() - began < 4  # it does not wait out a fetch of five seconds
+    assert time.monotonic() - began < 4  # it does not wait for the end of a fetch of five seconds
 
 
 async def test_a_burst_looks_for_more_while_a_long_task_runs(app: TaskQueue) -> None:

@@ -1,4 +1,4 @@
-"""Tasks that workers died of: alone from the second time on, and buried after the last."""
+"""Suspects: tasks that run alone after two crashes, and are dead letters after the last one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.worker.outage import Outage, OutageBroker
 
 
 async def _kill(app: TaskQueue, times: int) -> None:
-    """Have what waits be held by consumers that die, one after another."""
+    """Let consumers take the waiting messages and die, one after another."""
     broker = await app.broker()
     for number in range(times):
         consumer = broker.consumer(["default"], name=f"victim-{number}", lease=60)
@@ -151,7 +151,7 @@ async def test_a_result_store_that_fails_keeps_nothing_from_running_again(
 ) -> None:
     @app.task
     async def job() -> str:
-        monkeypatch.undo()  # or its result could not be read
+        monkeypatch.undo()  # otherwise its result could not be read
         return "ran"
 
     async def fail(self: MemoryBackend, ids: Collection[str]) -> Mapping[str, Outcome]:
@@ -166,7 +166,7 @@ async def test_a_result_store_that_fails_keeps_nothing_from_running_again(
 
 
 async def test_a_suspect_is_alone_until_it_is_settled() -> None:
-    """A worker that dies while the result is being stored must not have taken more by then."""
+    """A worker may die while it stores the result, and must hold no other task then."""
     outage = Outage()
     app = TaskQueue("flaky", broker=OutageBroker(outage))
     recorded = EventRecorder(app, Succeeded)
@@ -180,7 +180,7 @@ async def test_a_suspect_is_alone_until_it_is_settled() -> None:
     await job.kiq()
     async with app.worker(concurrency=2):
         await recorded.count(1)
-        await asyncio.sleep(0.3)  # it could fetch meanwhile
+        await asyncio.sleep(0.3)  # time for another fetch
         assert (await (await app.broker()).depth())["default"].ready == 1
         outage.backend_down = False
         await recorded.count(2)

@@ -1,4 +1,4 @@
-"""Tasks that write in the transaction in which their outcome is recorded."""
+"""Tasks whose own writes and outcome are committed in one transaction."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.errors import BackendUnavailable
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
-LONG = 30.0  # seconds: what takes longer has failed
+LONG = 30.0  # seconds until something that must happen has failed
 PAY = "INSERT INTO paid (order_id) VALUES ($1)"
 
 
 @pytest.fixture
 async def paid(postgres_url: str) -> AsyncIterator[asyncpg.Pool]:
-    """A pool of the test's own, on a database with a table of the user's."""
+    """A pool of the test itself, on a database with a table of the user's."""
     async with asyncpg.create_pool(postgres_url, min_size=0, max_size=2) as pool:
         await pool.execute("CREATE TABLE paid (order_id integer NOT NULL)")
         yield pool
@@ -50,7 +50,7 @@ async def until_settled(app: TaskQueue) -> None:
 
 
 async def until_lost(connection: asyncpg.Connection) -> None:
-    """Wait until this side knows that a connection of a pool has ended."""
+    """Wait until the client notices that a connection of a pool has ended."""
     with contextlib.suppress(asyncpg.InterfaceError):
         async with asyncio.timeout(LONG):
             while connection.get_server_pid():
@@ -112,7 +112,7 @@ async def test_what_ends_otherwise_leaves_nothing(
 
 
 async def test_of_two_runs_the_second_is_undone(app: TaskQueue, paid: asyncpg.Pool) -> None:
-    """As when a worker that stood still comes back while another has run its task."""
+    """As after a worker that stood still while another one ran its task."""
 
     @app.task
     async def pay(order: int) -> str:
@@ -142,7 +142,7 @@ async def test_runs_at_the_same_time_write_once(app: TaskQueue, paid: asyncpg.Po
 
     async with app.worker() as worker:
         first = await pay.kiq(1)
-        # Sent twice under one id, as if a broker had handed it out twice.
+        # Sent twice under one id, as if a broker had delivered it twice.
         again = await pay.with_options(task_id=first.id).kiq(1)
         assert await again.result(LONG) == 1
         await until_settled(app)
@@ -153,7 +153,7 @@ async def test_runs_at_the_same_time_write_once(app: TaskQueue, paid: asyncpg.Po
 async def test_a_worker_that_dies_after_the_commit_has_done_it_once(
     postgres_url: str, paid: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What has died in here waits for its broker when it is left.
+    # The application that died waits for its broker when it is closed.
     monkeypatch.setattr("aiotaskq.worker.incarnation._STORE_WAIT", 0.1)
     memory = MemoryBroker()
     plan = FaultPlan(FaultPoint("consumer.settle", 1), FaultKind.NOT_SENT, deadly=True)
@@ -187,7 +187,7 @@ async def test_a_worker_that_dies_after_the_commit_has_done_it_once(
 async def test_a_task_whose_result_is_ignored_records_that_it_is_done(
     app: TaskQueue, paid: asyncpg.Pool
 ) -> None:
-    """Otherwise nothing would tell a second run that it comes too late."""
+    """Otherwise a second run would not notice that it comes too late."""
 
     @app.task(ignore_result=True)
     async def pay(order: int) -> None:
@@ -222,7 +222,7 @@ async def test_a_connection_that_is_lost_fails_the_attempt_and_leaves_nothing(
 async def test_a_statement_that_failed_fails_the_task_though_it_was_caught(
     app: TaskQueue, paid: asyncpg.Pool
 ) -> None:
-    """PostgreSQL has given the transaction up by then: to say "success" would be a lie."""
+    """PostgreSQL has aborted the transaction by then: "success" would be wrong."""
 
     @app.task
     async def pay(order: int) -> str:

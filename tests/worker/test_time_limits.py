@@ -26,7 +26,7 @@ async def test_a_soft_limit_is_raised_inside_and_may_be_handled(app: TaskQueue) 
         try:
             await asyncio.sleep(LONG)
         except SoftTimeLimitExceeded as told:
-            await asyncio.sleep(0)  # it may go on to wait
+            await asyncio.sleep(0)  # the task may wait again
             return f"cleaned up: {told}"
         return "too late"
 
@@ -87,7 +87,7 @@ async def test_what_only_cleans_up_after_a_cancellation_does_so_at_a_soft_limit(
                 group.create_task(child())
         except SoftTimeLimitExceeded as told:
             caught.append(told)
-            assert ended.is_set()  # it does not run on by itself
+            assert ended.is_set()  # the child has ended
             raise
         return "too late"
 
@@ -95,7 +95,7 @@ async def test_what_only_cleans_up_after_a_cancellation_does_so_at_a_soft_limit(
         outcome = await (await job.kiq()).wait(LONG)
     assert len(caught) == 1
     assert isinstance(outcome.error, SoftTimeLimitExceeded)
-    assert not isinstance(outcome.error, asyncio.CancelledError)  # to the caller it is none
+    assert not isinstance(outcome.error, asyncio.CancelledError)  # it is none for the caller
 
 
 async def test_a_soft_limit_of_one_call(app: TaskQueue) -> None:
@@ -136,7 +136,7 @@ async def test_settings_give_the_limits_of_tasks_that_have_none(app: TaskQueue) 
         await asyncio.sleep(LONG)
 
     @app.task
-    def plain() -> int:  # nothing can be raised inside a thread, so the soft one does not count
+    def plain() -> int:  # the soft limit is not for threads, where nothing can be raised
         threading.Event().wait(0.15)
         return 1
 
@@ -173,7 +173,7 @@ async def test_a_task_that_swallows_its_cancellation_frees_its_slot(app: TaskQue
         assert await (await other.kiq()).result(LONG) == 1  # the only slot is free
         assert recorded.names == ["Stuck"]
         gate.set()
-        await recorded.count(2)  # what it returned after all is refused
+        await recorded.count(2)  # its late value is refused
         assert recorded.names == ["Stuck", "Refused"]
         assert (await handle.wait(LONG)).status is TaskStatus.FAILURE
 

@@ -1,4 +1,4 @@
-"""Tasks that are sent in a transaction of the caller's, to PostgreSQL or by way of the outbox."""
+"""Tasks that are sent in a transaction of the caller, to PostgreSQL or through the outbox."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.tasks.options import CallOptions
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
-LONG = 30.0  # seconds: what takes longer has failed
-A_MOMENT = 0.2  # seconds in which something that must not happen is given a chance to
+LONG = 30.0  # seconds until something that must happen has failed
+A_MOMENT = 0.2  # seconds to wait for something that must not happen
 
 
 @pytest.fixture(params=["postgres", "outbox"])
 async def app(request: pytest.FixtureRequest, postgres_url: str) -> AsyncIterator[TaskQueue]:
-    """An application whose broker is PostgreSQL, or another one, with an outbox there."""
+    """An application whose broker is PostgreSQL, or memory with an outbox in PostgreSQL."""
     if request.param == "postgres":
         app = TaskQueue("shop", broker=postgres_url)
     else:
@@ -90,7 +90,7 @@ async def test_sessions_and_connections_of_sqlalchemy_do_as_well(
 
     engine = create_async_engine(postgres_url.replace("postgresql://", "postgresql+asyncpg://"))
     async with app.worker():
-        async with AsyncSession(engine) as session:  # the task is the first that it does
+        async with AsyncSession(engine) as session:  # sending the task is its first statement
             await order.with_options(connection=session).kiq(1)
             await session.rollback()
             handle = await order.with_options(connection=session).kiq(2)
@@ -136,7 +136,7 @@ async def test_a_conflict_with_another_transaction_is_told_as_what_it_is(
 
     async def behind_another() -> None:
         async with connection.transaction(isolation="repeatable_read"):
-            await connection.fetch("SELECT 1")  # from here on it sees nothing that others do
+            await connection.fetch("SELECT 1")  # from here on it sees no changes of others
             async with other.transaction():
                 await order.with_options(connection=other, task_id="order-1").kiq(1)
             await order.with_options(connection=connection, task_id="order-1").kiq(2)
@@ -234,7 +234,7 @@ def test_an_outbox_elsewhere_than_in_postgres_is_refused() -> None:
 async def test_large_tasks_are_passed_on_a_few_at_a_time(
     postgres_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thousand of the largest would be more than a server takes in one call."""
+    """A thousand of the largest tasks would be more than a server takes in one call."""
     monkeypatch.setattr("aiotaskq.worker.outbox_relay._BATCH_BYTES", 10_000)
     sizes: list[int] = []
     publish = MemoryBroker.publish
@@ -311,7 +311,7 @@ async def test_a_relay_goes_on_once_its_table_is_there_again(
 
 
 class FlakyOutbox(TaskQueue):
-    """An application whose relay fails as planned."""
+    """An application whose outbox fails as planned."""
 
     plan: FaultPlan
 
@@ -328,7 +328,7 @@ class FlakyOutbox(TaskQueue):
 async def test_what_is_passed_on_twice_runs_once(
     postgres_url: str, redis_url: str, connection: asyncpg.Connection, way: FaultKind, deadly: bool
 ) -> None:
-    """A relay that stops between the broker and the outbox leaves the rest to the next."""
+    """A relay that stops after publishing leaves its messages in the outbox for the next one."""
     app = FlakyOutbox(
         "shop", broker=redis_url, outbox_url=postgres_url, worker_lease=1.0, worker_heartbeat=0.2
     )

@@ -1,4 +1,4 @@
-"""Messages that cannot run: unreadable, refused, unknown. Kept with the reason, and told."""
+"""Messages that cannot run, since they are unreadable, refused or unknown: dead letters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def dead(app: TaskQueue, count: int = 1) -> list[DeadLetter]:
 
 
 async def let_workers_die(app: TaskQueue, count: int) -> bytes:
-    """Have one consumer after the other take the next message and die; return its body."""
+    """Let several consumers take the next message and die, one after another; return its body."""
     broker = await app.broker()
     body = b""
     for crashes in range(count):
@@ -75,7 +75,7 @@ async def test_what_is_no_message_goes_to_the_dead_letters_untouched(
     async with app.worker():
         assert await (await fine.kiq()).result(LONG) == 1
         (event,) = await recorded.count(1)
-        error = (await app.handle("broken").wait(LONG)).error  # whoever waits is told
+        error = (await app.handle("broken").wait(LONG)).error  # the waiting caller gets the error
     (letter,) = await dead(app)
     assert letter.id == event.task_id == "broken"
     assert letter.body == body

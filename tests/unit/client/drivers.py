@@ -13,12 +13,14 @@ from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 
 
 class Broker(MemoryBroker):
-    """A broker that can be slow or away, and counts."""
+    """A memory broker that can be slow or fail, and records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[list[str], str | None]] = []
-        self.errors: list[Exception] = []  # raised by the next calls, after storing
+        self.errors: list[
+            Exception
+        ] = []  # raised by the next calls, after they have stored their batch
         self.gate: asyncio.Event | None = None
         self.opened = self.closed = 0
 
@@ -41,7 +43,7 @@ class Broker(MemoryBroker):
 
 
 class Backend(MemoryBackend):
-    """A backend that can be away, deaf, and counts."""
+    """A memory backend that can fail or push nothing, and records its calls."""
 
     def __init__(self) -> None:
         super().__init__()

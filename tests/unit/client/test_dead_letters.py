@@ -1,4 +1,4 @@
-"""The dead letters in Python: which are meant, what is told of them, what a retry makes of them."""
+"""`app.dead`: selecting, describing, retrying and deleting dead letters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def bury(
     args: tuple[Any, ...] = (),
     **fields: Any,
 ) -> None:
-    """Have a message among the dead letters, as a worker leaves it there."""
+    """Add a dead letter as a worker does."""
     broker = await app.broker()
     if body is None:
         packed, named, pickled = codec.pack(args, {"who": "ada"} if args else {})
@@ -71,7 +71,7 @@ async def bury(
 
 
 async def taken(broker: Broker, queue: str = "default") -> list[Delivery]:
-    """Take all that waits in a queue, for good."""
+    """Fetch and settle all waiting messages of a queue."""
     consumer = broker.consumer([queue], name="test", lease=60)
     await consumer.open()
     got = list(await consumer.fetch(100, 0))
@@ -91,7 +91,7 @@ def ids(letters: Any) -> list[str]:
     return [one.id for one in letters]
 
 
-# --- which are meant ----------------------------------------------------------------------------
+# --- selecting ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def several(app: TaskQueue) -> TaskQueue:
 @pytest.mark.parametrize(
     ("which", "expected"),
     [
-        ({}, "cbad"),  # queue after queue, the newest first
+        ({}, "cbad"),  # one queue after the other, the newest first
         ({"queue": "default"}, "cba"),
         ({"queue": "nowhere"}, ""),
         ({"id": "b"}, "b"),
@@ -196,7 +196,7 @@ async def test_any_number_is_read_page_by_page(
     assert await (await app.broker()).depth() == {"default": Depth(ready=5)}
 
 
-# --- what is told -------------------------------------------------------------------------------
+# --- describing ---------------------------------------------------------------------------------
 
 
 async def test_what_is_known_of_a_dead_task(app: TaskQueue) -> None:
@@ -245,7 +245,7 @@ async def test_without_details_the_message_says_what_it_can(app: TaskQueue, deta
     assert ids(await app.dead.list(task="t.*")) == ["a"]
 
 
-# --- retry --------------------------------------------------------------------------------------
+# --- retrying -----------------------------------------------------------------------------------
 
 
 async def test_a_retry_runs_under_the_same_id_from_the_first_attempt_on(app: TaskQueue) -> None:
@@ -300,7 +300,7 @@ async def test_a_retried_message_keeps_all_but_its_failures(
 
 
 async def test_the_history_is_the_one_that_the_worker_left(app: TaskQueue) -> None:
-    full = (attempt(1), attempt(2))  # the message itself does not know of its last attempt
+    full = (attempt(1), attempt(2))  # the message itself has no record of its last attempt
     details = msgspec.json.encode(DeathDetails(task="t.add", attempts=full))
     await bury(app, "a", history=full[:1], attempt=2, details=details)
     assert await app.dead.retry(task="t.add") == 1
@@ -319,7 +319,7 @@ async def test_what_has_expired_expires_no_more(app: TaskQueue) -> None:
 async def test_what_cannot_be_read_goes_back_as_it_is(app: TaskQueue) -> None:
     every = bytes(range(256))
     await bury(app, "a", body=every, details=b"")
-    await bury(app, "", body=b"", details=b"")  # not even an id
+    await bury(app, "", body=b"", details=b"")  # without an id, too
     assert await app.dead.retry(queue="default") == 2
     bodies = [delivery.body for delivery in await taken(await app.broker())]
     assert bodies == [every, b""]

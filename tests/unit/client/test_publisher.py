@@ -38,7 +38,7 @@ async def test_one_call_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> 
     broker = Broker()
     publisher = Publisher(broker, 5)
     batches = [
-        [envelope(f"a{n}") for n in range(25)],  # more than fit, from one caller
+        [envelope(f"a{n}") for n in range(25)],  # more than one round, from one caller
         [envelope("b0"), envelope("b1")],
         [envelope("c", 90)],
         [envelope("d", 500)],

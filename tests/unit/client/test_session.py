@@ -18,9 +18,6 @@ from tests.unit.client.drivers import Backend, Broker, envelope, until
 ROOT = Path(__file__).parents[3]
 
 
-# --- the session --------------------------------------------------------------------------------
-
-
 async def test_who_only_sends_needs_no_result_server() -> None:
     broker, backend = Broker(), Backend()
     session = Session(broker, backend, publish_timeout=5)

@@ -89,7 +89,7 @@ async def test_a_lost_push_is_made_up_for_however_busy_it_is(
 
     async def stay_busy() -> None:
         n = 0
-        while True:  # each of these wakes the loading
+        while True:  # each of these causes a load
             n += 1
             await backend.store([outcome(str(n))], None)
             await waiters.wait(str(n))
@@ -148,7 +148,9 @@ async def test_closing_leaves_no_task_and_no_subscription(backend: Backend) -> N
     before = asyncio.all_tasks()
     await waiters.close()
     await asyncio.wait([waiting])
-    assert isinstance(waiting.exception(), BackendUnavailable)  # told, and not cancelled
+    assert isinstance(
+        waiting.exception(), BackendUnavailable
+    )  # it gets an error, and is not cancelled
     assert backend.unsubscribed == backend.subscriptions == 1
     assert asyncio.all_tasks() == before & {asyncio.current_task()}
 
@@ -156,7 +158,7 @@ async def test_closing_leaves_no_task_and_no_subscription(backend: Backend) -> N
 async def test_closing_before_anything_has_begun_leaves_no_warning(backend: Backend) -> None:
     waiters = Waiters(backend)
     waiting = asyncio.create_task(waiters.wait("1"))
-    await asyncio.sleep(0)  # its tasks are made, and have not begun
+    await asyncio.sleep(0)  # its tasks are created, and have not begun
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         await waiters.close()

@@ -1,3 +1,5 @@
+"""`Config`: its table of settings, their values, and their names."""
+
 from __future__ import annotations
 
 import copy
@@ -61,7 +63,7 @@ def test_type_checkers_know_each_setting(conf: Config) -> None:
     assert_type(conf.accept_content, tuple[Serializer, ...])
     assert_type(conf.worker_concurrency, int)
     assert_type(conf.task_routes, Mapping[str, str])
-    conf.result_expires = timedelta(hours=1)  # may be assigned as what it is not read as
+    conf.result_expires = timedelta(hours=1)  # accepts other types than it returns
     assert conf.result_expires == 3600
 
 
@@ -371,7 +373,7 @@ def test_update_sets_all_or_nothing(conf: Config) -> None:
     assert (conf.task_track_started, conf.worker_concurrency) == (True, 7)
 
 
-# --- what Celery has and this has not -----------------------------------------------------------
+# --- settings of Celery without a counterpart ---------------------------------------------------
 
 
 @pytest.mark.parametrize(

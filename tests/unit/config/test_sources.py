@@ -1,3 +1,5 @@
+"""Sources of settings: modules, classes, mappings, and the environment."""
+
 from __future__ import annotations
 
 import datetime

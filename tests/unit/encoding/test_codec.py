@@ -1,4 +1,4 @@
-"""Between values and bytes."""
+"""The codec: arguments, messages and results as bytes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Point:
 
 
 class Hostile:
-    """Its own methods raise."""
+    """An object whose methods raise."""
 
     @property
     def model_dump(self) -> Any:
@@ -59,7 +59,7 @@ class Hostile:
 
 
 class Canary:
-    """Tells when it is unpickled."""
+    """An object that records that it was unpickled."""
 
     woken = 0
 

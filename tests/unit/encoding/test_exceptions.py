@@ -1,4 +1,4 @@
-"""Exceptions as data, and back."""
+"""Exceptions as data, and the exceptions that callers get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aiotaskq.errors import ConfigError, DecodeError, ResultTimeout, TaskFailed,
 
 
 class UserError(Exception):
-    """An exception of a user's module, which is loaded here."""
+    """An exception of a user's module that is imported here."""
 
     def __init__(self, code: int, *, reason: str) -> None:
         super().__init__(code, reason)
@@ -78,7 +78,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 def travel(error: BaseException) -> TaskFailed:
-    """Return what the caller gets."""
+    """Return the exception that the caller gets."""
     raw, text = describe(raised(error))
     fields = json.loads(bytes(raw))
     assert list(fields) == ["exc_type", "exc_message", "exc_module"]
@@ -284,7 +284,7 @@ def strange_traceback() -> BaseException:
 
 
 def below(call: Callable[[], object]) -> BaseException:
-    """Return what the call raises, without the frame of this function."""
+    """Return the exception of a call, without the frame of this function."""
     with pytest.raises(ValueError, match="x") as info:
         call()
     frames = info.value.__traceback__

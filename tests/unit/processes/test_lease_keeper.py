@@ -1,4 +1,4 @@
-"""What the keeper does with leases, over a broker of the test's own."""
+"""The lease keeper, over a broker of the test itself."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class FakeBroker:
 
 
 class Desk:
-    """A keeper in this event loop, and the supervisor's end of its pipe."""
+    """A lease keeper on this event loop, and the supervisor's end of its pipe."""
 
     def __init__(self) -> None:
         self.broker = FakeBroker()
@@ -111,7 +111,7 @@ async def running(desk: Desk) -> AsyncIterator[None]:
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    monkeypatch.chdir(os.curdir)  # it goes where the worker is
+    monkeypatch.chdir(os.curdir)  # the keeper changes to the directory of the worker
     made = Desk()
     monkeypatch.setattr(keeper, "create_broker", made.create)
     yield made
@@ -226,7 +226,7 @@ async def test_a_broker_that_is_away_is_asked_again(
         desk.tell(Died(os.getpid(), "was killed"))
         await until(lambda: lease.closed)
     assert len(lease.notes) == 1
-    assert caplog.text.count("cannot be renewed") == 1  # an outage is told by the worker itself
+    assert caplog.text.count("cannot be renewed") == 1  # the worker itself reports an outage
 
 
 async def test_a_lease_that_lapsed_meanwhile_needs_no_end(desk: Desk) -> None:
@@ -281,6 +281,6 @@ async def test_it_leaves_when_told_or_when_nobody_can_tell_it_anything(
 async def test_it_leaves_when_the_supervisor_is_another_process() -> None:
     ours, theirs = Pipe(duplex=False)
     async with asyncio.timeout(PATIENCE):
-        await Keeping(ours, os.getpid()).run()  # nobody is the parent of itself
+        await Keeping(ours, os.getpid()).run()  # a process is never its own parent
     ours.close()
     theirs.close()

@@ -17,13 +17,13 @@ ODD = Odd()
 
 
 def unix(text: str) -> float:
-    """A time in ISO 8601, in UTC where it has no offset."""
+    """Return the Unix time of a text in ISO 8601, which is in UTC if it has no offset."""
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def runs(when: When, begin: str, end: str, zone: str = "UTC", **bounds: float | None) -> list[str]:
-    """The times after `begin` up to `end`, as the zone's clock shows them, with its offset."""
+    """Return the runs after `begin` up to `end`, by the clock of the zone, with its offset."""
     timing = Timing(when=when, timezone=zone, **bounds)  # type: ignore[arg-type]  # start and end
     place = ZoneInfo(zone)
     found = timing.between(unix(begin), unix(end))

@@ -68,7 +68,7 @@ def test_what_the_skipped_hour_of_paris_holds_comes_once_after_it_if_it_is_fixed
             "2026-11-01T08:00",
             ["11-01 01:30:00-0400", "11-01 01:30:00-0500", "11-01 02:30:00-0500"],
         ),
-        # By half an hour, at 2:00
+        # A change by half an hour, at 2:00
         (
             "Australia/Lord_Howe",
             "45 1 * * *",
@@ -103,11 +103,11 @@ def test_what_the_skipped_hour_of_paris_holds_comes_once_after_it_if_it_is_fixed
             "2026-10-03T16:40",
             ["10-04 02:30:00+1100", "10-04 03:00:00+1100", "10-04 03:30:00+1100"],
         ),
-        # At midnight
+        # A change at midnight
         ("America/Havana", "0 0 * * *", "2026-03-08", "2026-03-09", ["03-08 01:00:00-0400"]),
         ("America/Havana", "30 0 * * *", "2026-11-01", "2026-11-02", ["11-01 00:30:00-0400"]),
         ("Asia/Beirut", "@daily", "2026-03-28", "2026-03-29", ["03-29 01:00:00+0300"]),
-        # A day that was not
+        # A day that was skipped
         (
             "Pacific/Apia",
             "0 9 * * *",
@@ -117,7 +117,7 @@ def test_what_the_skipped_hour_of_paris_holds_comes_once_after_it_if_it_is_fixed
         ),
         ("Pacific/Apia", "0 */12 30 12 *", "2011-12-01", "2012-01-31", []),
         ("Pacific/Apia", "0 0 30 12 *", "2011-12-01", "2012-01-31", ["12-31 00:00:00+1400"]),
-        # Another offset, and no summer time
+        # A change of the offset without summer time
         ("Asia/Pyongyang", "45 23 * * *", "2018-05-04", "2018-05-05", ["05-05 00:00:00+0900"]),
         ("Asia/Pyongyang", "45 23 * * *", "2015-08-14", "2015-08-15", ["08-14 23:45:00+0900"]),
     ],
@@ -204,7 +204,7 @@ def test_both_day_fields_have_to_match_as_in_celery_or_one_as_in_cron() -> None:
     cron = crontab("0 12 13 * fri")
     assert len(runs(cron, "2026-11-01", "2026-12-01")) == 4
     assert len(runs(cron, "2026-10-01", "2026-11-01")) == 6
-    starred = crontab("0 12 */2 * fri")  # a star in either: both have to match in cron too
+    starred = crontab("0 12 */2 * fri")  # a star in either field: both have to match in cron too
     assert runs(starred, "2026-11-01", "2026-12-01") == [
         "11-13 12:00:00+0000",
         "11-27 12:00:00+0000",

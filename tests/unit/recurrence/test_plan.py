@@ -1,4 +1,4 @@
-"""Which runs are sent, given how late it is."""
+"""The plan of a schedule: the runs to send, by how late they are."""
 
 from __future__ import annotations
 

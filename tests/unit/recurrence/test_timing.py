@@ -118,7 +118,7 @@ def test_what_is_no_datetime_is_refused_as_a_single_time(wrong: Any) -> None:
         at(wrong)
 
 
-# --- what users write ---------------------------------------------------------------------------
+# --- values that users give ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

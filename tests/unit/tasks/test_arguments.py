@@ -109,7 +109,7 @@ class VeryTouchy:
 
 
 class Opaque:
-    """Nothing can convert to it."""
+    """A type to which nothing can be converted."""
 
 
 UserId = NewType("UserId", int)
@@ -135,7 +135,7 @@ def load(fn: Callable[..., Any] | Arguments, body: bytes) -> tuple[tuple[Any, ..
 
 
 def taking(annotation: Any) -> Callable[[Any], Any]:
-    """Return a function of one parameter of that annotation."""
+    """Return a function with one parameter of that annotation."""
 
     def fn(x: Any) -> Any:
         return x
@@ -191,7 +191,7 @@ VALUES: list[tuple[Any, Any]] = [
     (list[Model], [Model(id=UUID(int=1))]),
     (dict[str, Model], {"a": Model(id=UUID(int=1))}),
     (StrictModel, StrictModel(id=UUID(int=1), data=b"\xff")),
-    # What msgspec leaves to pydantic.
+    # Types that msgspec leaves to pydantic.
     (Cat | Dog, Cat("Tom", b"\xff\x00")),
     (Cat | Dog, Dog(3, date(2026, 1, 2))),
     (list[Cat | Dog], [Dog(1), Cat("Tom")]),
@@ -209,7 +209,7 @@ def test_an_argument_arrives_as_its_annotation_says(
     annotation: Any, value: Any, framing: Serializer
 ) -> None:
     fn = taking(annotation)
-    for _ in range(3):  # the first call of a shape is read otherwise than the next
+    for _ in range(3):  # the first call of a shape is read in another way than the next
         assert call(fn, value, framing=framing) == ((value,), {})
         assert call(fn, x=value, framing=framing) == ((), {"x": value})
 
@@ -272,7 +272,9 @@ def test_what_does_not_fit_is_a_decode_error_that_names_the_argument(
     for _ in range(3):
         with pytest.raises(DecodeError) as refused:
             load(arguments, b'{"id":"1","task":"t","args":[1,' + text + b"]}")
-        if not text.startswith((b"nonsense", b"[[", b'"\\ud')):  # seen before the arguments are
+        if not text.startswith(
+            (b"nonsense", b"[[", b'"\\ud')
+        ):  # noticed before the arguments are read
             assert "'x'" in str(refused.value)
         assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Tasks with ``bind=True``: what they get, what they know, and how they ask for another attempt."""
+"""Tasks with ``bind=True``: their first argument, ``self.request`` and ``self.retry``."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_time_becomes_seconds_from_now(app: TaskQueue) -> None:
     app.conf.timezone = "Asia/Tokyo"
     for zone in (UTC, None):
         before = time.time()
-        # A naive time is one in the zone of the application.
+        # A naive time is in the time zone of the application.
         local = datetime.now(UTC) if zone else datetime.now(UTC).replace(tzinfo=None)
         eta = local + timedelta(hours=1 if zone else 10)
         later = asked(task, eta=eta)

@@ -1,4 +1,4 @@
-"""What a decorator takes: limits, retries, and what Celery calls otherwise."""
+"""Options of the decorator: limits and retries, also under their names in Celery."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def options(**given: Any) -> TaskOptions:
 
 
 def delays(retry: Retry | None, count: int, error: BaseException) -> list[float | None]:
-    """Return what is waited after each attempt, where chance takes the whole of it."""
+    """Return the delay after each attempt, with the largest possible jitter."""
     assert retry is not None
     return [retry_delay(retry, n, error, chance=lambda: 1.0) for n in range(1, count + 1)]
 

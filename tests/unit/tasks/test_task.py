@@ -1,4 +1,4 @@
-"""Tasks as the caller sees them."""
+"""`Task`: options, the kind of its function, and the ways to call it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_two_times_to_start_are_refused() -> None:
         check_options({"countdown": 5, "eta": datetime(2026, 1, 1)})
 
 
-# --- where a function runs ----------------------------------------------------------------------
+# --- the place where a function runs -----------------------------------------------------------
 
 
 def test_each_kind_of_function_has_its_place() -> None:

@@ -14,7 +14,7 @@ from aiotaskq.testing.model import check
 
 
 def imported(program: str) -> set[str]:
-    """Return which of the modules that only suites need are imported by a program."""
+    """Return the modules for suites alone that a program imports."""
     heavy = ("pytest", "hypothesis", "aiotaskq.testing.conformance", "aiotaskq.testing.model")
     program = f"import sys\n{program}\nprint(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The drivers that fail as planned: they keep the protocol all the same."""
+"""`FlakyBroker`: the planned fault, and the contract that it keeps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_the_chosen_call_fails_and_no_other(way: FaultKind, stored: int) -
         await broker.publish([envelope("b")])
     assert plan.hit
     await broker.publish([envelope("c")])
-    await broker.close()  # which waits for what was sent unheard
+    await broker.close()  # it waits for calls without their callers
     assert await broker.depth() == {"q": Depth(ready=2 + stored)}
     assert plan.calls == {"broker.publish": 3, "broker.depth": 1}
 
