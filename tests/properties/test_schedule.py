@@ -191,7 +191,7 @@ def test_a_crontab_of_six_fields_comes_when_a_calendar_walked_by_seconds_says_so
     st.integers(-2 * DAY, 2 * DAY),
     st.floats(0, 1, exclude_max=True),
 )
-def test_what_comes_after_a_moment_between_two_runs_is_the_later_one(
+def test_between_two_runs_the_later_one_is_next(
     change: tuple[str, str], plan: Plan, both: bool, shift: int, share: float
 ) -> None:
     zone, day = change
@@ -261,7 +261,7 @@ def test_jitter_stays_in_its_bounds_and_is_the_same_for_all(
 
 @settings(max_examples=300)
 @given(st.text("0123456789*/-,#LWlmonfrijan @", max_size=24) | st.text(max_size=12))
-def test_any_text_is_a_crontab_or_refused_as_one(text: str) -> None:
+def test_any_text_is_a_crontab_or_is_refused(text: str) -> None:
     for make in (
         crontab,
         lambda field: crontab(0, 0, field),

@@ -69,14 +69,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @checkers
-def test_what_is_promised_is_typed(check: Callable[[Path], Errors]) -> None:
+def test_the_public_api_is_typed(check: Callable[[Path], Errors]) -> None:
     assert check(HERE / "right.py") == {}
 
 
 @checkers
-def test_what_is_wrong_is_refused_line_by_line(
-    check: Callable[[Path], Errors], tmp_path: Path
-) -> None:
+def test_each_wrong_line_is_refused(check: Callable[[Path], Errors], tmp_path: Path) -> None:
     # It is no Python file here, or every check of the project would stumble over it.
     file = tmp_path / "wrong.py"
     shutil.copy(HERE / "wrong.txt", file)

@@ -104,7 +104,7 @@ def test_a_name_that_no_driver_can_keep_is_refused(app: TaskQueue, name: Any) ->
 
 
 @pytest.mark.parametrize("wrong", [5, "", "localhost:6379", object()])
-def test_what_is_no_url_and_no_driver_is_refused_where_it_is_given(wrong: Any) -> None:
+def test_a_broker_must_be_a_url_or_a_driver(wrong: Any) -> None:
     for what in ("broker", "backend"):
         with pytest.raises(ConfigError, match=f"{what} is .* must be a URL"):
             TaskQueue("x", **{what: wrong})
@@ -233,7 +233,7 @@ def test_a_wrong_option_of_a_task_is_refused(
 
 
 @pytest.mark.parametrize("wrong", ["reports", 5, None])
-def test_what_is_no_function_is_refused(app: TaskQueue, wrong: Any) -> None:
+def test_only_functions_become_tasks(app: TaskQueue, wrong: Any) -> None:
     with pytest.raises(ConfigError, match="no function"):
         app.task(wrong)
 
@@ -370,7 +370,7 @@ async def test_a_uuid_may_be_an_id(app: TaskQueue) -> None:
     assert (await only(app)).id == handle.id
 
 
-async def test_what_a_broker_lacks_is_refused_where_it_is_asked_for() -> None:
+async def test_options_that_the_broker_lacks_are_refused_at_the_call() -> None:
     class Poor(MemoryBroker):
         traits: ClassVar[Traits] = Traits(priorities=False, unique=False)
 
@@ -403,7 +403,7 @@ async def test_the_workers_that_are_alive_tell_of_themselves(app: TaskQueue) -> 
     assert await app.workers() == []
 
 
-async def test_what_runs_may_be_left_alone_when_a_task_is_revoked(app: TaskQueue) -> None:
+async def test_revoking_may_spare_a_running_task(app: TaskQueue) -> None:
     consumer = (await app.broker()).consumer(["default"], name="w", lease=60)
     await consumer.open()
     held = await app.send("x")

@@ -250,7 +250,7 @@ async def test_a_handle_can_be_awaited_asked_and_forgotten(app: TaskQueue) -> No
     assert await handle.status() is TaskStatus.PENDING
 
 
-async def test_a_timeout_of_zero_returns_what_is_there(app: TaskQueue) -> None:
+async def test_a_timeout_of_zero_returns_an_outcome_that_is_there(app: TaskQueue) -> None:
     @app.task
     async def one() -> int:
         return 1

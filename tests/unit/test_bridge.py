@@ -68,7 +68,7 @@ def test_many_threads_share_one_loop(door: Bridge) -> None:
     assert len({thread for _, thread in found}) == 1
 
 
-def test_what_the_coroutine_raises_reaches_its_thread(door: Bridge) -> None:
+def test_an_exception_of_the_coroutine_reaches_its_thread(door: Bridge) -> None:
     async def fail() -> None:
         raise KeyError("x")
 
@@ -132,7 +132,7 @@ def test_a_loop_that_cannot_start_is_an_error_and_no_hang(
     door.run(nothing(), instead="x")
 
 
-def test_stopping_closes_what_was_left_open(door: Bridge) -> None:
+def test_stopping_closes_open_sessions(door: Bridge) -> None:
     closed: list[str] = []
 
     async def leave_open() -> None:

@@ -57,7 +57,7 @@ async def test_the_first_is_outermost(app: TaskQueue) -> None:
     assert notes == ["outer runs", "inner runs", "inner has run", "outer has run"]
 
 
-async def test_one_that_overrides_nothing_costs_nothing() -> None:
+async def test_middleware_that_overrides_nothing_is_not_called() -> None:
     async def send(message: Message) -> None: ...
     async def run(context: TaskContext) -> None: ...
 

@@ -93,7 +93,7 @@ class Runs:
 # --- order and wake-up --------------------------------------------------------------------------
 
 
-async def test_an_earlier_one_that_arrives_while_the_worker_waits_for_a_later_one_runs_first(
+async def test_a_task_that_is_due_earlier_runs_first_though_it_was_sent_later(
     app: TaskQueue,
 ) -> None:
     runs = Runs(app)
@@ -107,7 +107,7 @@ async def test_an_earlier_one_that_arrives_while_the_worker_waits_for_a_later_on
         assert await runs.count(4) == ["first", "second", "third", "last"]
 
 
-async def test_what_is_due_soon_does_not_wait_for_what_is_due_in_an_hour(app: TaskQueue) -> None:
+async def test_a_task_due_soon_does_not_wait_for_one_due_in_an_hour(app: TaskQueue) -> None:
     runs = Runs(app)
     async with app.worker():
         await runs.idle()
@@ -117,7 +117,7 @@ async def test_what_is_due_soon_does_not_wait_for_what_is_due_in_an_hour(app: Ta
     assert runs.names == [f"{number}" for number in range(5)]
 
 
-async def test_a_worker_that_waits_for_a_delayed_one_takes_others_meanwhile(
+async def test_a_worker_that_waits_for_a_delayed_task_runs_others_meanwhile(
     app: TaskQueue,
 ) -> None:
     runs = Runs(app)
@@ -150,7 +150,7 @@ async def test_a_sleeping_worker_is_woken_by_another_process(app: TaskQueue, url
             assert await runs.count(len(expected)) == expected
 
 
-async def test_those_sent_together_run_in_the_order_in_which_they_are_due(app: TaskQueue) -> None:
+async def test_tasks_sent_together_run_in_the_order_of_their_due_times(app: TaskQueue) -> None:
     runs = Runs(app)
     delays = [0.5, 0.1, 0.4, 0.2, 0.6, 0.3]
     async with app.worker(concurrency=1):
@@ -159,7 +159,7 @@ async def test_those_sent_together_run_in_the_order_in_which_they_are_due(app: T
         assert await runs.count(len(delays)) == [str(one) for one in sorted(delays)]
 
 
-async def test_those_due_at_once_run_by_priority(app: TaskQueue) -> None:
+async def test_tasks_due_at_once_run_by_priority(app: TaskQueue) -> None:
     runs = Runs(app)
     due = datetime.now(UTC) + timedelta(seconds=0.7)
     await app.kiq_many(
@@ -169,7 +169,7 @@ async def test_those_due_at_once_run_by_priority(app: TaskQueue) -> None:
         assert await runs.count(3) == ["9", "4", "0"]
 
 
-async def test_a_delayed_one_finds_a_free_worker_though_another_one_is_busy(app: TaskQueue) -> None:
+async def test_a_delayed_task_finds_a_free_worker_while_another_is_busy(app: TaskQueue) -> None:
     runs = Runs(app)
     busy, leave = asyncio.Event(), asyncio.Event()
 
@@ -201,7 +201,7 @@ async def test_a_delayed_one_finds_a_free_worker_though_another_one_is_busy(app:
     ],
     ids=["seconds", "timedelta", "datetime"],
 )
-async def test_every_handle_says_of_an_expired_task_that_it_is(
+async def test_every_handle_of_an_expired_task_says_so(
     app: TaskQueue, expires: Callable[[], Any]
 ) -> None:
     runs = Runs(app)
@@ -227,7 +227,7 @@ async def test_every_handle_says_of_an_expired_task_that_it_is(
     assert await asyncio.to_thread(look) == ("REVOKED", True, False, False)
 
 
-async def test_one_that_expires_later_runs(app: TaskQueue) -> None:
+async def test_a_task_that_expires_later_runs(app: TaskQueue) -> None:
     runs = Runs(app)
     async with app.worker():
         for number, expires in enumerate(

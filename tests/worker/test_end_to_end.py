@@ -192,7 +192,7 @@ async def test_an_id_of_ones_own_is_stored_once(app: TaskQueue) -> None:
     assert runs == 2
 
 
-async def test_cancelling_what_waits_what_runs_and_what_ended(app: TaskQueue) -> None:
+async def test_cancelling_waiting_running_and_ended_tasks(app: TaskQueue) -> None:
     begun: list[str] = []
 
     @app.task
@@ -224,7 +224,7 @@ async def test_cancelling_what_waits_what_runs_and_what_ended(app: TaskQueue) ->
     assert (depth.ready, depth.held, depth.dead) == (0, 0, 0)
 
 
-async def test_what_was_handed_back_runs_elsewhere_as_the_same_attempt(app: TaskQueue) -> None:
+async def test_a_released_task_runs_on_another_worker_as_the_same_attempt(app: TaskQueue) -> None:
     attempts: list[int] = []
 
     @app.task
@@ -242,7 +242,7 @@ async def test_what_was_handed_back_runs_elsewhere_as_the_same_attempt(app: Task
     assert attempts == [1, 1]
 
 
-async def test_what_cannot_run_is_kept(app: TaskQueue) -> None:
+async def test_messages_that_cannot_run_are_kept(app: TaskQueue) -> None:
     app.conf.unknown_task_ttl = 0.1
 
     @app.task

@@ -49,7 +49,7 @@ async def test_coroutines_run_concurrently_up_to_the_limit_and_not_beyond(app: T
     assert most == 4
 
 
-async def test_a_plain_function_runs_in_a_thread_and_blocks_nobody(app: TaskQueue) -> None:
+async def test_a_plain_function_runs_in_a_thread_and_blocks_no_other_task(app: TaskQueue) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     @app.task
@@ -201,7 +201,7 @@ async def explosive(x: Exploding) -> None:
     raise AssertionError("it ran")
 
 
-async def test_a_result_is_not_kept_where_nobody_wants_it(app: TaskQueue) -> None:
+async def test_an_ignored_result_is_not_kept(app: TaskQueue) -> None:
     recorded = EventRecorder(app, Succeeded)
 
     @app.task(ignore_result=True)
@@ -340,7 +340,7 @@ async def test_ten_thousand_tasks_sleep_at_once(app: TaskQueue) -> None:
     assert time.monotonic() - began < 40  # one after another they would take 10,000 s
 
 
-async def test_a_wrong_annotation_is_said_at_the_start(app: TaskQueue) -> None:
+async def test_a_wrong_annotation_raises_at_the_start(app: TaskQueue) -> None:
     from aiotaskq import ConfigError
 
     async def job(x: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821

@@ -29,7 +29,7 @@ async def flaky(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await app.close()
 
 
-async def test_a_broker_that_is_away_makes_a_worker_sick_and_its_return_heals_it(
+async def test_a_worker_is_unhealthy_while_its_broker_is_unreachable(
     flaky: TaskQueue, outage: Outage
 ) -> None:
     recorded = EventRecorder(flaky, HealthChanged)
@@ -43,7 +43,7 @@ async def test_a_broker_that_is_away_makes_a_worker_sick_and_its_return_heals_it
         assert recorded.events[-1].problems == ()
 
 
-async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
+async def test_a_worker_is_healthy_after_a_lease_lost_in_an_outage(
     outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "SICK_AFTER", 0.2)
@@ -64,7 +64,7 @@ async def test_a_lease_lost_in_an_outage_leaves_no_sickness_behind(
     await app.close()
 
 
-async def test_a_result_store_that_is_away_makes_a_worker_sick(
+async def test_a_worker_is_unhealthy_while_its_result_backend_is_unreachable(
     flaky: TaskQueue, outage: Outage
 ) -> None:
     recorded = EventRecorder(flaky, HealthChanged)
@@ -102,7 +102,7 @@ async def test_a_short_outage_is_no_problem(flaky: TaskQueue, outage: Outage) ->
     assert recorded.events == []
 
 
-async def test_an_unknown_task_goes_soon_to_a_worker_that_has_said_that_it_knows_it(
+async def test_an_unknown_task_goes_soon_to_a_worker_that_lists_it(
     app: TaskQueue,
 ) -> None:
     """During a rolling deploy old workers get new tasks, and put them back."""

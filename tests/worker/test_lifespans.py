@@ -68,7 +68,7 @@ async def test_each_worker_has_a_state_of_its_own(app: TaskQueue) -> None:
     assert len({id(state) for state in states}) == 2
 
 
-async def test_a_lifespan_that_fails_at_start_is_raised_and_undoes_what_began(
+async def test_a_lifespan_that_fails_at_start_raises_and_ends_the_earlier_ones(
     app: TaskQueue,
 ) -> None:
     told: list[str] = []
@@ -95,7 +95,7 @@ async def test_a_lifespan_that_fails_at_start_is_raised_and_undoes_what_began(
     assert told == ["undone"]
 
 
-async def test_what_the_state_has_not_is_said(app: TaskQueue) -> None:
+async def test_a_missing_name_of_the_state_is_an_attribute_error(app: TaskQueue) -> None:
     @app.task
     async def job() -> None:
         current_task().state.pool  # noqa: B018

@@ -72,7 +72,7 @@ async def culprit(watched: Watched) -> None:
     assert watched.heard.wait(PATIENCE)
 
 
-async def test_a_block_is_told_while_it_lasts_with_its_stack_and_its_task(
+async def test_a_block_is_reported_while_it_lasts_with_its_stack_and_its_task(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched.guard.start()
@@ -94,7 +94,7 @@ async def test_a_block_is_told_while_it_lasts_with_its_stack_and_its_task(
     assert watched.blocks == 1
 
 
-async def test_each_block_is_told_once(watched: Watched) -> None:
+async def test_each_block_is_reported_once(watched: Watched) -> None:
     watched.guard.start()
     for count in (1, 2):
         watched.heard.clear()
@@ -105,7 +105,7 @@ async def test_each_block_is_told_once(watched: Watched) -> None:
     assert len(watched.events) == 2
 
 
-async def test_a_loop_that_runs_is_not_told_of(
+async def test_a_running_loop_is_not_reported(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched.guard.start()
@@ -127,7 +127,7 @@ async def test_lag_grows_while_the_loop_is_blocked(watched: Watched) -> None:
     assert watched.guard.take_worst() < worst
 
 
-async def test_a_thread_that_is_blocked_is_no_matter(watched: Watched) -> None:
+async def test_a_blocked_thread_is_not_reported(watched: Watched) -> None:
     watched.guard.start()
     await asyncio.to_thread(time.sleep, 3 * WARN_AFTER)
     assert all("time.sleep" not in event.stack for event in watched.events)
@@ -142,7 +142,7 @@ async def test_without_a_limit_there_is_no_thread() -> None:
     await watched.guard.stop()
 
 
-async def test_it_stops_while_an_observer_hangs() -> None:
+async def test_the_monitor_stops_while_an_observer_hangs() -> None:
     release = threading.Event()
     inside = threading.Event()
 
@@ -160,14 +160,16 @@ async def test_it_stops_while_an_observer_hangs() -> None:
     release.set()
 
 
-async def test_it_may_be_stopped_twice_and_without_a_start(watched: Watched) -> None:
+async def test_the_monitor_may_be_stopped_twice_and_without_a_start(watched: Watched) -> None:
     await watched.guard.stop()
     watched.guard.start()
     await watched.guard.stop()
     await watched.guard.stop()
 
 
-async def test_a_description_that_fails_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_description_that_fails_does_not_end_the_monitor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def fail(task: asyncio.Task[Any] | None) -> str:
         raise LookupError("no such run")
 
@@ -199,7 +201,7 @@ asyncio.run(main())
 """
 
 
-def test_code_that_holds_the_interpreters_lock_is_told_of_afterwards() -> None:
+def test_code_that_holds_the_gil_is_reported_afterwards() -> None:
     held = PROGRAM.format(block="sum(range(10**8))", rest=0.5)
     done = subprocess.run(
         [sys.executable, "-c", held], capture_output=True, text=True, timeout=60, check=True

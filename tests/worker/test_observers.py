@@ -16,7 +16,7 @@ from aiotaskq.events import Observers
 from tests.worker.events import LONG, EventRecorder
 
 
-async def test_observers_hear_what_happens(app: TaskQueue) -> None:
+async def test_observers_get_the_events_of_tasks_and_workers(app: TaskQueue) -> None:
     recorded = EventRecorder(
         app,
         events.Sent,
@@ -80,7 +80,7 @@ async def test_an_observer_that_fails_harms_nothing(
     assert len(failures) == 3 + 3 + 3 + 2 + 1 + 1 + 1
 
 
-async def test_where_nobody_listens_no_event_is_made(
+async def test_without_observers_no_event_is_created(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emitted: list[object] = []

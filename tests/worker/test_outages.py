@@ -67,7 +67,7 @@ async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -
     await app.close()
 
 
-async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_dropped(
+async def test_a_lost_lease_is_followed_by_a_new_one_and_late_outcomes_are_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broker = MemoryBroker()
@@ -156,14 +156,14 @@ async def test_an_impatient_worker_gives_up_at_its_start() -> None:
         await asyncio.wait_for(Worker(app).run(patient=False), LONG)
 
 
-async def test_a_wrong_set_up_is_raised_where_it_is_embedded() -> None:
+async def test_a_configuration_error_raises_in_the_embedding_program() -> None:
     app = TaskQueue("app", broker="gopher://localhost")
     with pytest.raises(ConfigError, match="gopher"):
         async with app.worker():
             raise AssertionError("it was entered")
 
 
-async def test_what_ends_while_the_broker_is_away_is_stored_when_it_is_back() -> None:
+async def test_tasks_that_end_during_an_outage_of_the_broker_are_stored_after_it() -> None:
     app, outage = flaky()
     gate = asyncio.Event()
     recorded = EventRecorder(app, Refused, Started, Succeeded)
@@ -190,7 +190,7 @@ async def test_what_ends_while_the_broker_is_away_is_stored_when_it_is_back() ->
     await app.close()
 
 
-async def test_what_ends_while_the_result_backend_is_away_is_stored_when_it_is_back() -> None:
+async def test_tasks_that_end_during_an_outage_of_the_backend_are_stored_after_it() -> None:
     app, outage = flaky()
 
     @app.task
@@ -288,7 +288,7 @@ async def test_a_result_that_the_backend_refuses_for_good_fails_its_task_alone(
     await app.close()
 
 
-async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
+async def test_an_error_of_the_worker_itself_is_logged_and_raised_at_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = TaskQueue("app", broker="memory://")
@@ -335,7 +335,7 @@ async def test_a_lifespan_that_fails_after_the_broker_came_back_is_logged(
     await app.close()
 
 
-async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_never_loops(
+async def test_a_task_that_fails_by_an_error_of_the_worker_is_kept_and_never_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = TaskQueue("app", broker="memory://")
@@ -364,7 +364,7 @@ async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_neve
     await app.close()
 
 
-async def test_an_outcome_that_no_store_takes_ends_neither_the_worker_nor_the_next_one(
+async def test_an_outcome_that_cannot_be_stored_ends_no_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = TaskQueue("app", broker="memory://", result_extended=True)

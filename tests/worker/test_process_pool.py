@@ -37,13 +37,13 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid)
 
 
-async def test_it_runs_elsewhere_and_the_process_is_used_again(worker: Worker) -> None:
+async def test_tasks_run_in_another_process_which_is_used_again(worker: Worker) -> None:
     first = await (await tasks.whoami.kiq()).result(LONG)
     second = await (await tasks.whoami.kiq()).result(LONG)
     assert first == second != os.getpid()
 
 
-async def test_it_knows_its_arguments_and_itself(worker: Worker) -> None:
+async def test_a_task_in_a_process_has_its_arguments_and_its_context(worker: Worker) -> None:
     handle = await tasks.about_me.kiq(1, y=[2, 3])
     expected = [handle.id, 1, [1], {"y": [2, 3]}, worker.options.name]
     assert await handle.result(LONG) == expected
@@ -177,7 +177,7 @@ async def test_no_process_outlives_the_worker(tmp_path: Path) -> None:
     await tasks.app.close()
 
 
-async def test_what_tells_a_whole_service_to_end_leaves_the_processes_to_the_worker(
+async def test_a_signal_to_the_process_group_leaves_the_pool_to_the_worker(
     worker: Worker, tmp_path: Path
 ) -> None:
     started = tmp_path / "started"

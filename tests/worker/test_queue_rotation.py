@@ -64,7 +64,7 @@ async def test_full_queues_share_a_worker_by_their_weights(app: TaskQueue) -> No
         assert Counter(seen[start : start + 10]) == WEIGHTS
 
 
-async def test_what_an_empty_queue_leaves_goes_to_the_others(app: TaskQueue) -> None:
+async def test_the_share_of_an_empty_queue_goes_to_the_others(app: TaskQueue) -> None:
     seen = await run_all(app, {"low": 20, "default": 60}, WEIGHTS)
     # The turns of the empty queue go to the heavier one of the others: now 9 to 1.
     assert Counter(seen[:50]) == {"default": 45, "low": 5}

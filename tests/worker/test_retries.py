@@ -105,7 +105,7 @@ async def test_a_call_may_ask_for_fewer(app: TaskQueue) -> None:
 # --- options of Celery --------------------------------------------------------------------------
 
 
-async def test_autoretry_for_tries_again_after_what_it_names(app: TaskQueue) -> None:
+async def test_autoretry_for_tries_again_after_its_exceptions(app: TaskQueue) -> None:
     @app.task(
         autoretry_for=(OSError,),
         dont_autoretry_for=(FileNotFoundError,),
@@ -129,7 +129,7 @@ async def test_without_autoretry_for_nothing_is_tried_again_by_itself(app: TaskQ
         assert (await (await job.kiq()).wait(LONG)).attempts == 1
 
 
-async def test_the_default_of_the_application_holds_where_nothing_is_said(app: TaskQueue) -> None:
+async def test_the_default_of_the_application_holds_without_other_options(app: TaskQueue) -> None:
     app.conf.task_default_retry = Retry(max_attempts=3, delay=0)
 
     async def fail() -> None:
@@ -161,7 +161,7 @@ async def test_a_task_without_a_retry_may_ask_to_run_later(app: TaskQueue) -> No
     assert ["asleep" in attempt.error for attempt in ended.history] == [True, True]
 
 
-async def test_it_ends_with_what_it_asked_from_when_there_are_no_attempts_left(
+async def test_without_attempts_left_the_cause_of_the_request_is_the_error(
     app: TaskQueue,
 ) -> None:
     @app.task
@@ -179,7 +179,7 @@ async def test_it_ends_with_what_it_asked_from_when_there_are_no_attempts_left(
     assert letter.id == ended.task_id
 
 
-async def test_it_may_run_without_a_limit(app: TaskQueue) -> None:
+async def test_a_task_may_run_again_without_a_limit(app: TaskQueue) -> None:
     @app.task
     async def job() -> int:
         if current_task().attempt < 30:
@@ -212,7 +212,7 @@ async def test_a_snooze_is_no_attempt(app: TaskQueue) -> None:
     assert (ended.value(), ended.attempts, ended.history) == (1, 1, ())
 
 
-async def test_what_is_rejected_is_kept_and_not_tried_again(app: TaskQueue) -> None:
+async def test_a_rejected_task_is_kept_and_not_tried_again(app: TaskQueue) -> None:
     failed = EventRecorder(app, Failed)
 
     @app.task(retry=Retry(max_attempts=5, delay=0))
@@ -271,7 +271,7 @@ async def processes() -> AsyncIterator[Worker]:
 
 
 @pytest.mark.timeout(120)  # a process may take long to start on a busy machine
-async def test_a_process_says_all_of_it_too(processes: Worker, tmp_path: Path) -> None:
+async def test_tasks_in_processes_have_the_same_requests(processes: Worker, tmp_path: Path) -> None:
     handle = await retry_tasks.twice.kiq(4)
     ended = await handle.wait(LONG)
     assert ended.value() == [handle.id, 1, "w", 4]
@@ -309,7 +309,7 @@ async def test_a_failed_task_runs_again_until_it_succeeds(app: TaskQueue) -> Non
     assert recorded.names == ["Retried", "Retried", "Succeeded"]
 
 
-async def test_it_gives_up_after_the_last_attempt(app: TaskQueue) -> None:
+async def test_a_task_fails_after_its_last_attempt(app: TaskQueue) -> None:
     attempts = 0
 
     @app.task(retry=Retry(max_attempts=3, delay=0))
@@ -324,7 +324,7 @@ async def test_it_gives_up_after_the_last_attempt(app: TaskQueue) -> None:
     assert outcome.attempts == attempts == 3
 
 
-async def test_while_it_waits_for_its_next_attempt_its_status_is_retry(app: TaskQueue) -> None:
+async def test_the_status_between_two_attempts_is_retry(app: TaskQueue) -> None:
     recorded = EventRecorder(app, Retried)
 
     @app.task(retry=Retry(max_attempts=2, delay=3600))
@@ -340,7 +340,7 @@ async def test_while_it_waits_for_its_next_attempt_its_status_is_retry(app: Task
         assert depth.delayed == 1
 
 
-async def test_what_is_not_worth_another_attempt_gets_none(app: TaskQueue) -> None:
+async def test_exceptions_that_are_not_retried_end_the_task(app: TaskQueue) -> None:
     @app.task(retry=Retry(max_attempts=3, delay=0, on=(OSError,), never_on=(FileNotFoundError,)))
     async def job(kind: str) -> None:
         raise {"os": OSError, "file": FileNotFoundError, "value": ValueError}[kind]

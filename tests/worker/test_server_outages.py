@@ -30,7 +30,7 @@ def over_both(redis_url: str, postgres_url: str) -> TaskQueue:
     return app
 
 
-async def test_what_ends_while_redis_is_dead_is_stored_when_it_is_back(
+async def test_tasks_that_end_while_redis_is_stopped_are_stored_after_its_start(
     over_redis: TaskQueue, redis_server: RedisServer
 ) -> None:
     app = over_redis
@@ -62,7 +62,7 @@ async def test_what_ends_while_redis_is_dead_is_stored_when_it_is_back(
     await app.close()
 
 
-async def test_a_worker_that_stops_while_redis_is_dead_ends_all_the_same(
+async def test_a_worker_ends_while_redis_is_stopped(
     over_redis: TaskQueue, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiotaskq.worker.incarnation._STORE_WAIT", 0.5)
@@ -80,7 +80,7 @@ async def test_a_worker_that_stops_while_redis_is_dead_ends_all_the_same(
         await app.close()
 
 
-async def test_results_wait_for_a_database_that_is_away(
+async def test_results_are_stored_after_the_start_of_the_database(
     over_both: TaskQueue, postgres_server: PostgresServer
 ) -> None:
     app = over_both

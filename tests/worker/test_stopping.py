@@ -132,7 +132,7 @@ async def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same
         end.set()  # the first run ends now, and its outcome is dropped
 
 
-async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> None:
+async def test_tasks_that_were_not_begun_are_released(app: TaskQueue) -> None:
     ran = 0
 
     @app.task
@@ -385,7 +385,7 @@ async def test_a_worker_lives_once(app: TaskQueue) -> None:
             raise AssertionError("it was entered")
 
 
-async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
+async def test_a_worker_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
     outage = Outage()
     app = TaskQueue("app", broker=OutageBroker(outage))
     begun = asyncio.Event()
@@ -406,7 +406,7 @@ async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
         await embedding
 
 
-async def test_one_whose_task_is_cancelled_hands_its_tasks_back(app: TaskQueue) -> None:
+async def test_a_worker_whose_asyncio_task_is_cancelled_releases_its_tasks(app: TaskQueue) -> None:
     @app.task
     async def job() -> None:
         await asyncio.Event().wait()

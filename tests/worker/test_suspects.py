@@ -87,7 +87,7 @@ async def test_a_busy_worker_makes_room_for_a_suspect(app: TaskQueue) -> None:
         stop.set()
 
 
-async def test_after_max_crashes_it_is_buried_with_what_is_known(app: TaskQueue) -> None:
+async def test_after_max_crashes_a_message_is_a_dead_letter_with_details(app: TaskQueue) -> None:
     @app.task
     async def job() -> None:
         raise AssertionError("it must not run")
@@ -125,7 +125,9 @@ def test_quarantine_is_quiet_for_a_while_and_longer_the_next_time() -> None:
     assert not quarantine.quiet
 
 
-async def test_what_its_dead_worker_had_stored_already_does_not_run_again(app: TaskQueue) -> None:
+async def test_a_task_whose_outcome_is_stored_does_not_run_again_after_a_crash(
+    app: TaskQueue,
+) -> None:
     runs: list[str] = []
 
     @app.task
@@ -146,7 +148,7 @@ async def test_what_its_dead_worker_had_stored_already_does_not_run_again(app: T
     assert await (await app.broker()).depth() == {}
 
 
-async def test_a_result_store_that_fails_keeps_nothing_from_running_again(
+async def test_a_failing_result_store_does_not_keep_tasks_from_running_again(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task

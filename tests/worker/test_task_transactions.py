@@ -57,7 +57,7 @@ async def until_lost(connection: asyncpg.Connection) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_what_a_task_wrote_commits_with_its_success(
+async def test_writes_of_a_task_are_committed_with_its_success(
     app: TaskQueue, paid: asyncpg.Pool
 ) -> None:
     seen: list[int] = []
@@ -80,7 +80,7 @@ async def test_what_a_task_wrote_commits_with_its_success(
 @pytest.mark.parametrize(
     "way", ["raises", "is too late", "hides that", "is cancelled", "returns what has no form"]
 )
-async def test_what_ends_otherwise_leaves_nothing(
+async def test_writes_of_a_task_that_does_not_succeed_are_undone(
     app: TaskQueue, paid: asyncpg.Pool, way: str
 ) -> None:
     written = asyncio.Event()
@@ -111,7 +111,7 @@ async def test_what_ends_otherwise_leaves_nothing(
     assert await count(paid) == 0
 
 
-async def test_of_two_runs_the_second_is_undone(app: TaskQueue, paid: asyncpg.Pool) -> None:
+async def test_the_second_of_two_runs_is_undone(app: TaskQueue, paid: asyncpg.Pool) -> None:
     """As after a worker that stood still while another one ran its task."""
 
     @app.task
@@ -253,7 +253,7 @@ async def test_arguments_that_postgres_cannot_keep_are_left_out_of_the_outcome(
     assert await count(paid) == 1
 
 
-async def test_who_stands_still_at_the_commit_holds_up_another_run_for_no_longer_than_a_call(
+async def test_a_worker_that_hangs_at_the_commit_delays_another_run_for_one_call_at_most(
     postgres_url: str,
 ) -> None:
     outcome = Outcome(task_id="pay-1", status=TaskStatus.SUCCESS, result=Raw(b"1"))
@@ -272,7 +272,7 @@ async def test_who_stands_still_at_the_commit_holds_up_another_run_for_no_longer
     await other.close()
 
 
-async def test_a_server_that_stands_still_at_the_end_holds_no_task_up(postgres_url: str) -> None:
+async def test_a_server_that_hangs_at_the_end_delays_no_task(postgres_url: str) -> None:
     backend = PostgresBackend(postgres_url, timeout=0.2)
     outcome = Outcome(task_id="pay-1", status=TaskStatus.SUCCESS, result=Raw(b"1"))
     await backend.open()
@@ -311,7 +311,7 @@ async def test_more_tasks_than_connections_take_turns(app: TaskQueue, paid: asyn
     assert await count(paid) == 200
 
 
-async def test_other_result_backends_are_named_as_what_has_no_transactions() -> None:
+async def test_other_result_backends_have_no_transactions() -> None:
     app = TaskQueue("paying", broker="memory://")
 
     @app.task
@@ -323,7 +323,7 @@ async def test_other_result_backends_are_named_as_what_has_no_transactions() -> 
             await (await pay.kiq()).result(LONG)
 
 
-async def test_only_the_coroutine_of_a_task_has_one(app: TaskQueue) -> None:
+async def test_only_the_coroutine_of_a_task_has_a_transaction(app: TaskQueue) -> None:
     @app.task
     def plain() -> None:
         asyncio.run(current_task().transaction())

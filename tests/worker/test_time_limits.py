@@ -68,7 +68,7 @@ async def test_the_hard_limit_comes_after_the_soft_one(app: TaskQueue) -> None:
     assert "timeout of 0.1 s" in str(outcome.error)
 
 
-async def test_what_only_cleans_up_after_a_cancellation_does_so_at_a_soft_limit(
+async def test_code_that_cleans_up_after_a_cancellation_does_so_at_a_soft_limit(
     app: TaskQueue,
 ) -> None:
     ended = asyncio.Event()
@@ -240,7 +240,7 @@ async def test_a_worker_with_too_many_stuck_threads_asks_to_be_replaced(app: Tas
         gate.set()
 
 
-async def test_an_embedded_worker_goes_on_and_says_that_it_is_not_healthy(app: TaskQueue) -> None:
+async def test_an_embedded_worker_with_stuck_tasks_goes_on_and_is_unhealthy(app: TaskQueue) -> None:
     app.conf.worker_max_stuck_tasks = 1
     gate = threading.Event()
     recorded = EventRecorder(app, HealthChanged)
@@ -314,7 +314,7 @@ async def test_a_task_may_raise_a_timeout_of_its_own(app: TaskQueue) -> None:
     assert outcome.error.exc_type == "TimeoutError"
 
 
-async def test_the_settings_limit_tasks_that_say_nothing(app: TaskQueue) -> None:
+async def test_the_settings_limit_tasks_without_a_limit(app: TaskQueue) -> None:
     app.conf.task_time_limit = 0.02
 
     @app.task
@@ -325,7 +325,7 @@ async def test_the_settings_limit_tasks_that_say_nothing(app: TaskQueue) -> None
         assert isinstance((await (await job.kiq()).wait(LONG)).error, TimeoutError)
 
 
-async def test_a_function_that_does_not_end_costs_nobody_else_a_thread(app: TaskQueue) -> None:
+async def test_a_function_that_does_not_end_takes_no_thread_from_others(app: TaskQueue) -> None:
     end = threading.Event()
 
     @app.task(timeout=0.05)

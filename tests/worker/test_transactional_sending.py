@@ -125,7 +125,7 @@ async def test_an_id_given_twice_is_stored_once(
     assert runs == [1, 3]
 
 
-async def test_a_conflict_with_another_transaction_is_told_as_what_it_is(
+async def test_a_conflict_with_another_transaction_raises_the_clients_error(
     app: TaskQueue, connection: asyncpg.Connection, postgres_url: str
 ) -> None:
     @app.task
@@ -181,7 +181,7 @@ async def test_options_hold_in_a_transaction_too(
     assert ended.index("late") == 3
 
 
-async def test_a_wrong_connection_is_refused_with_the_mend(
+async def test_a_wrong_connection_is_refused_with_advice(
     app: TaskQueue, connection: asyncpg.Connection, postgres_url: str
 ) -> None:
     @app.task
@@ -212,7 +212,7 @@ async def test_a_wrong_connection_is_refused_with_the_mend(
     await connection.execute("DROP DATABASE elsewhere")
 
 
-async def test_without_an_outbox_other_brokers_say_what_is_missing(
+async def test_other_brokers_without_an_outbox_raise_with_advice(
     connection: asyncpg.Connection,
 ) -> None:
     async with TaskQueue("shop", broker="memory://") as app:
@@ -231,7 +231,7 @@ def test_an_outbox_elsewhere_than_in_postgres_is_refused() -> None:
         app.outbox_broker()
 
 
-async def test_large_tasks_are_passed_on_a_few_at_a_time(
+async def test_large_tasks_are_relayed_a_few_at_a_time(
     postgres_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand of the largest tasks would be more than a server takes in one call."""
@@ -261,7 +261,7 @@ async def test_large_tasks_are_passed_on_a_few_at_a_time(
     assert max(sizes) <= 10_000
 
 
-async def test_who_sends_needs_no_more_rights_than_those_told(
+async def test_sending_needs_the_documented_rights_only(
     postgres_url: str, connection: asyncpg.Connection
 ) -> None:
     page = Path(__file__).parents[2] / "docs/how-to/transactions.md"
@@ -325,7 +325,7 @@ class FlakyOutbox(TaskQueue):
 
 @pytest.mark.parametrize("deadly", [True, False], ids=["dies", "fails"])
 @pytest.mark.parametrize("way", list(FaultKind))
-async def test_what_is_passed_on_twice_runs_once(
+async def test_a_task_that_is_relayed_twice_runs_once(
     postgres_url: str, redis_url: str, connection: asyncpg.Connection, way: FaultKind, deadly: bool
 ) -> None:
     """A relay that stops after publishing leaves its messages in the outbox for the next one."""

@@ -61,7 +61,7 @@ async def let_workers_die(app: TaskQueue, count: int) -> bytes:
     ],
     ids=lambda body: repr(bytes(body[:12])),
 )
-async def test_what_is_no_message_goes_to_the_dead_letters_untouched(
+async def test_a_body_that_is_no_message_is_an_unchanged_dead_letter(
     app: TaskQueue, body: bytes
 ) -> None:
     recorded = EventRecorder(app, Buried)
@@ -84,7 +84,7 @@ async def test_what_is_no_message_goes_to_the_dead_letters_untouched(
     assert error.exc_type == "DecodeError"
 
 
-async def test_pickle_is_refused_where_it_was_not_switched_on(app: TaskQueue) -> None:
+async def test_pickle_is_refused_unless_it_is_accepted(app: TaskQueue) -> None:
     sender = TaskQueue(
         "sender",
         broker=app.drivers()[0],
@@ -139,7 +139,9 @@ async def test_an_unknown_task_is_put_back_for_a_worker_that_knows_it(app: TaskQ
         }
 
 
-async def test_a_task_that_nobody_ever_knew_is_buried_and_its_caller_told(app: TaskQueue) -> None:
+async def test_a_task_that_stays_unknown_is_a_dead_letter_and_fails_for_its_caller(
+    app: TaskQueue,
+) -> None:
     app.conf.unknown_task_ttl = 0.2
 
     @app.task
@@ -160,7 +162,7 @@ async def test_a_task_that_nobody_ever_knew_is_buried_and_its_caller_told(app: T
     assert b"[1,2]" in letter.body
 
 
-async def test_it_is_buried_at_once_where_that_is_asked_for(app: TaskQueue) -> None:
+async def test_an_unknown_task_is_a_dead_letter_at_once_with_a_ttl_of_zero(app: TaskQueue) -> None:
     app.conf.unknown_task_ttl = 0
     handle = await app.send("nobody.knows")
     async with app.worker():
@@ -169,7 +171,7 @@ async def test_it_is_buried_at_once_where_that_is_asked_for(app: TaskQueue) -> N
 
 
 @pytest.mark.parametrize(("most", "words"), [(1, "a worker died"), (3, "3 workers died")])
-async def test_what_worker_after_worker_died_of_is_buried_and_its_caller_told(
+async def test_a_task_with_too_many_crashes_is_a_dead_letter_and_fails_for_its_caller(
     app: TaskQueue, most: int, words: str
 ) -> None:
     app.conf.max_crashes = most
@@ -202,7 +204,7 @@ async def test_what_worker_after_worker_died_of_is_buried_and_its_caller_told(
     assert ran == []
 
 
-async def test_it_runs_as_long_as_too_few_died_of_it(app: TaskQueue) -> None:
+async def test_a_task_runs_while_its_crashes_are_below_the_limit(app: TaskQueue) -> None:
     @app.task
     async def survivor(x: int) -> int:
         return x
@@ -214,7 +216,9 @@ async def test_it_runs_as_long_as_too_few_died_of_it(app: TaskQueue) -> None:
     await dead(app, 0)
 
 
-async def test_what_killed_and_cannot_be_read_is_buried_as_unreadable(app: TaskQueue) -> None:
+async def test_an_unreadable_message_with_crashes_is_a_dead_letter_as_unreadable(
+    app: TaskQueue,
+) -> None:
     broker = await app.broker()
     await broker.publish([Envelope(id="broken", queue="default", body=b"{")])
     await let_workers_die(app, 3)
@@ -226,7 +230,7 @@ async def test_what_killed_and_cannot_be_read_is_buried_as_unreadable(app: TaskQ
     assert (letter.body, letter.crashes) == (b"{", 3)
 
 
-async def test_what_cannot_be_read_and_has_no_id_is_buried_without_an_outcome(
+async def test_an_unreadable_message_without_an_id_is_a_dead_letter_without_an_outcome(
     app: TaskQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = await app.broker()

@@ -122,7 +122,7 @@ async def several(app: TaskQueue) -> TaskQueue:
     ],
     ids=str,
 )
-async def test_all_that_is_said_must_hold(
+async def test_all_criteria_must_match(
     several: TaskQueue, which: dict[str, Any], expected: str
 ) -> None:
     assert ids(await several.dead.list(**which)) == list(expected)
@@ -138,7 +138,7 @@ async def test_a_key_names_one_letter_of_an_id(app: TaskQueue) -> None:
     assert [one.key for one in await app.dead.list()] == [newer.key]
 
 
-async def test_the_limit_is_of_what_is_meant(several: TaskQueue) -> None:
+async def test_the_limit_counts_matching_letters(several: TaskQueue) -> None:
     assert ids(await several.dead.list(limit=2)) == ["c", "b"]
     assert ids(await several.dead.list(limit=1, id="d")) == ["d"]
     assert ids(await several.dead.list(limit=None)) == ["c", "b", "a", "d"]
@@ -147,13 +147,13 @@ async def test_the_limit_is_of_what_is_meant(several: TaskQueue) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-async def test_a_limit_is_one_at_least(app: TaskQueue, limit: int) -> None:
+async def test_a_limit_must_be_at_least_1(app: TaskQueue, limit: int) -> None:
     with pytest.raises(ConfigError, match=r"limit is .*1 or more"):
         await app.dead.list(limit=limit)
 
 
 @pytest.mark.parametrize("verb", ["retry", "discard"])
-async def test_who_changes_something_says_which(several: TaskQueue, verb: str) -> None:
+async def test_changes_need_a_criterion(several: TaskQueue, verb: str) -> None:
     change = getattr(several.dead, verb)
     with pytest.raises(ConfigError, match=r"id=, key=, task=, reason= or queue=, or everything"):
         await change()
@@ -199,7 +199,7 @@ async def test_any_number_is_read_page_by_page(
 # --- describing ---------------------------------------------------------------------------------
 
 
-async def test_what_is_known_of_a_dead_task(app: TaskQueue) -> None:
+async def test_the_facts_of_a_dead_task(app: TaskQueue) -> None:
     before = datetime.now(UTC)
     history = (attempt(1), attempt(2, "OSError: away"))
     await bury(app, "a", args=(2, "ü"), history=history, reason="failed 2 times")
@@ -235,7 +235,9 @@ async def test_arguments_are_shown_as_far_as_they_can_be_read(
 
 
 @pytest.mark.parametrize("details", [b"", b"\xff", b"[]", b'{"task":7}'])
-async def test_without_details_the_message_says_what_it_can(app: TaskQueue, details: bytes) -> None:
+async def test_without_details_the_facts_are_read_from_the_message(
+    app: TaskQueue, details: bytes
+) -> None:
     await bury(app, "a", details=details, history=(attempt(1),))
     await bury(app, "", body=b"\xff\x00", details=details)
     unread, one = await app.dead.list()
@@ -299,7 +301,7 @@ async def test_a_retried_message_keeps_all_but_its_failures(
     assert not delivery.expired
 
 
-async def test_the_history_is_the_one_that_the_worker_left(app: TaskQueue) -> None:
+async def test_a_dead_task_has_the_history_of_its_details(app: TaskQueue) -> None:
     full = (attempt(1), attempt(2))  # the message itself has no record of its last attempt
     details = msgspec.json.encode(DeathDetails(task="t.add", attempts=full))
     await bury(app, "a", history=full[:1], attempt=2, details=details)
@@ -308,7 +310,7 @@ async def test_the_history_is_the_one_that_the_worker_left(app: TaskQueue) -> No
     assert CODEC.decode_message(delivery.body).history == full
 
 
-async def test_what_has_expired_expires_no_more(app: TaskQueue) -> None:
+async def test_a_retried_message_has_no_expiry(app: TaskQueue) -> None:
     await bury(app, "a", expires_at=time.time() - 1)
     await app.dead.retry(id="a")
     (delivery,) = await taken(await app.broker())
@@ -316,7 +318,7 @@ async def test_what_has_expired_expires_no_more(app: TaskQueue) -> None:
     assert CODEC.decode_message(delivery.body).expires_at is None
 
 
-async def test_what_cannot_be_read_goes_back_as_it_is(app: TaskQueue) -> None:
+async def test_an_unreadable_message_is_retried_unchanged(app: TaskQueue) -> None:
     every = bytes(range(256))
     await bury(app, "a", body=every, details=b"")
     await bury(app, "", body=b"", details=b"")  # without an id, too
@@ -382,7 +384,7 @@ async def test_the_oldest_of_a_page_runs_first(several: TaskQueue) -> None:
     assert ids(await taken(await several.broker())) == ["a", "b", "c"]
 
 
-async def test_how_the_last_worker_died_is_told(app: TaskQueue) -> None:
+async def test_a_dead_task_has_the_note_of_the_last_crash(app: TaskQueue) -> None:
     note = "worker process 7 was killed by signal 9; it used 900 MiB"
     details = msgspec.json.encode(DeathDetails(task="t.add", worker="w2", crash_note=note))
     await bury(app, "a", details=details)

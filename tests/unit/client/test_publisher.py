@@ -64,7 +64,7 @@ async def test_a_repeat_after_a_lost_reply_has_the_same_call_id_and_stores_once(
     assert broker.calls[-1][1] not in ids
 
 
-async def test_a_broker_that_stays_away_is_told_to_every_caller() -> None:
+async def test_a_long_outage_raises_to_every_caller() -> None:
     broker = Broker()
     broker.errors = [BrokerUnavailable("away")] * 1000
     publisher = Publisher(broker, 0.2)
@@ -76,7 +76,7 @@ async def test_a_broker_that_stays_away_is_told_to_every_caller() -> None:
     await publisher.publish([envelope("later")])
 
 
-async def test_an_error_that_no_repeat_helps_is_told_at_once() -> None:
+async def test_an_error_that_no_repeat_can_help_raises_at_once() -> None:
     broker = Broker()
     broker.errors = [ConfigError("wrong password")]
     with pytest.raises(ConfigError):
@@ -101,7 +101,7 @@ async def test_a_cancelled_caller_does_not_hurt_the_others() -> None:
         await first
 
 
-async def test_closing_waits_for_what_is_being_sent() -> None:
+async def test_closing_waits_for_the_call_under_way() -> None:
     broker = Broker()
     broker.gate = asyncio.Event()
     publisher = Publisher(broker, 5)

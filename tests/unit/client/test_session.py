@@ -18,7 +18,7 @@ from tests.unit.client.drivers import Backend, Broker, envelope, until
 ROOT = Path(__file__).parents[3]
 
 
-async def test_who_only_sends_needs_no_result_server() -> None:
+async def test_sending_opens_no_result_backend() -> None:
     broker, backend = Broker(), Backend()
     session = Session(broker, backend, publish_timeout=5)
     await session.open()
@@ -37,7 +37,7 @@ async def test_each_driver_is_opened_once_however_many_ask() -> None:
     assert (broker.closed, backend.closed) == (1, 1)
 
 
-async def test_it_closes_though_nothing_ran_since_it_was_opened() -> None:
+async def test_an_unused_session_can_be_closed() -> None:
     broker = Broker()
     session = Session(broker, None, publish_timeout=5)
     await session.open()

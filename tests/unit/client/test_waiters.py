@@ -78,7 +78,7 @@ async def test_an_outcome_that_is_not_final_does_not_end_the_wait(
     assert (await waiting).status is TaskStatus.SUCCESS
 
 
-async def test_a_lost_push_is_made_up_for_however_busy_it_is(
+async def test_a_lost_push_is_noticed_though_other_outcomes_keep_arriving(
     backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 0.05)
@@ -103,7 +103,7 @@ async def test_a_lost_push_is_made_up_for_however_busy_it_is(
         await asyncio.wait([busy])
 
 
-async def test_a_backend_that_is_away_for_a_while_is_waited_out(
+async def test_waiting_goes_on_after_an_outage_of_the_backend(
     backend: Backend, waiters: Waiters, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend.load_errors = [BackendUnavailable("away"), BackendUnavailable("away")]
@@ -114,7 +114,7 @@ async def test_a_backend_that_is_away_for_a_while_is_waited_out(
 
 
 @pytest.mark.parametrize("where", ["load", "subscribe"])
-async def test_a_wrong_set_up_is_told_to_all_who_wait_and_the_next_tries_anew(
+async def test_a_configuration_error_raises_in_all_waiters_and_the_next_one_tries_again(
     backend: Backend, waiters: Waiters, where: str
 ) -> None:
     wrong = ConfigError("wrong password")

@@ -208,7 +208,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "words"), REFUSED)
-def test_a_wrong_value_is_refused_by_name_with_what_is_wanted(
+def test_a_wrong_value_is_refused_with_its_name_and_the_valid_values(
     conf: Config, name: str, value: Any, words: str
 ) -> None:
     before = conf.as_dict()
@@ -232,7 +232,7 @@ def test_a_long_wrong_value_is_cut_short(conf: Config) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_what_was_set_cannot_be_changed_behind_the_checks(conf: Config) -> None:
+def test_values_cannot_be_changed_without_the_checks(conf: Config) -> None:
     routes = {"a": "x"}
     conf.update(task_routes=routes)
     routes["a"] = "y"
@@ -339,7 +339,7 @@ def test_a_name_that_is_like_no_other_is_refused_without_an_offer(conf: Config) 
         conf.update({1: 2})  # type: ignore[dict-item]  # that it is refused is the test
 
 
-def test_an_unknown_name_is_what_python_expects_of_a_missing_one(conf: Config) -> None:
+def test_an_unknown_name_is_an_attribute_or_key_error(conf: Config) -> None:
     assert not hasattr(conf, "nothing_like_it")
     assert getattr(conf, "nothing_like_it", 3) == 3
     assert conf.get("nothing_like_it") is None
@@ -393,7 +393,7 @@ def test_update_sets_all_or_nothing(conf: Config) -> None:
         ("broker_use_ssl", False, True, "rediss://"),
     ],
 )
-def test_a_setting_of_celery_is_accepted_if_it_asks_what_is_so_anyway(
+def test_a_setting_of_celery_is_accepted_if_it_asks_for_the_only_behaviour(
     conf: Config, name: str, fine: Any, wrong: Any, words: str
 ) -> None:
     setattr(conf, name, fine)
@@ -421,7 +421,7 @@ def test_a_refused_text_is_not_shown(conf: Config) -> None:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_every_foreign_setting_refuses_what_it_does_not_know(conf: Config, name: str) -> None:
+def test_every_foreign_setting_refuses_unknown_values(conf: Config, name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is not supported"):
         conf.update({name: "something else"})
 
@@ -463,7 +463,7 @@ def test_repr_masks_passwords(conf: Config, url: str) -> None:
     assert conf.broker_url == url
 
 
-def test_repr_shows_what_is_set(conf: Config) -> None:
+def test_repr_shows_the_settings_that_were_set(conf: Config) -> None:
     assert repr(conf) == "Config()"
     conf.task_routes = {"a": "b"}
     conf.broker_url = "redis://me@host"

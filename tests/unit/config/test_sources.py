@@ -67,7 +67,7 @@ task_acks_late = True
 """
 
 
-def test_a_module_is_loaded_past_what_is_no_setting(
+def test_other_names_of_a_module_are_ignored(
     conf: Config, write_module: Callable[..., str]
 ) -> None:
     conf.load(write_module(A_MODULE))
@@ -104,7 +104,7 @@ def test_a_module_with_a_mistake_is_refused_whole(
     assert conf.task_track_started is False
 
 
-def test_what_looks_like_a_setting_may_be_renamed(
+def test_a_name_that_looks_like_a_setting_has_to_be_renamed(
     conf: Config, write_module: Callable[..., str]
 ) -> None:
     with pytest.raises(UnknownSetting, match="begin with an underscore"):
@@ -180,13 +180,13 @@ def test_dotted_names(conf: Config, write_module: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     "path", ["no_such_module", "no.such.module", "os:nothing", "os.nothing", "", "a b", "x:", ".os"]
 )
-def test_what_is_not_there_is_one_clear_error(conf: Config, path: str) -> None:
+def test_a_missing_source_is_one_clear_error(conf: Config, path: str) -> None:
     with pytest.raises(ConfigError, match="there is no"):
         conf.load(path)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"os", ["imports"]])
-def test_what_can_hold_no_settings_is_refused(conf: Config, source: object) -> None:
+def test_objects_without_settings_are_refused(conf: Config, source: object) -> None:
     with pytest.raises(ConfigError, match="holds no settings"):
         conf.load(source)
 

@@ -114,7 +114,7 @@ def test_values_have_a_form_in_json(value: Any, text: str | None) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_has_no_form_in_json_is_an_encode_error(value: Any) -> None:
+def test_values_without_a_form_in_json_are_an_encode_error(value: Any) -> None:
     with pytest.raises(EncodeError):
         encode_json(value)
 
@@ -126,12 +126,12 @@ def test_null_is_told_from_nan() -> None:
 @pytest.mark.parametrize(
     "value", [object(), "\ud800", 2**64, Hostile()], ids=lambda value: type(value).__name__
 )
-def test_what_has_no_form_in_messagepack_is_an_encode_error(value: Any) -> None:
+def test_values_without_a_form_in_messagepack_are_an_encode_error(value: Any) -> None:
     with pytest.raises(EncodeError, match="MessagePack"):
         encode_msgpack(value)
 
 
-def test_what_cannot_be_pickled_is_an_encode_error() -> None:
+def test_values_that_cannot_be_pickled_are_an_encode_error() -> None:
     with pytest.raises(EncodeError, match="pickled"):
         encode_pickle(lambda: None)
 
@@ -214,7 +214,7 @@ def test_a_framing_that_is_not_accepted_is_refused_by_name(framing: Framing) -> 
         Codec(accept=[other]).decode_message(sender.encode_message(message(sender, 1)))
 
 
-def test_pickle_is_refused_untouched_where_it_was_not_switched_on() -> None:
+def test_pickle_is_refused_without_reading_it_unless_it_is_accepted() -> None:
     sender = Codec(task_serializer="pickle", accept=ALL)
     body = sender.encode_message(message(sender, Canary()))
     before = Canary.woken
@@ -233,7 +233,7 @@ def test_pickled_arguments_come_back_where_pickle_is_accepted() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"junk", pickle.dumps(5), pickle.dumps((1, 2)), pickle.dumps(([], {}, 3))]
 )
-def test_what_is_no_pickled_call_is_a_decode_error(data: bytes) -> None:
+def test_bytes_that_are_no_pickled_call_are_a_decode_error(data: bytes) -> None:
     with pytest.raises(DecodeError, match="the arguments"):
         unpickle(data)
 

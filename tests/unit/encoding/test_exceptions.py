@@ -165,7 +165,7 @@ def test_a_builtin_is_caught_as_itself_unless_that_would_harm(name: str) -> None
     ],
     ids=repr,
 )
-def test_the_message_is_what_str_gave(error: Exception, text: str) -> None:
+def test_the_message_is_the_result_of_str(error: Exception, text: str) -> None:
     assert travel(error).exc_message == text
 
 

@@ -202,7 +202,9 @@ async def test_every_lease_of_a_dead_process_is_ended_with_a_note(
     assert f"gave 2 tasks back: {note}" in caplog.text
 
 
-async def test_a_death_is_told_at_once_though_its_lease_was_never_renewed(desk: Desk) -> None:
+async def test_the_lease_of_a_dead_process_is_ended_at_once_though_it_was_never_renewed(
+    desk: Desk,
+) -> None:
     desk.hold(2**22 + 1)  # no such pid
     desk.tell(Died(2**22 + 1, "ended with exit status 1"))
     async with running(desk):
@@ -239,7 +241,7 @@ async def test_a_lease_that_lapsed_meanwhile_needs_no_end(desk: Desk) -> None:
     assert lease.notes == []
 
 
-async def test_a_driver_that_cannot_be_made_costs_nobody_else_and_no_password(
+async def test_a_driver_that_cannot_be_created_harms_no_other_and_shows_no_password(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(url: str, *, prefix: str) -> Any:
@@ -263,9 +265,7 @@ def test_nothing_that_may_be_logged_shows_the_password() -> None:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "end of the pipe"])
-async def test_it_leaves_when_told_or_when_nobody_can_tell_it_anything(
-    desk: Desk, told: bool
-) -> None:
+async def test_it_exits_on_request_or_at_the_end_of_its_pipe(desk: Desk, told: bool) -> None:
     main = asyncio.create_task(desk.keeping.run())
     desk.hold(os.getpid())
     lease = await desk.lease()
@@ -278,7 +278,7 @@ async def test_it_leaves_when_told_or_when_nobody_can_tell_it_anything(
     assert lease.closed
 
 
-async def test_it_leaves_when_the_supervisor_is_another_process() -> None:
+async def test_it_exits_when_its_parent_is_another_process() -> None:
     ours, theirs = Pipe(duplex=False)
     async with asyncio.timeout(PATIENCE):
         await Keeping(ours, os.getpid()).run()  # a process is never its own parent

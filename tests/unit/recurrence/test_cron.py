@@ -49,7 +49,7 @@ def test_in_the_doubled_hour_of_paris_fixed_times_run_once_and_others_twice(
         ("30 */2 28 3 *", ["00:30:00+0100", "04:30:00+0200", "06:30:00+0200"]),
     ],
 )
-def test_what_the_skipped_hour_of_paris_holds_comes_once_after_it_if_it_is_fixed(
+def test_fixed_times_in_the_skipped_hour_of_paris_run_once_after_it(
     expression: str, expected: list[str]
 ) -> None:
     found = runs(crontab(expression), "2027-03-27T22:00", "2027-03-28T05:00", "Europe/Paris")
@@ -128,7 +128,7 @@ def test_every_change_of_a_clock_follows_the_same_rule(
     assert runs(crontab(expression), begin, end, zone) == expected
 
 
-def test_asked_within_the_doubled_hour_what_was_before_does_not_come_again() -> None:
+def test_runs_before_a_moment_in_the_doubled_hour_do_not_come_again() -> None:
     fixed = Timing(when=crontab("30 2 * * *"), timezone="Europe/Paris")
     assert fixed.after(unix("2026-10-25T02:15+01:00")) == unix("2026-10-26T02:30+01:00")
     moving = Timing(when=crontab("*/30 2 * * *"), timezone="Europe/Paris")

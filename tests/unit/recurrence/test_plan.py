@@ -31,7 +31,7 @@ def test_a_run_whose_time_has_not_come_is_left_as_it_is(misfire: Misfire) -> Non
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
-def test_what_is_late_by_no_more_than_the_grace_is_sent_each_run_of_it(misfire: Misfire) -> None:
+def test_every_run_that_is_late_within_the_grace_is_sent(misfire: Misfire) -> None:
     assert planned(SECONDLY, 100, 103.5, misfire) == Plan([100, 101, 102, 103], 104, missed=False)
     assert planned(SECONDLY, 100, 160, misfire).runs[0] == 100
 
@@ -41,7 +41,7 @@ def test_once_sends_the_latest_alone_when_anything_comes_too_late() -> None:
     assert planned(DAILY, THREE, 10 * DAY) == Plan([THREE + 9 * DAY], THREE + 10 * DAY, missed=True)
 
 
-def test_skip_sends_what_is_not_too_late_and_nothing_else() -> None:
+def test_skip_sends_only_runs_that_are_not_too_late() -> None:
     assert planned(SECONDLY, 100, 5000.5, "skip", grace=2) == Plan([4999, 5000], 5001, missed=True)
     assert planned(DAILY, THREE, 10 * DAY, "skip") == Plan([], THREE + 10 * DAY, missed=True)
 
@@ -81,7 +81,7 @@ def test_jitter_counts_from_when_the_run_was_to_come() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_runs_are_decided_on_once_each_whenever_it_is_looked(seed: int) -> None:
+def test_each_run_is_decided_once_for_any_times_of_planning(seed: int) -> None:
     chance = random.Random(seed)
     timing = Timing(when=every(chance.choice([1, 7, 60])), jitter=chance.choice([0.0, 5.0]))
     due, now = timing.after(1000.0), 1000.0

@@ -28,7 +28,7 @@ def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     assert not result.failed
 
 
-def test_only_who_has_a_crontab_loads_what_reads_it() -> None:
+def test_the_crontab_library_is_imported_only_for_crontabs() -> None:
     program = (
         "import sys; from aiotaskq.recurrence import Timing, every\n"
         "assert Timing(when=every(5)).after(0) == 5.0\n"
@@ -113,7 +113,7 @@ def test_a_text_that_is_no_usable_time_is_refused(wrong: str, message: str) -> N
 
 
 @pytest.mark.parametrize("wrong", [None, 5, "2026-11-21", date(2026, 11, 21)], ids=repr)
-def test_what_is_no_datetime_is_refused_as_a_single_time(wrong: Any) -> None:
+def test_only_a_datetime_is_a_single_time(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="must be a datetime"):
         at(wrong)
 
@@ -137,14 +137,14 @@ def test_what_is_no_datetime_is_refused_as_a_single_time(wrong: Any) -> None:
     ],
     ids=repr,
 )
-def test_what_users_write_becomes_a_schedule(value: object, when: When) -> None:
+def test_values_of_users_become_schedules(value: object, when: When) -> None:
     assert as_when(value) == when
 
 
 @pytest.mark.parametrize(
     "wrong", [None, True, [], b"5", ODD, date(2026, 11, 21), "*/5", "5", ""], ids=repr
 )
-def test_what_is_no_schedule_is_refused_with_what_is_one(wrong: object) -> None:
+def test_values_that_are_no_schedule_are_refused_with_the_valid_ones(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"wanted (is|are)"):
         as_when(wrong)
 
@@ -252,7 +252,7 @@ def test_jitter_is_the_same_in_every_version() -> None:
         ),
     ],
 )
-def test_a_schedule_is_told_in_a_few_words(timing: Timing, text: str) -> None:
+def test_a_schedule_is_described_in_a_few_words(timing: Timing, text: str) -> None:
     assert timing.describe() == text
 
 

@@ -262,7 +262,7 @@ def test_a_result_arrives_as_its_annotation_says(
     ],
     ids=repr,
 )
-def test_what_does_not_fit_is_a_decode_error_that_names_the_argument(
+def test_an_argument_that_does_not_fit_is_a_decode_error_with_its_name(
     annotation: Any, text: bytes
 ) -> None:
     def fn(fine: int, x: Any = None) -> None: ...
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_a_decode_error_that_names_the_argument(
         assert "\n" not in str(refused.value)
 
 
-def test_bytes_beside_what_pydantic_reads_stay_bytes() -> None:
+def test_bytes_beside_pydantic_types_stay_bytes() -> None:
     def fn(pet: Cat | Dog, data: bytes, number: int) -> None: ...
 
     arguments = Arguments(fn)
@@ -412,11 +412,11 @@ def test_without_pydantic_the_error_names_its_extra(monkeypatch: pytest.MonkeyPa
         Arguments(taking(Cat | Dog)).prepare()
 
 
-def test_what_is_fine_is_prepared_without_a_word() -> None:
+def test_valid_annotations_are_prepared_without_a_warning() -> None:
     Arguments(everything).prepare()
 
 
-def test_a_function_without_annotations_takes_what_comes() -> None:
+def test_a_function_without_annotations_takes_any_arguments() -> None:
     assert call(lambda x, *y: None, [1], {"a": 2}) == (([1], {"a": 2}), {})
 
 

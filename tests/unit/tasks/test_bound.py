@@ -186,7 +186,7 @@ def asked(task: Task[..., Any], *, attempt: int = 1, **arguments: Any) -> RetryL
     return during(task, lambda: task.retry(throw=False, **arguments), attempt=attempt)
 
 
-def test_where_nothing_is_said_it_is_as_in_celery(app: TaskQueue) -> None:
+def test_retry_without_options_is_as_in_celery(app: TaskQueue) -> None:
     task = app.task(bind=True)(double)
     later = asked(task)
     assert (later.delay, later.max_attempts) == (180, 4)
@@ -196,7 +196,7 @@ def test_where_nothing_is_said_it_is_as_in_celery(app: TaskQueue) -> None:
         asked(task, attempt=4)
 
 
-def test_it_raises_unless_told_otherwise(app: TaskQueue) -> None:
+def test_retry_raises_unless_throw_is_false(app: TaskQueue) -> None:
     task = app.task(bind=True)(double)
     with pytest.raises(RetryLater):
         during(task, task.retry)
@@ -221,7 +221,7 @@ def test_the_options_of_the_task_say_how_often_and_when(
     assert task.max_retries == (None if most == math.inf else most - 1)
 
 
-def test_the_default_of_the_application_counts_and_what_the_call_asked_goes_first(
+def test_options_of_the_call_precede_the_default_of_the_application(
     app: TaskQueue,
 ) -> None:
     app.conf.task_default_retry = Retry(max_attempts=7)
@@ -257,7 +257,7 @@ def test_a_time_becomes_seconds_from_now(app: TaskQueue) -> None:
     assert asked(task, countdown=-5).delay == 0
 
 
-def test_what_it_failed_with_is_the_cause(app: TaskQueue) -> None:
+def test_the_error_of_the_task_is_the_cause(app: TaskQueue) -> None:
     task = app.task(bind=True)(double)
     error = ValueError("why")
     later = asked(task, exc=error)
@@ -314,7 +314,7 @@ def test_outside_of_a_run_there_is_nothing_to_try_again(app: TaskQueue) -> None:
         ({"countdown": 5, "eta": datetime(2030, 1, 1)}, "give one of them"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(
+def test_wrong_arguments_of_retry_are_refused(
     app: TaskQueue, wrong: dict[str, Any], why: str
 ) -> None:
     task = app.task(bind=True)(double)

@@ -52,16 +52,16 @@ def test_celerys_names_of_the_limits_are_understood() -> None:
         ({"reject_on_worker_lost": False}, "max_crashes"),
     ],
 )
-def test_what_makes_no_sense_is_refused(given: dict[str, Any], why: str) -> None:
+def test_senseless_limits_are_refused(given: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         options(**given)
 
 
-def test_what_is_so_anyway_is_accepted() -> None:
+def test_options_that_ask_for_the_only_behaviour_are_accepted() -> None:
     assert options(acks_late=True, reject_on_worker_lost=True) == options()
 
 
-def test_a_thread_cannot_be_told_to_come_to_an_end() -> None:
+def test_a_plain_function_cannot_have_a_soft_limit() -> None:
     app = TaskQueue("t", broker="memory://")
     with pytest.raises(ConfigError, match=r'plain.*executor="process"'):
         app.task(soft_timeout=5)(plain)
@@ -93,7 +93,7 @@ async def test_an_option_is_checked_for_a_task_called_by_name_too() -> None:
 # --- Celery's retries ---------------------------------------------------------------------------
 
 
-def test_where_nothing_is_said_nothing_is_chosen() -> None:
+def test_without_options_nothing_is_chosen() -> None:
     assert (options().retry, options().default_retry_delay) == (None, None)
 
 
@@ -149,7 +149,7 @@ def test_max_retries_none_is_no_limit_and_zero_is_none() -> None:
     assert delays(options(autoretry_for=(OSError,), max_retries=0).retry, 1, OSError()) == [None]
 
 
-def test_what_dont_autoretry_for_names_is_not_tried_again() -> None:
+def test_exceptions_in_dont_autoretry_for_are_not_tried_again() -> None:
     retry = options(autoretry_for=(OSError,), dont_autoretry_for=(FileNotFoundError,)).retry
     assert delays(retry, 1, FileNotFoundError()) == [None]
     assert delays(retry, 1, PermissionError()) == [180]
@@ -167,7 +167,7 @@ def test_without_autoretry_for_no_exception_is_tried_again_by_itself() -> None:
     assert (given.retry.max_attempts, given.default_retry_delay) == (6, 7)
 
 
-def test_both_ways_to_say_it_at_once_are_refused() -> None:
+def test_retry_and_celerys_options_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"retry and Celery's .*\(autoretry_for, max_retries\)"):
         options(retry=Retry(), autoretry_for=(OSError,), max_retries=3)
     assert options(retry=None, max_retries=3).retry is not None

@@ -153,7 +153,7 @@ class Callable_:
         (None, None, "no function"),
     ],
 )
-def test_what_cannot_run_is_refused(fn: Any, executor: str | None, why: str) -> None:
+def test_objects_that_cannot_run_are_refused(fn: Any, executor: str | None, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         choose_executor(fn, executor)
 

@@ -33,7 +33,7 @@ async def test_the_chosen_call_fails_and_no_other(way: FaultKind, stored: int) -
 
 
 @pytest.mark.parametrize("way", list(FaultKind))
-async def test_what_a_lost_fetch_took_comes_with_the_next(way: FaultKind) -> None:
+async def test_messages_of_a_lost_fetch_come_with_the_next(way: FaultKind) -> None:
     broker = FlakyBroker(MemoryBroker(), FaultPlan(FaultPoint("consumer.fetch", 1), way))
     await broker.publish([envelope(one) for one in "abc"])
     consumer = broker.consumer(["q"], name="w", lease=LEASE)
