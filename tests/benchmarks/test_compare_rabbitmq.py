@@ -1,4 +1,4 @@
-"""The comparison with others: who takes part, who stands beside whom, what is counted."""
+"""The comparison with other task queues: targets, pairs and counted messages."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_the_table_of_a_broker_holds_the_rival_against_its_target(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("rabbit_server", "redis_server")  # only to skip where there are none
+@pytest.mark.usefixtures(
+    "rabbit_server", "redis_server"
+)  # only to skip the test where they are missing
 async def test_waiting_and_held_messages_of_rabbitmq_are_counted(watchdog: Watchdog) -> None:
     store = RabbitStore(watchdog)
     try:

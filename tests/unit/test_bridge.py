@@ -38,7 +38,7 @@ def stopped() -> Iterator[None]:
 
 
 def script(code: str, *, folder: Path, arguments: tuple[str, ...] = ()) -> str:
-    """Run a program in which every warning is an error; return what it printed."""
+    """Run a program in which every warning is an error; return its output."""
     file = folder / "program.py"
     file.write_text(textwrap.dedent(code))
     done = subprocess.run(

@@ -171,7 +171,7 @@ def test_a_loop_that_is_closed_by_hand_says_nothing_after_a_send(tmp_path: Path)
 
 
 def run(program: Path) -> str:
-    """Run a program in which every warning is an error; return what it printed."""
+    """Run a program in which every warning is an error; return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-X", "dev", str(program)],
         cwd=program.parent,
