@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import calendar
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from aiotaskq.errors import ConfigError
@@ -206,7 +208,13 @@ def test_between_two_runs_the_later_one_is_next(
     assert timing.after(moment) == second
 
 
+def microseconds(seconds: float) -> int:
+    """Return the nearest whole microseconds, exactly: a product of floats would be rounded."""
+    return math.floor(Fraction(seconds) * 10**6 + Fraction(1, 2))
+
+
 @given(st.floats(0.1, 1e7), st.floats(-1e9, 4e9), st.none() | st.floats(0, 4e9))
+@example(4398047.3683545, 0.0, None)
 def test_the_grid_of_every_is_even_and_has_no_holes(
     seconds: float, moment: float, start: float | None
 ) -> None:
@@ -216,9 +224,9 @@ def test_the_grid_of_every_is_even_and_has_no_holes(
     second = timing.after(first)
     assert second is not None
     assert first > moment
-    step = round(seconds * 1e6)
-    assert round(second * 1e6) - round(first * 1e6) == step
-    assert (round(first * 1e6) - round((timing.start or 0) * 1e6)) % step == 0
+    step = microseconds(seconds)
+    assert microseconds(second) - microseconds(first) == step
+    assert (microseconds(first) - microseconds(timing.start or 0)) % step == 0
     if timing.start is None or moment >= timing.start:
         assert first - moment <= step / 1e6 + 1e-6
     else:
