@@ -1,4 +1,10 @@
-"""A subscriber to a result backend that runs beside a test, and helpers for outcomes."""
+"""A subscriber to a result backend that runs beside a test, and helpers for outcomes.
+
+Theory of operation. A `ResultListener` runs in a task of its own, which `listening` cancels at the
+end. It appends items in the order of their arrival, and a test waits for ids or for an item. After
+an empty item outcomes may have been missed: then a test that waits for ids loads them, as callers
+of a subscription do. An id counts as received or as loaded, whichever comes first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""The rig of the broker suite: brokers and consumers of one test, and fixtures of all parts."""
+"""The rig of the broker suite: brokers and consumers of one test, and fixtures of all parts.
+
+Theory of operation. A test has one client of its own, opened when first asked for, and each of its
+consumers has another one, as workers in several processes have. The harness owns all clients. At
+the end of a test the rig closes the consumers first, which releases their messages, and the harness
+closes the clients and empties the store; both also happen after a failure. Tests wait for events
+with `PATIENCE` as the limit, and never for a state by sleeping. `MOMENT` is slept only where
+something must not happen.
+"""
 
 from __future__ import annotations
 
