@@ -12,7 +12,7 @@ from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 
 
-class Broker(MemoryBroker):
+class RecordingBroker(MemoryBroker):
     """A memory broker that can be slow or fail, and records its calls."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Broker(MemoryBroker):
         return refused
 
 
-class Backend(MemoryBackend):
+class RecordingBackend(MemoryBackend):
     """A memory backend that can fail or push nothing, and records its calls."""
 
     def __init__(self) -> None:

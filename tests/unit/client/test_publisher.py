@@ -8,11 +8,11 @@ import pytest
 
 from aiotaskq.client.publisher import Publisher
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from tests.unit.client.drivers import Broker, envelope, until
+from tests.unit.client.drivers import RecordingBroker, envelope, until
 
 
 async def test_callers_that_come_while_a_call_is_under_way_share_the_next() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     broker.gate = asyncio.Event()
     publisher = Publisher(broker, 5)
     first = asyncio.create_task(publisher.publish([envelope("first")]))
@@ -25,7 +25,7 @@ async def test_callers_that_come_while_a_call_is_under_way_share_the_next() -> N
 
 
 async def test_a_lone_caller_is_sent_at_once() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     publisher = Publisher(broker, 5)
     for n in range(3):
         await publisher.publish([envelope(str(n))])
@@ -35,7 +35,7 @@ async def test_a_lone_caller_is_sent_at_once() -> None:
 async def test_one_call_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotaskq.client.publisher._ROUND", 10)
     monkeypatch.setattr("aiotaskq.client.publisher._ROUND_BYTES", 100)
-    broker = Broker()
+    broker = RecordingBroker()
     publisher = Publisher(broker, 5)
     batches = [
         [envelope(f"a{n}") for n in range(25)],  # more than one round, from one caller
@@ -51,7 +51,7 @@ async def test_one_call_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_repeat_after_a_lost_reply_has_the_same_call_id_and_stores_once() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     broker.errors = [BrokerUnavailable("lost"), BrokerUnavailable("lost")]
     publisher = Publisher(broker, 30)
     await publisher.publish([envelope("1")])
@@ -65,7 +65,7 @@ async def test_a_repeat_after_a_lost_reply_has_the_same_call_id_and_stores_once(
 
 
 async def test_a_long_outage_raises_to_every_caller() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     broker.errors = [BrokerUnavailable("away")] * 1000
     publisher = Publisher(broker, 0.2)
     done = await asyncio.gather(
@@ -77,7 +77,7 @@ async def test_a_long_outage_raises_to_every_caller() -> None:
 
 
 async def test_an_error_that_no_repeat_can_help_raises_at_once() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     broker.errors = [ConfigError("wrong password")]
     with pytest.raises(ConfigError):
         await Publisher(broker, 1000).publish([envelope("1")])
@@ -85,7 +85,7 @@ async def test_an_error_that_no_repeat_can_help_raises_at_once() -> None:
 
 
 async def test_a_cancelled_caller_does_not_hurt_the_others() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     broker.gate = asyncio.Event()
     publisher = Publisher(broker, 5)
     first, second, third = [
@@ -102,7 +102,7 @@ async def test_a_cancelled_caller_does_not_hurt_the_others() -> None:
 
 
 async def test_closing_waits_for_the_call_under_way() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     broker.gate = asyncio.Event()
     publisher = Publisher(broker, 5)
     sending = asyncio.create_task(publisher.publish([envelope("1")]))

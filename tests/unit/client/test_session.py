@@ -13,13 +13,13 @@ import pytest
 
 from aiotaskq.client.session import Session
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from tests.unit.client.drivers import Backend, Broker, envelope, until
+from tests.unit.client.drivers import RecordingBackend, RecordingBroker, envelope, until
 
 ROOT = Path(__file__).parents[3]
 
 
 async def test_sending_opens_no_result_backend() -> None:
-    broker, backend = Broker(), Backend()
+    broker, backend = RecordingBroker(), RecordingBackend()
     session = Session(broker, backend, publish_timeout=5)
     await session.open()
     await session.publisher.publish([envelope("1")])
@@ -29,7 +29,7 @@ async def test_sending_opens_no_result_backend() -> None:
 
 
 async def test_each_driver_is_opened_once_however_many_ask() -> None:
-    broker, backend = Broker(), Backend()
+    broker, backend = RecordingBroker(), RecordingBackend()
     session = Session(broker, backend, publish_timeout=5)
     await asyncio.gather(*[session.open() for _ in range(9)], *[session.results() for _ in "abc"])
     assert (broker.opened, backend.opened) == (1, 1)
@@ -38,7 +38,7 @@ async def test_each_driver_is_opened_once_however_many_ask() -> None:
 
 
 async def test_an_unused_session_can_be_closed() -> None:
-    broker = Broker()
+    broker = RecordingBroker()
     session = Session(broker, None, publish_timeout=5)
     await session.open()
     await session.close()
@@ -47,7 +47,7 @@ async def test_an_unused_session_can_be_closed() -> None:
 
 
 async def test_an_open_that_failed_is_tried_again() -> None:
-    class Away(Broker):
+    class Away(RecordingBroker):
         async def open(self) -> None:
             await super().open()
             if self.opened == 1:
@@ -63,7 +63,7 @@ async def test_an_open_that_failed_is_tried_again() -> None:
 
 
 async def test_opening_is_as_patient_as_sending() -> None:
-    class Away(Broker):
+    class Away(RecordingBroker):
         async def open(self) -> None:
             await super().open()
             if self.opened < 3:
@@ -77,14 +77,14 @@ async def test_opening_is_as_patient_as_sending() -> None:
 
 
 async def test_without_a_backend_waiting_is_a_config_error() -> None:
-    session = Session(Broker(), None, publish_timeout=5)
+    session = Session(RecordingBroker(), None, publish_timeout=5)
     with pytest.raises(ConfigError, match="keeps no results"):
         await session.wait("1")
     assert not session.keeps_results
 
 
 def test_the_end_of_the_loop_closes_it_after_all_tasks() -> None:
-    broker, backend = Broker(), Backend()
+    broker, backend = RecordingBroker(), RecordingBackend()
     closed_before_the_last_send: list[int] = []
 
     async def main() -> None:

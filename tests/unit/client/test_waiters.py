@@ -13,22 +13,22 @@ import pytest
 from aiotaskq.client.waiters import Waiters
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.errors import BackendUnavailable, ConfigError, DecodeError
-from tests.unit.client.drivers import Backend, outcome, until
+from tests.unit.client.drivers import RecordingBackend, outcome, until
 
 
 @pytest.fixture
-async def backend() -> Backend:
-    return Backend()
+async def backend() -> RecordingBackend:
+    return RecordingBackend()
 
 
 @pytest.fixture
-async def waiters(backend: Backend) -> AsyncIterator[Waiters]:
+async def waiters(backend: RecordingBackend) -> AsyncIterator[Waiters]:
     waiters = Waiters(backend)
     yield waiters
     await waiters.close()
 
 
-async def test_many_wait_over_one_subscription(backend: Backend, waiters: Waiters) -> None:
+async def test_many_wait_over_one_subscription(backend: RecordingBackend, waiters: Waiters) -> None:
     waiting = [asyncio.create_task(waiters.wait(str(n % 50))) for n in range(100)]
     await until(lambda: backend.subscriptions)
     await backend.store([outcome(str(n)) for n in range(50)], None)
@@ -38,7 +38,7 @@ async def test_many_wait_over_one_subscription(backend: Backend, waiters: Waiter
 
 
 async def test_an_outcome_that_is_there_is_found_at_once(
-    backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+    backend: RecordingBackend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 1000)
     backend.deaf = True
@@ -49,7 +49,7 @@ async def test_an_outcome_that_is_there_is_found_at_once(
 
 
 async def test_no_outcome_is_lost_between_the_look_and_the_push(
-    backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+    backend: RecordingBackend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 1000)
 
@@ -67,7 +67,7 @@ async def test_no_outcome_is_lost_between_the_look_and_the_push(
 
 
 async def test_an_outcome_that_is_not_final_does_not_end_the_wait(
-    backend: Backend, waiters: Waiters
+    backend: RecordingBackend, waiters: Waiters
 ) -> None:
     await backend.store([outcome("1", TaskStatus.RETRY)], None)
     waiting = asyncio.create_task(waiters.wait("1"))
@@ -79,7 +79,7 @@ async def test_an_outcome_that_is_not_final_does_not_end_the_wait(
 
 
 async def test_a_lost_push_is_noticed_though_other_outcomes_keep_arriving(
-    backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+    backend: RecordingBackend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 0.05)
     backend.deaf = True
@@ -104,7 +104,7 @@ async def test_a_lost_push_is_noticed_though_other_outcomes_keep_arriving(
 
 
 async def test_waiting_goes_on_after_an_outage_of_the_backend(
-    backend: Backend, waiters: Waiters, caplog: pytest.LogCaptureFixture
+    backend: RecordingBackend, waiters: Waiters, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend.load_errors = [BackendUnavailable("away"), BackendUnavailable("away")]
     await backend.store([outcome("1")], None)
@@ -115,7 +115,7 @@ async def test_waiting_goes_on_after_an_outage_of_the_backend(
 
 @pytest.mark.parametrize("where", ["load", "subscribe"])
 async def test_a_configuration_error_raises_in_all_waiters_and_the_next_one_tries_again(
-    backend: Backend, waiters: Waiters, where: str
+    backend: RecordingBackend, waiters: Waiters, where: str
 ) -> None:
     wrong = ConfigError("wrong password")
     if where == "load":
@@ -130,7 +130,7 @@ async def test_a_configuration_error_raises_in_all_waiters_and_the_next_one_trie
 
 
 async def test_a_cancelled_waiter_is_forgotten_and_the_others_go_on(
-    backend: Backend, waiters: Waiters
+    backend: RecordingBackend, waiters: Waiters
 ) -> None:
     cancelled, other = [asyncio.create_task(waiters.wait("1")) for _ in range(2)]
     await until(lambda: backend.loads)
@@ -141,7 +141,7 @@ async def test_a_cancelled_waiter_is_forgotten_and_the_others_go_on(
     assert waiters._waiting == {}
 
 
-async def test_closing_leaves_no_task_and_no_subscription(backend: Backend) -> None:
+async def test_closing_leaves_no_task_and_no_subscription(backend: RecordingBackend) -> None:
     waiters = Waiters(backend)
     waiting = asyncio.create_task(waiters.wait("1"))
     await until(lambda: backend.loads)
@@ -155,7 +155,9 @@ async def test_closing_leaves_no_task_and_no_subscription(backend: Backend) -> N
     assert asyncio.all_tasks() == before & {asyncio.current_task()}
 
 
-async def test_closing_before_anything_has_begun_leaves_no_warning(backend: Backend) -> None:
+async def test_closing_before_anything_has_begun_leaves_no_warning(
+    backend: RecordingBackend,
+) -> None:
     waiters = Waiters(backend)
     waiting = asyncio.create_task(waiters.wait("1"))
     await asyncio.sleep(0)  # its tasks are created, and have not begun
@@ -169,7 +171,7 @@ async def test_closing_before_anything_has_begun_leaves_no_warning(backend: Back
 
 
 async def test_an_outcome_that_cannot_be_read_fails_only_its_own_waiters(
-    backend: Backend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+    backend: RecordingBackend, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = backend.load
 
