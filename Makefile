@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The folders with Python code that exist.
 CODE := $(wildcard aiotaskq tests examples benchmarks)
+# Python programs without the ending by which tools find them.
+PROGRAMS := scripts/check-house
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 # More arguments for pytest: make test ARGS="-k redis -x"
 ARGS ?=
@@ -48,25 +50,30 @@ install: $(VENV)/.dev ## Install the package and all development tools into .ven
 
 .PHONY: fmt
 fmt: $(VENV)/.dev ## Format the code and apply automatic fixes
-	$(BIN)/ruff format $(CODE)
-	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE) $(PROGRAMS)
+	$(BIN)/ruff check --fix $(CODE) $(PROGRAMS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check format and lint rules
-	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE) $(PROGRAMS)
+	$(BIN)/ruff check $(CODE) $(PROGRAMS)
 
 .PHONY: types
 types: $(VENV)/.dev ## Check types with mypy --strict and pyright
 	$(BIN)/mypy $(CODE)
+	$(BIN)/mypy $(PROGRAMS)
 	$(BIN)/pyright --pythonpath $(BIN)/python $(CODE)
 
 .PHONY: arch
 arch: $(VENV)/.dev ## Check layers and forbidden imports
 	$(BIN)/lint-imports --no-cache
 
+.PHONY: house
+house: $(VENV)/.dev ## Names, docstrings and sizes: the rules that no other tool has
+	$(BIN)/python scripts/check-house
+
 .PHONY: check
-check: lint types arch ## All checks without tests: lint, types, arch
+check: lint types arch house ## All checks without tests: lint, types, arch, house
 
 # --- tests ---
 

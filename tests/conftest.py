@@ -32,7 +32,7 @@ from tests.servers import (
     Watchdog,
 )
 
-# A shared machine may stop any example for a while, so none has a deadline.
+# A shared machine may stop any example for a while, so there is no deadline.
 settings.register_profile("aiotaskq", deadline=None, print_blob=True)
 settings.load_profile("aiotaskq")
 
@@ -46,8 +46,8 @@ SERVER_FIXTURES = frozenset(
         "rabbit_server",
     }
 )
-# Each process of a test run has servers of its own. One process is enough for those that take long
-# to start: it runs all tests in whose files' names one of these words stands.
+# Each process of a test run has servers of its own. Servers that take long to start run in one
+# process only: the process of all test files with one of these words in their names.
 HEAVY = {
     "rabbitmq": "rabbitmq",
     "pgbouncer": "pgbouncer",
@@ -55,18 +55,18 @@ HEAVY = {
     "sentinel": "redis",
     "failover": "redis",
 }
-GRACE = 3.0  # seconds in which what was told to end may end
+GRACE = 3.0  # seconds for threads, processes and tasks to end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server, for `make test-fast`."""
+    """Mark the tests that need a server, for `make test-fast`."""
     for item in items:
         if isinstance(item, pytest.Function) and not SERVER_FIXTURES.isdisjoint(item.fixturenames):
             item.add_marker("server")
 
 
 class Spread(LoadScopeScheduling):  # type: ignore[misc]  # likewise
-    """Gives the tests out one by one, but those of `HEAVY` as a whole."""
+    """A scheduler that spreads tests one by one, but keeps those of `HEAVY` together."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -84,7 +84,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Spread:
 
 @pytest.fixture(scope="session")
 def watchdog() -> Iterator[Watchdog]:
-    """What stops the servers if the test run is killed."""
+    """The watchdog, which stops the servers if the test run is killed."""
     dog = Watchdog()
     _expected.append(dog)
     yield dog
@@ -93,42 +93,42 @@ def watchdog() -> Iterator[Watchdog]:
 
 @pytest.fixture(scope="session")
 def redis_server(watchdog: Watchdog) -> Iterator[RedisServer]:
-    """A Redis server of our own; kill and restart it as you like."""
+    """A Redis server of the test run; tests may kill and restart it."""
     yield from _run(lambda: RedisServer(watchdog))
 
 
 @pytest.fixture(scope="session")
 def postgres_server(watchdog: Watchdog) -> Iterator[PostgresServer]:
-    """A PostgreSQL server of our own; kill and restart it as you like."""
+    """A PostgreSQL server of the test run; tests may kill and restart it."""
     yield from _run(lambda: PostgresServer(watchdog))
 
 
 @pytest.fixture(scope="session")
 def pgbouncer(watchdog: Watchdog, postgres_server: PostgresServer) -> Iterator[PgBouncer]:
-    """A PgBouncer in transaction mode before the PostgreSQL server."""
+    """A PgBouncer in transaction mode in front of the PostgreSQL server."""
     yield from _run(lambda: PgBouncer(watchdog, postgres_server))
 
 
 @pytest.fixture(scope="session")
 def rabbit_server(watchdog: Watchdog, certificates: Certificates) -> Iterator[RabbitServer]:
-    """A RabbitMQ server of our own; kill and restart it as you like."""
+    """A RabbitMQ server of the test run; tests may kill and restart it."""
     yield from _run(lambda: RabbitServer(watchdog, certificates))
 
 
 @pytest.fixture(scope="session")
 def redis_cluster(watchdog: Watchdog) -> Iterator[RedisCluster]:
-    """A Redis cluster of our own, six nodes; kill and restart them as you like."""
+    """A Redis cluster of six nodes; tests may kill and restart them."""
     yield from _run(lambda: RedisCluster(watchdog))
 
 
 @pytest.fixture(scope="session")
 def redis_sentinel(watchdog: Watchdog) -> Iterator[SentinelSet]:
-    """Three Redis servers and three sentinels of our own; kill and restart them as you like."""
+    """Three Redis servers and three sentinels; tests may kill and restart them."""
     yield from _run(lambda: SentinelSet(watchdog))
 
 
 class _Startable(Protocol):
-    """What `_run` asks of a server, or of a set of them."""
+    """A server or a set of servers, as `_run` needs it."""
 
     def start(self) -> None: ...
 
@@ -139,7 +139,7 @@ Servers = TypeVar("Servers", bound=_Startable)
 
 
 def _run(make: Callable[[], Servers]) -> Iterator[Servers]:
-    """Make, start and lend; close in the end, also where the start failed."""
+    """Create and start servers, and close them at the end, also if the start failed."""
     try:
         servers = make()
     except ServerMissing as missing:
@@ -153,7 +153,7 @@ def _run(make: Callable[[], Servers]) -> Iterator[Servers]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """An authority, and a certificate of it for the servers here."""
+    """An authority, and a certificate that it signed for the servers."""
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
@@ -203,7 +203,7 @@ def _without(missing: ServerMissing) -> NoReturn:
 # --- nothing outlives its test ------------------------------------------------------------------
 
 _expected: list[Watchdog] = []
-# Helpers of the standard library that start when first needed and stay for good.
+# Helpers of the standard library that start when first needed and then stay.
 _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
@@ -231,8 +231,8 @@ def nothing_outlives(request: pytest.FixtureRequest) -> Iterator[None]:
 def no_task_outlives(request: pytest.FixtureRequest, nothing_outlives: None) -> None:
     """Fail a test that leaves an asyncio task behind.
 
-    Set up after `nothing_outlives`, so that the event loop is closed before that one looks: with
-    it end the threads of its executor.
+    Set up after `nothing_outlives`, so that the event loop, with the threads of its executor, is
+    closed before that fixture looks for threads.
     """
     if request.node.get_closest_marker("may_leave") is None and inspect.iscoroutinefunction(
         getattr(request, "function", None)
@@ -262,7 +262,7 @@ def _children() -> list[psutil.Process]:
 
 
 def _child_pids() -> set[int]:
-    """Ask the kernel where it tells: to look through all processes of the machine takes long."""
+    """Return the pids of child processes, from the kernel where possible: a full scan is slow."""
     threads = Path("/proc/self/task")
     if not (threads / str(os.getpid()) / "children").exists():
         return {child.pid for child in psutil.Process().children()}
@@ -290,7 +290,7 @@ def _blocking() -> BlockBuster:
     # The harnesses of the suites may block: they stop servers.
     blocking = BlockBuster(scanned_modules=["aiotaskq"], excluded_modules=[aiotaskq.testing])
     for function in blocking.functions.values():
-        # Reads ~/.pgpass and certificates when it connects, and no option prevents it.
+        # asyncpg reads ~/.pgpass and certificates when it connects, which no option prevents.
         function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_arguments")
     return blocking
 

@@ -1,6 +1,8 @@
-"""What proves a driver: conformance suites and a model, for pytest.
+"""Test tools for pytest: conformance suites and a model for drivers, and fault injection.
 
 A driver's test file gives a harness and nothing else::
+
+    from aiotaskq.testing import BrokerConformance, check_broker
 
     class TestMyBroker(BrokerConformance):
         @pytest.fixture
@@ -9,39 +11,67 @@ A driver's test file gives a harness and nothing else::
             yield harness
             await harness.close()
 
-======================  =========================================================
-`testing.brokers`       `BrokerHarness`, `BrokerConformance`
-`testing.results`       `ResultHarness`, `ResultConformance`
-`testing.schedules`     `ScheduleTests`, the part of `BrokerConformance` about schedules
-`testing.model`         `check_broker`, random histories against a model (Hypothesis)
-`testing.flaky`         `FlakyBroker`, which fails at a call of your choice, for users of drivers
-======================  =========================================================
+    def test_random_histories_agree_with_the_model():
+        check_broker(MyHarness)
 
-The suites need pytest and pytest-asyncio in its auto mode.
+=======================  ========================================================
+`BrokerConformance`      the suite of a broker, run on a `BrokerHarness`
+`ResultConformance`      the suite of a result backend, run on a `ResultHarness`
+`check_broker`           random histories against a model of a broker (Hypothesis)
+`FlakyBroker`            a broker that fails at the call that a `FaultPlan` names
+=======================  ========================================================
+
+The suites need pytest and pytest-asyncio in its auto mode. Each name is imported when it is first
+asked for: code that wants one of them needs neither pytest nor Hypothesis for the others.
 """
 
 from __future__ import annotations
 
-import pytest
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# Before the suites are imported: their plain asserts are to explain themselves as a test's do.
-pytest.register_assert_rewrite(
-    "aiotaskq.testing.brokers",
-    "aiotaskq.testing.cancelling",
-    "aiotaskq.testing.clocks",
-    "aiotaskq.testing.deaths",
-    "aiotaskq.testing.ear",
-    "aiotaskq.testing.flaky",
-    "aiotaskq.testing.leases",
-    "aiotaskq.testing.letters",
-    "aiotaskq.testing.model",
-    "aiotaskq.testing.outages",
-    "aiotaskq.testing.publishing",
-    "aiotaskq.testing.results",
-    "aiotaskq.testing.rig",
-    "aiotaskq.testing.rules",
-    "aiotaskq.testing.schedules",
-    "aiotaskq.testing.shadow",
-    "aiotaskq.testing.steps",
-    "aiotaskq.testing.suspects",
-)
+if TYPE_CHECKING:
+    from aiotaskq.testing.conformance.broker import BrokerConformance
+    from aiotaskq.testing.conformance.harness import BrokerHarness, LethalHarness, ResultHarness
+    from aiotaskq.testing.conformance.results import ResultConformance
+    from aiotaskq.testing.faults import FaultKind, FaultPlan, FaultPoint, FlakyBroker
+    from aiotaskq.testing.model.check import check_broker
+
+__all__ = [
+    "BrokerConformance",
+    "BrokerHarness",
+    "FaultKind",
+    "FaultPlan",
+    "FaultPoint",
+    "FlakyBroker",
+    "LethalHarness",
+    "ResultConformance",
+    "ResultHarness",
+    "check_broker",
+]
+
+_MODULES = {
+    "BrokerConformance": "conformance.broker",
+    "BrokerHarness": "conformance.harness",
+    "FaultKind": "faults",
+    "FaultPlan": "faults",
+    "FaultPoint": "faults",
+    "FlakyBroker": "faults",
+    "LethalHarness": "conformance.harness",
+    "ResultConformance": "conformance.results",
+    "ResultHarness": "conformance.harness",
+    "check_broker": "model.check",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The comparison with others: who takes part, who stands beside whom, what is counted."""
+"""The comparison with other task queues: targets, pairs and counted messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.servers import Watchdog
         (["saq", "pgqueuer"], {"aiotaskq", "aiotaskq-postgres"}),
     ],
 )
-def test_ours_take_part_on_the_servers_of_those_that_are_named(
+def test_our_targets_run_on_the_servers_of_the_named_rivals(
     named: list[str], ours: set[str]
 ) -> None:
     chosen = choose(find(), named)
@@ -35,7 +35,7 @@ def test_ours_take_part_on_the_servers_of_those_that_are_named(
     assert {one.name for one in chosen if not one.is_ours} == set(named)
 
 
-def test_each_stands_beside_the_first_of_ours_on_the_same_server() -> None:
+def test_each_rival_is_compared_with_our_first_target_on_the_same_server() -> None:
     beside = references(find())
     assert beside["bullmq"] == "aiotaskq"
     assert beside["pgqueuer"] == "aiotaskq-postgres"
@@ -70,8 +70,10 @@ def test_the_table_of_a_broker_holds_the_rival_against_its_target(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("rabbit_server", "redis_server")  # only to skip where there are none
-async def test_rabbitmq_is_asked_for_what_waits_and_what_is_held(watchdog: Watchdog) -> None:
+@pytest.mark.usefixtures(
+    "rabbit_server", "redis_server"
+)  # only to skip the test where they are missing
+async def test_waiting_and_held_messages_of_rabbitmq_are_counted(watchdog: Watchdog) -> None:
     store = RabbitStore(watchdog)
     try:
         broker = RabbitBroker(store.variables()["BENCH_RABBITMQ_URL"])

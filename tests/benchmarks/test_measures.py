@@ -1,4 +1,4 @@
-"""The benchmarks work: each of them, with few tasks; and what they compute is right."""
+"""The benchmarks: each of them with few tasks, and their computations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("redis_server", "postgres_server")  # only to skip where there are none
+@pytest.mark.usefixtures(
+    "redis_server", "postgres_server"
+)  # only to skip the test where they are missing
 @pytest.mark.parametrize("name", EVERY)
 def test_each_measure_yields_its_figures(name: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
@@ -44,7 +46,7 @@ def test_each_measure_yields_its_figures(name: str, tmp_path: Path) -> None:
     for figure in figures:
         assert figure["runs"], figure
         assert all(math.isfinite(value) for value in figure["runs"]), figure
-        # How much something grew, or took beyond another, may be below nothing.
+        # Growth and differences may be negative.
         signed = "growth" in figure["measure"] or "beyond" in figure["measure"]
         assert signed or min(figure["runs"]) > 0, figure
         assert figure["measure"] in done.stdout.replace("\n", " "), done.stdout
@@ -66,10 +68,10 @@ def test_no_runs_at_all_are_refused() -> None:
 
 
 def test_the_rate_of_sleepers_leaves_out_how_the_slots_were_filled() -> None:
-    # Two slots, a second each; the second slot was filled half a second after the first.
+    # Two slots, one second for each task; the second slot was filled half a second later.
     woken = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
     assert steady_share(woken, 2, 1.0) == pytest.approx(1.0)
-    # The same, when each turn takes a quarter longer.
+    # The same, with each turn a quarter longer.
     woken = [1.25, 1.75, 2.5, 3.0, 3.75, 4.25]
     assert steady_share(woken, 2, 1.0) == pytest.approx(0.8)
 

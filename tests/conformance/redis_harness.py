@@ -1,4 +1,4 @@
-"""What the conformance suite needs of Redis: one server, several behind Sentinel, or a cluster."""
+"""The harness of the Redis drivers: one server, several behind Sentinel, or a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiotaskq.drivers.redis import RedisBackend, RedisBroker
 from aiotaskq.drivers.redis.cluster import ClusterBackend, ClusterBroker
 from tests.servers import RedisServer
 
-# What the servers themselves forget comes nearer, too.
+# The expiry of keys comes nearer, too.
 _PASS_TIME = """
     for _, key in ipairs(redis.call('KEYS', '*')) do
       local left = redis.call('PTTL', key)
@@ -21,30 +21,30 @@ _PASS_TIME = """
       end
     end
 """
-# What stays when all messages are gone, and takes no more room the more there were; and ids that
-# were cancelled, which a cancelling some days later drops.
+# Keys that stay when all messages are gone: some of a size that does not grow with the number of
+# messages, and the cancelled ids, which a later `cancel` drops after some days.
 _PERMANENT = (":queues", ":wake", ":levels", ":cancelled")
 
 
 class Servers(Protocol):
-    """What can be stopped and started together."""
+    """Servers that are stopped and started together."""
 
     def start(self) -> None:
-        """Start what does not run."""
+        """Start those that do not run."""
         ...
 
     def stop(self) -> None:
-        """Stop all; what they hold stays."""
+        """Stop all of them; their data stays."""
         ...
 
 
 class RedisHarness:
-    """Drivers on servers that can be cut off and whose time can be moved.
+    """Drivers on Redis servers that can be stopped and whose time can be moved.
 
     Args:
-        servers: All of them.
-        masters: Those that hold keys.
-        url: Where drivers find them.
+        servers: All servers.
+        masters: The servers that hold keys.
+        url: The URL for the drivers.
     """
 
     can_cut = True

@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 
 
 class MemoryHarness:
@@ -49,7 +47,7 @@ class MemoryHarness:
         return [str(one) for one in (*store._holders, *store._queues, *store._schedules)]
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: the drivers have nothing to close."""
 
 
 @pytest.fixture
@@ -67,6 +65,6 @@ class TestMemoryBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model() -> None:
     check_broker(MemoryHarness, examples=120, steps=40)

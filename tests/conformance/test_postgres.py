@@ -7,17 +7,15 @@ import asyncpg
 import pytest
 
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.servers import PostgresServer
 
-# Each of them is emptied between two tests, which is faster than to make them again.
+# Emptied between two tests, which is faster than making them again.
 TABLES = (
     *("messages", "consumers", "dead", "cancelled", "recent", "calls", "schedules", "results"),
 )
-# What stays when all messages are gone: ids that were cancelled, which go after a week, and what a
-# minute or a day of silence is remembered by.
+# Tables with rows that stay for a time when all messages are gone: cancelled ids for a week, ids of
+# calls for a minute, unique ids for a day.
 PASSING = ("cancelled", "recent", "calls", "results")
 
 
@@ -94,7 +92,7 @@ class PostgresHarness:
         await control.close()
 
     async def control(self) -> asyncpg.Connection[asyncpg.Record]:
-        """Return a connection beside those of the drivers, as it is after any restart."""
+        """Return a connection beside those of the drivers, a new one after a restart."""
         if self._control is None or self._control.is_closed():
             self._control = await asyncpg.connect(self._control_url)
         return self._control
@@ -102,7 +100,7 @@ class PostgresHarness:
 
 @pytest.fixture(scope="module")
 def database(postgres_server: PostgresServer) -> Iterator[str]:
-    """One for all tests here: to make one takes longer than most of them."""
+    """One database for all tests here: making one takes longer than most of them."""
     name = postgres_server.create_database()
     yield postgres_server.url(name)
     postgres_server.start()
@@ -125,7 +123,7 @@ class TestPostgresBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(
     postgres_server: PostgresServer, database: str
 ) -> None:

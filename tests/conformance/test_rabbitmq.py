@@ -14,13 +14,11 @@ from aiotaskq.contract.broker import Consumer
 from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.servers import RabbitServer, free_port
 
 _numbers = itertools.count()
-_LINGERING = 5.0  # seconds in which the server is to notice that a connection has ended
+_LINGERING = 5.0  # seconds within which the server notices the end of a connection
 _QUEUES = "[binary_to_list(element(4, amqqueue:get_name(Q))) || Q <- rabbit_amqqueue:list()]"
 _CONNECTIONS = "length(rabbit_networking:connections())"
 
@@ -68,9 +66,9 @@ class RabbitHarness:
         raise NotImplementedError
 
     async def leaks(self) -> list[str]:
-        """Name messages, queues of who is gone, and connections that nobody has.
+        """Return messages, queues of closed consumers and clients, and stray connections.
 
-        Queues of tasks, of delays and the two streams stay: there are few, whatever is sent.
+        Queues of tasks and of delays and the two streams stay: their number does not grow.
         """
         if self._control is None:
             self._control = await self.broker()
@@ -92,9 +90,9 @@ class RabbitHarness:
         return left
 
     async def kill(self, *consumers: Consumer) -> int:
-        """Drop connections, and wait until the server has taken back what they held."""
+        """Drop connections, and wait until the server has requeued the messages that they held."""
         living = [one for one in consumers if isinstance(one, RabbitConsumer) and one.lives]
-        # First those that wait: else they would be given what the others held.
+        # Idle consumers first: they would get the messages of the others.
         return sum([await self._kill(one) for one in sorted(living, key=_held)])
 
     async def _kill(self, consumer: RabbitConsumer) -> int:
@@ -120,7 +118,7 @@ class RabbitHarness:
 
 
 class Door:
-    """Where a server is reached, and can be cut off: it takes seconds to start anew."""
+    """A proxy that can be closed: restarting the server would take seconds."""
 
     def __init__(self, server: RabbitServer) -> None:
         self._server = server
@@ -186,16 +184,16 @@ async def harness(
 
 class TestRabbitBroker(BrokerConformance):
     lease: ClassVar[float] = 5.0
-    delay: ClassVar[float] = 1.0  # within half of it a consumer has to open: it reads a stream
+    delay: ClassVar[float] = 1.0  # a consumer, which reads a stream, has to open within half of it
 
 
 class TestRabbitBackend(ResultConformance):
-    """Of one process: outcomes for another one are sent there, as the tests of the driver see."""
+    """Within one process. Sending outcomes to others is covered by the tests of the driver."""
 
     ttl: ClassVar[float] = 0.5
 
 
-@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(rabbit_server: RabbitServer) -> None:
     rabbit_server.start()
     check_broker(lambda: RabbitHarness(rabbit_server, None), examples=12, steps=30, shrink=False)

@@ -4,9 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.conformance.redis_harness import RedisHarness
 from tests.servers import RedisServer
 
@@ -26,10 +24,10 @@ class TestRedisBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_url: str) -> None:
     def make() -> RedisHarness:
-        redis_server.flush()  # after a history that failed, and left what it had stored
+        redis_server.flush()  # a history that failed may have left its messages
         return RedisHarness(redis_server, [redis_server], redis_url)
 
     check_broker(make, examples=30, steps=30)

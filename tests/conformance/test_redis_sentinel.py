@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance
 from tests.conformance.redis_harness import RedisHarness
 from tests.servers import SentinelSet
 

@@ -1,4 +1,4 @@
-"""SQLite, on a file for each test."""
+"""The SQLite drivers, on a file for each test."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ import msgspec
 import pytest
 
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker
-from aiotaskq.testing.brokers import BrokerConformance
-from aiotaskq.testing.model import check_broker
-from aiotaskq.testing.results import ResultConformance
+from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 
-# What a process does to all others that dies, but not quite, while it repairs the file after a
-# crash: it holds the locks for writing and for repairing (bytes 120 and 122 of the index file),
-# and the header of the index (its first 96 bytes) is void, so that nobody can read without them.
+# A process that hangs while it repairs the file after a crash blocks all others: it holds the locks
+# for writing and repairing (bytes 120 and 122 of the index file), and the header of the index (its
+# first 96 bytes) is void, so that no process can read without these locks.
 HANG = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as index:
@@ -63,7 +61,7 @@ class SQLiteHarness:
         return time.time() + self._shift
 
     async def cut(self) -> None:
-        self._set_patience(0.1)  # or each call would try for the whole busy_timeout
+        self._set_patience(0.1)  # each call would otherwise try for the whole busy_timeout
         self._hanging = subprocess.Popen(
             [sys.executable, "-c", HANG, f"{self._path}-shm"],
             stdin=subprocess.PIPE,
@@ -72,7 +70,7 @@ class SQLiteHarness:
         )
         assert self._hanging.stdout is not None
         await asyncio.to_thread(self._hanging.stdout.readline)
-        # No server tells its clients: they notice when they look, each second.
+        # There is no server to notify clients: they look once a second.
         await asyncio.sleep(1.5)
 
     async def mend(self) -> None:
@@ -130,7 +128,7 @@ class TestSQLiteBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # a machine may be busy, and a history is long
+@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(tmp_path: Path) -> None:
     numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""What URLs of all drivers have in common."""
+"""URLs of all drivers: the common rules."""
 
 from __future__ import annotations
 

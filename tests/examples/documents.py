@@ -162,7 +162,7 @@ def traits_table() -> str:
 
 
 def tree_table() -> str:
-    """Return the layers, the highest first, each with its modules and what they are."""
+    """Return the layers, the highest first, each with its modules and their contents."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]

@@ -1,4 +1,4 @@
-"""The documents match the code, and the shell sessions of the README print what it shows."""
+"""The documents match the code, and the shell sessions of the README print the lines it shows."""
 
 from __future__ import annotations
 

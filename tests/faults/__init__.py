@@ -1,26 +1,27 @@
-"""The proof by faults: real processes, real servers, faults on purpose, and a checker.
+"""Tests by fault injection: real processes, real servers, faults on purpose, and a checker.
 
-Nothing here imports aiotaskq before it must, so that a program may change the clock first.
+Modules here import aiotaskq as late as possible: a program may have to change the clock first.
 
 ===============  ===================================================================================
-`ledger`         what happened, written by every process into files of its own: no server under
-                 fault can lose it, nor can SIGKILL; times are of the monotonic clock, which all
+`ledger`         the history, written by each process into files of its own: neither a server
+                 under fault nor SIGKILL can lose it; times are of the monotonic clock, which all
                  processes of a machine share
-`application`    what the workers run: ``aiotaskq worker tests.faults.application:app``; each task
-                 writes its runs down; ``AIOTASKQ_TESTS_FAULTS_DIE`` lets a worker die at an exact
-                 point, ``AIOTASKQ_TESTS_FAULTS_LOSSY`` makes it the control that settles first
+`application`    the application of the workers: ``aiotaskq worker tests.faults.application:app``;
+                 each task records its runs; ``AIOTASKQ_TESTS_FAULTS_DIE`` lets a worker die at an
+                 exact point, ``AIOTASKQ_TESTS_FAULTS_LOSSY`` makes it the control that settles
+                 before it runs
 `later`          the next release of the same application: it knows one more task
 `skewed`         the command line with a clock that is wrong by some seconds
-`producer`       ``python -m tests.faults.producer``: sends by a seed, and writes down what it tried
-                 and what was acknowledged
+`producer`       ``python -m tests.faults.producer``: sends tasks by a seed, and records attempts
+                 and acknowledgements
 `fleet`          starts and stops these programs; knows the pids of the workers in them
-`nemesis`        faults by a seeded schedule, each written down with the pids that it hit
-`observer`       samples outcomes meanwhile, and gathers all that is known at the end
-`checker`        what is wrong with that: a function of recorded facts, after Jepsen's total-queue
-`scene`          all of it together, for a test: the fixture `scene` of `conftest.py`; `plays` is
-                 what several tests do with it
-`proxy`          stands between a client and a server, and delays, cuts, resets at a byte, swallows
-`servers`        Redis servers with settings of their own, and what is done to them
+`nemesis`        faults by a seeded schedule, each recorded with the pids that it hit
+`observer`       samples outcomes meanwhile, and collects all facts at the end
+`checker`        finds the problems of a history, after Jepsen's total-queue checker
+`scene`          all of these together, for a test: the fixture `scene` of `conftest.py`; `plays`
+                 has steps that several tests share
+`proxy`          stands between a client and a server; delays, drops or resets their connections
+`servers`        Redis servers with settings of their own, and faults of servers
 `bulky`          the application with a task whose results take room
 `paying`         the application with a task that writes a row in the transaction of its outcome
 ===============  ===================================================================================
@@ -33,12 +34,11 @@ A test of a fault looks like this::
         scene.producer(*scene.mix(300), rate=150)
         await scene.nemesis.run([scene.nemesis.kill_worker()], times=5, every=(0.3, 0.8))
         await scene.drain()
-        await scene.check(Allowed(...))                        # what is wrong elsewhere
+        await scene.check(Allowed(...))                        # problems that are allowed here
 
-Any fault may be added: an async function of a `random.Random` that tells whether it hit anything;
-it writes itself down by `Nemesis.strike` or `Nemesis.lasting`. A fault that may hit any run, such
-as a server's, names no pids. The checker takes a second run of a task only where a fault explains
-it.
+A fault is an async function of a `random.Random` that returns whether it hit anything; it records
+itself with `Nemesis.strike` or `Nemesis.lasting`. A fault that may hit any run, such as that of a
+server, has no pids. The checker accepts a second run of a task only where a fault explains it.
 
 Two profiles of the same code: ``smoke`` in `make test`, ``long`` in `make faults`
 (``AIOTASKQ_TESTS_FAULTS=long``). The seed is printed when a test fails;

@@ -1,6 +1,6 @@
-"""What the workers run. Its settings come from the environment, as for any application.
+"""The application of the workers, with settings from the environment, as for any application.
 
-A task is known by its `key`, which its sender made up, and writes each of its runs into the ledger.
+The sender gives each task a `key` of its own; the task records each of its runs in the ledger.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tests.faults.ledger import Down, Ended, Fault, Said, Started, Up, Writer
 
 FOLDER = Path(os.environ.get("AIOTASKQ_TESTS_FAULTS_LEDGER", "."))
 DIE = os.environ.get("AIOTASKQ_TESTS_FAULTS_DIE", "")
-"""``point:times,...``: kill a process there, so many times in all processes together.
+"""``point:times,...``: kill a process at a point, that many times in all processes together.
 
-Points: ``fetch``, ``store``, ``settle``, when such a call has come back; ``received``, ``started``,
-``succeeded``, as the events of these names say.
+Points: ``fetch``, ``store``, ``settle``, after such a call; ``received``, ``started``,
+``succeeded``, at the events of these names.
 """
 LOSSY = os.environ.get("AIOTASKQ_TESTS_FAULTS_LOSSY") == "1"
 
@@ -36,11 +36,11 @@ ledger = Writer(FOLDER, "worker")
 
 
 class Planned(Exception):
-    """A failure that a task was asked for."""
+    """A failure on purpose."""
 
 
 class Tested(TaskQueue):
-    """An application whose drivers may die at a point, or lose what dies with them."""
+    """An application whose process may die at a point, or that settles before it runs."""
 
     def drivers(self) -> tuple[Broker, ResultBackend | None]:
         broker, backend = super().drivers()
@@ -63,13 +63,13 @@ _DIES = {
 
 
 def die_at(point: str) -> None:
-    """Be killed, unless that has happened often enough at this point."""
+    """Kill this process, unless that has happened often enough at this point."""
     if any(once(f"died-{point}-{number}") for number in range(_DIES.get(point, 0))):
         be_killed(f"dies at {point}")
 
 
 def once(name: str) -> bool:
-    """Whether this is the first time, in all processes, that somebody asks for this name."""
+    """Whether this is the first call with this name in all processes."""
     try:
         (FOLDER / name).touch(exist_ok=False)
     except FileExistsError:
@@ -78,15 +78,15 @@ def once(name: str) -> bool:
 
 
 def be_killed(kind: str) -> None:
-    """End this process at once, and with it all that it runs."""
+    """Kill this process at once, with everything that it runs."""
     now = time.monotonic()
     ledger.write(Fault(at=now, kind=kind, pids=(os.getpid(),), until=now))
     os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)  # not one step further
+    time.sleep(60)  # no further step is taken
 
 
 def after(driver: object, method: str) -> None:
-    """Let the process die when a call of this method has come back with something done."""
+    """Let the process die after a call of this method that had an effect."""
     inner = getattr(driver, method)
 
     async def call(*given: Any, **more: Any) -> Any:
@@ -105,9 +105,9 @@ def dying(consumer: Consumer) -> Consumer:
 
 
 class Lossy:
-    """A consumer that forgets what it fetched before it runs: what dies with it is lost.
+    """A consumer that settles messages before they run, which are lost if it dies.
 
-    It is the control: the checker has to find out.
+    It is the control: the checker has to find the loss.
     """
 
     def __init__(self, inner: Consumer, broker: Broker) -> None:
@@ -134,7 +134,7 @@ class Lossy:
 app = Tested("faults")
 
 
-# --- what a worker says --------------------------------------------------------------------------
+# --- records of workers --------------------------------------------------------------------------
 
 
 def _say(event: events.Event) -> None:
@@ -172,11 +172,11 @@ if "succeeded" in _DIES:
 
 @contextlib.contextmanager
 def run(key: str) -> Iterator[int]:
-    """Write down that a run begins and how it ends; gives the number of the attempt."""
+    """Record the beginning and the end of a run; yield the number of the attempt."""
     task = current_task()
     facts: dict[str, Any] = {"key": key, "task_id": task.id, "attempt": task.attempt}
     facts["pid"] = os.getpid()
-    book = ledger  # of now: a thread may outlive its worker, and its test
+    book = ledger  # read now: a thread may outlive its worker, and its test
     book.write(Started(task=re.sub(r".*\.", "", task.name), **facts))
     how = "returned"
     try:
@@ -190,7 +190,7 @@ def run(key: str) -> Iterator[int]:
 
 @app.task
 async def quick(key: str, seconds: float = 0.0) -> str:
-    """The usual one."""
+    """Sleep for some seconds."""
     with run(key):
         await asyncio.sleep(seconds)
         return key
@@ -198,7 +198,7 @@ async def quick(key: str, seconds: float = 0.0) -> str:
 
 @app.task
 async def again(key: str, seconds: float) -> str:
-    """Takes that long the first time, and no time after that."""
+    """Sleep at the first run, and return at once at later ones."""
     with run(key):
         await asyncio.sleep(seconds if once(f"again-{key}") else 0.0)
         return key
@@ -206,7 +206,7 @@ async def again(key: str, seconds: float) -> str:
 
 @app.task
 def thread(key: str, seconds: float = 0.0) -> str:
-    """In a thread, and nothing can end it early."""
+    """Sleep in a thread, which cannot be cancelled."""
     with run(key):
         time.sleep(seconds)
         return key
@@ -214,7 +214,7 @@ def thread(key: str, seconds: float = 0.0) -> str:
 
 @app.task(executor="process")
 def process(key: str, seconds: float = 0.0) -> str:
-    """In a process of the pool."""
+    """Sleep in a process of the pool."""
     with run(key):
         time.sleep(seconds)
         return key
@@ -222,7 +222,7 @@ def process(key: str, seconds: float = 0.0) -> str:
 
 @app.task(retry=Retry(max_attempts=5, delay=0.1, backoff="constant"))
 async def flaky(key: str, failures: int = 2) -> str:
-    """Fails at first."""
+    """Fail at the first attempts."""
     with run(key) as attempt:
         await asyncio.sleep(0)
         if attempt <= failures:
@@ -232,14 +232,14 @@ async def flaky(key: str, failures: int = 2) -> str:
 
 @app.task
 async def failing(key: str) -> None:
-    """Fails, and has no other attempt."""
+    """Fail, without another attempt."""
     with run(key):
         raise Planned("as it was asked to")
 
 
 @app.task
 async def blocking(key: str, seconds: float) -> str:
-    """Keeps the event loop from running, without holding the interpreter."""
+    """Block the event loop, without holding the interpreter's lock."""
     with run(key):
         time.sleep(seconds)
         return key
@@ -247,9 +247,9 @@ async def blocking(key: str, seconds: float) -> str:
 
 @app.task
 def hogging(key: str, seconds: float) -> str:
-    """Holds the interpreter in C code, so that no other thread of the process runs at all."""
+    """Hold the interpreter's lock in C code: no other thread of the process runs."""
     with run(key):
-        hold = ctypes.PyDLL(None).usleep  # PyDLL: it keeps the lock while it is in C
+        hold = ctypes.PyDLL(None).usleep  # PyDLL keeps the lock during the call
         hold.argtypes = [ctypes.c_uint]
         hold(int(seconds * 1e6))
         return key
@@ -257,14 +257,14 @@ def hogging(key: str, seconds: float) -> str:
 
 @app.task
 async def poison(key: str) -> None:
-    """Kills its worker."""
+    """Kill the worker."""
     with run(key):
         be_killed("poison")
 
 
 @app.task(executor="process")
 def crash(key: str, how: str) -> None:
-    """Kills the process of the pool."""
+    """Kill the process of the pool."""
     with run(key):
         if how == "segfault":
             ctypes.string_at(0)
@@ -275,7 +275,7 @@ def crash(key: str, how: str) -> None:
 
 @app.task(timeout=0.5)
 async def swallower(key: str, seconds: float) -> str:
-    """Will not hear of its cancellation."""
+    """Ignore cancellation."""
     with run(key):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -286,14 +286,14 @@ async def swallower(key: str, seconds: float) -> str:
 
 @app.task(timeout=0.5)
 def deaf(key: str, seconds: float) -> str:
-    """In a thread, longer than its timeout."""
+    """Sleep in a thread for longer than the timeout."""
     with run(key):
         time.sleep(seconds)
         return key
 
 
 class Hostile(Exception):
-    """An error that does not want to be shown."""
+    """An error that cannot be shown."""
 
     def __str__(self) -> str:
         raise Planned("no text for you")
@@ -324,7 +324,7 @@ def _deep(levels: int) -> list[Any]:
 
 @app.task
 async def hostile(key: str, what: str) -> Any:
-    """Returns or raises what gives trouble to whoever stores it."""
+    """Return or raise something that is hard to store."""
     with run(key):
         if what == "raise-hostile":
             raise Hostile

@@ -1,4 +1,4 @@
-"""`application` with a task whose results take room."""
+"""`application` with a task that has large results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ __all__ = ["app"]
 
 @app.task
 async def bulky(key: str, size: int) -> str:
-    """Return so many letters."""
+    """Return that many letters."""
     with run(key):
         return "x" * size

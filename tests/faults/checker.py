@@ -1,16 +1,18 @@
-"""What is wrong with a history: a function of recorded facts, after Jepsen's total-queue.
+"""The checker: finds the problems of a history, after Jepsen's total-queue checker.
+
+It is a function of recorded facts alone: the same facts give the same verdict.
 
 ===  ==============================================================================================
-U1   what was acknowledged has ended: with an outcome, or among the dead letters
-U2   nothing ran or ended that nobody sent
-U3   a final outcome never changes, and one that says success was preceded by a run that returned
+U1   each acknowledged task has ended: with an outcome, or as a dead letter
+U2   only tasks that were sent ran or ended
+U3   a final outcome never changes, and before a success there was a run that returned
 U4   a second run of the same attempt is explained by a fault that hit one of the two
-U5   all has ended within some time after the last fault, and nothing is left in the queues
-U6   no key stays for ever, and no row is left, but for those that are meant to
+U5   all tasks ended within some time after the last fault, and no message is left in the queues
+U6   no key stays for ever, and no row is left, except those that are meant to
 U7   no process is left
 U8   attempts of a task begin in their order
 U9   a worker that was unhealthy is healthy at the end
-U10  no traceback in a log but those that tasks were asked for
+U10  logs have no tracebacks, except those of errors on purpose
 ===  ==============================================================================================
 """
 
@@ -47,12 +49,12 @@ ENDINGS: Mapping[str, frozenset[str]] = {
     "swallower": frozenset({FAILED}),
     "deaf": frozenset({FAILED}),
 }
-"""How tasks may end that do not end well."""
+"""The possible ends, by task, of tasks that do not succeed."""
 
 _STATUS = {"SUCCESS": OK, "FAILURE": FAILED, "REVOKED": REVOKED}
 _SHOWN = 8  # examples of each problem
 
-# Errors that tasks raise on purpose, and what a limit or a lost process makes of them.
+# Errors that tasks raise on purpose, and the errors of limits and lost processes.
 PLANNED = (
     r"tests\.faults\.application\.\w+",
     r"(aiotaskq\.\S+\.)?(TimedOut|TimeLimitExceeded|ProcessDied|EncodeError|PayloadTooLarge)",
@@ -75,31 +77,31 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known at the end."""
+    """All facts at the end of a history."""
 
     lines: Sequence[Line]  # in order of time
     lease: float  # seconds; of the workers
-    outcomes: Mapping[str, Final] = {}  # by task id; those that are final
+    outcomes: Mapping[str, Final] = {}  # final ones, by task id
     letters: Sequence[Letter] = ()
     waiting: Mapping[str, int] = {}  # messages left, by queue and state
-    drained: float | None = None  # when all had ended, by the ledger's clock
-    leftovers: Sequence[str] = ()  # keys and rows that should not be there
-    logs: Mapping[str, str] = {}  # texts by name
+    drained: float | None = None  # the end of the last task, by the clock of the ledger
+    leftovers: Sequence[str] = ()  # keys and rows that should be gone
+    logs: Mapping[str, str] = {}  # logs by name
     alive: Sequence[str] = ()  # processes that should have ended
 
 
 class Allowed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scenario takes that is wrong elsewhere."""
+    """Problems that are allowed in one scenario."""
 
-    endings: Mapping[str, frozenset[str]] = {}  # by task; instead of those of `ENDINGS`
+    endings: Mapping[str, frozenset[str]] = {}  # by task, in place of those of `ENDINGS`
     errors: Sequence[str] = ()  # patterns of exceptions in logs
-    drain: float = 60.0  # seconds from the last fault until all has ended
-    duplicates: int | None = None  # the most second runs, explained ones included
-    lost: bool = False  # what was acknowledged may be gone: the server was told to forget
+    drain: float = 60.0  # seconds from the last fault to the end of the last task
+    duplicates: int | None = None  # the largest number of second runs, explained ones included
+    lost: bool = False  # acknowledged tasks may be lost: the server was told to forget
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What was found."""
+    """The problems and figures of a history."""
 
     problems: Sequence[str]
     counts: Mapping[str, float]
@@ -110,7 +112,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class _History:
-    """The same facts, looked at from several sides."""
+    """The facts of a history, indexed for the checks."""
 
     def __init__(self, facts: Facts, allowed: Allowed) -> None:
         self.facts = facts
@@ -122,7 +124,7 @@ class _History:
         for line in self.of(Started):
             self.runs[line.key].append(line)
         self.returned = {line.key for line in self.of(Ended) if line.how == "returned"}
-        # An id is known where it was acknowledged, chosen by the sender, or seen in a run.
+        # An id is known if it was acknowledged, chosen by the sender, or recorded by a run.
         self.ids = {line.key: line.task_id for line in self.attempted.values() if line.task_id}
         self.ids.update({key: runs[0].task_id for key, runs in self.runs.items()})
         self.ids.update(self.acked)
@@ -133,14 +135,14 @@ class _History:
         return [line for line in self.facts.lines if isinstance(line, kind)]
 
     def ending(self, task_id: str) -> str | None:
-        """How a task ended; None if it did not."""
+        """Return the end of a task; None if it has none."""
         if task_id in self.dead:
             return DEAD
         outcome = self.facts.outcomes.get(task_id)
         return None if outcome is None else _STATUS.get(outcome.status, outcome.status)
 
     def duplicates(self) -> Iterable[tuple[Started, Started]]:
-        """Give each second run of an attempt, after the run before it."""
+        """Yield each second run of an attempt, after the run before it."""
         for runs in self.runs.values():
             last: dict[int, Started] = {}
             for run in runs:
@@ -149,9 +151,9 @@ class _History:
                 last[run.attempt] = run
 
     def explained(self, first: Started, second: Started) -> bool:
-        """Whether a fault lies before the second run that may have hit the first.
+        """Whether a fault before the second run may have hit the first one.
 
-        Or one that stopped whoever began the second: it had the task, and woke up too late.
+        Or a fault stopped the worker of the second run, which held the task and woke up too late.
         """
         lease = self.facts.lease
         return any(
@@ -170,7 +172,7 @@ class _History:
 
 
 def check(facts: Facts, allowed: Allowed | None = None) -> Verdict:
-    """Return all that is wrong, and the figures of the run."""
+    """Return all problems, and the figures of the history."""
     history = _History(facts, allowed or Allowed())
     problems = [problem for look in _LOOKS for problem in look(history)]
     return Verdict(problems, _count(history))
@@ -296,7 +298,9 @@ def _unhealthy(history: _History) -> Iterable[str]:
             last[line.pid] = line
     gone = {pid for fault in history.faults for pid in fault.pids}
     drained = history.facts.drained or 0.0
-    gone |= {line.pid for line in history.of(Down) if line.at < drained}  # another took its place
+    gone |= {
+        line.pid for line in history.of(Down) if line.at < drained
+    }  # another process took its place
     for pid, line in last.items():
         if "'problems': '()'" not in line.note and pid not in gone:
             yield f"U9: worker {pid} stayed unhealthy: {line.note}"
@@ -326,9 +330,9 @@ def _loud_logs(history: _History) -> Iterable[str]:
 
 
 def _unchained(text: str) -> str:
-    """Leave the last exception of each chain; the others are what it came from."""
+    """Return the last exception of each chain; the others are its causes."""
     text = re.sub(_LINK + "(?=Traceback)", "", text)
-    return re.sub(_LINK, _HEADER, text)  # one that was not raised has no header of its own
+    return re.sub(_LINK, _HEADER, text)  # an exception that was not raised has no header of its own
 
 
 def _around(text: str, position: int) -> str:
@@ -338,7 +342,7 @@ def _around(text: str, position: int) -> str:
 
 
 def _told(what: str, history: _History, keys: Sequence[str]) -> str:
-    """Tell of keys with all that is known of the first few."""
+    """Describe keys, with all facts of the first few."""
     lines = [f"{what}: {len(keys)}"]
     for key in keys[:_SHOWN]:
         task_id = history.ids.get(key, "?")

@@ -1,4 +1,4 @@
-"""What the schedulers of `test_schedulers.py` run: each second a task that writes down its id."""
+"""The application of `test_schedulers.py`: each second a task that records its id."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from aiotaskq import TaskQueue
 from tests.faults.scene import LONG_PROFILE, Scene, choose_seed
 from tests.servers import Watchdog
 
-# For as long as it is told: `make soak` says how long.
+# As long as asked for: `make soak` has the minutes.
 collect_ignore = [] if "AIOTASKQ_TESTS_SOAK_MINUTES" in os.environ else ["test_soak.py"]
 
 
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def seed(record_property: Callable[[str, object], None]) -> int:
-    """What all choices of a test follow from; shown when it fails."""
+    """The seed of all random choices of a test; shown when it fails."""
     chosen = choose_seed()
     record_property("seed", chosen)
     print(f"AIOTASKQ_TESTS_FAULTS_SEED={chosen}")  # noqa: T201 - shown when the test fails
@@ -41,13 +41,13 @@ def seed(record_property: Callable[[str, object], None]) -> int:
 
 @pytest.fixture
 def chance(seed: int) -> random.Random:
-    """For choices of a test that has no nemesis."""
+    """A random generator for tests without a nemesis."""
     return random.Random(seed)
 
 
 @pytest.fixture
 def long() -> bool:
-    """Whether each test is to be played at length."""
+    """Whether the long profile was asked for."""
     return LONG_PROFILE
 
 
@@ -57,7 +57,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/queue.db"
     url: str = request.getfixturevalue("redis_url")
-    TaskQueue(broker=url).drivers()  # not in a test: the import of a driver reads files
+    TaskQueue(broker=url).drivers()  # not in a test: importing a driver reads files
     return url
 
 

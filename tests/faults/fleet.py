@@ -1,7 +1,7 @@
-"""Worker programs and producers as real processes: started, found, and surely ended.
+"""Worker programs and producers as real processes, which are started, found and ended here.
 
-A signal only ever goes to a process that was started here, or that one of those started; each is
-remembered with the time of its creation, so that a pid that was given to somebody else is safe.
+Signals go only to processes that were started here, and to their children. Each is identified by
+its pid and the time of its creation, so that no signal goes to another process of the same pid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import aiotaskq
 from tests.faults.ledger import Ledger, Up
 from tests.servers import Watchdog
 
-LONG = 60.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+LONG = 60.0  # seconds until something that must happen has failed
 _ROOT = Path(__file__).parent.parent.parent
 _PATHS = (str(Path(aiotaskq.__file__).parent.parent), str(_ROOT))
 
@@ -32,7 +32,7 @@ class Program:
 
     Attributes:
         pid: Of the process itself: for a worker program, of its supervisor.
-        name: What its log is called.
+        name: The name of its log.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Program:
         return self.log.read_text(errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """Return all processes of the program that live, itself first."""
+        """Return the living processes of the program, itself first."""
         for process in list(self.known.values()):
             with contextlib.suppress(psutil.Error):
                 for child in process.children(recursive=True):
@@ -93,7 +93,7 @@ class Program:
         return status
 
     def close(self) -> None:
-        """End what is left of it, at once."""
+        """Kill its living processes."""
         for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -133,7 +133,7 @@ class Fleet:
         ready: bool = True,
         **more: str,
     ) -> Program:
-        """Start a worker program and wait until its processes take tasks."""
+        """Start a worker program, and wait until its processes take tasks."""
         given = ("worker", target, "-w", str(processes), *options)
         program = self.start("worker", module, *given, **more)
         if ready:
@@ -143,7 +143,7 @@ class Fleet:
     async def team(
         self, number: int, *options: str, processes: int = 1, **more: str
     ) -> list[Program]:
-        """Start so many worker programs at once."""
+        """Start that many worker programs at once."""
         team = [
             await self.worker(*options, processes=processes, ready=False, **more)
             for _ in range(number)
@@ -153,7 +153,7 @@ class Fleet:
         return team
 
     async def ready(self, program: Program, processes: int = 1) -> None:
-        """Wait until so many processes of a program take tasks."""
+        """Wait until that many processes of a program take tasks."""
         end = time.monotonic() + LONG
         while len(self.workers(program)) < processes:
             assert program.running, f"{program.name} ended:\n{program.output[-5000:]}"
@@ -161,7 +161,7 @@ class Fleet:
             await asyncio.sleep(0.02)
 
     def workers(self, *programs: Program) -> list[psutil.Process]:
-        """Return the processes that have taken tasks and live: of these programs, or of all."""
+        """Return the living processes that take tasks: of these programs, or of all."""
         ready = {line.pid for line in self.ledger.of(Up)}
         return [
             process
@@ -179,21 +179,21 @@ class Fleet:
         return [await program.wait() for program in chosen]
 
     def forget(self) -> None:
-        """Forget the programs that have ended, and what the others logged."""
+        """Forget the programs that have ended, and empty the logs of the others."""
         for program in [each for each in self.programs if not each.running and not each.family()]:
             self.programs.remove(program)
             self._watchdog.discard(program.pid)
             program.log.unlink()
         for program in self.programs:
-            os.truncate(program.log, 0)  # it is open to append
+            os.truncate(program.log, 0)  # it is open in append mode
 
     def alive(self) -> list[str]:
-        """Tell what lives still of all programs that have been stopped."""
+        """Return the living processes of programs that were stopped."""
         left = [process for program in self.programs for process in program.family()]
         return [told for process in left if (told := describe(process))]
 
     async def all_gone(self, within: float) -> list[str]:
-        """Wait for the last process; return what is left after that."""
+        """Wait for the end of all processes; return those that still live."""
         end = time.monotonic() + within
         while (left := self.alive()) and time.monotonic() < end:
             await asyncio.sleep(0.05)
@@ -206,7 +206,7 @@ class Fleet:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether it is there, and no zombie; a pid that somebody else has now does not count."""
+    """Whether a process lives: it is no zombie, and its pid is not used by another one."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -221,7 +221,7 @@ def describe(process: psutil.Process) -> str:
 
 
 def pids_of(process: psutil.Process) -> tuple[int, ...]:
-    """Return the pid of a process and those of all below it."""
+    """Return the pids of a process and of all its descendants."""
     try:
         return (process.pid, *(child.pid for child in process.children(recursive=True)))
     except psutil.NoSuchProcess:

@@ -9,6 +9,6 @@ __all__ = ["app"]
 
 @app.task(name="tests.faults.later.novel")
 async def novel(key: str) -> str:
-    """Unknown to workers of the release before."""
+    """Sleep: workers of the earlier release do not know this task."""
     with run(key):
         return key

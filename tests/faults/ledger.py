@@ -1,8 +1,8 @@
-"""What happened, written down where no fault can take it back.
+"""The ledger: the history of a test, in files that no fault can change.
 
-Each process appends to a file of its own, one line with one write, so that a line is there or not,
-whatever kills the writer, and no writer waits for another. Nothing is flushed: the processes die
-here, never the machine.
+Each process appends to a file of its own, one line with one write. So a line is written in whole
+or not at all, whatever kills the writer, and no writer waits for another. Nothing is synced to the
+disk: processes die here, never the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The base: when, by the monotonic clock that all processes of a machine share."""
+    """A record of the history, with its time by the monotonic clock of the machine."""
 
     at: float = msgspec.field(default_factory=time.monotonic)
 
@@ -26,28 +26,28 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Attempted(Record, frozen=True, kw_only=True):
     """A producer is about to send a task."""
 
-    key: str  # the sender's own name of the task, an argument of it
+    key: str  # the sender's name of the task, which is an argument of it
     task: str
-    task_id: str = ""  # where the sender gives it itself
+    task_id: str = ""  # if the sender chose it
     countdown: float = 0.0  # seconds
 
 
 class Acknowledged(Record, frozen=True, kw_only=True):
-    """A producer was told that the task is stored."""
+    """A producer got the acknowledgement of a task."""
 
     key: str
     task_id: str
 
 
 class Refused(Record, frozen=True, kw_only=True):
-    """A producer was told that it could not be sent, after all tries of the library's own."""
+    """A producer got an error, after all attempts of the library to send a task."""
 
     key: str
     error: str
 
 
 class Started(Record, frozen=True, kw_only=True):
-    """The function of a task was entered."""
+    """A run of a task began."""
 
     key: str
     task_id: str
@@ -57,7 +57,7 @@ class Started(Record, frozen=True, kw_only=True):
 
 
 class Ended(Record, frozen=True, kw_only=True):
-    """The function of a task was left."""
+    """A run of a task ended."""
 
     key: str
     task_id: str
@@ -74,14 +74,14 @@ class Up(Record, frozen=True, kw_only=True):
 
 
 class Down(Record, frozen=True, kw_only=True):
-    """A worker process has let go of everything."""
+    """A worker process has closed everything."""
 
     pid: int
     worker: str
 
 
 class Said(Record, frozen=True, kw_only=True):
-    """A worker process has told its observers of something."""
+    """A worker process has emitted an event."""
 
     pid: int
     event: str
@@ -90,24 +90,24 @@ class Said(Record, frozen=True, kw_only=True):
 
 
 class Fault(Record, frozen=True, kw_only=True):
-    """Something was broken on purpose, from `at` until `until`."""
+    """A fault on purpose, from `at` until `until`."""
 
     kind: str
-    pids: tuple[int, ...] = ()  # worker processes that it hit; none: it may have hit any run
+    pids: tuple[int, ...] = ()  # the worker processes that it hit; empty: it may have hit any run
     until: float
     note: str = ""
 
 
 class Sampled(Record, frozen=True, kw_only=True):
-    """A final outcome as it was seen at some time."""
+    """A sample of a final outcome."""
 
     task_id: str
     status: str
-    print: str  # of all that it holds: another one means that the outcome changed
+    print: str  # a digest of its content, which shows that it changed
 
 
 class Finished(Record, frozen=True, kw_only=True):
-    """A producer has sent all that it was to send."""
+    """A producer has sent all its tasks."""
 
     pid: int
 
@@ -129,7 +129,7 @@ R = TypeVar("R", bound=Record)
 
 
 class Writer:
-    """Appends to the file of this process, a new one in a forked child."""
+    """A writer of the file of this process, which is a new one in a forked child."""
 
     def __init__(self, folder: Path, role: str) -> None:
         self._folder = folder
@@ -139,7 +139,7 @@ class Writer:
         self._encoder = msgspec.json.Encoder()
 
     def write(self, *lines: Line) -> None:
-        """Write lines down; they are there when the call returns."""
+        """Append lines, which others can read when the call returns."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             path = self._folder / f"{self._role}-{self._pid}.jsonl"
@@ -151,7 +151,7 @@ class Writer:
 
 
 class Ledger:
-    """Reads what all processes wrote into a folder."""
+    """A reader of the files that all processes write into a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -160,7 +160,7 @@ class Ledger:
         self._decoder = msgspec.json.Decoder(Line)
 
     def refresh(self) -> list[Line]:
-        """Read what is new and return all there is, in order of time."""
+        """Read new lines, and return all lines in order of time."""
         new: list[Line] = []
         for path in self.folder.glob("*.jsonl"):
             with path.open("rb") as file:
@@ -182,16 +182,16 @@ class Ledger:
         self.refresh()
         self.lines = [line for line in self.lines if isinstance(line, kept)]
         for path in self._read:
-            os.truncate(path, 0)  # its writer goes on at the end, wherever that is
+            os.truncate(path, 0)  # its writer appends at the new end
             self._read[path] = 0
 
     async def until(
         self, true: Callable[[Iterable[Line]], bool], what: str, *, within: float
     ) -> None:
-        """Wait until a function of all lines says so.
+        """Wait until a function of all lines is true.
 
         Raises:
-            AssertionError: It did not within so many seconds.
+            AssertionError: It was not, within that many seconds.
         """
         end = time.monotonic() + within
         while not true(self.refresh()):
@@ -206,7 +206,7 @@ class Ledger:
         within: float,
         where: Callable[[R], bool] = lambda line: True,
     ) -> list[R]:
-        """Wait for so many lines of one kind, and return them."""
+        """Wait for that many lines of one kind, and return them."""
         found: list[R] = []
 
         def enough(lines: Iterable[Line]) -> bool:

@@ -1,8 +1,8 @@
-"""Faults by a seeded schedule.
+"""The nemesis: faults by a seeded schedule.
 
-What strikes when follows from the seed alone: the kind, the pause before it, and the number by
-which a victim is chosen among those there are. Which pid that is differs from run to run; it is
-written down.
+The seed alone determines the schedule: the kind of each fault, the pause before it, and the number
+by which a victim is chosen among the candidates. The pid of the victim differs from run to run,
+and is recorded.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tests.faults.fleet import Fleet, Program, lives, pids_of
 from tests.faults.ledger import Fault, Writer
 
 Action: TypeAlias = Callable[[random.Random], Awaitable[bool]]
-"""Strikes once; False if there was nothing to strike."""
+"""A function that strikes once, and returns False if there was no victim."""
 
 
 class Nemesis:
-    """Strikes, and writes down what was hit.
+    """Strikes by a schedule, and records the victims.
 
     Args:
-        seed: All choices follow from it.
-        ledger: Where the faults are written.
-        fleet: Whose processes may be hit.
+        seed: Of all random choices.
+        ledger: The folder of the ledger, for the faults.
+        fleet: The processes that may be hit.
 
     Attributes:
-        spared: Programs that are not hit.
+        spared: Programs that are never hit.
     """
 
     def __init__(self, seed: int, ledger: Writer, fleet: Fleet) -> None:
@@ -52,12 +52,12 @@ class Nemesis:
         seconds: float | None = None,
         every: tuple[float, float] = (0.3, 1.0),
     ) -> int:
-        """Strike so many times, or for so long; return how often something was hit.
+        """Strike a number of times, or for some time; return the number of hits.
 
         Args:
-            actions: One is chosen each time.
-            times: How often something is to be hit.
-            seconds: For how long.
+            actions: Each time, one of these is chosen.
+            times: The number of hits.
+            seconds: The time, in place of `times`.
             every: The shortest and the longest pause before each.
         """
         end = None if seconds is None else time.monotonic() + seconds
@@ -74,12 +74,12 @@ class Nemesis:
     def strike(
         self, kind: str, pids: Sequence[int] = (), *, seconds: float = 0.0, note: str = ""
     ) -> None:
-        """Write a fault down, before it happens.
+        """Record a fault, before it happens.
 
         Args:
-            kind: What it is.
-            pids: The processes whose runs it may have cut short; none: any run.
-            seconds: How long it will last.
+            kind: The kind of fault.
+            pids: The processes whose runs it may cut short; empty: any run.
+            seconds: Its duration.
             note: For people.
         """
         now = time.monotonic()
@@ -88,7 +88,7 @@ class Nemesis:
 
     @contextlib.contextmanager
     def lasting(self, kind: str, pids: Sequence[int] = (), note: str = "") -> Iterator[None]:
-        """Write a fault down at its end, with the time that it took."""
+        """Record a fault at its end, with its duration."""
         begun = time.monotonic()
         try:
             yield
@@ -100,7 +100,7 @@ class Nemesis:
     # --- actions on processes ---
 
     def kill_worker(self) -> Action:
-        """End a worker process at once; its supervisor sees it."""
+        """Kill a worker process, whose supervisor notices it."""
 
         async def act(chosen: random.Random) -> bool:
             victim = self._victim(chosen)
@@ -112,7 +112,7 @@ class Nemesis:
         return act
 
     def kill_helper(self) -> Action:
-        """End a child of a supervisor that takes no tasks: one that starts, or keeps the leases."""
+        """Kill a child of a supervisor that takes no tasks: a starting one, or the lease keeper."""
 
         async def act(chosen: random.Random) -> bool:
             program = self._program(chosen)
@@ -133,7 +133,7 @@ class Nemesis:
         return act
 
     def kill_program(self, *options: str, processes: int = 1) -> Action:
-        """End a supervisor at once, and start another program in its place."""
+        """Kill a supervisor, and start another program in its place."""
 
         async def act(chosen: random.Random) -> bool:
             program = self._program(chosen)
@@ -147,7 +147,7 @@ class Nemesis:
         return act
 
     def replace_program(self, *options: str, processes: int = 1) -> Action:
-        """Stop a program in order while another takes its place, as a deploy does."""
+        """Stop a program in order and start another one in its place, as a deployment does."""
 
         async def act(chosen: random.Random) -> bool:
             program = self._program(chosen)
@@ -160,7 +160,7 @@ class Nemesis:
         return act
 
     def freeze_worker(self, seconds: tuple[float, float]) -> Action:
-        """Stop a worker process for a while; the rest of its program goes on."""
+        """Freeze a worker process for a while; the rest of its program goes on."""
 
         async def act(chosen: random.Random) -> bool:
             victim = self._victim(chosen)
@@ -171,7 +171,7 @@ class Nemesis:
         return act
 
     def freeze_program(self, seconds: tuple[float, float]) -> Action:
-        """Stop all processes of a program for a while."""
+        """Freeze all processes of a program for a while."""
 
         async def act(chosen: random.Random) -> bool:
             program = self._program(chosen)
@@ -182,13 +182,13 @@ class Nemesis:
         return act
 
     async def freeze(self, processes: Sequence[psutil.Process], seconds: float) -> None:
-        """Stop these processes for so long."""
+        """Freeze these processes for some seconds."""
         async with self.frozen(processes):
             await asyncio.sleep(seconds)
 
     @contextlib.asynccontextmanager
     async def frozen(self, processes: Sequence[psutil.Process]) -> AsyncIterator[None]:
-        """Stop these processes, and let them go on at the end."""
+        """Freeze these processes, and let them go on at the end."""
         pids = [pid for process in processes for pid in pids_of(process)]
         with self.lasting("freeze", pids):
             try:

@@ -1,4 +1,4 @@
-"""Looks at outcomes while a scene plays, and gathers all that is known at its end."""
+"""The observer: samples outcomes during a scene, and collects all facts at its end."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _PERMANENT = (
 )
 # Fields of `meta` that do not belong to one consumer.
 _META = ("beat", "granted", "serial")
-# Rows that may stay: what is dead, what was decided, and who may be woken.
+# Rows that may stay: dead letters, decisions, and waiting processes.
 _ROWS = ("messages", "consumers")
 
 
 class Observer:
-    """Reads what a queue tells to everybody.
+    """A reader of outcomes, queues and stores, as any client can be.
 
     Args:
-        app: Whose drivers are used; it belongs to the running event loop.
-        ledger: What the processes have written.
-        writer: Where samples are written.
+        app: The application whose drivers are used, of the running event loop.
+        ledger: The history so far.
+        writer: For the samples.
     """
 
     def __init__(self, app: TaskQueue, ledger: Ledger, writer: Writer) -> None:
@@ -63,11 +63,11 @@ class Observer:
         await self.backend.close()
 
     def forget(self) -> None:
-        """Forget what outcomes have been seen."""
+        """Forget the outcomes seen so far."""
         self._prints.clear()
 
     def ids(self) -> set[str]:
-        """Return the ids of all tasks that are known to have been sent."""
+        """Return the ids of all tasks that were certainly sent."""
         found = set()
         for line in self._ledger.refresh():
             if isinstance(line, Acknowledged | Started | Attempted) and line.task_id:
@@ -75,7 +75,7 @@ class Observer:
         return found
 
     async def sample(self) -> Mapping[str, Outcome]:
-        """Read all outcomes now, and write down those that are new or changed."""
+        """Read all outcomes, and record those that are new or changed."""
         outcomes = {
             task_id: outcome
             for task_id, outcome in (await self.backend.load(self.ids())).items()
@@ -91,7 +91,7 @@ class Observer:
         return outcomes
 
     async def watch(self) -> None:
-        """Sample until cancelled, whatever the servers do."""
+        """Sample until cancelled, also while servers are unreachable."""
         while True:
             with contextlib.suppress(BackendUnavailable):
                 await self.sample()
@@ -118,7 +118,7 @@ class Observer:
         }
 
     async def drained(self, wanted: Collection[str], within: float) -> float | None:
-        """Wait until these tasks have ended and the queues are empty; the time when that was."""
+        """Wait until these tasks have ended and the queues are empty; return the time of that."""
         end = time.monotonic() + within
         while time.monotonic() < end:
             with contextlib.suppress(BackendUnavailable, BrokerUnavailable):
@@ -145,7 +145,7 @@ def _print(outcome: Outcome) -> str:
 
 
 def redis_leftovers(url: str, prefix: str = "aiotaskq") -> list[str]:
-    """Return the keys without a time to live that are not meant to stay, and fields of such."""
+    """Return keys without a time to live, and fields of keys, that are not meant to stay."""
     found: list[str] = []
     for client in _masters(url):
         with client:
@@ -159,7 +159,7 @@ def redis_leftovers(url: str, prefix: str = "aiotaskq") -> list[str]:
 
 
 def _masters(url: str) -> list[redis.Redis]:
-    """Return clients of all servers that have keys of their own."""
+    """Return clients of all servers that hold keys."""
     parts = urlsplit(url)
     places = [one.split(":") for one in parts.netloc.split(",")]
     if parts.scheme == "redis+sentinel":
@@ -175,14 +175,16 @@ def _masters(url: str) -> list[redis.Redis]:
 
 
 def _permanent(key: str, prefix: str) -> bool:
-    rest = re.sub(r"^\{\d+\.\d+\}:", "", key.removeprefix(f"{prefix}:"))  # of a cluster's shard
+    rest = re.sub(
+        r"^\{\d+\.\d+\}:", "", key.removeprefix(f"{prefix}:")
+    )  # of the shard of a cluster
     if rest.startswith("{") and "}:" in rest:
         rest = "{}" + rest.partition("}:")[2]
     return rest in _PERMANENT
 
 
 def sqlite_leftovers(path: Path, prefix: str = "aiotaskq") -> list[str]:
-    """Return what is wrong with the file, and the rows that are not meant to stay."""
+    """Return the errors of the file, and the rows that are not meant to stay."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         (sound,) = database.execute("PRAGMA integrity_check").fetchone()
         found = [] if sound == "ok" else [f"integrity_check: {sound}"]

@@ -12,7 +12,7 @@ __all__ = ["app"]
 
 @app.task
 async def pay(key: str, seconds: float) -> str:
-    """Write the row first, so that most of what is killed has written it."""
+    """Write the row first, so that most of the killed runs have written it."""
     with run(key):
         connection = await current_task().transaction()
         await connection.execute("INSERT INTO rows (key) VALUES ($1)", key)

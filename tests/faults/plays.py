@@ -1,4 +1,4 @@
-"""What several tests play."""
+"""Steps that several tests share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tests.faults.scene import Scene, scaled
 
 async def kill_workers(scene: Scene) -> None:
     """Kill worker processes in the middle of tasks, one after another."""
-    # Only what kills its workers itself is to be taken for that, not what stood beside it.
+    # Only poison counts as the cause of crashes, not the tasks beside it.
     scene.set(max_crashes=50)
     await scene.fleet.team(2, "-c", "20", processes=2)
-    # Of the longer ones some run in each process at any time.
+    # At any time, some of the longer tasks run in each process.
     count = scaled(200, 4000)
     longer = Some("quick", count // 4, {"seconds": [0.2, 0.8]})
     scene.producer(*scene.mix(count), longer, rate=scaled(100, 150))

@@ -1,6 +1,6 @@
-"""``python -m tests.faults.producer PLAN``: sends tasks at some pace and writes down what it knows.
+"""``python -m tests.faults.producer PLAN``: sends tasks at a rate, and records each attempt.
 
-The plan is JSON, see `Plan`. SIGTERM ends it after the call that is under way.
+The plan is JSON, see `Plan`. SIGTERM ends the producer after the call that is under way.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Some(msgspec.Struct, frozen=True):
     """Some tasks of one kind.
 
     Args:
-        task: Its last name, such as ``quick``.
-        count: How many.
-        values: Its arguments beside the key; two numbers in a list: one between them.
+        task: The last part of its name, such as ``quick``.
+        count: The number of tasks.
+        values: Its arguments beside the key; a list of two numbers: one between them.
         options: Of the calls.
     """
 
@@ -39,20 +39,20 @@ class Some(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one producer sends."""
+    """The tasks of one producer, and its rate."""
 
-    name: str  # what its keys begin with
+    name: str  # the beginning of its keys
     seed: int
     tasks: list[Some]
     rate: float  # tasks a second
-    most: int = 10  # in one call
-    patience: float = 120.0  # seconds to repeat what could not be sent
+    most: int = 10  # tasks in one call
+    patience: float = 120.0  # seconds for repeating a call that fails
     shuffled: bool = True
-    own_ids: bool = True  # half of the tasks have an id of the sender's own
+    own_ids: bool = True  # half of the tasks have an id that the sender chose
 
 
 class Producer:
-    """Sends by a plan."""
+    """A sender of the tasks of a plan."""
 
     def __init__(self, queue: TaskQueue, plan: Plan, ledger: Writer) -> None:
         self._app = queue
@@ -62,7 +62,7 @@ class Producer:
         self.stopping = False
 
     async def run(self) -> None:
-        """Send all, at the pace of the plan."""
+        """Send all tasks, at the rate of the plan."""
         calls = self._calls()
         begun, sent = time.monotonic(), 0
         while calls and not self.stopping:
@@ -84,7 +84,7 @@ class Producer:
             options = dict(some.options)
             if (
                 self._random.random() < 0.5 and self._plan.own_ids
-            ):  # half of them are safe to send again by hand
+            ):  # half of them are safe to send again
                 options["task_id"] = key
             values = {name: self._value(value) for name, value in some.values.items()}
             calls.append((key, tasks[some.task].with_options(**options).s(key, **values)))
@@ -110,8 +110,8 @@ class Producer:
             try:
                 handles = await self._app.kiq_many([call for _, call in batch])
             except BrokerUnavailable as error:
-                # Whether it is stored is not known. Only with an id of one's own may it be sent
-                # once more.
+                # Whether it was stored is not known. Only a task with an id of the sender may
+                # be sent once more.
                 again = [one for one in batch if one[1].options.get("task_id")]
                 given_up = [key for key, _ in batch if key not in {key for key, _ in again}]
                 if time.monotonic() > end:

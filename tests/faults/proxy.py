@@ -1,11 +1,11 @@
-"""A proxy between a client and a server that does to their bytes what networks do.
+"""A proxy between a client and a server, with the faults of networks.
 
-It lives in a thread with an event loop of its own, so that a test whose loop is blocked or whose
-client is frozen does not stop it. All its methods may be called from any thread, return when
-the fault is in place, and may block for as long as that takes: microseconds.
+It runs in a thread with an event loop of its own, so that neither a blocked loop of a test nor a
+frozen client stops it. All methods may be called from any thread. They return when the fault is in
+place, and block for as long as that takes: microseconds.
 
-Faults hold for connections that are there and for those to come, until `heal`. A connection that
-lost bytes is reset by `heal`: a stream with a gap in it is not what TCP delivers.
+Faults hold for current and for later connections, until `heal`. A connection that lost bytes is
+reset by `heal`: TCP never delivers a stream with a gap.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from typing import NamedTuple, Self, TypeVar
 Value = TypeVar("Value")
 
 _CHUNK = 65536
-_LAST_BYTES = 5.0  # seconds that a server gets to read what was let through before its end
-_ABORT = struct.pack("ii", 1, 0)  # linger on, for no time: closing sends RST
+_LAST_BYTES = 5.0  # seconds for a server to read the bytes before the end of its connection
+_ABORT = struct.pack("ii", 1, 0)  # lingering, for no time: closing sends RST
 
 
 class Way(enum.Enum):
-    """Where bytes go."""
+    """The direction of bytes."""
 
     UP = "from the client to the server"
     DOWN = "from the server to the client"
 
 
 class End(enum.Enum):
-    """How a connection ends."""
+    """The end of a connection."""
 
     CUT = "FIN: in order"
     RESET = "RST: at once"
 
 
 class _Trip(NamedTuple):
-    """A trap: the connection that carries one byte more ends."""
+    """A limit of bytes: the connection that carries one more ends."""
 
     way: Way
     end: End
 
 
 class Proxy:
-    """Listens on a port of its own and passes on to `target`.
+    """A proxy that listens on a port of its own, and connects to `target`.
 
     Args:
-        target: Host and port; may be changed, for connections to come.
-        seed: Of the chances that `sometimes` takes.
+        target: Host and port; it may be changed, for later connections.
+        seed: Of the random choices of `sometimes`.
 
     Attributes:
         host: Always the loopback address.
-        port: Where it listens.
-        connections: How many it has accepted.
-        live: How many of them are there now.
-        refused: How many found no server.
-        broken: How many ended by a fault.
-        passed: How many bytes went each way; what was swallowed is not among them.
+        port: The port on which it listens.
+        connections: The number of accepted connections.
+        live: The number of open connections.
+        refused: The number of connections that found no server.
+        broken: The number of connections that a fault ended.
+        passed: The number of delivered bytes, by direction.
     """
 
     host = "127.0.0.1"
@@ -82,7 +82,7 @@ class Proxy:
         self._pipes: set[_Pipe] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
-        # Faults that hold; read and written on the loop of the proxy only.
+        # Current faults; read and written on the loop of the proxy only.
         self.delays = {Way.UP: 0.0, Way.DOWN: 0.0}
         self.swallows = {Way.UP: False, Way.DOWN: False}
         self.unreachable = False
@@ -155,7 +155,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(run)
         return future.result()
 
-    # --- what is there --------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------
 
     @property
     def live(self) -> int:
@@ -163,25 +163,25 @@ class Proxy:
 
     @property
     def armed(self) -> bool:
-        """Whether a trap of `break_after` or `lose_reply` still waits for its connection."""
+        """Whether a fault of `break_after` or `lose_reply` has not happened yet."""
         return self.trip is not None or self.lose_after is not None
 
     # --- faults ---------------------------------------------------------------------------------
 
     def delay(self, *, up: float = 0.0, down: float = 0.0) -> None:
-        """Let bytes arrive so many seconds later."""
+        """Deliver bytes that many seconds later."""
         self._call(lambda: self.delays.update({Way.UP: up, Way.DOWN: down}))
 
     def cut(self) -> None:
-        """End all connections in order (FIN); new ones are welcome."""
+        """End all connections in order (FIN), and accept new ones."""
         self._call(lambda: self._end_all(End.CUT))
 
     def reset(self) -> None:
-        """Reset all connections (RST); new ones are welcome."""
+        """Reset all connections (RST), and accept new ones."""
         self._call(lambda: self._end_all(End.RESET))
 
     def refuse(self) -> None:
-        """Reset all connections, and new ones as soon as they are there."""
+        """Reset all connections, and each new one at once."""
 
         def refuse() -> None:
             self.unreachable = True
@@ -190,19 +190,19 @@ class Proxy:
         self._call(refuse)
 
     def black_hole(self) -> None:
-        """Accept everything and deliver nothing, either way."""
+        """Accept all bytes and drop them, in both directions."""
         self._call(lambda: self.swallows.update({Way.UP: True, Way.DOWN: True}))
 
     def half_open(self) -> None:
-        """Deliver what the client sends, and lose every answer."""
+        """Deliver the bytes of clients, and drop those of the server."""
         self._call(lambda: self.swallows.update({Way.DOWN: True}))
 
     def hold(self) -> None:
-        """Deliver nothing for now, either way; `heal` delivers it late, and whole."""
+        """Hold all bytes in both directions; `heal` delivers them, late and complete."""
         self._call(self.flow.clear)
 
     def break_after(self, count: int, way: Way, end: End = End.RESET) -> None:
-        """End the connection that carries one byte more than `count` that way, once.
+        """End the connection that carries one byte more than `count` in a direction, once.
 
         Bytes count from now, over all connections. Exactly `count` of them are delivered.
         """
@@ -215,7 +215,7 @@ class Proxy:
     def lose_reply(self, request: bytes) -> None:
         """Deliver the next data with `request` in it, and reset the client instead of a reply.
 
-        The server gets to the end of what was sent, so it has done what was asked.
+        The server reads the whole request, and so carries it out.
         """
 
         def arm() -> None:
@@ -247,7 +247,7 @@ class Proxy:
             pipe.end(how)
 
     def fate(self, way: Way, data: bytes) -> tuple[bytes, End | None]:
-        """Return what of some data is to be delivered, and how the connection ends after it."""
+        """Return the part of some data to deliver, and the end of the connection after it."""
         if self.trip is not None and self.trip.way is way:
             if len(data) > self.trip_left:
                 keep, end = data[: self.trip_left], self.trip.end
@@ -297,7 +297,7 @@ class Proxy:
         return _Side(reader, writer)
 
     async def _swallow(self, client: _Side) -> None:
-        """Keep a connection that leads nowhere until it is reset."""
+        """Keep a connection without a server until it is reset."""
         pipe = _Pipe(self, client, client)
         pipe.torn = True
         self._pipes.add(pipe)
@@ -316,19 +316,19 @@ class _Side:
         self._writer = writer
 
     async def read(self) -> bytes:
-        """Return the next bytes; none at the end, however it came."""
+        """Return the next bytes; none at the end of any kind."""
         try:
             return await self._reader.read(_CHUNK)
         except OSError:
             return b""
 
     async def write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which the other direction notices
+        with contextlib.suppress(OSError):  # it is closed, which the other direction notices
             self._writer.write(data)
             await self._writer.drain()
 
     def finish(self) -> None:
-        """Say that nothing more will be sent."""
+        """Send the end of the stream."""
         with contextlib.suppress(OSError, RuntimeError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
@@ -345,21 +345,21 @@ class _Side:
 
 
 class _Pipe:
-    """One client's connection, and the one to the server behind it.
+    """The connection of one client, and the one to its server.
 
     Attributes:
-        torn: Whether bytes of it were lost, so that it can only be reset.
+        torn: Whether bytes were lost, so that it can only be reset.
     """
 
     def __init__(self, proxy: Proxy, client: _Side, server: _Side) -> None:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._lost = False  # the client is gone, and what the server says does not matter
+        self._lost = False  # the client is gone, and the bytes of the server do not matter
         self.torn = False
 
     async def run(self, pipes: set[_Pipe]) -> None:
-        """Pass bytes on until both ways have ended."""
+        """Pass bytes on until both directions have ended."""
         pipes.add(self)
         ways = [
             asyncio.create_task(self._carry(Way.UP, self._client, self._server)),
@@ -367,7 +367,7 @@ class _Pipe:
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            # Who has read all may still have something to say.
+            # A side that has read everything may still send.
             await asyncio.wait(ways, timeout=_LAST_BYTES)
         finally:
             pipes.discard(self)
@@ -411,7 +411,7 @@ class _Pipe:
             await sink.write(data)
 
     def _lose(self, how: End) -> None:
-        """End the client's connection now, and the server's after what was let through."""
+        """End the client's connection now, and the server's after the delivered bytes."""
         self._proxy.broken += 1
         self._lost = True
         self._client.end(how)

@@ -1,4 +1,4 @@
-"""All pieces together, for one test."""
+"""The scene of a test: broker, workers, producers, nemesis, observer and checker together."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from tests.servers import Watchdog
 LEASE = 3.0  # seconds
 BEAT = 0.5
 LONG_PROFILE = os.environ.get("AIOTASKQ_TESTS_FAULTS") == "long"
-# Seconds for a queue to drain: nothing waits for it otherwise.
+# Seconds until a queue that must drain has failed to.
 PATIENCE = 300.0 if LONG_PROFILE else 90.0
 ONE_BROKER = ["sqlite", "redis"] if LONG_PROFILE else ["sqlite"]
-"""For what has little to do with brokers, or takes long."""
+"""Runs a test on one broker: it depends little on brokers, or takes long."""
 
 
 def scaled(smoke: float, long: float) -> Any:
-    """Return the number for the profile that is played."""
+    """Return the number for the current profile."""
     return long if LONG_PROFILE else smoke
 
 
 def choose_seed() -> int:
-    """Return the seed that was asked for, otherwise another one each time."""
+    """Return the seed of the environment, otherwise a new one each time."""
     given = os.environ.get("AIOTASKQ_TESTS_FAULTS_SEED")
     if given is not None:
         return int(given)
@@ -60,14 +60,14 @@ def choose_seed() -> int:
 
 
 class Scene:
-    """A broker, workers, producers, faults, and the look at what came of it.
+    """A broker, its workers and producers, faults, and the check of the history.
 
     Args:
         broker: Its URL.
         backend: The URL of the result backend; None: the broker's own store.
-        folder: Empty, for the ledger and the logs.
-        seed: All choices follow from it.
-        watchdog: What ends the processes if the tests are killed.
+        folder: An empty folder, for the ledger and the logs.
+        seed: Of all random choices.
+        watchdog: Ends the processes if the tests are killed.
         settings: Of the application, beside a short lease.
     """
 
@@ -122,7 +122,7 @@ class Scene:
             self._watching = None
 
     def set(self, **settings: object) -> None:
-        """Change settings of the application, for programs that start from now on."""
+        """Change settings of the application, for programs that start later."""
         self.lease = float(str(settings.get("worker_lease", self.lease)))
         for name, value in settings.items():
             self.fleet.more[f"AIOTASKQ_{name.upper()}"] = str(value)
@@ -130,9 +130,9 @@ class Scene:
     def producer(
         self, *tasks: Some, rate: float = 200.0, skew: str | None = None, **more: Any
     ) -> Program:
-        """Start a producer of these tasks; its clock may be wrong by so many seconds."""
+        """Start a producer of these tasks, perhaps with a clock that is wrong by `skew` seconds."""
         number = self._sent = self._sent + 1
-        more.setdefault("own_ids", not self.broker.startswith("amqp"))  # which has no such trait
+        more.setdefault("own_ids", not self.broker.startswith("amqp"))  # which lacks that trait
         plan = Plan(
             name=f"p{number}", seed=self.seed + number, tasks=list(tasks), rate=rate, **more
         )
@@ -151,7 +151,7 @@ class Scene:
         return program
 
     def mix(self, count: int) -> list[Some]:
-        """Return the usual tasks, so many of them in all."""
+        """Return the usual mix of tasks, `total` in all."""
         few = max(1, count // 50)
         return [
             Some("quick", count - 5 * few, {"seconds": [0.0, 0.05]}),
@@ -161,7 +161,7 @@ class Scene:
         ]
 
     async def sent(self) -> None:
-        """Wait until all producers have sent all they are to send."""
+        """Wait until all producers have sent all their tasks."""
         for program in self._producers:
             status = await program.wait(PATIENCE)
             assert status == 0, f"{program.name} ended with {status}:\n{program.output[-5000:]}"
@@ -169,13 +169,13 @@ class Scene:
         assert finished == {program.pid for program in self._producers}
 
     async def drain(self, within: float = PATIENCE) -> None:
-        """Wait until all that was sent has ended; what has not is for `check` to tell."""
+        """Wait until all tasks have ended; `check` reports those that have not."""
         await self.sent()
         wanted = {line.task_id for line in self.ledger.of(Acknowledged)}
         self.drained = await self.observer.drained(wanted, within)
 
     async def until_logged(self, program: Program, text: str) -> None:
-        """Wait until a program has logged this."""
+        """Wait until a program has logged a text."""
         end = time.monotonic() + PATIENCE
         while text not in program.output:
             assert program.running, f"{program.name} ended:\n{program.output[-5000:]}"
@@ -183,14 +183,14 @@ class Scene:
             await asyncio.sleep(0.02)
 
     async def until_anybody_logged(self, text: str, within: float) -> None:
-        """Wait until one of the programs has logged this."""
+        """Wait until one of the programs has logged a text."""
         end = time.monotonic() + within
         while not any(text in program.output for program in self.fleet.programs):
             assert time.monotonic() < end, f"nobody logged {text!r}"
             await asyncio.sleep(0.05)
 
     async def freeze_and_start(self, processes: Sequence[psutil.Process], *options: str) -> Program:
-        """Freeze processes until a new worker has begun all that they hold; return it."""
+        """Freeze processes until a new worker has begun all their tasks; return that worker."""
         pids = {pid for process in processes for pid in pids_of(process)}
         held = {line.key for line in self.ledger.of(Started) if line.pid in pids}
         held -= {line.key for line in self.ledger.of(Ended)}
@@ -206,7 +206,7 @@ class Scene:
         return program
 
     async def judge(self, allowed: Allowed | None = None, *, alive: Sequence[str] = ()) -> Verdict:
-        """Say what is wrong so far; workers may go on."""
+        """Return the verdict on the history so far; workers may go on."""
         facts = Facts(
             lines=self.ledger.refresh(),
             lease=self.lease,
@@ -221,13 +221,13 @@ class Scene:
         return check(facts, allowed)
 
     async def verdict(self, allowed: Allowed | None = None) -> Verdict:
-        """Stop all workers and judge."""
+        """Stop all workers, and return the verdict."""
         await self._rest()
         await self.fleet.stop(*self._left())
         return await self.judge(allowed, alive=await self.fleet.all_gone(within=30.0))
 
     def forget(self) -> None:
-        """Forget what has been judged: a long play goes on without it."""
+        """Forget the history that was checked: a long test goes on without it."""
         self.ledger.forget(Up)
         self.observer.forget()
         self._producers.clear()
@@ -235,14 +235,14 @@ class Scene:
         self.drained = None
 
     async def check(self, allowed: Allowed | None = None) -> Verdict:
-        """Stop all workers, judge, and fail if anything is wrong."""
+        """Stop all workers, and fail if there are problems."""
         verdict = await self.verdict(allowed)
         assert not verdict.problems, f"{self.told()}\n{verdict}"
         print(f"{self.told()}\n{verdict}")  # noqa: T201 - shown with -s, and when the test fails
         return verdict
 
     def told(self) -> str:
-        """Tell how to play the same again, and what struck."""
+        """Return the command that repeats the test, and the faults."""
         faults = self.ledger.of(Fault)
         first = self.ledger.lines[0].at if self.ledger.lines else time.monotonic()
         struck = "\n".join(
@@ -260,7 +260,7 @@ class Scene:
         ]
 
     async def _leftovers(self) -> list[str]:
-        """Return what should not be there once the last lease is over and maintenance is done."""
+        """Return what is left after the last lease has lapsed and `maintain` was called."""
         end = time.monotonic() + 2 * self.lease + 5.0
         while (found := await self._look_for_leftovers()) and time.monotonic() < end:
             await self.observer.broker.maintain()
@@ -272,7 +272,7 @@ class Scene:
             return await postgres_leftovers(self.broker)
         if self.broker.startswith("sqlite"):
             return sqlite_leftovers(Path(self.broker.removeprefix("sqlite:///")))
-        if self.broker.startswith("amqp"):  # its queues stay; that they are empty is seen before
+        if self.broker.startswith("amqp"):  # its queues stay, and were checked to be empty
             assert self.backend is not None
             return redis_leftovers(self.backend)
         return redis_leftovers(self.broker)

@@ -1,4 +1,4 @@
-"""Servers with settings of their own, and faults that happen to them."""
+"""Servers with settings of their own, and faults of servers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.servers import RedisServer, Server, Watchdog
 
 OFTEN = (0.3, 1.0)  # seconds between faults
 HEALTH = "HealthChanged"
-PATIENCE = 60.0  # seconds: what takes longer has failed; nothing waits for it otherwise
+PATIENCE = 60.0  # seconds until something that must happen has failed
 
 
 class TunedRedis(RedisServer):
-    """A Redis server with some settings of its own.
+    """A Redis server with settings of its own.
 
     Args:
-        watchdog: What ends it if the tests are killed.
-        durable: Whether it keeps anything over its end.
+        watchdog: Ends it if the tests are killed.
+        durable: Whether its data survives its end.
         settings: As in redis.conf, with ``_`` for ``-``.
     """
 
@@ -36,7 +36,7 @@ class TunedRedis(RedisServer):
 
 
 def kills(nemesis: Nemesis, server: Server, away: float = 0.5) -> Action:
-    """End a server at once, and start it again at the latest `away` seconds later."""
+    """Kill a server, and start it again at the latest `away` seconds later."""
 
     async def act(chosen: random.Random) -> bool:
         with nemesis.lasting(f"kill {server.name}"):
@@ -49,7 +49,7 @@ def kills(nemesis: Nemesis, server: Server, away: float = 0.5) -> Action:
 
 
 def stalls(nemesis: Nemesis, server: Server, seconds: float) -> Action:
-    """Freeze a server for so long: connections stay, nobody can beat."""
+    """Freeze a server for some seconds: connections stay, and no lease is renewed."""
 
     async def act(chosen: random.Random) -> bool:
         with nemesis.lasting(f"freeze {server.name}"):
@@ -64,7 +64,7 @@ def stalls(nemesis: Nemesis, server: Server, seconds: float) -> Action:
 
 
 def commands(nemesis: Nemesis, server: RedisServer, *lines: str, seconds: float = 0.0) -> Action:
-    """Give commands to a server, whose effect lasts for so long."""
+    """Send commands to a server, whose effect lasts for some seconds."""
 
     async def act(chosen: random.Random) -> bool:
         with nemesis.lasting("; ".join(lines)):
@@ -87,7 +87,7 @@ def calls(nemesis: Nemesis, kind: str, function: Callable[[], object]) -> Action
 
 
 async def serves(scene: Scene) -> None:
-    """Send a few more tasks, and see each of them run to its end."""
+    """Send some tasks, and wait for the end of each."""
     await scene.sent()
     before = len(scene.ledger.of(Acknowledged))
     scene.producer(Some("quick", 20), rate=1000)
@@ -102,12 +102,12 @@ async def serves(scene: Scene) -> None:
 
 
 def is_red(line: Said) -> bool:
-    """Whether a worker says that something is wrong with it."""
+    """Whether a worker reports that it is unhealthy."""
     return line.event == HEALTH and "'problems': '()'" not in line.note
 
 
 async def healthy(scene: Scene) -> None:
-    """Wait until no worker says that something is wrong with it."""
+    """Wait until no worker reports that it is unhealthy."""
 
     def all_green(lines: Iterable[Line]) -> bool:
         last = {line.pid: line for line in lines if isinstance(line, Said) and line.event == HEALTH}

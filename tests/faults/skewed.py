@@ -1,11 +1,11 @@
 """The command line of aiotaskq, or a producer, in a process whose clock is wrong.
 
-``python -m tests.faults.skewed producer PLAN`` is the latter.
+``python -m tests.faults.skewed producer PLAN`` is the producer.
 
-``AIOTASKQ_TESTS_FAULTS_SKEW`` says by how many seconds; with ``now+3600`` it jumps by an hour when
-the file ``jump`` appears in the ledger's folder. Limits: what Python reads by `time.time` is
-shifted, in this process and in those that it forks. `datetime.now`, which only says when a result
-was stored, and the C code of SQLite are not; no driver asks either for the time.
+``AIOTASKQ_TESTS_FAULTS_SKEW`` is the number of seconds; with ``now+3600`` the clock jumps by an
+hour when the file ``jump`` appears in the folder of the ledger. Only `time.time` is shifted, in
+this process and in its forks. `datetime.now`, which dates stored results, and the C code of SQLite
+are not shifted; no driver reads the time from either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _JUMP = Path(os.environ.get("AIOTASKQ_TESTS_FAULTS_LEDGER", ".")) / "jump"
 
 
 def skew(given: str) -> None:
-    """Let `time.time` be wrong from now on."""
+    """Shift `time.time` from now on."""
     jumps = given.startswith("now")
     seconds = float(given.removeprefix("now"))
     right = time.time

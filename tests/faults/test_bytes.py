@@ -1,7 +1,7 @@
-"""T24: a connection that ends at any byte of a command or of its reply, at the seam of the drivers.
+"""T24: a connection that ends at any byte of a driver's command or of its reply.
 
-Each command goes through the proxy, is broken at one byte, and is repeated until it succeeds, as a
-worker and a publisher do. Then the store must hold what one undisturbed call would have left.
+Each command goes through the proxy, is broken at one byte, and is repeated until it succeeds, as
+workers and publishers do. Then the store must be as after one undisturbed call.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tests.faults.scene import LONG_PROFILE
 PATIENCE = 30.0
 BODY = b"a body of some length, so that there is something to cut " * 4
 LEASE = 60.0
-POINTS = 25  # in each direction of each command; at length every byte is one
+POINTS = 25  # for each direction of each command; all bytes in the long profile
 
 Action: TypeAlias = Callable[[], Awaitable[object]]
 Case: TypeAlias = AsyncGenerator[Action, None]
 
 
 class Rig:
-    """Drivers behind a proxy, and others that see what is there."""
+    """Drivers behind a proxy, and others that read the store directly."""
 
     def __init__(self, make: Callable[[str], ResultBackend], url: str, broker_url: str) -> None:
         host, port = urlsplit(url).hostname, urlsplit(url).port
@@ -71,7 +71,7 @@ class Rig:
         self.proxy.close()
 
     def envelopes(self, count: int = 5, **fields: Any) -> list[Envelope]:
-        """Return new ones."""
+        """Return new drivers."""
         return [
             Envelope(id=f"task-{next(self._numbers)}", queue="q", body=BODY, **fields)
             for _ in range(count)
@@ -85,13 +85,13 @@ class Rig:
         return consumer
 
     async def held(self, count: int = 6) -> tuple[Consumer, list[Delivery]]:
-        """Return a consumer behind the proxy, and what it holds."""
+        """Return a consumer behind the proxy, and the deliveries that it holds."""
         await self.direct.publish(self.envelopes(count))
         consumer = await self.consumer(self.broker)
         return consumer, list(await consumer.fetch(count, 0))
 
     async def is_stored_once(self, batch: list[Envelope]) -> None:
-        """Check that what waits is exactly this, and take it away."""
+        """Check the waiting messages, and settle them."""
         depth = (await self.direct.depth())["q"]
         assert depth == Depth(ready=len(batch)), depth
         consumer = await self.consumer(self.direct)
@@ -124,7 +124,7 @@ async def publish_over_a_new_connection(rig: Rig) -> Case:
 
 async def publish_unique(rig: Rig) -> Case:
     batch = rig.envelopes(unique=True)
-    yield lambda: rig.broker.publish(batch)  # the ids alone make it safe to repeat
+    yield lambda: rig.broker.publish(batch)  # unique ids alone make a repeat safe
     await rig.is_stored_once(batch)
 
 
@@ -206,7 +206,7 @@ async def load(rig: Rig) -> Case:
 async def renew(rig: Rig) -> Case:
     consumer, held = await rig.held(1)
     lease = rig.broker.lease(consumer.grant)
-    assert await lease.renew()  # connected
+    assert await lease.renew()  # it is connected then
     answers: list[bool] = []
 
     async def beat() -> None:
@@ -231,7 +231,7 @@ async def open_and_close(rig: Rig) -> Case:
         await consumer.close()
 
     yield live
-    # A lost `close` leaves them to the end of the lease, of which they tell here.
+    # After a lost `close` the messages stay until the lease ends, as it does here.
     lease = rig.direct.lease(consumer.grant)
     await lease.end("closed")
     await lease.close()
@@ -345,7 +345,7 @@ async def insist(action: Action) -> None:
 
 
 async def length(rig: Rig, case: Callable[[Rig], Case]) -> dict[Way, int]:
-    """Run a case undisturbed; return how many bytes its command takes."""
+    """Run a case without a fault; return the number of bytes of its command."""
     steps = case(rig)
     action = await anext(steps)
     before = dict(rig.proxy.passed)
@@ -356,7 +356,7 @@ async def length(rig: Rig, case: Callable[[Rig], Case]) -> dict[Way, int]:
 
 
 async def break_everywhere(rig: Rig, case: Callable[[Rig], Case], chance: random.Random) -> None:
-    await length(rig, case)  # the first time scripts are sent in full
+    await length(rig, case)  # scripts are sent in full the first time
     lengths = await length(rig, case)
     for way in Way:
         assert lengths[way]
@@ -367,7 +367,7 @@ async def break_everywhere(rig: Rig, case: Callable[[Rig], Case], chance: random
             broken = rig.proxy.broken
             rig.proxy.break_after(at, way, chance.choice(list(End)))
             await insist(action)
-            # Names and times have lengths of their own, so the last bytes may not be there.
+            # Names and times differ in length, so the last bytes may be missing.
             assert rig.proxy.broken == broken + 1 or at >= lengths[way] - 20
             rig.proxy.heal()
             assert not [step async for step in steps]

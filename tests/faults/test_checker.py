@@ -1,4 +1,4 @@
-"""Made-up histories, each with one thing wrong: the checker finds it, and nothing else."""
+"""The checker, on made-up histories with one problem each: it finds that one alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LATE = "aiotaskq.errors.TimeLimitExceeded: late\n"
 
 
 def life(key: str, *, at: float = 1.0, pid: int = 10, task: str = "quick") -> list[Line]:
-    """All that is written of a task that goes well."""
+    """Return the history of a task that succeeds."""
     return [
         Attempted(at=at, key=key, task=task),
         Acknowledged(at=at + 0.1, key=key, task_id=f"id-{key}"),
@@ -67,7 +67,7 @@ def _at(line: Line) -> float:
 
 
 def but(*lines: Line, without: type[Line] | None = None, **more: object) -> Facts:
-    """The good history with these lines as well, or without those of a kind of task b."""
+    """Return the good history with more lines, or without some of task b."""
     kept = [
         line
         for line in GOOD.lines
@@ -142,9 +142,15 @@ def test_a_task_that_ran_twice_for_no_reason() -> None:
         (Fault(at=1.25, kind="kill", pids=(11,), until=1.25), False),  # another process
         (Fault(at=2.5, kind="kill", pids=(10,), until=2.5), False),  # after the second run
         (Fault(at=0.1, kind="kill", pids=(10,), until=0.15), False),  # over before the first
-        (Fault(at=1.1, kind="freeze", pids=(11,), until=1.9), True),  # took it, and woke too late
-        (Fault(at=0.1, kind="freeze", pids=(11,), until=0.9), False),  # and woke long before
-        (Fault(at=0.1, kind="pause", until=1.3), True),  # a server's
+        (
+            Fault(at=1.1, kind="freeze", pids=(11,), until=1.9),
+            True,
+        ),  # a freeze of the second worker, which woke up too late
+        (
+            Fault(at=0.1, kind="freeze", pids=(11,), until=0.9),
+            False,
+        ),  # a freeze that ended long before
+        (Fault(at=0.1, kind="pause", until=1.3), True),  # a fault of a server
         (Fault(at=0.1, kind="pause", until=0.15), False),
     ],
 )
@@ -185,7 +191,7 @@ def test_a_worker_that_stays_unhealthy() -> None:
     well = Said(at=3.0, pid=10, event="HealthChanged", note="{'problems': '()'}")
     assert found(but(sick)) == ["U9"]
     assert found(but(sick, well)) == []
-    assert found(but(sick, Down(at=2.5, pid=10, worker="w"))) == []  # it was replaced
+    assert found(but(sick, Down(at=2.5, pid=10, worker="w"))) == []  # the process was replaced
     assert found(but(sick, Down(at=3.5, pid=10, worker="w"))) == ["U9"]
     assert found(but(sick, Fault(at=2.5, kind="kill", pids=(10,), until=2.5))) == []
 

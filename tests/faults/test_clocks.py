@@ -1,4 +1,4 @@
-"""Clocks that are wrong, and clocks that are put right."""
+"""Wrong clocks of workers and senders, and a clock that jumps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from tests.faults.scene import Scene, scaled
 SKEWED = "tests.faults.skewed"
 
 
-@pytest.mark.parametrize("broker", ["redis"], indirect=True)  # those of a file share one clock
+@pytest.mark.parametrize(
+    "broker", ["redis"], indirect=True
+)  # processes with one file share one clock
 async def test_t34_workers_and_senders_whose_clocks_disagree(scene: Scene) -> None:
     scene.set(max_crashes=50)
     for skew in ("-3600", "0", "3600"):

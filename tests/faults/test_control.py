@@ -1,4 +1,4 @@
-"""The checker can fail: a worker that settles before it runs is caught."""
+"""The control: the checker finds the losses of a worker that settles before it runs."""
 
 from __future__ import annotations
 

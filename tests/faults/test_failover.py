@@ -1,4 +1,4 @@
-"""Masters of Redis die under load, others take their places, and tasks go on."""
+"""Failover of Redis under load: masters die and replicas are promoted."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def servers(
 
 @pytest.fixture
 def broker(servers: SentinelSet | RedisCluster) -> str:
-    """Where a task counts as sent once a replica has it."""
+    """A broker whose tasks count as sent when a replica has them."""
     if isinstance(servers, SentinelSet):
         url = f"{servers.url}&wait_replicas=1"
     else:
         url = f"{servers.url}?wait_replicas=1&shards=3"
-    TaskQueue(broker=url).drivers()  # not in a test: the import of a driver reads files
+    TaskQueue(broker=url).drivers()  # not in a test: importing a driver reads files
     return url
 
 
 def fails_over(scene: Scene, servers: SentinelSet | RedisCluster) -> Action:
-    """Kill a master, wait until another has taken its place, and start it as a replica of that."""
+    """Kill a master, wait for the promotion of another, and start it as its replica."""
 
     async def act(chosen: random.Random) -> bool:
         with scene.nemesis.lasting("kill a master"):
@@ -68,5 +68,5 @@ async def test_t31_a_master_dies_and_all_that_a_replica_has_is_run(
     await scene.nemesis.run([fails_over(scene, servers)], times=TIMES, every=EVERY)
     await scene.drain()
     await healthy(scene)
-    # What the dead master handed out last its replica may not have heard of, and hands out again.
+    # The replica may not know the last deliveries of the dead master, and delivers them again.
     await scene.check(Allowed(errors=[r"aiotaskq\.\S*Unavailable"]))

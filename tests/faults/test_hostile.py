@@ -1,4 +1,4 @@
-"""T39: what nobody sent lies in the queue; T40: one kind of task keeps all workers busy."""
+"""T39: foreign bytes in the queues; T40: one kind of task that keeps all workers busy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEGABYTE = 1024 * 1024
 
 
 class Trap:
-    """Unpickled, it leaves a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -43,7 +43,7 @@ class Trap:
 
 
 def message(**fields: Any) -> bytes:
-    """Return a message in JSON, right but for these fields."""
+    """Return a message in JSON that is correct except for some fields."""
     return json.dumps({"id": "hostile", "task": QUICK, "args": ["hostile"], **fields}).encode()
 
 
@@ -53,7 +53,7 @@ def nested(levels: int) -> bytes:
 
 
 def bodies(chance: random.Random, trap: Path, huge: int) -> list[bytes]:
-    """Return what is no message, or one that nobody should run as it is."""
+    """Return bodies that are no message, or a message that must not run."""
     noise = [chance.randbytes(2 ** chance.randrange(14)) for _ in range(50)]
     right = message()
     mutilated = []
@@ -129,7 +129,7 @@ def bodies(chance: random.Random, trap: Path, huge: int) -> list[bytes]:
 
 
 def heads(chance: random.Random) -> list[bytes]:
-    """Return what stands before a body in Redis, wrongly."""
+    """Return wrong prefixes of a body in Redis."""
     return [
         b"",
         b"\n",
@@ -155,7 +155,7 @@ def heads(chance: random.Random) -> list[bytes]:
 
 
 def push_to_redis(url: str, given: Iterable[bytes], chance: random.Random) -> None:
-    """Put items at all places that items are taken from."""
+    """Add items at all places from which items are taken."""
     base = "aiotaskq:{default}:"
     with redis.Redis.from_url(url) as client:
         for number, body in enumerate(given):
@@ -225,7 +225,7 @@ async def test_t39_what_cannot_be_read_ends_and_harms_nobody(
     verdict = await scene.verdict(
         Allowed(errors=[r"aiotaskq\.errors\.\w+", r"asyncio\S+", "OverflowError"])
     )
-    # What nobody sent has ended as well, and some of it could be run, even several times.
+    # Foreign messages have ended as well; some could be run, even several times.
     wrong = [one for one in verdict.problems if not one.startswith(("U2", "U3", "U4", "U8"))]
     assert not wrong, "\n".join(wrong)
 
@@ -256,7 +256,9 @@ async def test_t40_a_storm_of_retries_starves_nobody(scene: Scene) -> None:
         *(Acknowledged(key=key, task_id=one.id) for key, one in zip(keys, handles, strict=True))
     )
     await app.close()
-    await scene.ledger.count(Started, 2 * len(keys), within=PATIENCE)  # it rages
+    await scene.ledger.count(
+        Started, 2 * len(keys), within=PATIENCE
+    )  # the storm of retries has begun
     for _ in range(3):
         await serves(scene)
     attempts = [line.attempt for line in scene.ledger.of(Started) if line.key in keys]

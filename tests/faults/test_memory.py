@@ -1,4 +1,4 @@
-"""Workers that are embedded in a process die and are replaced, over the broker in memory."""
+"""Embedded workers over the memory broker, which die and are replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = {name.rpartition(".")[2]: name for name in application.app.tasks}
 
 
 class Stage:
-    """An application of its own in memory, with the usual tasks."""
+    """An application with a memory broker of its own, and the usual tasks."""
 
     def __init__(self, folder: Path) -> None:
         self.app = TaskQueue(

@@ -1,4 +1,4 @@
-"""The network between programs and Redis breaks connections, swallows bytes, and comes back."""
+"""Faults of the network between programs and Redis."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def broker(redis_url: str) -> str:
-    """Where the scene plays: the observer is not behind the proxy."""
-    TaskQueue(broker=redis_url).drivers()  # not in a test: the import of a driver reads files
+    """The broker of the scene; the observer is not behind the proxy."""
+    TaskQueue(broker=redis_url).drivers()  # not in a test: importing a driver reads files
     return redis_url
 
 
@@ -54,7 +54,7 @@ def behind(proxy: Proxy) -> str:
 
 @pytest.fixture
 async def client(behind: str) -> AsyncIterator[TaskQueue]:
-    """An application of this process, behind the proxy."""
+    """An application in this process, behind the proxy."""
     app = TaskQueue("client", broker=behind)
     yield app
     await app.close()
@@ -64,14 +64,14 @@ async def client(behind: str) -> AsyncIterator[TaskQueue]:
 
 
 async def test_t03_replies_to_fetches_are_lost(scene: Scene, proxy: Proxy, behind: str) -> None:
-    scene.set(worker_lease=120)  # what is stranded under a living worker would stay so
+    scene.set(worker_lease=120)  # a message that a living worker lost would never come back
     await scene.fleet.worker("-c", "20", processes=2, AIOTASKQ_BROKER_URL=behind)
     scene.producer(*scene.mix(LOAD), rate=RATE)
     lose = calls(scene.nemesis, "lose a fetch", lambda: proxy.lose_reply(scripts.FETCH.digest))
     await scene.nemesis.run([lose], times=scaled(8, 200), every=(0.1, 0.4))
     await scene.drain()
     await healthy(scene)
-    assert proxy.broken >= scaled(6, 150)  # two may fall into one
+    assert proxy.broken >= scaled(6, 150)  # two faults may hit one connection
     await scene.check(STRICT)
 
 
@@ -93,8 +93,8 @@ async def test_t03_connections_break_at_any_byte(scene: Scene, proxy: Proxy, beh
 
 HOLES: dict[str, Callable[[Proxy], None]] = {
     "black_hole": Proxy.black_hole,  # nothing arrives, either way
-    "half_open": Proxy.half_open,  # the server hears the worker, and not the other way round
-    "hold": Proxy.hold,  # all arrives, when everything has been given to others
+    "half_open": Proxy.half_open,  # bytes reach the server, and no worker
+    "hold": Proxy.hold,  # all bytes arrive, after the tasks were given to others
     "refuse": Proxy.refuse,
 }
 
@@ -119,7 +119,7 @@ async def test_t25_workers_are_cut_off_for_longer_than_their_leases(
                 for (_, proxy), hole in zip(cut_off, holes, strict=True):
                     hole(proxy)
                 await asyncio.sleep(1.5 * LEASE)
-                await serves(scene)  # one worker is there still
+                await serves(scene)  # one worker is still reachable
                 for _, proxy in cut_off:
                     proxy.heal()
             for program, _ in cut_off:
@@ -134,7 +134,7 @@ def pids(program: Program, scene: Scene) -> list[int]:
 
 
 async def goes_on(scene: Scene, program: Program) -> None:
-    """Send tasks until one of them runs in this program."""
+    """Send tasks until one of them runs in a given program."""
     before = len(scene.ledger.of(Started))
     while True:
         producer = scene.producer(Some("quick", 50, {"seconds": 0.1}), rate=1000)
@@ -148,7 +148,7 @@ async def goes_on(scene: Scene, program: Program) -> None:
 
 
 class Canceller:
-    """Sends and waits in one process, and cancels much of it at random points."""
+    """A client that sends and waits, and whose calls are cancelled at random points."""
 
     def __init__(self, scene: Scene, app: TaskQueue, chance: random.Random) -> None:
         self._scene = scene
@@ -164,8 +164,10 @@ class Canceller:
         handle_id = await self._perhaps(send)
         if handle_id is None:
             if not task_id:
-                return  # stored or not: nobody can tell
-            handle_id = await self._sending(key, task_id)  # whatever became of the first
+                return  # whether it was stored is not known
+            handle_id = await self._sending(
+                key, task_id
+            )  # whether or not the first call was carried out
         self._write(Acknowledged(key=key, task_id=handle_id))
         handle = self._app.handle(handle_id)
         value = await self._perhaps(handle.result(PATIENCE))
@@ -182,7 +184,7 @@ class Canceller:
         return (await self._app.send(QUICK, [key])).id
 
     async def _perhaps(self, work: Awaitable[str]) -> str | None:
-        """Wait for something, or cancel it on the way."""
+        """Run a coroutine to its end, or cancel it at a random point."""
         waiting = asyncio.ensure_future(work)
         if self._chance.random() < 0.6:
             if self._chance.random() < 0.5:
@@ -295,7 +297,7 @@ async def test_t37_senders_repeat_what_they_do_not_know_to_be_stored(
 
 
 async def repeat(scene: Scene, url: str, keys: list[str], chance: random.Random) -> None:
-    """Send tasks of ids of their own until each is known to be stored, and some once more."""
+    """Send tasks with chosen ids until each is acknowledged, and some once more."""
     app = TaskQueue("sender", broker=url, broker_publish_timeout=0.01)
     while keys:
         batch = keys[: chance.randint(1, 20)]

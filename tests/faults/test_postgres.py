@@ -1,4 +1,4 @@
-"""PostgreSQL as the broker: what differs there from the others, and the server's own faults."""
+"""PostgreSQL as the broker: faults of workers and of the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STRICT = Allowed(duplicates=0)
 
 @pytest.fixture
 def broker(postgres_url: str) -> str:
-    TaskQueue(broker=postgres_url).drivers()  # not in a test: the import of a driver reads files
+    TaskQueue(broker=postgres_url).drivers()  # not in a test: importing a driver reads files
     return postgres_url
 
 
@@ -111,7 +111,7 @@ async def test_all_connections_are_ended(scene: Scene, postgres_server: Postgres
 async def test_for_longer_than_a_lease_the_server(
     scene: Scene, postgres_server: PostgresServer, gone: bool
 ) -> None:
-    # They seldom beat: so it is likely that one looks for dead ones before others are back.
+    # With few heartbeats, a worker is likely to look for lapsed leases before others are back.
     scene.set(worker_heartbeat=0.45 * LEASE)
     await begin(scene, LOAD // 2, workers=4)
     scene.producer(Some("quick", 40, {"seconds": 2.5 * LEASE}), rate=1000)
@@ -149,7 +149,7 @@ def frozen(server: PostgresServer) -> Iterator[None]:
     """Freeze the server with each process that serves a connection."""
     stopped: list[psutil.Process] = []
     try:
-        server.pause()  # first, so that it starts no more of them
+        server.pause()  # first, so that it starts no more processes
         for process in psutil.Process(server.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()

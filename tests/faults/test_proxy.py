@@ -1,4 +1,4 @@
-"""Each fault of the proxy does what it says, to a server that answers with what it was sent."""
+"""The faults of the proxy, in front of a server that echoes its input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTHING = 0.2  # seconds without a byte
 
 
 class Echo:
-    """Answers each byte with itself; keeps what it got."""
+    """An echo server that keeps its input."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -129,7 +129,7 @@ def is_reset(client: socket.socket) -> bool:
 
 def is_refused(proxy: Proxy) -> bool:
     try:
-        with dial(proxy) as client:  # which may have noticed it by now
+        with dial(proxy) as client:  # the server may have noticed it by now
             return is_reset(client)
     except ConnectionResetError:
         return True

@@ -1,4 +1,4 @@
-"""RabbitMQ as the broker, results in Redis: what a connection that is lost means for its tasks."""
+"""RabbitMQ as the broker, with results in Redis: lost workers, connections and servers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from tests.faults.scene import PATIENCE, Scene, scaled
 from tests.faults.servers import calls, healthy, kills, serves
 from tests.servers import RabbitServer, Watchdog
 
-pytestmark = pytest.mark.xdist_group("rabbitmq")  # so that one process runs all: a node is heavy
+pytestmark = pytest.mark.xdist_group(
+    "rabbitmq"
+)  # so that one process runs all these tests: a node is heavy
 
 LOAD = scaled(150, 4000)  # tasks
 RATE = scaled(100, 120)  # a second
-DURABLE_AFTER = 4.0  # seconds until RabbitMQ 3.10 finds a new queue again when it was killed
+DURABLE_AFTER = 4.0  # seconds until RabbitMQ 3.10 finds a new queue again after it was killed
 
 
 @pytest.fixture(scope="module")
 def durable_from(rabbit_server: RabbitServer) -> float:
-    """When the queues of these tests survive a kill of the server; they are made here."""
+    """The time from which the queues of these tests, made here, survive a kill of the server."""
     rabbit_server.start()
 
     async def make() -> None:
@@ -37,7 +39,7 @@ def durable_from(rabbit_server: RabbitServer) -> float:
         consumer = broker.consumer(["default"], name="first", lease=60.0)
         await consumer.open()
         await broker.depth()
-        # For every delay of up to four seconds.
+        # For each delay of up to four seconds.
         digits = [(position, digit) for position in range(3) for digit in range(1, 16)]
         hops = [Hop(position, digit, digit << 4 * position) for position, digit in digits]
         await broker._topology.ensure(paths=[hops])
@@ -50,7 +52,7 @@ def durable_from(rabbit_server: RabbitServer) -> float:
 
 @pytest.fixture
 def backend(redis_url: str) -> str:
-    TaskQueue(broker=redis_url).drivers()  # not in a test: the import of a driver reads files
+    TaskQueue(broker=redis_url).drivers()  # not in a test: importing a driver reads files
     return redis_url
 
 

@@ -1,4 +1,4 @@
-"""T36: schedulers are killed one after another, and each second runs once all the same."""
+"""T36: schedulers that are killed one after another; each run is sent once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def says(program: Program, words: str) -> None:
 @pytest.fixture
 def app(broker: str) -> TaskQueue:
     app = TaskQueue("clockwork", broker=broker)
-    app.drivers()  # now, since to load one reads files
+    app.drivers()  # now, since loading a time zone reads files
     return app
 
 
@@ -62,7 +62,7 @@ async def test_each_second_runs_once_though_schedulers_are_killed(
 ) -> None:
     chance = random.Random(choose_seed())
     workers = [fleet.start("worker", "aiotaskq", "worker", APP) for _ in range(2)]
-    # The last one, beside a worker, lives on.
+    # The last scheduler, beside a worker, lives on.
     commands = [("scheduler", APP), ("beat", APP), ("worker", APP, "-B")]
     schedulers = [fleet.start("scheduler", "aiotaskq", *words) for words in commands]
     for program in (*workers, *schedulers):

@@ -1,4 +1,4 @@
-"""Redis dies, forgets, fills up and stands still, PostgreSQL dies, and tasks go on."""
+"""Faults of servers under load: Redis dies, loses data, is full or hangs; PostgreSQL dies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def start_redis(watchdog: Watchdog) -> Iterator[StartServer]:
         server = TunedRedis(watchdog, durable=durable, **settings)
         servers.append(server)
         server.start()
-        TaskQueue(broker=server.url()).drivers()  # not in a test: the import reads files
+        TaskQueue(broker=server.url()).drivers()  # not in a test: importing it reads files
         return server
 
     yield start
@@ -59,13 +59,13 @@ def start_redis(watchdog: Watchdog) -> Iterator[StartServer]:
 
 @pytest.fixture
 def server(start_redis: StartServer) -> TunedRedis:
-    """A Redis server that loses nothing that it has acknowledged."""
+    """A Redis server that loses no acknowledged write."""
     return start_redis()
 
 
 @pytest.fixture
 def broker(server: TunedRedis) -> str:
-    """Where the scene plays."""
+    """The broker of the scene."""
     return server.url()
 
 
@@ -76,7 +76,7 @@ async def begin(scene: Scene, load: int = LOAD, workers: int = 2) -> None:
 
 
 async def acknowledged(scene: Scene, count: int) -> None:
-    """Wait until so many tasks are known to be stored."""
+    """Wait until that many tasks are acknowledged."""
     await scene.ledger.count(Acknowledged, count, within=60.0)
 
 
@@ -105,7 +105,7 @@ class TestWithAnAofThatIsSyncedEachSecond:
         scene.drained = await scene.observer.drained((), PATIENCE)
         await healthy(scene)
         verdict = await scene.check(Allowed(lost=True))
-        # While a sync is under way a write is put off, for two seconds at the most.
+        # During a sync a write is delayed, by two seconds at most.
         kinds = scene.ledger.of(Fault)
         doubtful = [
             line
@@ -158,7 +158,7 @@ async def test_t18_redis_is_loading(scene: Scene, server: TunedRedis) -> None:
         await asyncio.to_thread(server.start)
         took = time.monotonic() - begun
     said = complaints(program)[before:]
-    # Two processes with a few connections each: none of them repeats itself all the time.
+    # Two processes with a few connections each: none of them may log again and again.
     assert len(said) < 40 + took, "\n".join(said)
     await scene.drain()
     await healthy(scene)
@@ -166,14 +166,14 @@ async def test_t18_redis_is_loading(scene: Scene, server: TunedRedis) -> None:
 
 
 def complaints(program: Program) -> list[str]:
-    """Return what a program has logged that is not as it should be."""
+    """Return the log lines of a program that should not be there."""
     return [line for line in program.output.splitlines() if "WARNING" in line or "ERROR" in line]
 
 
 def make_it_load(folder: Path, megabytes: int) -> None:
-    """Let a server that is not running have much to read when it starts."""
+    """Give a stopped server much data to load when it starts."""
     (aof,) = (folder / "appendonlydir").glob("*.incr.aof")
-    select = b"*2\r\n$6\r\nSELECT\r\n$2\r\n63\r\n"  # another database than the scene's
+    select = b"*2\r\n$6\r\nSELECT\r\n$2\r\n63\r\n"  # not the database of the scene
     one = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n"
     with aof.open("ab") as file:
         file.write(select)
@@ -185,7 +185,7 @@ def make_it_load(folder: Path, megabytes: int) -> None:
 
 
 async def fills_up(scene: Scene, server: TunedRedis) -> None:
-    """Let the server have no memory left, as a sender sees it."""
+    """Fill the memory of the server, so that senders are refused."""
     await asyncio.to_thread(server.command, "CONFIG SET maxmemory 1mb")
     app = TaskQueue("client", broker=server.url())
     for _ in range(5):
@@ -273,9 +273,9 @@ async def test_t23_redis_is_gone_for_longer_than_a_lease(scene: Scene, server: T
 
 
 async def begin_with_long_ones(scene: Scene) -> None:
-    """Let there be many workers, and tasks that run all the while.
+    """Start many workers, and keep tasks running.
 
-    They seldom beat: so it is likely that one looks for dead ones before others are back.
+    With few heartbeats, a worker is likely to look for lapsed leases before others are back.
     """
     scene.set(worker_heartbeat=0.45 * LEASE)
     await begin(scene, LOAD // 2, workers=5)
@@ -303,7 +303,7 @@ class TestWithResultsInPostgres:
         await nemesis.run([kills(nemesis, postgres_server)], times=scaled(2, 20), every=OFTEN)
         await scene.drain()
         await healthy(scene)
-        # Once for so long that somebody should be told.
+        # Once for long enough to make workers unhealthy.
         scene.producer(*scene.mix(LOAD // 2), rate=RATE)
         with nemesis.lasting("no postgres"):
             await asyncio.to_thread(postgres_server.kill)
@@ -325,9 +325,9 @@ class TestWithResultsInPostgres:
             handles: list[TaskHandle[str]] = await app.kiq_many(
                 [Call(BULKY, (f"bulky-{n}", 900_000), {}, {}) for n in range(110)]
             )
-            # 64 MB of results may wait, and what runs at that time is added to them.
+            # 64 MB of results may wait, and those of running tasks are added to them.
             await scene.ledger.count(Ended, 60, within=PATIENCE)
-            await asyncio.sleep(1.0)  # all would have run by then
+            await asyncio.sleep(1.0)  # without a bound all tasks would have run by then
             assert len(scene.ledger.of(Started)) < 100
             assert worker.memory_info().rss - memory < 250 * MEGABYTE
             await asyncio.to_thread(postgres_server.start)
@@ -341,7 +341,7 @@ class TestWithResultsInPostgres:
 async def play(
     broker: str, backend: str, seed: int, tmp_path: Path, watchdog: Watchdog, **settings: str
 ) -> AsyncIterator[Scene]:
-    """A scene whose results rest elsewhere."""
+    """A scene whose results are in PostgreSQL."""
     folder = tmp_path / "ledger"
     folder.mkdir()
     TaskQueue(broker=broker, backend=backend).drivers()

@@ -1,6 +1,6 @@
 """All faults of processes, again and again: ``make soak MINUTES=60``.
 
-One program is never struck. What it uses must not grow, nor may what is in the store.
+One program is never hit. Neither its memory, files and threads nor the store may grow.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.faults.fleet import Program
 from tests.faults.scene import Scene
 
 MINUTES = float(os.environ.get("AIOTASKQ_TESTS_SOAK_MINUTES", "1"))
-ROUND = 60.0  # seconds of faults between two looks
-GROWTH = 1.1  # of the median of the first third of the rounds: the most at the end
+ROUND = 60.0  # seconds of faults between two measurements
+GROWTH = 1.1  # the largest ratio at the end to the median of the first third of the rounds
 SLACK = {"resident MiB": 16.0, "file descriptors": 8.0, "threads": 4.0, "store MiB": 16.0}
 
 
@@ -46,7 +46,7 @@ async def test_soak(scene: Scene) -> None:
 
 
 async def one_round(scene: Scene, seconds: float) -> None:
-    """Play all faults for so long, and see that nothing was lost."""
+    """Run all faults for some seconds, and check that nothing was lost."""
     scene.producer(*scene.mix(int(seconds * 60)), rate=60)
     nemesis, fresh = scene.nemesis, ("-c", "20")
     await nemesis.run(
@@ -68,7 +68,7 @@ async def one_round(scene: Scene, seconds: float) -> None:
 
 
 def measure(program: Program, broker: str) -> Mapping[str, float]:
-    """Return what a program and the store use."""
+    """Return the resources that a program and the store use."""
     used: dict[str, float] = defaultdict(float)
     for process in program.family():
         with contextlib.suppress(psutil.Error):
@@ -85,7 +85,7 @@ def measure(program: Program, broker: str) -> Mapping[str, float]:
 
 
 def growth(name: str, values: Sequence[float]) -> str:
-    """Tell if the last third is higher than the first one; empty if not."""
+    """Describe the growth from the first third to the last one; empty if there is none."""
     third = max(1, len(values) // 3)
     first, last = statistics.median(values[:third]), statistics.median(values[-third:])
     if last <= first * GROWTH + SLACK[name]:

@@ -1,4 +1,4 @@
-"""One SQLite file, many processes: killed while they write, and without room on the disk."""
+"""One SQLite file with many processes: killed while they write, and on a full disk."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_t33_the_disk_is_full_for_a_while(scene: Scene, disk: Path) -> Non
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 65536)
-        # Somebody has to be refused before there is room again.
+        # A call has to be refused before there is room again.
         await scene.until_anybody_logged("disk is full", within=PATIENCE)
         ballast.unlink()
     await scene.drain()

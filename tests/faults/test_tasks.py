@@ -48,7 +48,7 @@ async def test_t12_poison_ends_among_the_dead_letters_and_takes_nobody_along(
     await scene.drain(within=2 * PATIENCE)
     verdict = await scene.check(Allowed(drain=2 * PATIENCE))
     assert verdict.counts["dead"] == poison
-    # Each takes three workers, or two of them one together, and those are replaced.
+    # Each poison task kills three workers, or two tasks kill one together; all are replaced.
     assert 3 <= len(scene.ledger.of(Fault)) <= 3 * poison
     assert len(scene.ledger.of(Up)) <= 3 + 3 * poison
 
@@ -93,7 +93,7 @@ async def test_t15_a_task_that_will_not_be_cancelled_gives_its_slot_back(scene: 
     ended = await scene.ledger.count(
         Ended, count, within=PATIENCE, where=lambda line: line.key not in order
     )
-    # The one slot was free again before the last of them had ended; what they return is ignored.
+    # The only slot was free again before the last of them had ended; their values are ignored.
     assert min(order.values()) < max(line.at for line in ended)
     assert {line.how for line in ended} == {"returned"}
     verdict = await scene.check()
@@ -108,16 +108,16 @@ async def test_t16_threads_that_do_not_end_cost_a_process_and_no_task(scene: Sce
     await scene.fleet.worker("-c", "20", "--threads", "4")
     scene.producer(Some("deaf", count, {"seconds": 4.0}), Some("quick", 10 * count), rate=100)
     await scene.drain()
-    # Processes take each other's place, and none of them has many more such threads than it may.
+    # Processes are replaced, and none has many more such threads than allowed.
     await scene.ledger.count(Up, 2, within=PATIENCE)
-    # One that has too many may be at its end still: it goes while these come.
+    # A process with too many may still be ending while new tasks come.
     scene.producer(Some("quick", 20), rate=4)
     await scene.drain()
     verdict = await scene.check()
     assert verdict.counts["failed"] == count
     pids = [line.pid for line in scene.ledger.of(Up)]
     deaf = [line.pid for line in scene.ledger.of(Started) if line.task == "deaf"]
-    assert max(deaf.count(pid) for pid in pids) <= most + 3 * 20  # slots, between two looks
+    assert max(deaf.count(pid) for pid in pids) <= most + 3 * 20  # slots, between two measurements
 
 
 async def test_t40_what_is_urgent_passes_a_backlog_and_a_storm_of_failures(scene: Scene) -> None:
@@ -142,7 +142,7 @@ async def test_t40_what_is_urgent_passes_a_backlog_and_a_storm_of_failures(scene
     sent = {line.key: line.at for line in scene.ledger.of(Attempted)}
     for at, key in began:
         if key.startswith("p1-"):
-            # Counted, not timed: those that passed it were on their way when it came.
+            # Counted, not timed: tasks that passed it were already taken when it came.
             passed = [
                 other
                 for moment, other in began

@@ -1,4 +1,4 @@
-"""Rows and tasks that commit together, while workers are killed."""
+"""Rows and tasks that are committed together, while workers are killed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OFTEN = (0.2, 0.5)  # seconds
 def broker(request: pytest.FixtureRequest, postgres_url: str) -> str:
     url: str = request.getfixturevalue(f"{request.param}_url")
     for one in (url, postgres_url):
-        TaskQueue(broker=one).drivers()  # not in a test: the import of a driver reads files
+        TaskQueue(broker=one).drivers()  # not in a test: importing a driver reads files
     return url
 
 
 @pytest.fixture
 async def rows(postgres_url: str) -> AsyncIterator[asyncpg.Pool]:
-    """A table of the user's, which takes a key twice."""
+    """A table of the user, which accepts a key twice."""
     async with asyncpg.create_pool(postgres_url, min_size=0, max_size=2) as pool:
         await pool.execute("CREATE TABLE rows (key text)")
         yield pool
@@ -51,7 +51,7 @@ async def scene(
     tmp_path: Path,
     watchdog: Watchdog,
 ) -> AsyncIterator[Scene]:
-    """A scene whose results rest in PostgreSQL."""
+    """A scene whose results are in PostgreSQL."""
     folder = tmp_path / "ledger"
     folder.mkdir()
     scene = Scene(broker, backend=postgres_url, folder=folder, seed=seed, watchdog=watchdog)
@@ -68,7 +68,7 @@ async def written(rows: asyncpg.Pool) -> Counter[str]:
 
 
 def note(scene: Scene, keys: Sequence[str], task: str) -> None:
-    """Write down that these were sent for good; each key is the id of its task, too."""
+    """Record acknowledged tasks, whose keys are also their ids."""
     name = task.rpartition(".")[2]
     scene.writer.write(*(Attempted(key=key, task=name, task_id=key) for key in keys))
     scene.writer.write(*(Acknowledged(key=key, task_id=key) for key in keys))
@@ -77,7 +77,7 @@ def note(scene: Scene, keys: Sequence[str], task: str) -> None:
 async def test_each_task_writes_once_whenever_its_worker_is_killed(
     scene: Scene, rows: asyncpg.Pool
 ) -> None:
-    # One dies between its commit and its settlement, at each of the two.
+    # Processes die between the commit of a task and its settlement.
     scene.fleet.more["AIOTASKQ_TESTS_FAULTS_DIE"] = f"succeeded:{scaled(2, 20)}"
     await scene.fleet.worker("-c", "8", processes=2, target=PAYING)
     chance = random.Random(scene.seed)
@@ -120,7 +120,7 @@ async def test_what_commits_runs_and_what_is_rolled_back_does_not_whenever_a_rel
 async def commit_and_roll_back(
     scene: Scene, sender: TaskQueue, rows: asyncpg.Pool, enough: asyncio.Event
 ) -> set[str]:
-    """Send tasks with a row each, some in each transaction; return the keys of those undone."""
+    """Send tasks with a row each, some in each transaction; return the keys rolled back."""
     chance = random.Random(scene.seed)
     undone: set[str] = set()
     numbers = itertools.count()
@@ -140,7 +140,7 @@ async def commit_and_roll_back(
                 await transaction.rollback()
                 undone.update(keys)
                 continue
-            # Before it: a task may have run by the time that the commit has returned.
+            # Before the commit: the task may have run when it returns.
             note(scene, keys, QUICK)
             await transaction.commit()
     return undone

@@ -1,4 +1,4 @@
-"""Worker processes die, freeze and are replaced."""
+"""Worker processes that die, freeze and are replaced."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_t02_t04_workers_die_at_each_step(scene: Scene) -> None:
     times = scaled(1, 8)
     scene.set(max_crashes=50)
     scene.fleet.more["AIOTASKQ_TESTS_FAULTS_DIE"] = ",".join(f"{point}:{times}" for point in POINTS)
-    for _ in range(2):  # not waited for: they may die before they say that they are ready
+    for _ in range(2):  # without waiting: they may die before they are ready
         await scene.fleet.worker("-c", "10", processes=2, ready=False)
     scene.producer(*scene.mix(scaled(150, 1500)), rate=100)
     await scene.drain()
@@ -61,7 +61,7 @@ async def test_t05_what_runs_is_finished_when_a_worker_is_told_to_stop(scene: Sc
     await scene.drain()
     verdict = await scene.check(Allowed(duplicates=0))
     assert verdict.counts["second runs"] == 0
-    # What had not begun was not lost its place: the oldest of it began first.
+    # Tasks that had not begun kept their place: the oldest began first.
     order = [line.key for line in scene.ledger.of(Started)]
     assert {int(key.partition("-")[2]) for key in order[: len(begun)]} == set(range(len(begun)))
 
@@ -97,7 +97,7 @@ async def test_t07_a_new_release_takes_over(scene: Scene) -> None:
     count = scaled(250, 4000)
     scene.producer(*scene.mix(count), Some("novel", count // 20), rate=scaled(100, 120))
     for program in old:
-        # Both releases at work, until the one has found tasks that it does not know.
+        # Both releases run until the old one has got tasks that it does not know.
         await scene.until_logged(program, "unknown here")
         await scene.fleet.worker("-c", "20", target="tests.faults.later:app")
         assert await scene.fleet.stop(program) == [0]
@@ -121,7 +121,7 @@ async def test_t10_a_worker_is_frozen_for_longer_than_its_lease(scene: Scene) ->
 async def test_t11_a_whole_program_is_frozen_for_longer_than_its_lease(scene: Scene) -> None:
     scene.set(worker_lease=1.5, worker_heartbeat=0.3)
     zombie = await scene.fleet.worker("-c", "10", processes=2)
-    # All of its slots are taken when it freezes, though the machine may be busy.
+    # All its slots are taken when it freezes, though the machine may be busy.
     scene.producer(Some("quick", 20, {"seconds": 3.0}), rate=1000)
     await scene.ledger.count(Started, 20, within=PATIENCE)
     held = {line.key for line in scene.ledger.of(Started)}
@@ -130,7 +130,7 @@ async def test_t11_a_whole_program_is_frozen_for_longer_than_its_lease(scene: Sc
     await scene.drain()
     others = {line.key for line in scene.ledger.of(Started) if line.pid not in pids}
     assert others >= held
-    # What it did came too late; it begins anew, and takes tasks as before.
+    # Its late outcomes were refused; it starts a new lease, and takes tasks as before.
     await scene.fleet.stop(second)
     scene.producer(Some("quick", 20), rate=1000)
     await scene.drain()

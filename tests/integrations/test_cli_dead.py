@@ -1,4 +1,4 @@
-"""`aiotaskq dead`, as a user meets it: what is printed, and with what status it ends."""
+"""`aiotaskq dead`, as a user meets it: output and exit status."""
 
 from __future__ import annotations
 

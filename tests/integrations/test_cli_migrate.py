@@ -1,4 +1,4 @@
-"""`aiotaskq migrate`, as a user meets it: what is printed, and with what status it ends."""
+"""`aiotaskq migrate`, as a user meets it: output and exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes in what was typed or set up: one line on stderr, and exit status 2."""
+"""Mistakes in the command or the set-up: one line on stderr, and exit status 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aiotaskq schedule`, as a user meets it: what is printed, and with what status it ends."""
+"""`aiotaskq schedule`, as a user meets it: output and exit status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def programs(programs: Programs) -> Programs:
 
 
 def done(programs: Programs, *words: str, **more: str) -> str:
-    """Run a subcommand, which must end well and say nothing on stderr; return what it printed."""
+    """Run a subcommand that must succeed and leave stderr empty; return its output."""
     ended = programs.run("schedule", *words, **more)
     assert (ended.stderr, ended.returncode) == ("", 0)
     return ended.stdout

@@ -1,4 +1,4 @@
-"""`aiotaskq worker`, as a user meets it: what it prints, and which queues it serves."""
+"""`aiotaskq worker`, as a user meets it: its output, and the queues it serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aiotaskq worker --reload`: what happens when files change."""
+"""`aiotaskq worker --reload`: the effect of changed files."""
 
 from __future__ import annotations
 

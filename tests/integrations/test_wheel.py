@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works."""
+"""The wheel: its contents, and that it works."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ asyncio.run(main())
 
 
 def run(*command: str | Path, cwd: Path, **more: str) -> str:
-    """Run a command and return what it printed; fail with that if it fails."""
+    """Run a command and return its output; fail with the output if it fails."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -55,7 +55,7 @@ def run(*command: str | Path, cwd: Path, **more: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_wheel_holds_the_package_alone_and_all_of_it(tmp_path: Path) -> None:
-    """That what it asks for is enough is seen where the README's words are followed."""
+    """Its dependencies suffice: the tests of the README's sessions show that."""
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
     run(*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,4 +1,4 @@
-"""What goes in comes out, whatever it is; what does not fit is refused, whatever it is."""
+"""Any value that is encoded is decoded again, or it is refused with the right error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 TIMES = st.datetimes(timezones=st.just(UTC))
-# pydantic and msgspec both write days beyond this otherwise than they read them.
+# Beyond these days, pydantic and msgspec write other texts than they can read.
 DURATIONS = st.timedeltas(timedelta(days=-99_999), timedelta(days=99_999))
 DECIMALS = st.decimals(allow_nan=False, allow_infinity=False)
 CATS = st.builds(Cat, TEXT, st.binary(max_size=20), st.none() | st.dates())
@@ -110,7 +110,7 @@ PLAIN = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
-# With what no serializer can write.
+# With values that no serializer can write.
 ANYTHING = st.recursive(
     st.none()
     | st.integers()
@@ -150,7 +150,7 @@ def test_arguments_arrive_as_they_were(
     codec = Codec(task_serializer=framing)
     args, named, _ = codec.pack(values[:split], kwargs)
     body = codec.encode_message(Message(id="1", task="t", args=args, kwargs=named))
-    for _ in range(2):  # the second is read by the shape of the first
+    for _ in range(2):  # the second call is read by the shape of the first
         assert arguments.load(codec.decode_message(body), body) == (values[:split], kwargs)
 
 

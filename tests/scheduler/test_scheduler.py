@@ -1,4 +1,4 @@
-"""What a scheduler sends, over a store in memory whose time passes as fast as it can."""
+"""Schedulers over a memory store, with a clock that jumps from timer to timer."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from aiotaskq.events import Sent
 from aiotaskq.middleware import Send
 from tests.scheduler.warp import BEGIN, WarpStore, run
 
-OSLO = ZoneInfo("Europe/Oslo")  # read now, as reading a file blocks a loop
+OSLO = ZoneInfo("Europe/Oslo")  # read now: reading a file would block the loop
 
 
 class FarBroker(MemoryBroker):
-    """One whose schedules may be out of reach."""
+    """A broker whose schedules may be unreachable."""
 
     away: ClassVar[set[WarpStore]] = set()
     looks = 0
@@ -52,7 +52,7 @@ class FarSchedules(MemorySchedules):
 
 
 class World:
-    """A store, and the programs that use it."""
+    """A store, and the applications and schedulers that use it."""
 
     def __init__(self) -> None:
         self.store = WarpStore()
@@ -65,12 +65,12 @@ class World:
 
     @property
     def times(self) -> list[str]:
-        """What was sent: the ids, without what all have in common."""
+        """The ids that were sent, without their common part."""
         return [one.id.replace("2026-01-01T00:00:", ":") for one in self.sent]
 
 
 def play(act: Callable[[World], Awaitable[None]]) -> World:
-    """Run a play in a world of its own, from the first second of 2026 on."""
+    """Run a test function in a world of its own, from the first second of 2026 on."""
     world = World()
 
     async def whole() -> None:
@@ -84,7 +84,7 @@ def entry(schedule: Any, **more: Any) -> Mapping[str, Mapping[str, Any]]:
     return {"one": {"task": "tasks.one", "schedule": schedule, **more}}
 
 
-def test_runs_are_sent_when_they_are_due_under_ids_that_tell_it() -> None:
+def test_runs_are_sent_at_their_due_times_which_their_ids_contain() -> None:
     async def act(world: World) -> None:
         async with world.app(beat_schedule=entry(timedelta(seconds=10))).scheduler():
             await asyncio.sleep(35)
@@ -147,7 +147,7 @@ def test_a_task_may_carry_its_own_schedule_and_runs_with_its_arguments() -> None
     play(act)
 
 
-def test_what_a_deploy_changes_changes_and_what_it_removes_goes() -> None:
+def test_a_deployment_changes_and_removes_schedules() -> None:
     async def act(world: World) -> None:
         app = world.app(
             beat_schedule={
@@ -198,7 +198,7 @@ def test_another_application_of_the_same_store_keeps_its_schedules() -> None:
         ("all", [f"one@2026-01-01T00:{n // 6:02}:{n % 6}0Z" for n in range(1, 61)]),
     ],
 )
-def test_what_nobody_sent_in_time_is_dealt_with_as_the_schedule_says(
+def test_late_runs_follow_the_misfire_policy_of_the_schedule(
     misfire: Any, expected: list[str]
 ) -> None:
     async def act(world: World) -> None:
@@ -234,7 +234,7 @@ def test_a_run_is_left_out_while_the_one_before_has_not_ended() -> None:
     play(act)
 
 
-def test_overlap_is_refused_where_nobody_can_see_whether_a_run_has_ended() -> None:
+def test_overlap_is_refused_without_results() -> None:
     async def act(world: World) -> None:
         app = world.app(task_ignore_result=True, beat_schedule=entry(10, overlap="skip"))
         await app.scheduler().run()
@@ -244,7 +244,7 @@ def test_overlap_is_refused_where_nobody_can_see_whether_a_run_has_ended() -> No
 
 
 class Hanging(Middleware):
-    """Never lets the messages of one task through."""
+    """Middleware that never sends the messages of one task."""
 
     async def send(self, message: Message, proceed: Send) -> None:
         if message.task == "hangs":
@@ -276,7 +276,7 @@ def test_a_send_that_hangs_or_fails_delays_no_other(caplog: pytest.LogCaptureFix
     assert "this one fails" in caplog.text
 
 
-def test_one_that_failed_and_was_removed_is_forgotten() -> None:
+def test_a_schedule_that_failed_and_was_removed_is_forgotten() -> None:
     async def act(world: World) -> None:
         app = world.app(middlewares=[Hanging()])
         await app.schedules.add("fails", "fails", every(1))
@@ -290,7 +290,7 @@ def test_one_that_failed_and_was_removed_is_forgotten() -> None:
     play(act)
 
 
-def test_an_impatient_scheduler_tells_that_its_broker_is_away() -> None:
+def test_an_impatient_scheduler_raises_when_its_broker_is_unreachable() -> None:
     async def act(world: World) -> None:
         FarBroker.away.add(world.store)
         with pytest.raises(BrokerUnavailable):
@@ -300,7 +300,7 @@ def test_an_impatient_scheduler_tells_that_its_broker_is_away() -> None:
     play(act)
 
 
-def test_what_failed_is_sent_once_it_works_again() -> None:
+def test_a_run_that_failed_is_sent_after_the_failure() -> None:
     async def act(world: World) -> None:
         broken = True
 
@@ -341,7 +341,9 @@ def test_a_paused_schedule_sends_nothing_until_it_is_resumed() -> None:
             paused = await app.schedules.pause("one")
             assert (paused.paused, paused.next_at) == (True, None)
             await asyncio.sleep(20)
-        async with world.app(beat_schedule=entry(10)).scheduler():  # a deploy does not resume it
+        async with world.app(
+            beat_schedule=entry(10)
+        ).scheduler():  # a deployment does not resume it
             await asyncio.sleep(10)
             resumed = await app.schedules.resume("one")
             assert resumed.next_at == datetime.fromtimestamp(BEGIN + 50, UTC)
@@ -363,11 +365,11 @@ def test_run_now_sends_it_once_more_and_changes_nothing() -> None:
     play(act)
 
 
-def test_one_shots_made_at_run_time_go_when_they_have_run() -> None:
+def test_single_runs_made_at_run_time_are_removed_after_their_run() -> None:
     async def act(world: World) -> None:
         app = world.app()
         async with app.scheduler():
-            # Naive, so by the clock of the time zone, which is an hour ahead.
+            # A naive time is in the time zone of the schedule, which is an hour ahead.
             when = Schedule(at(datetime(2026, 1, 1, 1, 0, 30)), timezone=OSLO.key)
             await app.schedules.add("once", "t", when)
             await asyncio.sleep(29)
@@ -379,7 +381,7 @@ def test_one_shots_made_at_run_time_go_when_they_have_run() -> None:
     play(act)
 
 
-def test_schedules_made_at_run_time_are_heard_of_within_a_second() -> None:
+def test_schedules_made_at_run_time_are_noticed_within_a_second() -> None:
     async def act(world: World) -> None:
         app = world.app()
         async with app.scheduler():
@@ -391,7 +393,7 @@ def test_schedules_made_at_run_time_are_heard_of_within_a_second() -> None:
     play(act)
 
 
-def test_what_cannot_be_meant_is_refused_with_what_would_mend_it() -> None:
+def test_wrong_schedules_are_refused_with_advice() -> None:
     async def act(world: World) -> None:
         app = world.app()
 
@@ -417,7 +419,7 @@ def test_what_cannot_be_meant_is_refused_with_what_would_mend_it() -> None:
     play(act)
 
 
-def test_what_stands_in_the_code_is_not_replaced_at_run_time_nor_the_other_way() -> None:
+def test_schedules_of_the_code_and_of_run_time_do_not_replace_each_other() -> None:
     async def act(world: World) -> None:
         app = world.app(beat_schedule=entry(10))
         with pytest.raises(ConfigError, match="'one' stands in the code"):
@@ -450,7 +452,7 @@ def test_a_schedule_that_would_never_run_is_refused(never: Any) -> None:
     play(act)
 
 
-def test_one_that_cannot_be_read_hides_no_other() -> None:
+def test_an_unreadable_schedule_hides_no_other() -> None:
     async def act(world: World) -> None:
         app = world.app()
         await app.schedules.add("good", "t", 10)
@@ -484,7 +486,7 @@ def test_a_wrong_entry_of_beat_schedule_is_named(fields: Any, complaint: str) ->
         app.conf.beat_schedule = {"wrong": fields}
 
 
-def test_a_store_that_cannot_be_reached_raises_to_who_changes_a_schedule() -> None:
+def test_changing_a_schedule_in_an_unreachable_store_raises() -> None:
     async def act(world: World) -> None:
         app = world.app()
         FarBroker.away.add(world.store)

@@ -27,12 +27,12 @@ LONG_PROFILE = os.environ.get("AIOTASKQ_TESTS_FAULTS") == "long"
 YEARS, SCHEDULES = (10, 200) if LONG_PROFILE else (1, 30)
 SEED = int(os.environ.get("AIOTASKQ_TESTS_FAULTS_SEED", "7"))
 SCHEDULERS = 3
-DEATHS = 0.02  # of the calls that change something
+DEATHS = 0.02  # the share of swaps at which a scheduler dies
 ZONES = ("UTC", "Europe/Paris", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata")
 
 
-class Store(WarpStore):
-    """Counts what is sent, and forgets it."""
+class CountingStore(WarpStore):
+    """A memory store that counts messages and drops them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class Store(WarpStore):
         self.sent[envelope.id] += 1
 
 
-class Deadly:
+class DyingSchedules:
     """The schedules of a store, for a scheduler that may die with each change."""
 
-    def __init__(self, store: ScheduleStore, life: Life) -> None:
+    def __init__(self, store: ScheduleStore, life: RestartedScheduler) -> None:
         self._store = store
         self._life = life
 
@@ -71,8 +71,8 @@ class Deadly:
         return swapped
 
 
-class Broker(MemoryBroker):
-    life: Life
+class DyingBroker(MemoryBroker):
+    life: RestartedScheduler
 
     def clone(self) -> Self:
         copy = super().clone()
@@ -80,13 +80,15 @@ class Broker(MemoryBroker):
         return copy
 
     def schedules(self) -> Any:
-        return Deadly(super().schedules(), self.life)
+        return DyingSchedules(super().schedules(), self.life)
 
 
-class Life:
-    """A scheduler that is started again each time it has died, at once or after days."""
+class RestartedScheduler:
+    """A scheduler that is started again after each death, at once or after days."""
 
-    def __init__(self, store: Store, declared: dict[str, Entry], chance: random.Random) -> None:
+    def __init__(
+        self, store: CountingStore, declared: dict[str, Entry], chance: random.Random
+    ) -> None:
         self._store = store
         self._declared = declared
         self._scheduler: Scheduler | None = None
@@ -96,7 +98,7 @@ class Life:
 
     async def live(self) -> None:
         while True:
-            broker = Broker(store=self._store)
+            broker = DyingBroker(store=self._store)
             broker.life = self
             app = TaskQueue("simulated", broker=broker, beat_schedule=self._declared)
             self._scheduler = app.scheduler()
@@ -108,7 +110,7 @@ class Life:
             await asyncio.sleep(self.chance.choice([0.0, 0.0, 1.0, 600.0, 2 * 86_400.0]))
 
     async def die(self) -> None:
-        """End like a process: nothing of it takes another step."""
+        """End like a process: no task of it takes another step."""
         assert self._scheduler is not None
         assert self._main is not None
         self.deaths += 1
@@ -147,15 +149,15 @@ def random_schedule(chance: random.Random) -> Schedule:
 def test_each_run_of_years_is_sent_once_though_schedulers_die(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK", YEAR)  # nobody adds any meanwhile
+    monkeypatch.setattr(module, "_LOOK", YEAR)  # no schedule is added meanwhile
     chance = random.Random(SEED)
     declared = {f"s{n}": Entry("task", random_schedule(chance)) for n in range(SCHEDULES)}
-    store = Store()
+    store = CountingStore()
 
     async def simulate() -> int:
-        lives = [Life(store, declared, chance) for _ in range(SCHEDULERS)]
+        lives = [RestartedScheduler(store, declared, chance) for _ in range(SCHEDULERS)]
         tasks = [asyncio.create_task(life.live()) for life in lives]
-        # Time enough at the end for those that are down then to come back.
+        # Time enough for schedulers that are down at the end to come back.
         await asyncio.sleep(YEARS * YEAR + 30 * 86_400)
         for task in tasks:
             task.cancel()

@@ -15,7 +15,7 @@ BEGIN = 1_767_225_600.0  # 2026-01-01, in Unix time
 
 
 class _Selector(selectors.DefaultSelector):
-    """Asks what is ready, and lets the time pass at once if that is nothing."""
+    """A selector that moves the clock to the next timer when nothing is ready."""
 
     passed = 0.0
 
@@ -30,20 +30,20 @@ class WarpLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._warp = _Selector()
         super().__init__(self._warp)
-        self._clock_resolution = 1e-6  # after years a float is no finer
+        self._clock_resolution = 1e-6  # the resolution of a float after years
 
     def time(self) -> float:
         return self._warp.passed
 
 
 class WarpStore(MemoryStore):
-    """A store in memory that goes by the clock of the running loop."""
+    """A memory store with the clock of the running event loop."""
 
     def now(self) -> float:
         return BEGIN + asyncio.get_running_loop().time()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a loop of this kind."""
+    """Run a coroutine on a `WarpLoop`."""
     with asyncio.Runner(loop_factory=WarpLoop) as runner:
         return runner.run(work)

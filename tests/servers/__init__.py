@@ -1,7 +1,7 @@
-"""Servers of our own for the tests: installed binaries, free ports, temp folders.
+"""Servers of the tests: installed binaries on free ports, with temporary folders.
 
 They can be killed and started again on the same port with the same data. Only processes that were
-started here are ever stopped, by pid. Should the test run itself be killed, a watchdog stops them.
+started here are ever stopped, by pid. If the test run itself is killed, a watchdog stops them.
 """
 
 from __future__ import annotations

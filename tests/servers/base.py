@@ -1,4 +1,4 @@
-"""What every server of the tests is: a process, a port, a folder, and who looks after them."""
+"""The base of the servers: a process, a port and a folder, and the watchdog of all servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ServerFailed(Exception):
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -35,12 +35,12 @@ def free_port() -> int:
 
 
 class Watchdog:
-    """A process that kills the servers if this one ends without having stopped them.
+    """A process that kills the servers if this process ends without having stopped them.
 
-    It reads the pids that are to be killed, one list a line, until the pipe closes.
+    It reads the pids of the servers, one list a line, and kills the last list when the pipe closes.
     """
 
-    # PostgreSQL takes its children along on QUIT; KILL is for those who ignore that.
+    # PostgreSQL ends its children on QUIT; KILL is for servers that ignore QUIT.
     _SCRIPT = """
         pids=
         while read -r line; do pids=$line; done
@@ -62,16 +62,16 @@ class Watchdog:
 
     @property
     def pids(self) -> frozenset[int]:
-        """The processes that are to be there, its own among them."""
+        """The pids of the servers and of the watchdog itself."""
         return frozenset(self._pids | {self._process.pid})
 
     def add(self, pid: int) -> None:
-        """Look after a process."""
+        """Add a process."""
         self._pids.add(pid)
         self._tell()
 
     def discard(self, pid: int) -> None:
-        """Forget a process, which has ended."""
+        """Remove a process that has ended."""
         self._pids.discard(pid)
         self._tell()
 
@@ -92,7 +92,7 @@ class Server:
 
     Attributes:
         host: Always the loopback address.
-        port: Where it listens.
+        port: The port on which it listens.
         folder: Its data and its log; removed by `close`.
     """
 
@@ -101,8 +101,8 @@ class Server:
     def __init__(self, watchdog: Watchdog) -> None:
         self.host = LOOPBACK
         self.port = free_port()
-        # Not pytest's temp folder: that one is closed to the user whom PostgreSQL runs as, and
-        # a Unix socket's path must be short.
+        # Not the folder of pytest, which the user of PostgreSQL may not read; and the path of a
+        # Unix socket must be short.
         base = tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="aqt-", dir=base if len(base) < 60 else "/tmp"))
         self._watchdog = watchdog
@@ -110,7 +110,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The server's process.
+        """The process of the server.
 
         Raises:
             ServerFailed: It does not run.
@@ -121,7 +121,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -137,7 +137,7 @@ class Server:
                 stderr=log,
                 cwd=self.folder,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for pytest, which then stops the servers
+                start_new_session=True,  # Ctrl-C is for pytest, which stops the servers
                 **self._spawn_options(),
             )
         self._watchdog.add(self._process.pid)
@@ -148,7 +148,7 @@ class Server:
         self._end(self._stop_signal())
 
     def kill(self) -> None:
-        """End it at once, as a power cut would for its process; does nothing if it does not run."""
+        """Kill it; does nothing if it does not run."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
@@ -157,7 +157,7 @@ class Server:
         self.start()
 
     def pause(self) -> None:
-        """Freeze it: connections stay, nothing answers."""
+        """Freeze it: connections stay, and get no answer."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:

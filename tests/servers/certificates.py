@@ -1,4 +1,4 @@
-"""Certificates for servers of the tests: an authority of our own, and what it has signed."""
+"""Certificates for the servers: an authority of the tests, and certificates that it signed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Certificates:
     """An authority, and a certificate of it for the loopback host, as files of PEM.
 
     Attributes:
-        authority: What a client is to trust.
+        authority: The authority for clients to trust.
         certificate: Of the server, for ``localhost`` and ``127.0.0.1``.
         key: Of the server.
-        stranger: Another authority, that has signed nothing here.
+        stranger: Another authority, which signed nothing here.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class Certificates:
         self.stranger = folder / "stranger.pem"
         authority.cert_pem.write_to_path(self.authority)
         issued.private_key_pem.write_to_path(self.key)
-        # PostgreSQL reads a key that nobody but its owner may read.
+        # PostgreSQL accepts only a key that no other user may read.
         self.key.chmod(0o600)
         for number, blob in enumerate(issued.cert_chain_pems):
             blob.write_to_path(self.certificate, append=number > 0)

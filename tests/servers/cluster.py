@@ -9,8 +9,8 @@ from tests.servers.base import ServerFailed, Watchdog, free_port
 from tests.servers.redis import RedisServer
 from tests.servers.sentinel import wait_until
 
-# Milliseconds until the others take a silent node for dead. On a busy machine one may be silent
-# that lives, so that the time is short only while one is to be taken for dead.
+# Milliseconds until the others take a silent node for dead. On a busy machine a living node may be
+# silent for a while, so the time is short only during a failover on purpose.
 _BRISK, _CALM = 1000, 20_000
 _SLOTS = 16384
 
@@ -26,7 +26,7 @@ class ClusterNode(RedisServer):
 
     @property
     def node_id(self) -> str:
-        """What the cluster calls it."""
+        """Its id in the cluster."""
         return self.bulk("CLUSTER MYID").strip()
 
 
@@ -34,10 +34,10 @@ class RedisCluster:
     """Six nodes on the loopback device.
 
     Args:
-        watchdog: What ends them if the tests are killed.
-        masters: How many, each with a replica or with none.
-        replicas: Whether there are replicas.
-        options: Of all nodes, as in redis.conf.
+        watchdog: Ends them if the tests are killed.
+        masters: The number of masters.
+        replicas: Whether each master has a replica.
+        options: For all nodes, as in redis.conf.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RedisCluster:
     ) -> None:
         given = {
             "cluster-enabled": "yes",
-            "appendfsync": "no",  # it outlives the process, not the machine
+            "appendfsync": "no",  # its data survives a kill of the process, not a power cut
             "cluster-node-timeout": str(_BRISK),
             "cluster-replica-validity-factor": "0",
             "databases": "1",
@@ -64,7 +64,7 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Its URL for drivers."""
         return f"redis+cluster://{','.join(f'{one.host}:{one.port}' for one in self.nodes)}"
 
     @property
@@ -73,7 +73,7 @@ class RedisCluster:
         return [one for one in self.nodes if one.running and self._role(one) == "master"]
 
     def start(self) -> None:
-        """Start what does not run, and wait until all slots are served and all replicas follow."""
+        """Start all nodes, and wait until all slots are served and all replicas follow."""
         for node in self.nodes:
             node.start()
         if not self._made:
@@ -83,7 +83,7 @@ class RedisCluster:
         self._set_timeout(_CALM)
 
     def fail_over(self, dead: ClusterNode | None = None) -> ClusterNode:
-        """Kill a master, and wait until its replica has taken its place; return what was killed."""
+        """Kill a master, wait until its replica is promoted, and return the killed node."""
         dead = dead or self.masters[0]
         self._set_timeout(_BRISK)
         dead.kill()
@@ -92,12 +92,12 @@ class RedisCluster:
         return dead
 
     def flush(self) -> None:
-        """Empty all."""
+        """Delete all keys."""
         for master in self.masters:
             master.command("FLUSHALL")
 
     def stop(self) -> None:
-        """Stop all nodes; what they hold stays."""
+        """Stop all nodes; their data stays."""
         for node in self.nodes:
             node.stop()
 

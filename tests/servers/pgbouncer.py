@@ -1,4 +1,4 @@
-"""PgBouncer."""
+"""PgBouncer in front of a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class PgBouncer(Server):
     """A PgBouncer in transaction mode, with fewer connections than it has clients.
 
     Args:
-        watchdog: What stops it if the tests are killed.
-        postgres: Where it leads.
+        watchdog: Stops it if the tests are killed.
+        postgres: The server behind it.
     """
 
     name = "pgbouncer"
@@ -35,7 +35,7 @@ class PgBouncer(Server):
         self._write_settings()
 
     def url(self, database: str = "postgres") -> str:
-        """Where a database is, as it is to be written for a pooler."""
+        """Return the URL of a database, with the options for a pooler."""
         user = self._postgres.user
         return f"postgresql://{user}@{self.host}:{self.port}/{database}?statement_cache_size=0"
 

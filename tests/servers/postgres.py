@@ -1,4 +1,4 @@
-"""PostgreSQL."""
+"""A PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers.base import Server, ServerFailed, ServerMissing, Watchdog
 
 
 def owner(what: str) -> pwd.struct_passwd | None:
-    """Return the user to run a server as that refuses to run as root; None: who we are."""
+    """Return the user for a server that refuses to run as root; None: the current one."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -50,16 +50,16 @@ class PostgresServer(Server):
         self._initialise()
 
     def url(self, database: str = "postgres") -> str:
-        """Where a database of it is, for the user without a password."""
+        """Return the URL of a database, for the user without a password."""
         return f"postgresql://{self.user}@{self.host}:{self.port}/{database}"
 
     def guarded_url(self, database: str = "postgres", password: str | None = None) -> str:
-        """Where a database of it is, with a password: the right one unless another is given."""
+        """Return the URL of a database with a password: the right one, or the given one."""
         secret = quote(self.guarded_password if password is None else password, safe="")
         return f"postgresql://{self.guarded_user}:{secret}@{self.host}:{self.port}/{database}"
 
     def create_database(self) -> str:
-        """Make an empty database, open to both users, and return its name."""
+        """Create an empty database that both users may use, and return its name."""
         self._made += 1
         name = f"test_{self._made}"
         self.sql(f"CREATE DATABASE {name}")
@@ -73,7 +73,7 @@ class PostgresServer(Server):
         """Run statements, each in a transaction of its own, and return the lines of their answers.
 
         Raises:
-            ServerFailed: One failed.
+            ServerFailed: A statement failed.
         """
         given = [part for statement in statements for part in ("-c", statement)]
         done = subprocess.run(
@@ -146,7 +146,7 @@ class PostgresServer(Server):
         )
 
     def start(self) -> None:
-        """Start it and wait until it answers; the first time, make the guarded user too."""
+        """Start it and wait until it answers; the first time, create the guarded user too."""
         super().start()
         if not self.sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{self.guarded_user}'"):
             self.sql(f"CREATE ROLE {self.guarded_user} LOGIN PASSWORD '{self.guarded_password}'")

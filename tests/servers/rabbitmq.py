@@ -1,4 +1,4 @@
-"""RabbitMQ."""
+"""A RabbitMQ node."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _GREETING = b"AMQP\x00\x00\x09\x01"
 
 
 class RabbitServer(Server):
-    """A RabbitMQ node of our own, with an epmd of its own, on the loopback device only.
+    """A RabbitMQ node with an epmd of its own, on the loopback device only.
 
     Attributes:
-        tls_port: Where it listens with TLS.
+        tls_port: The port on which it listens with TLS.
     """
 
     name = "rabbitmq-server"
 
     def __init__(self, watchdog: Watchdog, certificates: Certificates) -> None:
-        """Make it ready to start.
+        """Prepare its folder and its configuration.
 
         Args:
-            watchdog: Who looks after its processes.
+            watchdog: Ends its processes if the tests are killed.
             certificates: For TLS.
         """
         self._scripts = _find_scripts()
@@ -63,20 +63,20 @@ class RabbitServer(Server):
         watchdog.add(self._epmd.pid)
 
     def url(self, *, user: str = "guest", password: str = "guest", query: str = "") -> str:
-        """Where it is."""
+        """Return its URL."""
         return f"amqp://{user}:{password}@{self.host}:{self.port}/{query}"
 
     def tls_url(self, query: str = "") -> str:
-        """Where it is with TLS."""
+        """Return its URL with TLS."""
         return f"amqps://guest:guest@localhost:{self.tls_port}/{query}"
 
     def evaluate(self, expression: str) -> str:
-        """Have the node evaluate an Erlang expression; return the result as Erlang writes it.
+        """Evaluate an Erlang expression on the node; return the result as Erlang writes it.
 
-        It takes no time, which `rabbitmqctl` does.
+        It is much faster than `rabbitmqctl`.
 
         Raises:
-            ServerFailed: It could not.
+            ServerFailed: The expression failed.
         """
         cookie = (self.folder / ".erlang.cookie").read_text().strip()
         done = subprocess.run(
@@ -119,19 +119,19 @@ class RabbitServer(Server):
             "RABBITMQ_MNESIA_BASE": f"{folder}/data",
             "RABBITMQ_LOG_BASE": f"{folder}/logs",
             "RABBITMQ_LOGS": "-",
-            # Few threads, which do not spin while there is nothing to do: others work here too.
+            # Few threads, which do not spin while idle: the machine is shared.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "+S 2:2 +SDcpu 1 +SDio 1 +sbwt none +sbwtdcpu none +sbwtdio none"
                 " -kernel inet_dist_use_interface {127,0,0,1}"
-                # It looks for what is held too long each second, and not each minute.
+                # It looks for deliveries that are held too long each second instead of each minute.
                 " -rabbit channel_tick_interval 1000"
-                # What its queues send on and another does not take yet, as after a restart, it
-                # tries again in two seconds, and not in three minutes.
+                # After a restart a queue may have to send a message to another that is not ready
+                # yet: it tries again in two seconds instead of three minutes.
                 " -rabbit dead_letter_worker_publisher_confirm_timeout 2000"
             ),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": LOOPBACK,
-            # Then the script becomes the server, instead of waiting beside it.
+            # Then the script becomes the server, instead of waiting for it.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
@@ -152,7 +152,7 @@ class RabbitServer(Server):
 
 
 def _find_scripts() -> Path:
-    """Return where the scripts are themselves: Debian's on the path want to be another user."""
+    """Return the folder of the scripts; those of Debian on the path need another user."""
     found = glob.glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server")  # noqa: PTH207 - an absolute pattern
     on_path = shutil.which("rabbitmq-server")
     if on_path is not None:

@@ -1,4 +1,4 @@
-"""Redis."""
+"""A Redis server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.servers.base import Server, ServerFailed, ServerMissing, Watchdog
 
 
 class RedisServer(Server):
-    """A Redis server that writes every command to disk before it answers, unless told not to.
+    """A Redis server that writes each command to disk before it answers, unless not durable.
 
     Args:
-        watchdog: What ends it if the tests are killed.
-        durable: Whether it keeps anything over its end.
-        options: As in redis.conf, beside what every server here is given.
+        watchdog: Ends it if the tests are killed.
+        durable: Whether its data survives its end.
+        options: More options, as in redis.conf.
     """
 
     name = "redis-server"
@@ -33,11 +33,11 @@ class RedisServer(Server):
         self._options = options or {}
 
     def url(self, database: int = 0) -> str:
-        """Where a database of it is."""
+        """Return the URL of a database."""
         return f"redis://{self.host}:{self.port}/{database}"
 
     def flush(self, database: int | None = None) -> None:
-        """Empty one database, or all."""
+        """Delete all keys of one database, or of all."""
         if database is None:
             self.command("FLUSHALL")
         else:
@@ -47,7 +47,7 @@ class RedisServer(Server):
         """Send inline commands; return the first line of each answer.
 
         Raises:
-            ServerFailed: One answered with an error.
+            ServerFailed: A command was answered with an error.
         """
         with (
             socket.create_connection((self.host, self.port), timeout=10) as connection,
@@ -61,7 +61,7 @@ class RedisServer(Server):
         return replies
 
     def bulk(self, line: str) -> str:
-        """Send an inline command that is answered with a text; return that.
+        """Send an inline command that is answered with a text; return the text.
 
         Raises:
             ServerFailed: It answered with something else.
@@ -77,7 +77,7 @@ class RedisServer(Server):
             return answers.read(int(head[1:])).decode()
 
     def info(self, section: str) -> dict[str, str]:
-        """Return what the server answers to INFO."""
+        """Return the fields of the answer to INFO."""
         pairs = (line.partition(":") for line in self.bulk(f"INFO {section}").splitlines())
         return {name: value for name, colon, value in pairs if colon}
 
@@ -96,7 +96,7 @@ class RedisServer(Server):
         return [self._binary, *(part for key in options for part in (f"--{key}", options[key]))]
 
     def _answers(self) -> bool:
-        # Another may have taken the port meanwhile, and answer in its place.
+        # Another process may have taken the port meanwhile, and answer in its place.
         with contextlib.suppress(OSError, ServerFailed):
             is_it = self.info("server")["process_id"] == str(self.pid)
             return is_it and self.command("PING") == ["+PONG"]

@@ -1,4 +1,4 @@
-"""A Redis master, its replicas, and the sentinels that put another in its place."""
+"""A Redis master, its replicas, and the sentinels that promote a replica."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.servers.redis import RedisServer
 
 SERVICE = "mymaster"
 _PORT = re.compile(r"address=[^,]*:(\d+),")
-# Milliseconds until a sentinel takes a silent master for dead: on a busy machine one may be silent
-# that lives, so that the time is short only while one is to be taken for dead.
+# Milliseconds until a sentinel takes a silent master for dead. On a busy machine a living master
+# may be silent for a while, so the time is short only during a failover on purpose.
 _BRISK, _CALM = 1000, 20_000
 
 
 class SentinelServer(RedisServer):
-    """One sentinel. It writes what it learns into its configuration file.
+    """One sentinel, which keeps its state in its configuration file.
 
     Args:
-        watchdog: What ends it if the tests are killed.
+        watchdog: Ends it if the tests are killed.
         port: Of the master.
-        quorum: How many have to take a master for dead.
-        options: As in sentinel.conf, beside what every sentinel here is given.
+        quorum: The number of sentinels that have to agree on a dead master.
+        options: More options, as in sentinel.conf.
     """
 
     name = "redis-sentinel"
@@ -57,7 +57,7 @@ class SentinelServer(RedisServer):
     def introduce(
         self, replicas: Sequence[RedisServer], sentinels: Sequence[SentinelServer]
     ) -> None:
-        """Tell it, before it starts, what it would need some seconds to find out."""
+        """Write the other servers into its configuration, which saves it some seconds."""
         self._write(
             *(f"sentinel known-replica {SERVICE} {one.host} {one.port}" for one in replicas),
             *(
@@ -79,7 +79,7 @@ class SentinelSet:
     """Three Redis servers, one of them the master, and three sentinels.
 
     Args:
-        watchdog: What ends them if the tests are killed.
+        watchdog: Ends them if the tests are killed.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -102,13 +102,13 @@ class SentinelSet:
 
     @property
     def url(self) -> str:
-        """Where the service is."""
+        """The URL for drivers."""
         places = ",".join(f"{one.host}:{one.port}" for one in self.sentinels)
         return f"redis+sentinel://{places}/0?service={SERVICE}"
 
     @property
     def master(self) -> RedisServer:
-        """The server that takes writes; of several, the one that most replicas follow.
+        """The server that accepts writes; of several, the one that most replicas follow.
 
         Raises:
             ServerFailed: There is none now.
@@ -119,14 +119,14 @@ class SentinelSet:
         return max(masters, key=lambda one: int(one.info("replication")["connected_slaves"]))
 
     def start(self) -> None:
-        """Start what does not run, and wait until there is one master with two replicas."""
+        """Start all servers, and wait until there is one master with two replicas."""
         for server in (*self.servers, *self.sentinels):
             server.start()
         wait_until(self._is_whole, "become whole")
         self._set_patience(_CALM)
 
     def fail_over(self) -> RedisServer:
-        """Kill the master; return the server that has taken its place."""
+        """Kill the master; return the promoted server."""
         dead = self.master
         self._set_patience(_BRISK)
         dead.kill()
@@ -134,7 +134,7 @@ class SentinelSet:
         return next(one for one in self.servers if one.port == self._named())
 
     def flush(self) -> None:
-        """Empty all."""
+        """Delete all keys."""
         self.master.flush()
 
     def stop(self) -> None:
@@ -152,12 +152,12 @@ class SentinelSet:
             one.command(f"SENTINEL SET {SERVICE} down-after-milliseconds {milliseconds}")
 
     def _followers(self) -> int:
-        """Return how many replicas have all that the master has, but for what is on its way."""
+        """Return the number of replicas that have all data, except the latest changes."""
         facts = self.master.info("replication")
         return sum("state=online" in facts.get(f"slave{number}", "") for number in range(2))
 
     def _named(self) -> int | None:
-        """Return the port of the master that most sentinels name, if it is one."""
+        """Return the port of the master for most sentinels, if it is a master."""
         named = [_PORT.search(one.info("sentinel")["master0"]) for one in self.sentinels]
         ports = [int(found[1]) for found in named if found is not None]
         port = max(set(ports), key=ports.count)
@@ -166,12 +166,12 @@ class SentinelSet:
         return port if agreed else None
 
     def _is_whole(self) -> bool:
-        """Whether all is as it should be; that sentinels know each other is for a vote."""
+        """Whether all are ready; sentinels have to know each other for a vote."""
         port = self._named()
         if port is None:
             return False
         for server in self.servers:
-            # The sentinels would do it within ten seconds.
+            # The sentinels would do the same within ten seconds.
             if server.port != port and _role(server) == "master":
                 server.command(f"REPLICAOF {server.host} {port}")
         told = [one.info("sentinel")["master0"] for one in self.sentinels]
@@ -189,7 +189,7 @@ def _role(server: RedisServer) -> str:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT) -> None:
-    """Wait until several servers together are as they should be."""
+    """Wait until several servers together are in some state."""
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:

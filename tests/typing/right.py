@@ -1,4 +1,4 @@
-"""What type checkers must see: checked by test_typing.py, and never run."""
+"""Programs that type checkers must accept: checked by test_typing.py, and never run."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def asynchronous() -> None:
     by_name = await app.send("tasks.add", args=(2, 8), countdown=1)
     assert_type(by_name, TaskHandle[Any])
 
-    # What a worker gives is not asked of callers.
+    # Callers do not give parameters that a worker fills.
     assert_type(await bound.kiq(1), TaskHandle[int])
     assert_type(bound.with_options(soft_timeout=1).s(x=1), Call[int])
     assert_type(await bound(1), int)

@@ -1,4 +1,4 @@
-"""mypy and pyright see what the contract promises, and refuse what it does not."""
+"""Types of the public API: mypy and pyright accept right programs and refuse wrong ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-Errors = dict[int, list[str]]  # what is wrong, by line
+Errors = dict[int, list[str]]  # wrong lines, with their errors
 
 
 def mypy(file: Path) -> Errors:
@@ -31,8 +31,8 @@ def mypy(file: Path) -> Errors:
     assert done.returncode in (0, 1), done.stdout + done.stderr
     errors: Errors = {}
     for name, line, text in re.findall(r"^(.*?):(\d+): error: (.*)$", done.stdout, re.MULTILINE):
-        # Elsewhere there may be errors that another change has made. The name is enough: from
-        # its cache, mypy tells the errors of the same text under the path that it had before.
+        # Other files may have errors of another change. The name is enough: from its cache,
+        # mypy reports errors of the same text under an earlier path.
         if Path(name).name == file.name:
             errors.setdefault(int(line), []).append(text)
     return errors
@@ -69,15 +69,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @checkers
-def test_what_is_promised_is_typed(check: Callable[[Path], Errors]) -> None:
+def test_the_public_api_is_typed(check: Callable[[Path], Errors]) -> None:
     assert check(HERE / "right.py") == {}
 
 
 @checkers
-def test_what_is_wrong_is_refused_line_by_line(
-    check: Callable[[Path], Errors], tmp_path: Path
-) -> None:
-    # It is no Python file here, or every check of the project would stumble over it.
+def test_each_wrong_line_is_refused(check: Callable[[Path], Errors], tmp_path: Path) -> None:
+    # Not a Python file here: every check of the project would report its errors.
     file = tmp_path / "wrong.py"
     shutil.copy(HERE / "wrong.txt", file)
     marked = {

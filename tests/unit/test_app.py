@@ -1,4 +1,4 @@
-"""`TaskQueue`: what it defines and what it sends."""
+"""`TaskQueue`: names, options, and the messages that it sends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def app() -> AsyncIterator[TaskQueue]:
 
 
 async def waiting(app: TaskQueue, queue: str = "default") -> list[tuple[Message, Delivery]]:
-    """Take what waits in a queue."""
+    """Fetch and settle the waiting messages of a queue."""
     consumer = (await app.broker()).consumer([queue], name="test", lease=60)
     await consumer.open()
     taken = await consumer.fetch(100, 0)
@@ -104,7 +104,7 @@ def test_a_name_that_no_driver_can_keep_is_refused(app: TaskQueue, name: Any) ->
 
 
 @pytest.mark.parametrize("wrong", [5, "", "localhost:6379", object()])
-def test_what_is_no_url_and_no_driver_is_refused_where_it_is_given(wrong: Any) -> None:
+def test_a_broker_must_be_a_url_or_a_driver(wrong: Any) -> None:
     for what in ("broker", "backend"):
         with pytest.raises(ConfigError, match=f"{what} is .* must be a URL"):
             TaskQueue("x", **{what: wrong})
@@ -127,7 +127,7 @@ def test_a_child_forked_while_a_thread_is_in_the_app_can_use_it(tmp_path: Path) 
     with app._lock:
         pid = os.fork()
         if pid == 0:
-            app.drivers()  # would wait for ever for the lock of a thread that is not there
+            app.drivers()  # it would wait for ever for the lock of a thread of its parent
             os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
@@ -233,12 +233,12 @@ def test_a_wrong_option_of_a_task_is_refused(
 
 
 @pytest.mark.parametrize("wrong", ["reports", 5, None])
-def test_what_is_no_function_is_refused(app: TaskQueue, wrong: Any) -> None:
+def test_only_functions_become_tasks(app: TaskQueue, wrong: Any) -> None:
     with pytest.raises(ConfigError, match="no function"):
         app.task(wrong)
 
 
-# --- what a message says ------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 async def test_the_queue_is_the_calls_then_the_tasks_then_the_routes_then_the_default(
@@ -322,7 +322,7 @@ def test_seconds_are_counted_by_the_store(app: TaskQueue, expires: float | timed
     envelope = seal(outgoing, app.codec)
     assert (envelope.delay, envelope.not_before) == (5, None)
     assert (envelope.expires_in, envelope.expires_at) == (60, None)
-    assert outgoing.message.expires_at is not None  # for those who read the message
+    assert outgoing.message.expires_at is not None  # for readers of the message
     at_once = seal(prepare(task.with_options(countdown=-1).s(1, 2), app), app.codec)
     assert (at_once.delay, at_once.not_before) == (None, None)
 
@@ -366,7 +366,7 @@ async def test_a_uuid_may_be_an_id(app: TaskQueue) -> None:
     assert (await only(app)).id == handle.id
 
 
-async def test_what_a_broker_lacks_is_refused_where_it_is_asked_for() -> None:
+async def test_options_that_the_broker_lacks_are_refused_at_the_call() -> None:
     class Poor(MemoryBroker):
         traits: ClassVar[Traits] = Traits(priorities=False, unique=False)
 
@@ -379,7 +379,7 @@ async def test_what_a_broker_lacks_is_refused_where_it_is_asked_for() -> None:
         assert len(await waiting(app)) == 1
 
 
-# --- who is there, and who is not to be ---------------------------------------------------------
+# --- workers and cancelling ---------------------------------------------------------------------
 
 
 async def test_the_workers_that_are_alive_tell_of_themselves(app: TaskQueue) -> None:
@@ -399,7 +399,7 @@ async def test_the_workers_that_are_alive_tell_of_themselves(app: TaskQueue) -> 
     assert await app.workers() == []
 
 
-async def test_what_runs_may_be_left_alone_when_a_task_is_revoked(app: TaskQueue) -> None:
+async def test_revoking_may_spare_a_running_task(app: TaskQueue) -> None:
     consumer = (await app.broker()).consumer(["default"], name="w", lease=60)
     await consumer.open()
     held = await app.send("x")

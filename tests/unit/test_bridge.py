@@ -1,4 +1,4 @@
-"""The sync door."""
+"""The bridge: calls from plain code, on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def door() -> Iterator[Bridge]:
 
 @pytest.fixture
 def stopped() -> Iterator[None]:
-    """End the thread of the bridge of the process after the test."""
+    """Stop the thread of the bridge after the test."""
     yield
     bridge.stop()
 
 
 def script(code: str, *, folder: Path, arguments: tuple[str, ...] = ()) -> str:
-    """Run a program in which every warning is an error; return what it printed."""
+    """Run a program in which every warning is an error; return its output."""
     file = folder / "program.py"
     file.write_text(textwrap.dedent(code))
     done = subprocess.run(
@@ -50,7 +50,7 @@ def script(code: str, *, folder: Path, arguments: tuple[str, ...] = ()) -> str:
         timeout=50,
         check=False,
     )
-    # What asyncio says of a step that took long is true of a busy machine.
+    # asyncio reports slow steps, which occur on a busy machine.
     told = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
     assert told == []
     assert done.returncode == 0
@@ -68,7 +68,7 @@ def test_many_threads_share_one_loop(door: Bridge) -> None:
     assert len({thread for _, thread in found}) == 1
 
 
-def test_what_the_coroutine_raises_reaches_its_thread(door: Bridge) -> None:
+def test_an_exception_of_the_coroutine_reaches_its_thread(door: Bridge) -> None:
     async def fail() -> None:
         raise KeyError("x")
 
@@ -100,7 +100,7 @@ async def test_in_a_running_loop_it_says_what_to_write_instead() -> None:
             with pytest.raises(RuntimeError) as refused:
                 call()
             assert instead in str(refused.value)
-        gc.collect()  # a coroutine that was never awaited warns when it is collected
+        gc.collect()  # a coroutine that was never awaited causes a warning when it is collected
 
 
 def test_it_starts_anew_after_a_stop(door: Bridge) -> None:
@@ -132,7 +132,7 @@ def test_a_loop_that_cannot_start_is_an_error_and_no_hang(
     door.run(nothing(), instead="x")
 
 
-def test_stopping_closes_what_was_left_open(door: Bridge) -> None:
+def test_stopping_closes_open_sessions(door: Bridge) -> None:
     closed: list[str] = []
 
     async def leave_open() -> None:

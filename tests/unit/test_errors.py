@@ -1,4 +1,4 @@
-"""The tree of exceptions."""
+"""The tree of exceptions, and their copies."""
 
 from __future__ import annotations
 

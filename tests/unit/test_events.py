@@ -1,4 +1,4 @@
-"""Observers."""
+"""`Observers`: adding, removing and calling observers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_an_observer_hears_exactly_its_kind_in_order() -> None:
     assert heard == ["first w", "second w"]
 
 
-def test_heard_tells_whether_anybody_listens() -> None:
+def test_heard_is_true_while_there_is_an_observer() -> None:
     observers = Observers()
     observer = print
     assert not observers.heard(WorkerReady)

@@ -1,4 +1,4 @@
-"""The onion around a send and around a run."""
+"""`Middleware`: the chain around a send and around a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiotaskq.middleware import Run, Send, wrap_run, wrap_send
 
 
 class Named(Middleware):
-    """Notes when it is entered and left."""
+    """Middleware that records when it is entered and left."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
         self.name = name
@@ -57,7 +57,7 @@ async def test_the_first_is_outermost(app: TaskQueue) -> None:
     assert notes == ["outer runs", "inner runs", "inner has run", "outer has run"]
 
 
-async def test_one_that_overrides_nothing_costs_nothing() -> None:
+async def test_middleware_that_overrides_nothing_is_not_called() -> None:
     async def send(message: Message) -> None: ...
     async def run(context: TaskContext) -> None: ...
 

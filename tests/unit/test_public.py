@@ -1,4 +1,4 @@
-"""The house: what is public, what an import costs, how long a file is."""
+"""The public names of the package, and the cost of importing it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import aiotaskq
 from aiotaskq import errors, events
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 500  # lines of a file
-# Each of them takes longer to import than all of aiotaskq.
+# Each of these takes longer to import than all of aiotaskq.
 HEAVY = (
     "aiotaskq.drivers.memory",
     "aiotaskq.drivers.postgres",
@@ -93,18 +92,6 @@ print(*[name for name in {HEAVY!r} if name in sys.modules])
 )
 def test_every_module_can_be_imported_and_says_what_it_is(name: str) -> None:
     assert importlib.import_module(name).__doc__
-
-
-def test_no_file_is_longer_than_fits_a_head() -> None:
-    files = [
-        file
-        for folder in ("aiotaskq", "examples", "benchmarks", "scripts")
-        for file in (ROOT / folder).rglob("*.py")
-        if "/." not in str(file.relative_to(ROOT))  # what is installed there
-    ]
-    assert files
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
-    assert {name: length for name, length in lengths.items() if length > LIMIT} == {}
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""When a failed task runs again."""
+"""`Retry`: the decision about another attempt, and its delay."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_only_the_named_exceptions_are_worth_another_attempt() -> None:
     assert retry_delay(retry, 1, FileNotFoundError()) is None
 
 
-def test_by_default_what_is_no_exception_is_not_retried() -> None:
+def test_by_default_only_exceptions_are_retried() -> None:
     assert retry_delay(Retry(), 1, SystemExit()) is None
 
 
@@ -192,7 +192,7 @@ def test_numbers_travel_in_a_message_and_types_stay_with_the_task(jitter: Jitter
 @pytest.mark.parametrize(
     "retry", [Retry(on=(OSError,)), Retry(never_on=(OSError,)), Retry(backoff=lambda attempt: 1.0)]
 )
-def test_what_cannot_travel_is_refused_for_one_call(retry: Retry) -> None:
+def test_options_that_cannot_travel_are_refused_for_one_call(retry: Retry) -> None:
     with pytest.raises(ConfigError, match="where the task is defined"):
         retry.to_policy()
 

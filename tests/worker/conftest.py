@@ -1,4 +1,4 @@
-"""Fixtures of the worker's tests."""
+"""Fixtures of the tests of the worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiotaskq import TaskQueue
 
 @pytest.fixture
 async def app() -> AsyncIterator[TaskQueue]:
-    """An application over a store in memory of its own."""
+    """An application with a memory store of its own."""
     app = TaskQueue("app", broker="memory://")
     yield app
     await app.close()

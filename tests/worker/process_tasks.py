@@ -1,4 +1,4 @@
-"""Tasks that run in processes, which find them here by their names."""
+"""Tasks that run in processes of the pool, which import them from here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that ask for another attempt from a process, which finds them here by their names."""
+"""Tasks that ask for another attempt in a process of the pool, which imports them from here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = TaskQueue("retry_tasks", broker="memory://")
 
 @app.task(bind=True, executor="process", max_retries=1)
 def twice(self: Task[..., Any], x: int) -> list[object]:
-    """Fail once, and then tell what is known of the run."""
+    """Fail once; return facts of the second run."""
     request = self.request
     if request.retries == 0:
         try:
@@ -24,13 +24,13 @@ def twice(self: Task[..., Any], x: int) -> list[object]:
 
 @app.task(bind=True, executor="process", max_retries=1)
 def never(self: Task[..., Any]) -> None:
-    """Fail until there are no attempts left."""
+    """Fail at each attempt."""
     raise self.retry(exc=KeyError("gone"), countdown=0)
 
 
 @app.task(executor="process")
 def later() -> int:
-    """Ask for it in the words of this project."""
+    """Ask for another attempt with `RetryLater`."""
     if current_task().attempt < 3:
         raise RetryLater(0, "not yet")
     return current_task().attempt
@@ -38,13 +38,13 @@ def later() -> int:
 
 @app.task(executor="process")
 def reject() -> None:
-    """Ask for no more of it."""
+    """Ask for no further attempt, with `Reject`."""
     raise Reject("no such customer")
 
 
 @app.task(executor="process")
 def snooze(marker: str) -> int:
-    """Be put off until somebody made the file."""
+    """Ask to run later until the file exists."""
     from pathlib import Path
 
     if not Path(marker).exists():

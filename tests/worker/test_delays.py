@@ -1,4 +1,4 @@
-"""When delayed tasks start, in what order, by whose clock; and what becomes of expired ones."""
+"""Delayed and expired tasks: their order, their clock, and their waiting workers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from aiotaskq import Retry, TaskQueue, TaskRevoked, TaskStatus
+from aiotaskq import (
+    Retry,
+    TaskQueue,
+    TaskRevoked,
+    TaskStatus,
+)
+from aiotaskq.events import Retried, Revoked
 from aiotaskq.tasks.handle import TaskHandle
-from tests.worker.tools import LONG
+from tests.worker.events import LONG, EventRecorder
 
 HOUR = 3600.0
 NEARLY = 0.05  # seconds by which two clocks of one machine may differ, with room to spare
@@ -41,7 +47,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def unopened(url: str) -> TaskQueue:
     app = TaskQueue("app", broker=url)
-    app.drivers()  # imports them, which blocks: not on the loop of the test
+    app.drivers()  # imports the driver, which would block the loop of the test
     return app
 
 
@@ -52,14 +58,14 @@ async def app(unopened: TaskQueue) -> AsyncIterator[TaskQueue]:
 
 
 class Runs:
-    """A task ``job(name)``, and in what order and when it ran."""
+    """A task ``job(name)``, with the order and the times of its runs."""
 
     def __init__(self, app: TaskQueue) -> None:
         self._app = app
         self._loop = asyncio.get_running_loop()
         self._more = asyncio.Event()
         self.names: list[str] = []
-        self.at: dict[str, float] = {}  # by the loop's clock, which nobody sets
+        self.at: dict[str, float] = {}  # by the clock of the event loop
         self.task = app.task(name="job")(self._run)
 
     async def _run(self, name: str) -> None:
@@ -71,7 +77,7 @@ class Runs:
         return await self.task.with_options(**options).kiq(name)
 
     async def count(self, wanted: int) -> list[str]:
-        """Return what has run once it is as many."""
+        """Wait for that many runs, and return their names."""
         async with asyncio.timeout(LONG):
             while len(self.names) < wanted:
                 self._more.clear()
@@ -79,7 +85,7 @@ class Runs:
         return self.names
 
     async def idle(self) -> None:
-        """See that the worker is up, and waits for more."""
+        """Wait until the worker is up and waits for tasks."""
         await (await self.send("idle")).result(LONG)
         self.names.remove("idle")
 
@@ -87,13 +93,13 @@ class Runs:
 # --- order and wake-up --------------------------------------------------------------------------
 
 
-async def test_an_earlier_one_that_arrives_while_the_worker_waits_for_a_later_one_runs_first(
+async def test_a_task_that_is_due_earlier_runs_first_though_it_was_sent_later(
     app: TaskQueue,
 ) -> None:
     runs = Runs(app)
     async with app.worker():
         await runs.idle()
-        # Times rather than seconds: so their order is the same however long the sending takes.
+        # Absolute times: their order does not depend on the time that sending takes.
         now = datetime.now(UTC)
         for name, seconds in (("last", 2.0), ("third", 1.8), ("second", 1.6)):
             await runs.send(name, eta=now + timedelta(seconds=seconds))
@@ -101,7 +107,7 @@ async def test_an_earlier_one_that_arrives_while_the_worker_waits_for_a_later_on
         assert await runs.count(4) == ["first", "second", "third", "last"]
 
 
-async def test_what_is_due_soon_does_not_wait_for_what_is_due_in_an_hour(app: TaskQueue) -> None:
+async def test_a_task_due_soon_does_not_wait_for_one_due_in_an_hour(app: TaskQueue) -> None:
     runs = Runs(app)
     async with app.worker():
         await runs.idle()
@@ -111,7 +117,7 @@ async def test_what_is_due_soon_does_not_wait_for_what_is_due_in_an_hour(app: Ta
     assert runs.names == [f"{number}" for number in range(5)]
 
 
-async def test_a_worker_that_waits_for_a_delayed_one_takes_others_meanwhile(
+async def test_a_worker_that_waits_for_a_delayed_task_runs_others_meanwhile(
     app: TaskQueue,
 ) -> None:
     runs = Runs(app)
@@ -144,7 +150,7 @@ async def test_a_sleeping_worker_is_woken_by_another_process(app: TaskQueue, url
             assert await runs.count(len(expected)) == expected
 
 
-async def test_those_sent_together_run_in_the_order_in_which_they_are_due(app: TaskQueue) -> None:
+async def test_tasks_sent_together_run_in_the_order_of_their_due_times(app: TaskQueue) -> None:
     runs = Runs(app)
     delays = [0.5, 0.1, 0.4, 0.2, 0.6, 0.3]
     async with app.worker(concurrency=1):
@@ -153,7 +159,7 @@ async def test_those_sent_together_run_in_the_order_in_which_they_are_due(app: T
         assert await runs.count(len(delays)) == [str(one) for one in sorted(delays)]
 
 
-async def test_those_due_at_once_run_by_priority(app: TaskQueue) -> None:
+async def test_tasks_due_at_once_run_by_priority(app: TaskQueue) -> None:
     runs = Runs(app)
     due = datetime.now(UTC) + timedelta(seconds=0.7)
     await app.kiq_many(
@@ -163,7 +169,7 @@ async def test_those_due_at_once_run_by_priority(app: TaskQueue) -> None:
         assert await runs.count(3) == ["9", "4", "0"]
 
 
-async def test_a_delayed_one_finds_a_free_worker_though_another_one_is_busy(app: TaskQueue) -> None:
+async def test_a_delayed_task_finds_a_free_worker_while_another_is_busy(app: TaskQueue) -> None:
     runs = Runs(app)
     busy, leave = asyncio.Event(), asyncio.Event()
 
@@ -195,7 +201,7 @@ async def test_a_delayed_one_finds_a_free_worker_though_another_one_is_busy(app:
     ],
     ids=["seconds", "timedelta", "datetime"],
 )
-async def test_every_handle_says_of_an_expired_task_that_it_is(
+async def test_every_handle_of_an_expired_task_says_so(
     app: TaskQueue, expires: Callable[[], Any]
 ) -> None:
     runs = Runs(app)
@@ -221,7 +227,7 @@ async def test_every_handle_says_of_an_expired_task_that_it_is(
     assert await asyncio.to_thread(look) == ("REVOKED", True, False, False)
 
 
-async def test_one_that_expires_later_runs(app: TaskQueue) -> None:
+async def test_a_task_that_expires_later_runs(app: TaskQueue) -> None:
     runs = Runs(app)
     async with app.worker():
         for number, expires in enumerate(
@@ -235,7 +241,7 @@ async def test_one_that_expires_later_runs(app: TaskQueue) -> None:
 
 
 class Skewed:
-    """What the module `time` is to those whose clock is wrong."""
+    """The module `time` of a process whose clock is wrong."""
 
     def __init__(self, ahead: float) -> None:
         self._ahead = ahead
@@ -270,7 +276,7 @@ def skewed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 async def not_before(
     seconds: float, begin: Callable[[], Awaitable[TaskHandle[None]]], runs: Runs, name: str
 ) -> None:
-    """See that a task runs, and not earlier than so long after it was sent."""
+    """Check that a task runs, and no earlier than `seconds` after it was sent."""
     sent = asyncio.get_running_loop().time()
     await (await begin()).result(LONG)
     assert runs.at[name] - sent >= seconds - NEARLY
@@ -337,3 +343,32 @@ async def test_a_naive_datetime_is_taken_in_the_applications_time_zone(
             await (await runs.send("over", expires=there - timedelta(seconds=1))).result(LONG)
         assert (await (await app.broker()).depth())["default"].delayed == 1
     assert runs.names == ["now"]
+
+
+async def test_a_task_that_expired_is_revoked_and_never_runs(app: TaskQueue) -> None:
+    ran = False
+
+    @app.task
+    async def job() -> None:
+        nonlocal ran
+        ran = True
+
+    handle = await job.with_options(expires=datetime.now(UTC) - timedelta(seconds=1)).kiq()
+    async with app.worker():
+        with pytest.raises(TaskRevoked, match="expired"):
+            await handle.result(1)
+    assert not ran
+
+
+async def test_a_task_that_expires_between_its_attempts_is_revoked(app: TaskQueue) -> None:
+    recorded = EventRecorder(app, Retried, Revoked)
+
+    @app.task(retry=Retry(max_attempts=2, delay=0.6, jitter=False))
+    async def job() -> None:
+        raise OSError
+
+    async with app.worker():
+        handle = await job.with_options(expires=0.3).kiq()
+        with pytest.raises(TaskRevoked, match="expired"):
+            await handle.result(LONG)
+    assert recorded.names == ["Retried", "Revoked"]

@@ -1,4 +1,4 @@
-"""Leases and outages: blocked loops, lost leases, servers that go and come back."""
+"""Outages and lost leases: blocked event loops, and servers that are away for a while."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from aiotaskq.contract.records import DeadLimits
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 from aiotaskq.events import Failed, Refused, Started, Succeeded, WorkerReady
 from aiotaskq.worker import Worker
-from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+from tests.worker.events import LONG, EventRecorder, until
+from tests.worker.outage import Outage, OutageBroker
 
 LEASE: dict[str, Any] = {"worker_lease": 0.6, "worker_heartbeat": 0.1}
 
 
-def flaky(**settings: Any) -> tuple[TaskQueue, Weather]:
-    weather = Weather()
-    return TaskQueue("app", broker=FlakyBroker(weather), **settings), weather
+def flaky(**settings: Any) -> tuple[TaskQueue, Outage]:
+    outage = Outage()
+    return TaskQueue("app", broker=OutageBroker(outage), **settings), outage
 
 
 @pytest.mark.may_block("that is what it is about")
@@ -39,10 +40,10 @@ async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -
         nonlocal runs
         runs += 1
         await gate.wait()
-        time.sleep(3)  # nobody beats on this loop for five leases
+        time.sleep(3)  # nothing on this loop can renew the lease for five leases
         return runs
 
-    # Another worker, on a loop of its own, tends the queue all the while and would take the task.
+    # Another worker, on a loop of its own, calls `maintain` meanwhile and would take the task.
     maintained, leave = threading.Event(), threading.Event()
 
     async def elsewhere() -> None:
@@ -66,12 +67,12 @@ async def test_a_task_that_blocks_the_loop_beyond_its_lease_is_not_run_twice() -
     await app.close()
 
 
-async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_dropped(
+async def test_a_lost_lease_is_followed_by_a_new_one_and_late_outcomes_are_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broker = MemoryBroker()
     app = TaskQueue("app", broker=broker, worker_lease=3600, worker_heartbeat=0.2)
-    heard = Heard(app, Refused, Succeeded, Started)
+    recorded = EventRecorder(app, Refused, Succeeded, Started)
     runs: list[int] = []
     first = asyncio.Event()
 
@@ -83,32 +84,32 @@ async def test_a_lost_lease_is_followed_by_a_new_one_and_what_came_too_late_is_d
             try:
                 await first.wait()
             except asyncio.CancelledError:
-                return -1  # it was given to another one: what it returns now counts for nothing
+                return -1  # the task was given to another worker: its value is dropped
         return mine
 
     async with app.worker() as worker:
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
-        broker.store._time_shift += 7200  # as if the process had been frozen
+        broker.store._time_shift += 7200  # as after a frozen process
         broker.store.maintain(DeadLimits())
         assert await handle.result(LONG) == 2
         assert await (await job.kiq()).result(LONG) == 3
     assert runs == [1, 2, 3]
     assert "going on under a new lease" in caplog.text
-    assert heard.names.count("Succeeded") == 2
+    assert recorded.names.count("Succeeded") == 2
     await app.close()
 
 
 async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() -> None:
     broker = MemoryBroker()
     app = TaskQueue("app", broker=broker, worker_lease=10, worker_heartbeat=0.3)
-    heard = Heard(app, Refused)
+    recorded = EventRecorder(app, Refused)
 
     @app.task
     async def job() -> str:
         if len(runs) == 0:
             runs.append(1)
-            # The process is frozen here: nothing of it runs until the lease is long over.
+            # As in a frozen process, nothing runs here until the lease is long over.
             heartbeat = worker._incarnation._heartbeat  # type: ignore[union-attr]  # it runs
             heartbeat._trusted_until = time.monotonic() - 1
             broker.store._time_shift += 20
@@ -120,52 +121,52 @@ async def test_an_outcome_that_was_ready_when_the_lease_was_lost_is_refused() ->
     worker = app.worker()
     async with worker:
         handle = await job.kiq()
-        (event,) = await heard.count(1)
+        (event,) = await recorded.count(1)
         assert event.task_id == handle.id
         assert await handle.result(LONG) == "in time"
-    assert len(heard.events) == 1
+    assert len(recorded.events) == 1
     await app.close()
 
 
 async def test_a_worker_waits_for_a_broker_that_is_away_at_its_start() -> None:
-    app, weather = flaky()
-    weather.broker_down = True
+    app, outage = flaky()
+    outage.broker_down = True
 
     @app.task
     async def job() -> int:
         return 1
 
-    async with app.worker():  # what embeds it starts all the same
-        weather.broker_down = False
+    async with app.worker():  # the embedding program starts all the same
+        outage.broker_down = False
         assert await (await job.kiq()).result(LONG) == 1
     await app.close()
 
 
 async def test_a_worker_that_waits_for_its_broker_can_be_stopped() -> None:
-    app, weather = flaky()
-    weather.broker_down = True
+    app, outage = flaky()
+    outage.broker_down = True
     async with app.worker():
         pass
 
 
 async def test_an_impatient_worker_gives_up_at_its_start() -> None:
-    app, weather = flaky()
-    weather.broker_down = True
+    app, outage = flaky()
+    outage.broker_down = True
     with pytest.raises(BrokerUnavailable, match="away"):
         await asyncio.wait_for(Worker(app).run(patient=False), LONG)
 
 
-async def test_a_wrong_set_up_is_raised_where_it_is_embedded() -> None:
+async def test_a_configuration_error_raises_in_the_embedding_program() -> None:
     app = TaskQueue("app", broker="gopher://localhost")
     with pytest.raises(ConfigError, match="gopher"):
         async with app.worker():
             raise AssertionError("it was entered")
 
 
-async def test_what_ends_while_the_broker_is_away_is_stored_when_it_is_back() -> None:
-    app, weather = flaky()
+async def test_tasks_that_end_during_an_outage_of_the_broker_are_stored_after_it() -> None:
+    app, outage = flaky()
     gate = asyncio.Event()
-    heard = Heard(app, Refused, Started, Succeeded)
+    recorded = EventRecorder(app, Refused, Started, Succeeded)
 
     @app.task
     async def job(n: int) -> int:
@@ -175,36 +176,36 @@ async def test_what_ends_while_the_broker_is_away_is_stored_when_it_is_back() ->
     async with app.worker() as worker:
         handles = await app.kiq_many([job.s(n) for n in range(5)])
         await until(lambda: worker.running == 5)
-        weather.broker_down = True
+        outage.broker_down = True
         gate.set()
         await until(lambda: worker.running == 0)
         await asyncio.sleep(0.3)
-        weather.broker_down = False
+        outage.broker_down = False
         assert [await handle.result(LONG) for handle in handles] == [0, 1, 2, 3, 4]
         assert await (await job.kiq(9)).result(LONG) == 9
         while await (await app.broker()).depth():
             await asyncio.sleep(0.01)
-    assert heard.names.count("Refused") == 0
-    assert heard.names.count("Started") == 6
+    assert recorded.names.count("Refused") == 0
+    assert recorded.names.count("Started") == 6
     await app.close()
 
 
-async def test_what_ends_while_the_result_backend_is_away_is_stored_when_it_is_back() -> None:
-    app, weather = flaky()
+async def test_tasks_that_end_during_an_outage_of_the_backend_are_stored_after_it() -> None:
+    app, outage = flaky()
 
     @app.task
     async def job(n: int) -> int:
         return n
 
     async with app.worker() as worker:
-        weather.backend_down = True
-        heard = Heard(app, Succeeded)
+        outage.backend_down = True
+        recorded = EventRecorder(app, Succeeded)
         handles = await app.kiq_many([job.s(n) for n in range(5)])
-        await heard.count(5)
+        await recorded.count(5)
         assert worker.running == 0
         depth = (await (await app.broker()).depth())["default"]
-        assert depth.held == 5  # a result is stored before its task is settled
-        weather.backend_down = False
+        assert depth.held == 5  # the result is stored before the task is settled
+        outage.backend_down = False
         assert [await handle.result(LONG) for handle in handles] == [0, 1, 2, 3, 4]
     assert await (await app.broker()).depth() == {}
     await app.close()
@@ -214,27 +215,27 @@ async def test_a_worker_that_stops_while_results_cannot_be_stored_hands_its_task
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("aiotaskq.worker.incarnation._STORE_WAIT", 0.1)
-    app, weather = flaky()
-    heard = Heard(app, Succeeded)
+    app, outage = flaky()
+    recorded = EventRecorder(app, Succeeded)
 
     @app.task
     async def job() -> int:
         return 1
 
     async with app.worker():
-        weather.backend_down = True
+        outage.backend_down = True
         handle = await job.kiq()
-        await heard.count(1)
+        await recorded.count(1)
     assert (await (await app.broker()).depth())["default"].ready == 1
-    weather.backend_down = False
+    outage.backend_down = False
     async with app.worker():
         assert await handle.result(LONG) == 1
     await app.close()
 
 
 async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one_outcome() -> None:
-    app, weather = flaky(**LEASE)
-    heard = Heard(app, Refused, Started)
+    app, outage = flaky(**LEASE)
+    recorded = EventRecorder(app, Refused, Started)
     runs = 0
 
     @app.task
@@ -243,7 +244,7 @@ async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one
         runs += 1
         mine = runs
         if mine == 1:
-            weather.broker_down = weather.backend_down = True
+            outage.broker_down = outage.backend_down = True
         return mine
 
     async with app.worker():
@@ -251,9 +252,9 @@ async def test_an_outage_longer_than_the_lease_runs_the_task_again_and_keeps_one
         await until(lambda: runs == 1)
         await asyncio.sleep(1.5)
         app.drivers()[0].inner.store.maintain(DeadLimits())  # type: ignore[attr-defined]  # as others would
-        weather.broker_down = weather.backend_down = False
+        outage.broker_down = outage.backend_down = False
         assert await handle.result(LONG) == 2
-    assert heard.names == ["Started", "Refused", "Started"]
+    assert recorded.names == ["Started", "Refused", "Started"]
     await app.close()
 
 
@@ -287,11 +288,11 @@ async def test_a_result_that_the_backend_refuses_for_good_fails_its_task_alone(
     await app.close()
 
 
-async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
+async def test_an_error_of_the_worker_itself_is_logged_and_raised_at_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = TaskQueue("app", broker="memory://")
-    ready = Heard(app, WorkerReady)
+    ready = EventRecorder(app, WorkerReady)
 
     @app.task
     async def job() -> None:
@@ -308,7 +309,7 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
     await until(lambda: worker.running == 1)
     monkeypatch.setattr(MemoryStore, "maintain", maintain)
     await until(lambda: "the worker failed" in caplog.text)
-    assert worker.running == 0  # it was cancelled and handed back
+    assert worker.running == 0  # the task was cancelled and released
     assert (await (await app.broker()).depth())["default"].ready == 1
     with pytest.raises(RuntimeError, match="own mistake"):
         await worker.__aexit__(None, None, None)
@@ -319,26 +320,26 @@ async def test_a_fault_of_the_workers_own_is_logged_and_raised_where_it_is_left(
 async def test_a_lifespan_that_fails_after_the_broker_came_back_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app, weather = flaky()
-    weather.broker_down = True
+    app, outage = flaky()
+    outage.broker_down = True
 
     @app.on_startup
     async def up(state: object) -> None:
         raise LookupError("no database")
 
     worker = await app.worker().__aenter__()
-    weather.broker_down = False
+    outage.broker_down = False
     await until(lambda: "no database" in caplog.text)
     with pytest.raises(LookupError):
         await worker.__aexit__(None, None, None)
     await app.close()
 
 
-async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_never_loops(
+async def test_a_task_that_fails_by_an_error_of_the_worker_is_kept_and_never_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = TaskQueue("app", broker="memory://")
-    heard = Heard(app, Failed)
+    recorded = EventRecorder(app, Failed)
     runs = 0
 
     @app.task
@@ -357,13 +358,13 @@ async def test_a_task_that_failed_by_a_fault_of_the_workers_own_is_kept_and_neve
         handle = await job.kiq()
         assert (await handle.wait(LONG)).is_err
     assert runs == 1
-    assert heard.events == []
+    assert recorded.events == []
     (letter,) = await (await app.broker()).dead("default")
     assert "mistake of the worker's own" in letter.reason
     await app.close()
 
 
-async def test_an_outcome_that_no_store_takes_ends_neither_the_worker_nor_the_next_one(
+async def test_an_outcome_that_cannot_be_stored_ends_no_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = TaskQueue("app", broker="memory://", result_extended=True)
@@ -395,7 +396,7 @@ async def test_an_outcome_that_no_store_takes_ends_neither_the_worker_nor_the_ne
         await job.kiq("anything")
         broker = await app.broker()
         async with asyncio.timeout(LONG):
-            while await broker.depth():  # it is settled all the same
+            while await broker.depth():  # the task is settled all the same
                 await asyncio.sleep(0.01)
         monkeypatch.setattr(MemoryBackend, "store", picky)
         assert await (await job.kiq("friendly")).result(LONG) == "friendly"

@@ -1,4 +1,4 @@
-"""How a task comes to run again: by its options, or because it asks for it itself."""
+"""Further attempts: by the options of a task, or at its own request."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from aiotaskq import (
     TaskStatus,
     current_task,
 )
-from aiotaskq.events import Failed, Retried, Snoozed
+from aiotaskq.events import Failed, Retried, Snoozed, Succeeded
 from aiotaskq.worker import Worker
 from tests.worker import retry_tasks
-from tests.worker.tools import LONG, Heard
+from tests.worker.events import LONG, EventRecorder
 
 # --- bound tasks --------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ async def test_a_call_may_ask_for_fewer(app: TaskQueue) -> None:
 # --- options of Celery --------------------------------------------------------------------------
 
 
-async def test_autoretry_for_tries_again_after_what_it_names(app: TaskQueue) -> None:
+async def test_autoretry_for_tries_again_after_its_exceptions(app: TaskQueue) -> None:
     @app.task(
         autoretry_for=(OSError,),
         dont_autoretry_for=(FileNotFoundError,),
@@ -129,7 +129,7 @@ async def test_without_autoretry_for_nothing_is_tried_again_by_itself(app: TaskQ
         assert (await (await job.kiq()).wait(LONG)).attempts == 1
 
 
-async def test_the_default_of_the_application_holds_where_nothing_is_said(app: TaskQueue) -> None:
+async def test_the_default_of_the_application_holds_without_other_options(app: TaskQueue) -> None:
     app.conf.task_default_retry = Retry(max_attempts=3, delay=0)
 
     async def fail() -> None:
@@ -142,11 +142,11 @@ async def test_the_default_of_the_application_holds_where_nothing_is_said(app: T
         assert (await (await once.kiq()).wait(LONG)).attempts == 1
 
 
-# --- what a task says itself --------------------------------------------------------------------
+# --- requests of the task itself ----------------------------------------------------------------
 
 
 async def test_a_task_without_a_retry_may_ask_to_run_later(app: TaskQueue) -> None:
-    retried = Heard(app, Retried)
+    retried = EventRecorder(app, Retried)
 
     @app.task
     async def job() -> int:
@@ -161,7 +161,7 @@ async def test_a_task_without_a_retry_may_ask_to_run_later(app: TaskQueue) -> No
     assert ["asleep" in attempt.error for attempt in ended.history] == [True, True]
 
 
-async def test_it_ends_with_what_it_asked_from_when_there_are_no_attempts_left(
+async def test_without_attempts_left_the_cause_of_the_request_is_the_error(
     app: TaskQueue,
 ) -> None:
     @app.task
@@ -179,7 +179,7 @@ async def test_it_ends_with_what_it_asked_from_when_there_are_no_attempts_left(
     assert letter.id == ended.task_id
 
 
-async def test_it_may_run_without_a_limit(app: TaskQueue) -> None:
+async def test_a_task_may_run_again_without_a_limit(app: TaskQueue) -> None:
     @app.task
     async def job() -> int:
         if current_task().attempt < 30:
@@ -191,11 +191,11 @@ async def test_it_may_run_without_a_limit(app: TaskQueue) -> None:
     numbers = [attempt.number for attempt in ended.history]
     assert ended.attempts == 30
     assert ended.value() == len(numbers)
-    assert numbers == list(range(30 - len(numbers), 30))  # of many, the latest
+    assert numbers == list(range(30 - len(numbers), 30))  # the latest of many
 
 
 async def test_a_snooze_is_no_attempt(app: TaskQueue) -> None:
-    snoozed = Heard(app, Snoozed)
+    snoozed = EventRecorder(app, Snoozed)
     runs: list[int] = []
 
     @app.task(retry=Retry(max_attempts=1))
@@ -212,8 +212,8 @@ async def test_a_snooze_is_no_attempt(app: TaskQueue) -> None:
     assert (ended.value(), ended.attempts, ended.history) == (1, 1, ())
 
 
-async def test_what_is_rejected_is_kept_and_not_tried_again(app: TaskQueue) -> None:
-    failed = Heard(app, Failed)
+async def test_a_rejected_task_is_kept_and_not_tried_again(app: TaskQueue) -> None:
+    failed = EventRecorder(app, Failed)
 
     @app.task(retry=Retry(max_attempts=5, delay=0))
     async def job(customer: int) -> None:
@@ -263,15 +263,15 @@ async def test_a_delayed_attempt_waits_in_the_store_and_can_be_cancelled(app: Ta
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Worker]:
-    """A worker with a process."""
+    """A worker with a process in its pool."""
     retry_tasks.app.conf.worker_process_pool_size = 1
     async with retry_tasks.app.worker(grace_period=LONG, name="w") as worker:
         yield worker
     await retry_tasks.app.close()
 
 
-@pytest.mark.timeout(120)  # a process takes its time to start on a busy machine
-async def test_a_process_says_all_of_it_too(processes: Worker, tmp_path: Path) -> None:
+@pytest.mark.timeout(120)  # a process may take long to start on a busy machine
+async def test_tasks_in_processes_have_the_same_requests(processes: Worker, tmp_path: Path) -> None:
     handle = await retry_tasks.twice.kiq(4)
     ended = await handle.wait(LONG)
     assert ended.value() == [handle.id, 1, "w", 4]
@@ -288,3 +288,85 @@ async def test_a_process_says_all_of_it_too(processes: Worker, tmp_path: Path) -
     assert "no such customer" in str((await rejected.wait(LONG)).error)
     letters = await (await retry_tasks.app.broker()).dead("default")
     assert [letter.reason for letter in letters if letter.id == rejected.id] == ["no such customer"]
+
+
+async def test_a_failed_task_runs_again_until_it_succeeds(app: TaskQueue) -> None:
+    recorded = EventRecorder(app, Retried, Succeeded, Failed)
+    attempts: list[int] = []
+
+    @app.task(retry=Retry(max_attempts=5, delay=0))
+    async def job() -> str:
+        attempts.append(current_task().attempt)
+        if len(attempts) < 3:
+            raise OSError("not yet")
+        return "done"
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert outcome.return_value == "done"
+    assert outcome.attempts == 3
+    assert attempts == [1, 2, 3]
+    assert recorded.names == ["Retried", "Retried", "Succeeded"]
+
+
+async def test_a_task_fails_after_its_last_attempt(app: TaskQueue) -> None:
+    attempts = 0
+
+    @app.task(retry=Retry(max_attempts=3, delay=0))
+    def job() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise OSError("never")
+
+    async with app.worker():
+        outcome = await (await job.kiq()).wait(LONG)
+    assert isinstance(outcome.error, OSError)
+    assert outcome.attempts == attempts == 3
+
+
+async def test_the_status_between_two_attempts_is_retry(app: TaskQueue) -> None:
+    recorded = EventRecorder(app, Retried)
+
+    @app.task(retry=Retry(max_attempts=2, delay=3600))
+    async def job() -> None:
+        raise OSError("no")
+
+    async with app.worker():
+        handle = await job.kiq()
+        await recorded.count(1)
+        while await handle.status() is not TaskStatus.RETRY:
+            await asyncio.sleep(0.001)
+        depth = (await (await app.broker()).depth())["default"]
+        assert depth.delayed == 1
+
+
+async def test_exceptions_that_are_not_retried_end_the_task(app: TaskQueue) -> None:
+    @app.task(retry=Retry(max_attempts=3, delay=0, on=(OSError,), never_on=(FileNotFoundError,)))
+    async def job(kind: str) -> None:
+        raise {"os": OSError, "file": FileNotFoundError, "value": ValueError}[kind]
+
+    async with app.worker():
+        for kind, attempts in (("os", 3), ("file", 1), ("value", 1)):
+            assert (await (await job.kiq(kind)).wait(LONG)).attempts == attempts
+
+
+async def test_a_backoff_that_fails_costs_no_attempt(app: TaskQueue) -> None:
+    def wrong(attempt: int) -> float:
+        raise RuntimeError("a mistake of the user's")
+
+    @app.task(retry=Retry(max_attempts=3, backoff=wrong, max_delay=0))
+    async def mistaken() -> None:
+        raise OSError
+
+    async with app.worker():
+        assert (await (await mistaken.kiq()).wait(LONG)).attempts == 3
+
+
+async def test_a_call_may_ask_for_other_attempts_than_the_task(app: TaskQueue) -> None:
+    @app.task
+    async def job() -> None:
+        raise OSError
+
+    async with app.worker():
+        handle = await job.with_options(retry=Retry(max_attempts=4, delay=0)).kiq()
+        assert (await handle.wait(LONG)).attempts == 4

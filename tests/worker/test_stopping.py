@@ -1,4 +1,4 @@
-"""How a worker stops: what runs may finish, the rest is handed back, nothing is left behind."""
+"""Stopping a worker: running tasks may finish, the rest is released, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from aiotaskq import ConfigError, TaskQueue, TaskRevoked, TaskStatus, current_task
 from aiotaskq.events import Received, Released, Revoked, Started, Succeeded, WorkerReady
 from aiotaskq.worker import Worker
-from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+from tests.worker.events import LONG, EventRecorder, until
+from tests.worker.outage import Outage, OutageBroker
 
 
 async def depth(app: TaskQueue) -> tuple[int, int, int, int]:
@@ -35,7 +36,7 @@ async def test_running_tasks_finish_and_waiting_ones_stay(app: TaskQueue) -> Non
     async with worker:
         await until(lambda: worker.running == 2)
         worker.stop()
-        await asyncio.sleep(0.02)  # it hears of it in the next turn of the loop
+        await asyncio.sleep(0.02)  # the task is cancelled in the next turn of the loop
         gate.set()
     assert [await handle.status() for handle in handles] == ["SUCCESS"] * 2 + ["PENDING"] * 3
     assert await depth(app) == (3, 0, 0, 0)
@@ -44,7 +45,7 @@ async def test_running_tasks_finish_and_waiting_ones_stay(app: TaskQueue) -> Non
 async def test_after_the_grace_period_the_rest_is_cancelled_and_handed_back(
     app: TaskQueue,
 ) -> None:
-    heard = Heard(app, Released)
+    recorded = EventRecorder(app, Released)
     attempts: list[int] = []
     cleaned_up = False
 
@@ -64,7 +65,7 @@ async def test_after_the_grace_period_the_rest_is_cancelled_and_handed_back(
         handle = await job.kiq()
         await until(lambda: worker.running == 1)
     assert cleaned_up
-    assert [event.message.id for event in heard.events] == [handle.id]
+    assert [event.message.id for event in recorded.events] == [handle.id]
     assert await handle.status() is TaskStatus.PENDING
     async with app.worker():
         assert await handle.result(LONG) == "done"
@@ -128,10 +129,10 @@ async def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same
     assert await depth(app) == (1, 0, 0, 0)
     async with app.worker():
         assert await handle.result(LONG) == 2
-        end.set()  # the first run ends now, and its outcome is nobody's
+        end.set()  # the first run ends now, and its outcome is dropped
 
 
-async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> None:
+async def test_tasks_that_were_not_begun_are_released(app: TaskQueue) -> None:
     ran = 0
 
     @app.task
@@ -141,19 +142,19 @@ async def test_what_was_taken_and_not_begun_is_handed_back(app: TaskQueue) -> No
         release.wait(LONG)
 
     release = threading.Event()
-    heard = Heard(app, Received)
+    recorded = EventRecorder(app, Received)
     async with app.worker(threads=1, grace_period=0):
         await app.kiq_many([plain.s() for _ in range(5)])
-        await heard.count(5)
+        await recorded.count(5)
         await until(lambda: ran == 1)
     release.set()
     assert await depth(app) == (5, 0, 0, 0)
     await asyncio.sleep(0.02)
-    assert ran == 1  # the others waited for a thread and will not get one
+    assert ran == 1  # the others waited for a thread and got none
 
 
 async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> None:
-    heard = Heard(app, Received, Started)
+    recorded = EventRecorder(app, Received, Started)
 
     @app.task
     async def job() -> None:
@@ -163,7 +164,7 @@ async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> N
     app.observers.add(Received, lambda _: worker.stop(hurry=True))
     handles = await app.kiq_many([job.s() for _ in range(50)])
     async with worker:
-        await heard.count(1)
+        await recorded.count(1)
     done = [h for h in handles if await h.status() is TaskStatus.SUCCESS]
     ready, *others = await depth(app)
     assert len(done) + ready == 50
@@ -171,7 +172,7 @@ async def test_stopping_right_after_the_fetch_loses_nothing(app: TaskQueue) -> N
 
 
 async def test_a_waiting_task_that_is_cancelled_never_starts(app: TaskQueue) -> None:
-    heard = Heard(app, Started)
+    recorded = EventRecorder(app, Started)
 
     @app.task
     async def job() -> None: ...
@@ -186,7 +187,7 @@ async def test_a_waiting_task_that_is_cancelled_never_starts(app: TaskQueue) -> 
     await delayed.cancel()
     async with app.worker():
         assert await (await last.kiq()).result(LONG) == 1
-    assert len(heard.events) == 1
+    assert len(recorded.events) == 1
     for each in (handle, delayed):
         with pytest.raises(TaskRevoked):
             await each.result(LONG)
@@ -195,7 +196,7 @@ async def test_a_waiting_task_that_is_cancelled_never_starts(app: TaskQueue) -> 
 
 @pytest.mark.parametrize("where", ["loop", "thread"])
 async def test_a_running_task_that_is_cancelled_ends(app: TaskQueue, where: str) -> None:
-    heard = Heard(app, Revoked, Succeeded)
+    recorded = EventRecorder(app, Revoked, Succeeded)
     begun, leave = threading.Event(), threading.Event()
 
     async def coroutine() -> None:
@@ -215,7 +216,7 @@ async def test_a_running_task_that_is_cancelled_ends(app: TaskQueue, where: str)
             await handle.result(LONG)
         await until(lambda: worker.running == 0)
         leave.set()
-    assert heard.names == ["Revoked"]
+    assert recorded.names == ["Revoked"]
     assert await handle.status() is TaskStatus.REVOKED
     assert await depth(app) == (0, 0, 0, 0)
 
@@ -329,7 +330,7 @@ async def test_a_burst_ends_when_the_queues_are_empty(app: TaskQueue) -> None:
     began = time.monotonic()
     await asyncio.wait_for(Worker(app, burst=True, concurrency=3).run(), LONG)
     assert done == 20
-    assert time.monotonic() - began < 4  # it does not wait out a fetch of five seconds
+    assert time.monotonic() - began < 4  # it does not wait for the end of a fetch of five seconds
 
 
 async def test_a_burst_looks_for_more_while_a_long_task_runs(app: TaskQueue) -> None:
@@ -384,9 +385,9 @@ async def test_a_worker_lives_once(app: TaskQueue) -> None:
             raise AssertionError("it was entered")
 
 
-async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
-    weather = Weather()
-    app = TaskQueue("app", broker=FlakyBroker(weather))
+async def test_a_worker_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
+    outage = Outage()
+    app = TaskQueue("app", broker=OutageBroker(outage))
     begun = asyncio.Event()
 
     @app.on_startup
@@ -405,7 +406,7 @@ async def test_one_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
         await embedding
 
 
-async def test_one_whose_task_is_cancelled_hands_its_tasks_back(app: TaskQueue) -> None:
+async def test_a_worker_whose_asyncio_task_is_cancelled_releases_its_tasks(app: TaskQueue) -> None:
     @app.task
     async def job() -> None:
         await asyncio.Event().wait()
@@ -421,9 +422,9 @@ async def test_one_whose_task_is_cancelled_hands_its_tasks_back(app: TaskQueue) 
 
 
 async def test_the_queue_is_served_when_the_worker_says_that_it_is_ready(app: TaskQueue) -> None:
-    heard = Heard(app, WorkerReady)
+    recorded = EventRecorder(app, WorkerReady)
     async with app.worker(name="me"):
-        (event,) = await heard.count(1)
+        (event,) = await recorded.count(1)
     assert event.worker == "me"
 
 

@@ -1,4 +1,4 @@
-"""Tasks that workers died of: alone from the second time on, and buried after the last."""
+"""Suspects: tasks that run alone after two crashes, and are dead letters after the last one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from aiotaskq.contract.settlement import Release
 from aiotaskq.drivers.memory import MemoryBackend
 from aiotaskq.events import Started, Succeeded
 from aiotaskq.worker.quarantine import Quarantine
-from tests.worker.tools import LONG, FlakyBroker, Heard, Weather, until
+from tests.worker.events import LONG, EventRecorder, until
+from tests.worker.outage import Outage, OutageBroker
 
 
 async def _kill(app: TaskQueue, times: int) -> None:
-    """Have what waits be held by consumers that die, one after another."""
+    """Let consumers take the waiting messages and die, one after another."""
     broker = await app.broker()
     for number in range(times):
         consumer = broker.consumer(["default"], name=f"victim-{number}", lease=60)
@@ -56,7 +57,7 @@ async def test_a_suspect_runs_alone_on_a_busy_worker(app: TaskQueue) -> None:
 
 
 async def test_a_busy_worker_makes_room_for_a_suspect(app: TaskQueue) -> None:
-    heard = Heard(app, Started)
+    recorded = EventRecorder(app, Started)
     stop = asyncio.Event()
 
     @app.task
@@ -78,15 +79,15 @@ async def test_a_busy_worker_makes_room_for_a_suspect(app: TaskQueue) -> None:
     async with app.worker(concurrency=8):
         for _ in range(8):
             await busy.kiq()
-        await heard.count(20)
+        await recorded.count(20)
         await holder.settle([Release(held)])
         await holder.close()
         assert await handle.result(LONG) == handle.id
-        await heard.count(len(heard.events) + 20)  # and the others go on
+        await recorded.count(len(recorded.events) + 20)  # and the others go on
         stop.set()
 
 
-async def test_after_max_crashes_it_is_buried_with_what_is_known(app: TaskQueue) -> None:
+async def test_after_max_crashes_a_message_is_a_dead_letter_with_details(app: TaskQueue) -> None:
     @app.task
     async def job() -> None:
         raise AssertionError("it must not run")
@@ -124,7 +125,9 @@ def test_quarantine_is_quiet_for_a_while_and_longer_the_next_time() -> None:
     assert not quarantine.quiet
 
 
-async def test_what_its_dead_worker_had_stored_already_does_not_run_again(app: TaskQueue) -> None:
+async def test_a_task_whose_outcome_is_stored_does_not_run_again_after_a_crash(
+    app: TaskQueue,
+) -> None:
     runs: list[str] = []
 
     @app.task
@@ -145,12 +148,12 @@ async def test_what_its_dead_worker_had_stored_already_does_not_run_again(app: T
     assert await (await app.broker()).depth() == {}
 
 
-async def test_a_result_store_that_fails_keeps_nothing_from_running_again(
+async def test_a_failing_result_store_does_not_keep_tasks_from_running_again(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task
     async def job() -> str:
-        monkeypatch.undo()  # or its result could not be read
+        monkeypatch.undo()  # otherwise its result could not be read
         return "ran"
 
     async def fail(self: MemoryBackend, ids: Collection[str]) -> Mapping[str, Outcome]:
@@ -165,22 +168,22 @@ async def test_a_result_store_that_fails_keeps_nothing_from_running_again(
 
 
 async def test_a_suspect_is_alone_until_it_is_settled() -> None:
-    """A worker that dies while the result is being stored must not have taken more by then."""
-    weather = Weather()
-    app = TaskQueue("flaky", broker=FlakyBroker(weather))
-    heard = Heard(app, Succeeded)
+    """A worker may die while it stores the result, and must hold no other task then."""
+    outage = Outage()
+    app = TaskQueue("flaky", broker=OutageBroker(outage))
+    recorded = EventRecorder(app, Succeeded)
 
     @app.task
     async def job() -> None:
-        weather.backend_down = not heard.events  # while the first one ends
+        outage.backend_down = not recorded.events  # while the first one ends
 
     await job.kiq()
     await _kill(app, SUSPECT)
     await job.kiq()
     async with app.worker(concurrency=2):
-        await heard.count(1)
-        await asyncio.sleep(0.3)  # it could fetch meanwhile
+        await recorded.count(1)
+        await asyncio.sleep(0.3)  # time for another fetch
         assert (await (await app.broker()).depth())["default"].ready == 1
-        weather.backend_down = False
-        await heard.count(2)
+        outage.backend_down = False
+        await recorded.count(2)
     await app.close()

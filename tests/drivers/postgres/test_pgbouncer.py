@@ -15,9 +15,9 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker, notify
 from aiotaskq.errors import ConfigError
-from aiotaskq.testing.cancelling import CancelTests
-from aiotaskq.testing.leases import SettlementTests
-from aiotaskq.testing.publishing import UniqueTests
+from aiotaskq.testing.conformance.cancel import CancelTests
+from aiotaskq.testing.conformance.publish import UniqueTests
+from aiotaskq.testing.conformance.settle import SettlementTests
 from tests.conformance.test_postgres import PostgresHarness
 from tests.servers import PgBouncer, PostgresServer
 

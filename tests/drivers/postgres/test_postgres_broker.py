@@ -133,7 +133,7 @@ async def test_a_process_that_is_stopped_in_a_transaction_does_not_block_others_
 async def test_done_messages_leave_nothing_behind(
     broker: PostgresBroker, join: Join, database: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    """With what autovacuum does from time to time, the tables stay as large as one round."""
+    """The tables stay as large as one round, if autovacuum does its work from time to time."""
     consumer = await join()
     sizes: list[int] = []
     for round_ in range(4):

@@ -1,4 +1,4 @@
-"""How waiting consumers of the PostgreSQL broker are woken."""
+"""Waking of waiting consumers of the PostgreSQL broker."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def _true(value: object) -> bool:
 async def test_a_consumer_with_a_message_is_no_longer_marked_as_waiting(
     broker: PostgresBroker, join: Join, database: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    """One that has taken something is not noted as waiting, so what comes next is not its."""
+    """A consumer with a delivery is not marked as waiting, so the next notice is for another."""
     for _ in range(10):
         first, second = await join(), await join()
         both = [asyncio.create_task(one.fetch(1, PATIENCE)) for one in (first, second)]

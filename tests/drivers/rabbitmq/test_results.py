@@ -15,7 +15,7 @@ from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.rabbitmq import RabbitBackend
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.errors import BackendUnavailable, ConfigError
-from aiotaskq.testing.ear import outcome, value
+from aiotaskq.testing.conformance.result_listener import outcome, value
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0

@@ -1,4 +1,4 @@
-"""Decisions of the supervisor; what it does with real processes is in `tests/integrations`."""
+"""Decisions of the supervisor; `tests/integrations` has its tests with real processes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,102 @@
+"""Drivers in memory that tests of the client can make slow, unreachable or silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+
+from msgspec import Raw
+
+from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.outcome import Outcome, TaskStatus
+from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
+
+
+class RecordingBroker(MemoryBroker):
+    """A memory broker that can be slow or fail, and records its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[list[str], str | None]] = []
+        self.errors: list[
+            Exception
+        ] = []  # raised by the next calls, after they have stored their batch
+        self.gate: asyncio.Event | None = None
+        self.opened = self.closed = 0
+
+    async def open(self) -> None:
+        self.opened += 1
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def publish(
+        self, batch: Sequence[Envelope], *, call_id: str | None = None
+    ) -> Collection[str]:
+        self.calls.append(([one.id for one in batch], call_id))
+        if self.gate is not None:
+            await self.gate.wait()
+        refused = await super().publish(batch, call_id=call_id)
+        if self.errors:
+            raise self.errors.pop(0)
+        return refused
+
+
+class RecordingBackend(MemoryBackend):
+    """A memory backend that can fail or push nothing, and records its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subscriptions = 0
+        self.unsubscribed = 0
+        self.loads: list[set[str]] = []
+        self.load_errors: list[Exception] = []
+        self.arrival_error: Exception | None = None
+        self.deaf = False
+        self.opened = self.closed = 0
+
+    async def open(self) -> None:
+        self.opened += 1
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
+        self.loads.append(set(ids))
+        await asyncio.sleep(0)
+        if self.load_errors:
+            raise self.load_errors.pop(0)
+        return await super().load(ids)
+
+    async def subscribe(self) -> AsyncIterator[Sequence[str]]:
+        self.subscriptions += 1
+        try:
+            await asyncio.sleep(0)
+            if self.arrival_error is not None:
+                raise self.arrival_error
+            if self.deaf:
+                yield []
+                await asyncio.Event().wait()
+            arrivals = super().subscribe()
+            try:
+                async for ids in arrivals:
+                    yield ids
+            finally:
+                await arrivals.aclose()  # type: ignore[attr-defined]  # a generator
+        finally:
+            self.unsubscribed += 1
+
+
+def envelope(name: str, size: int = 1) -> Envelope:
+    return Envelope(id=name, queue="q", body=b"x" * size)
+
+
+def outcome(task_id: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:
+    return Outcome(task_id=task_id, status=status, result=Raw(b"1"))
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
