@@ -24,6 +24,22 @@ A message is held by one consumer, under the lease of that consumer. A consumer 
 its lease lapses, or when `Lease.end` ends it. Every message that it held then goes back with
 `crashes` one higher, and the consumer can settle none of them any more. So each delivery is settled
 once, even if a consumer that was given up goes on working.
+
+Preconditions. The core of the package keeps to these; a driver need not check them, and drivers
+differ in what they do otherwise:
+
+- Names of queues and ids are 1 to 200 printable characters; names of queues have no commas.
+- A limit is 1 or more. Lengths of time are finite and not negative; priorities are 0 to 9.
+- Of `not_before` and `delay` at most one is given, and of `expires_at` and `expires_in`.
+- A consumer has one queue or more, each named once; `order` names the same queues.
+- A batch of settlements has one for each delivery at most, and only deliveries of this consumer.
+- A `call_id` is not empty, and comes again only with the same batch.
+- A schedule in `compare_and_swap` has the id that is given beside it.
+- A driver is used between its `open` and its `close`, a lease before its `close`. A consumer that
+  was closed or given up is not opened again. `close` itself may be called at any time.
+
+Data that comes from the server is another matter: another program may have written it, so a driver
+trusts nothing in it.
 """
 
 from __future__ import annotations
