@@ -181,6 +181,8 @@ def run(program: Path) -> str:
         timeout=50,
         check=False,
     )
-    assert done.stderr == ""
+    # The debug mode of asyncio reports callbacks that take long, as they do on a busy machine.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert said == []
     assert done.returncode == 0
     return done.stdout
