@@ -22,7 +22,39 @@ The suites need pytest and pytest-asyncio in its auto mode.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import pytest
+
+if TYPE_CHECKING:
+    from aiotaskq.testing.brokers import BrokerConformance, BrokerHarness
+    from aiotaskq.testing.model import check_broker
+    from aiotaskq.testing.results import ResultConformance, ResultHarness
+
+__all__ = [
+    "BrokerConformance",
+    "BrokerHarness",
+    "ResultConformance",
+    "ResultHarness",
+    "check_broker",
+]
+
+_MODULES = {
+    "BrokerConformance": "brokers",
+    "BrokerHarness": "brokers",
+    "ResultConformance": "results",
+    "ResultHarness": "results",
+    "check_broker": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: not all need Hypothesis."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
 
 # Before the suites are imported: their plain asserts are to explain themselves as a test's do.
 pytest.register_assert_rewrite(
