@@ -107,7 +107,8 @@ class Claim(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """Return what errors call it."""
         entry = f"{self.entry.name} = {self.entry.value}"
-        return f"the entry point {entry!r} of the distribution {self.distribution} {self.version}"
+        where = f"{self.distribution} {self.version}".strip()
+        return f"the entry point {entry!r} of the distribution {where}"
 
 
 class InstalledDriver:
@@ -242,4 +243,6 @@ def _members(protocol: type) -> list[str]:
 
 
 def _mend(claim: Claim) -> str:
+    if not claim.version:  # it has no metadata to be uninstalled by
+        return "mend it or remove it"
     return f"install a version that works, or do without it: pip uninstall {claim.distribution}"
