@@ -1,39 +1,40 @@
-"""A driver for aiotaskq whose store is a folder: `folder:///path/to/folder`.
+"""A driver for aiotaskq that keeps messages and results in a folder: `folder:///path/to/folder`.
 
-============  =====================================================================
-`connection`  the folder: its thread, its lock, changes of several files in one step
-`notify`      waking those who wait, in whatever process
-`messages`    messages as files: names, states, marks
+============  ========================================================================
+`connection`  access to the folder: the thread, the lock, changes of several files in one step
+`notify`      wake-ups of waiting consumers and subscribers in all processes
+`messages`    messages as files: their names, states and marks
 `broker`      `FolderBroker`
 `consumer`    `FolderConsumer` and `FolderLease`
 `schedules`   `FolderSchedules`
 `results`     `FolderBackend`
-============  =====================================================================
+============  ========================================================================
 
-The files, below ``<folder>/<prefix>/``. All but the first are JSON or empty. Where a time is kept,
-it is the mtime of the file.
+The files below ``<folder>/<prefix>/``. Their content is JSON, except for ``lock``. A time is kept
+as the mtime of a file.
 
 ===============================  ===========================================================
-``lock``                         locked by whoever uses the folder; holds the last number given
-``journal``                      a change of several files that is under way
-``new/<random>``                 a file that is being written, and counts for nothing yet
+``lock``                         the file lock; it also holds the last number that was given
+``journal``                      a change of several files that is in progress
+``new/<random>``                 a file that is being written and does not count yet
 ``waiting/<queue>/<name>``       a message that waits, delayed or not
-``held/<consumer>/<receipt>``    a message that was handed out
+``held/<consumer>/<receipt>``    a message that was handed out to a consumer
 ``dead/<queue>/<number>``        a dead letter
-``consumers/<consumer>``         a consumer that is trusted, until the mtime
-``fenced/<consumer>``            one that was given up, and may still hold messages: how it died
-``marks/<kind>-<hash>``          until the mtime, an id is ``cancelled``, was stored as ``unique``,
-                                 or is that of a ``call`` of `publish`
+``consumers/<consumer>``         a living consumer; the mtime is the end of its lease
+``fenced/<consumer>``            the crash note of a consumer that was given up
+``marks/<kind>-<hash>``          an id that was cancelled (kind ``cancelled``), a unique id that was
+                                 stored (``unique``), or the id of a call of `publish` (``call``);
+                                 the mark holds until its mtime
 ``schedules/<hash of the id>``   a schedule
-``results/<hash of the id>``     an outcome, until the mtime; if that is 0, for ever
-``wake/<topic>/<random>``        the named pipe of one who waits
-``broken/<random>``              a file that could not be read
+``results/<hash of the id>``     an outcome; it expires at its mtime, or never if that is 0
+``wake/<topic>/<random>``        the named pipe of a waiting consumer or subscriber
+``broken/<random>``              a file that could not be decoded
 ===============================  ===========================================================
 
-The folder of a queue is its name as in a URL, and ``.queue``. The name of a message is its priority
-(9 is written 0, so that names sort), its number, the times at which it falls due and expires (in
-microseconds, or 0), and its crashes. A receipt is the number of the hand-out, that name, and the
-folder of the queue.
+``<queue>`` is the name of the queue, quoted as in a URL, with ``.queue`` appended. ``<name>``
+consists of the priority (9 is written as 0, so that names sort), the number of the message, the
+times at which it falls due and expires (in microseconds, 0 for none), and the number of crashes.
+``<receipt>`` consists of the number of the hand-out, ``<name>`` and ``<queue>``.
 """
 
 from __future__ import annotations

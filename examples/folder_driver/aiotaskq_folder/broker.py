@@ -1,10 +1,10 @@
-"""The broker."""
+"""The broker: publishing, housekeeping, cancelling and dead letters."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -12,13 +12,14 @@ from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from aiotaskq_folder.connection import PORTION, FolderConnection, Step, in_thread
-from aiotaskq_folder.consumer import FolderConsumer, FolderLease, Record
+from aiotaskq_folder.connection import FolderConnection, Step, in_thread, portions
+from aiotaskq_folder.consumer import ConsumerRecord, FolderConsumer, FolderLease
 from aiotaskq_folder.messages import (
-    CALL_FOR,
-    CANCELLED_FOR,
-    UNIQUE_FOR,
-    Stored,
+    AT_ONCE,
+    CALL_TIME,
+    CANCELLED_TIME,
+    UNIQUE_TIME,
+    StoredMessage,
     fence,
     folder_of,
     is_marked,
@@ -33,17 +34,17 @@ from aiotaskq_folder.notify import MESSAGES
 from aiotaskq_folder.results import FolderBackend
 from aiotaskq_folder.schedules import FolderSchedules
 
-_SWEEP_EVERY = 60.0  # seconds
+_SWEEP_PERIOD = 60.0  # seconds
 _KEY = re.compile(r"[0-9]{20}")  # of a dead letter
 
 
 class FolderBroker:
-    """Messages in a folder. See `aiotaskq.contract.broker.Broker`.
+    """A broker that keeps messages in a folder. See `aiotaskq.contract.broker.Broker`.
 
     Args:
         url: ``folder:///path``, or ``folder:///path?fsync=false``.
-        prefix: The name of the folder in it that holds everything.
-        clock: Returns the Unix time; tests give one that they can move.
+        prefix: The name of the subfolder that holds everything.
+        clock: Returns the Unix time; tests pass one that they can move.
 
     Raises:
         ConfigError: The URL is wrong.
@@ -70,7 +71,7 @@ class FolderBroker:
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> FolderConsumer:
-        return FolderConsumer(self.folder, Record(name, tuple(queues), about), lease)
+        return FolderConsumer(self.folder, ConsumerRecord(name, tuple(queues), about), lease)
 
     def schedules(self) -> FolderSchedules:
         return FolderSchedules(self.folder)
@@ -88,21 +89,26 @@ class FolderBroker:
         self, batch: Sequence[Envelope], *, call_id: str | None = None
     ) -> Collection[str]:
         refused: list[str] = []
-        for start in range(0, len(batch), PORTION):
-            part = None if call_id is None else f"{call_id} from {start}"
-            refused += await self._publish(batch[start : start + PORTION], part)
+        for number, part in enumerate(portions(batch)):
+            call = None if call_id is None else mark("call", f"{number} of {call_id}")
+            refused += await self._publish(part, call)
         return refused
+
+    async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
+        return {one for part in portions(list(ids)) for one in await self._cancel(part, running)}
+
+    async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        return [one for part in portions(letters) for one in await self._revive(queue, part)]
 
     # --- in the thread, under the lock ---
 
     @in_thread
-    def _publish(self, batch: Sequence[Envelope], call_id: str | None) -> list[str]:
-        call = None if call_id is None else mark("call", call_id)
+    def _publish(self, batch: Sequence[Envelope], call: str | None) -> list[str]:
         if call is not None and is_marked(self.folder, call):
             return self.folder.read(call, list[str]) or []
         refused: list[str] = []
         steps: list[Step] = []
-        claimed: set[str] = set()
+        claimed: set[str] = set()  # by envelopes of this batch
         for one in batch:
             unique = mark("unique", one.id)
             if one.unique and (unique in claimed or is_marked(self.folder, unique)):
@@ -111,9 +117,9 @@ class FolderBroker:
             steps += store(self.folder, [one])
             if one.unique:
                 claimed.add(unique)
-                steps.append(put_mark(self.folder, unique, UNIQUE_FOR))
+                steps.append(put_mark(self.folder, unique, UNIQUE_TIME))
         if call is not None:
-            steps.append(put_mark(self.folder, call, CALL_FOR, refused))
+            steps.append(put_mark(self.folder, call, CALL_TIME, refused))
         self.folder.apply(steps)
         self.folder.wake(MESSAGES)
         return refused
@@ -127,28 +133,26 @@ class FolderBroker:
             if self.folder.until(f"consumers/{consumer}") > now
         ]
 
-    def _records(self) -> list[tuple[str, Record]]:
-        read = [
-            (one, self.folder.read(f"consumers/{one}", Record))
-            for one in self.folder.names("consumers")
-        ]
+    def _records(self) -> list[tuple[str, ConsumerRecord]]:
+        names = self.folder.names("consumers")
+        read = [(one, self.folder.read(f"consumers/{one}", ConsumerRecord)) for one in names]
         return [(consumer, record) for consumer, record in read if record is not None]
 
     @in_thread
-    def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
-        spared = set() if running else set(ids) & self._held()
+    def _cancel(self, ids: Sequence[str], running: bool) -> set[str]:
+        spared = set() if running else self._held().intersection(ids)
         marks = [mark("cancelled", one) for one in set(ids) - spared]
-        self.folder.apply([put_mark(self.folder, one, CANCELLED_FOR) for one in marks])
+        self.folder.apply([put_mark(self.folder, one, CANCELLED_TIME) for one in marks])
         return spared
 
     def _held(self) -> set[str]:
-        """Return the ids of what is held and was not cancelled."""
+        """Return the ids of the held messages that were not cancelled."""
         read = [
-            self.folder.read(f"held/{consumer}/{receipt}", Stored)
+            self.folder.read(f"held/{consumer}/{receipt}", StoredMessage)
             for consumer in self.folder.names("held")
             for receipt in self.folder.names(f"held/{consumer}")
         ]
-        ids = {one.id for one in read if one is not None}
+        ids = {message.id for message in read if message is not None}
         return {one for one in ids if not is_marked(self.folder, mark("cancelled", one))}
 
     @in_thread
@@ -159,12 +163,12 @@ class FolderBroker:
                 fence(folder, consumer, f"{record.name}: its lease ran out")
         reclaimed = trimmed = 0
         for consumer in folder.names("fenced"):
-            if reclaimed < PORTION:  # the rest is for the next round
+            if reclaimed < AT_ONCE:  # the next round continues
                 reclaimed += take_back(folder, consumer)
         for queue in folder.names("dead"):
-            trimmed += self._trim(f"dead/{queue}", limits, PORTION - trimmed)
+            trimmed += self._trim(f"dead/{queue}", limits, AT_ONCE - trimmed)
         if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_EVERY
+            self._sweep_at = now + _SWEEP_PERIOD
             folder.sweep("marks")
             for place in ("waiting", "held", "dead"):
                 for name in folder.names(place):
@@ -186,17 +190,15 @@ class FolderBroker:
     @in_thread
     def depth(self) -> Mapping[str, Depth]:
         folder, now = self.folder, self.folder.clock() * 1e6
-        counts: dict[str, Counter[str]] = {}
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for name in folder.names("waiting"):
-            states = [
-                "delayed" if one.due > now else "ready" for one in waiting(folder, queue_of(name))
-            ]
-            counts.setdefault(name, Counter()).update(states)
+            for message in waiting(folder, queue_of(name)):
+                counts[name]["delayed" if message.due > now else "ready"] += 1
         for consumer in folder.names("held"):
             for receipt in folder.names(f"held/{consumer}"):
-                counts.setdefault(receipt.split(".", 2)[2], Counter()).update(["held"])
+                counts[receipt.split(".", 2)[2]]["held"] += 1
         for name in folder.names("dead"):
-            counts.setdefault(name, Counter()).update(dead=len(folder.names(f"dead/{name}")))
+            counts[name]["dead"] = len(folder.names(f"dead/{name}"))
         return {queue_of(name): Depth(**count) for name, count in counts.items() if count.total()}
 
     @in_thread
@@ -219,7 +221,7 @@ class FolderBroker:
         return [letter for letter in read if letter is not None]
 
     @in_thread
-    def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+    def _revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> list[str]:
         place, absent = f"dead/{folder_of(queue)}", list[str]()
         there = set(self.folder.names(place))
         for key, one in letters:
@@ -230,7 +232,7 @@ class FolderBroker:
             steps = [*store(self.folder, [one]), (f"{place}/{key}", None)]
             steps.append((mark("cancelled", one.id), None))
             if one.unique:
-                steps.append(put_mark(self.folder, mark("unique", one.id), UNIQUE_FOR))
+                steps.append(put_mark(self.folder, mark("unique", one.id), UNIQUE_TIME))
             self.folder.apply(steps)
         self.folder.wake(MESSAGES)
         return absent

@@ -1,21 +1,20 @@
-"""The folder: its thread, its lock, and changes of several files in one step.
+"""Access to the folder: the thread, the lock, and changes of several files in one step.
 
-Theory of operation. What a folder can do in one step is to rename a file. So a file is written in
-`new`, where nobody looks, and counts from the moment at which it is renamed.
+Theory of operation. The only step that a file system takes as a whole is a rename. So each file is
+written in `new`, which nothing reads, and counts from the moment at which it is renamed.
 
-- **One at a time.** Every call holds `lock`, a file lock, which the system releases when the
-  process ends, however it ends. What a call looks at does not change until it is done.
-- **Several files in one step.** `apply` first writes down what is to be renamed and deleted, as
-  `journal`, which comes to its place by being renamed itself. From then on it has happened: if the
-  process is killed, the next call of whoever does the rest. It may do some of it again, which
-  changes nothing: the files that were renamed or deleted are not there any more.
-- **What a killed process leaves** is a journal, for the next call, and files in `new`, which are
-  deleted after an hour.
-- **A power cut.** New files are written through to the disk before they are renamed, and the
-  folders that they come to before the call returns.
-
-Calls that use files block, so they are made in a thread: one for each driver object. There they
-take effect in the order in which they were made, also those that were cancelled meanwhile.
+- **One call at a time.** Each call holds a lock on the file `lock`. The operating system releases
+  it when the process ends, for whatever reason. So nothing changes between two steps of a call.
+- **Several files in one step.** `apply` writes a list of renames and deletions, and renames the
+  list to `journal`: at this moment the change has happened. If the process is killed before it has
+  carried out the list, the next call of any process does so. A step may then be repeated, which
+  changes nothing: its file is no longer there.
+- **Leftovers.** A process that is killed leaves a journal, which the next call completes, and files
+  in `new`, which are deleted after an hour.
+- **A power failure.** New files, the journal and the folders that receive files are flushed to the
+  disk (`fsync`) before a call returns, and files before the journal names them.
+- **Cancellation.** File operations block, so they run in a thread, one for each driver object. A
+  call whose caller was cancelled is still carried out, and before all later calls.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ import asyncio
 import errno
 import fcntl
 import functools
+import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from types import CoroutineType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -41,23 +42,25 @@ from aiotaskq.errors import BrokerFull, BrokerUnavailable, ConfigError, Unavaila
 P = ParamSpec("P")
 Value = TypeVar("Value")
 Step: TypeAlias = tuple[str, str | None]
-"""A file and its new name, relative to the folder; None: it is deleted."""
+"""A file and its new name, both relative to the folder; None deletes the file."""
 
-PORTION = 100  # files that one call writes, so that others need not wait for long
-_LOCK_WAIT = 5.0  # seconds; who holds the lock for longer stands still
+logger = logging.getLogger("aiotaskq_folder")
+
+_PORTION = 100  # items that one call processes: other processes wait for the lock meanwhile
+_LOCK_WAIT = 5.0  # seconds; a process that holds the lock for longer does not run
 _LOCK_PAUSE = 0.002  # seconds between two attempts
-_LEFT_BEHIND = 3600.0  # seconds after which nobody goes on with a file in `new`
-_locks: set[int] = set()  # files of locks that this process has open
+_LEFTOVER_AGE = 3600.0  # seconds after which a file in `new` belongs to no living process
+_locks: set[int] = set()  # file descriptors of the locks that this process holds
 
 
 class FolderConnection:
-    """A folder, as one driver object uses it.
+    """The access of one driver object to the folder.
 
     Args:
-        url: ``folder:///path``; with ``?fsync=false`` a power cut may undo the latest changes.
-        prefix: The name of the folder in it that holds everything.
+        url: ``folder:///path``; with ``?fsync=false``, a power failure may undo recent changes.
+        prefix: The name of the subfolder that holds everything.
         clock: Returns the Unix time.
-        error: What is raised when the folder cannot be used now.
+        error: The exception to raise when the folder cannot be used at the moment.
 
     Raises:
         ConfigError: The URL is wrong.
@@ -74,17 +77,17 @@ class FolderConnection:
         self._topics: set[str] = set()
 
     async def open(self) -> None:
-        """Make the folder if it is not there."""
+        """Create the folder if it does not exist."""
         await self._in_thread(lambda: (self.root / "new").mkdir(parents=True, exist_ok=True))
 
     def close(self) -> None:
-        """Let the thread end, once it has done what it was given."""
+        """Let the thread end after the calls that it was given."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown(wait=False)
 
     async def run(self, work: Callable[[], Value]) -> Value:
-        """Do something under the lock. If this is cancelled, it may be done all the same."""
+        """Call a function in the thread and under the lock."""
         return await self._in_thread(functools.partial(self._run, work))
 
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
@@ -100,11 +103,11 @@ class FolderConnection:
     # --- in the thread, under the lock ---
 
     def write(self, content: Any, *, until: float | None = None) -> str:
-        """Write a file that counts for nothing yet; return its name.
+        """Write a file in `new` and return its name.
 
         Args:
-            content: Written as JSON; None: the file is empty.
-            until: Its mtime.
+            content: Encoded as JSON; None leaves the file empty.
+            until: The mtime of the file.
         """
         path = self.root / (name := f"new/{secrets.token_hex(8)}")
         try:
@@ -115,22 +118,23 @@ class FolderConnection:
                     os.utime(file.fileno(), (until, until))
                 if self._fsync:
                     os.fsync(file.fileno())
-        except OSError:  # the disk is full: it is not to stay so
+        except OSError:  # if the disk is full, half a file must not stay on it
             with suppress(OSError):
                 path.unlink()
             raise
         return name
 
     def apply(self, steps: Sequence[Step]) -> None:
-        """Rename and delete files, all in one step."""
+        """Rename and delete files: all of them, in one step."""
         if len(steps) > 1:
+            self._sync("new")  # the journal must not outlive the files that it names
             self.move([(self.write(steps), "journal")])
         self.move(steps)
         if len(steps) > 1:
             (self.root / "journal").unlink()
 
     def move(self, steps: Sequence[Step]) -> None:
-        """Rename and delete files one by one, but for those that are not there."""
+        """Rename and delete files one after the other; skip those that do not exist."""
         changed = {target.rpartition("/")[0] for _, target in steps if target is not None}
         for folder in list(changed):
             if not (self.root / folder).exists():
@@ -142,53 +146,55 @@ class FolderConnection:
                     (self.root / source).unlink()
                 else:
                     (self.root / source).rename(self.root / target)
-        if self._fsync and any(source.startswith("new/") for source, _ in steps):
+        if any(source.startswith("new/") for source, _ in steps):
             for folder in changed:
                 self._sync(folder)
 
     def names(self, folder: str) -> list[str]:
-        """Return the names in a folder, sorted; none if it is not there."""
+        """Return the names in a folder, sorted; none if there is no such folder."""
         try:
             return sorted(path.name for path in (self.root / folder).iterdir())
         except FileNotFoundError:
             return []
 
     def read(self, file: str, kind: type[Value]) -> Value | None:
-        """Return what a file holds; None if it is not there.
+        """Return the content of a file; None if there is no such file.
 
-        One that cannot be read is put aside: it must not stop others.
+        A file that cannot be decoded is moved to `broken`: it must not stop any other message.
         """
         try:
             return msgspec.json.decode((self.root / file).read_bytes(), type=kind)
         except FileNotFoundError:
             return None
-        except msgspec.MsgspecError:
-            self.move([(file, f"broken/{secrets.token_hex(8)}")])
+        except msgspec.MsgspecError as error:
+            broken = f"broken/{secrets.token_hex(8)}"
+            logger.error("%s cannot be read (%s) and becomes %s", file, error, broken)
+            self.move([(file, broken)])
             return None
 
     def until(self, file: str) -> float:
-        """Return the mtime of a file; 0 if it is not there."""
+        """Return the mtime of a file; 0 if there is no such file."""
         try:
             return (self.root / file).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def number(self) -> int:
-        """Return a number above all that were given before."""
+        """Return a number that is larger than every number returned before."""
         last = os.pread(self._lock, 20, 0)
-        # By the clock, should `lock` be lost; above the last one, should the clock be set back.
+        # The clock, in case `lock` was lost; the last number, in case the clock was set back.
         number = max(time.time_ns(), int(last) + 1 if last.isdigit() else 0)
         os.pwrite(self._lock, b"%020d" % number, 0)
         return number
 
     def wake(self, topic: str) -> None:
-        """Wake those who wait, when the call is done."""
+        """Wake the waiting consumers or subscribers after this call."""
         self._topics.add(topic)
 
     def sweep(self, folder: str) -> None:
-        """Delete the files whose time is over, and those that a killed process was writing."""
+        """Delete files whose time is over, and the leftovers of killed processes."""
         ends = {f"{folder}/{name}": self.clock() for name in self.names(folder)}
-        ends |= {f"new/{name}": time.time() - _LEFT_BEHIND for name in self.names("new")}
+        ends |= {f"new/{name}": time.time() - _LEFTOVER_AGE for name in self.names("new")}
         self.move([(file, None) for file, end in ends.items() if 0 < self.until(file) <= end])
 
     def prune(self, folder: str) -> None:
@@ -227,23 +233,24 @@ class FolderConnection:
             try:
                 pipe = os.open(self.root / topic / name, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # nobody reads it: its process died
+                if error.errno == errno.ENXIO:  # it has no reader: the process has died
                     self.move([(f"{topic}/{name}", None)])
                 continue
-            with suppress(OSError):  # it is full of such bytes, or its process died just now
+            with suppress(OSError):  # it is full of wake-ups, or has just lost its reader
                 os.write(pipe, b".")
             os.close(pipe)
 
     def _sync(self, folder: str) -> None:
-        opened = os.open(self.root / folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        if self._fsync:
+            opened = os.open(self.root / folder, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
 
 
 class HasFolder(Protocol):
-    """What has methods that are done in the thread."""
+    """An object with methods that run in the thread."""
 
     folder: FolderConnection
 
@@ -253,14 +260,21 @@ Owner = TypeVar("Owner", bound=HasFolder)
 
 def in_thread(
     method: Callable[Concatenate[Owner, P], Value],
-) -> Callable[Concatenate[Owner, P], Coroutine[Any, Any, Value]]:
-    """Make a coroutine function of a method, which is called in the thread and under the lock."""
+) -> Callable[Concatenate[Owner, P], CoroutineType[Any, Any, Value]]:
+    """Turn a method into a coroutine function that calls it in the thread and under the lock."""
 
     @functools.wraps(method)
     async def call(owner: Owner, /, *args: P.args, **kwargs: P.kwargs) -> Value:
         return await owner.folder.run(functools.partial(method, owner, *args, **kwargs))
 
-    return call
+    # Pyright takes this type for that of an `async def`, mypy a more general one.
+    return cast("Callable[Concatenate[Owner, P], CoroutineType[Any, Any, Value]]", call)
+
+
+def portions(items: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Yield the items in parts that one call can process without keeping others waiting."""
+    for start in range(0, len(items), _PORTION):
+        yield items[start : start + _PORTION]
 
 
 def _parse(url: str, prefix: str) -> tuple[Path, bool]:
@@ -286,7 +300,7 @@ def _lock(file: int) -> bool:
 
 
 def _close_locks() -> None:
-    """Close what a forked child has of locks: it would hold them when we are gone."""
+    """Close the locks that a forked child inherits: it would hold them after its parent's death."""
     while _locks:
         os.close(_locks.pop())
 

@@ -1,12 +1,12 @@
-"""A consumer and its lease.
+"""Consumers and their leases.
 
-Theory of operation. The lease of a consumer is the file `consumers/<consumer>`; its mtime is when
-the lease ends. Whoever gives the consumer up removes the file, and a consumer without its file can
-neither fetch nor settle nor renew. Each call holds the lock, so a renewal holds or comes too late,
-and never both.
+Theory of operation. The lease of a consumer is the file `consumers/<consumer>`, whose mtime is the
+end of the lease. A consumer is given up by removing this file, and without it the consumer can
+neither fetch nor settle nor renew. Each call holds the lock, so a renewal either succeeds or comes
+too late, and never both.
 
-What a fetch takes is noted in `_taken`, in the thread. If the fetch is cancelled meanwhile, the
-next one finds it there.
+A fetch notes in `_taken`, in the thread, which deliveries it took. If the fetch is cancelled
+meanwhile, they stay there for the next fetch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import DeadLetter, Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
 from aiotaskq.errors import LeaseLost, Unavailable
-from aiotaskq_folder.connection import FolderConnection, Step, in_thread
+from aiotaskq_folder.connection import FolderConnection, Step, in_thread, portions
 from aiotaskq_folder.messages import (
-    Name,
-    Stored,
-    back,
+    MessageName,
+    StoredMessage,
     fence,
     folder_of,
+    hand_back,
     is_marked,
     mark,
     store,
@@ -39,8 +39,8 @@ from aiotaskq_folder.messages import (
 from aiotaskq_folder.notify import LOOK, MESSAGES, FolderNotifier
 
 
-class Record(msgspec.Struct):
-    """What the file of a consumer holds."""
+class ConsumerRecord(msgspec.Struct):
+    """The content of the file of a consumer."""
 
     name: str
     queues: tuple[str, ...]
@@ -50,7 +50,7 @@ class Record(msgspec.Struct):
 class FolderConsumer:
     """One incarnation of a worker; made by `FolderBroker.consumer`."""
 
-    def __init__(self, folder: FolderConnection, record: Record, lease: float) -> None:
+    def __init__(self, folder: FolderConnection, record: ConsumerRecord, lease: float) -> None:
         self.id = secrets.token_hex(8)
         self.grant = Grant(self.id, record.queues, lease)
         self.folder = folder
@@ -58,8 +58,8 @@ class FolderConsumer:
         self._notifier = FolderNotifier(folder, MESSAGES)
         self._file, self._held = f"consumers/{self.id}", f"held/{self.id}"
         self._begun = self._closed = False
-        self._taken: list[Delivery] = []  # and not returned yet
-        self._untold: dict[str, str] = {}  # receipts and ids of what it holds, until cancelled
+        self._taken: list[Delivery] = []  # not yet returned by `fetch`
+        self._not_cancelled: dict[str, str] = {}  # receipts of held messages, with their ids
 
     async def open(self) -> None:
         await self._notifier.open()
@@ -73,15 +73,15 @@ class FolderConsumer:
         while True:
             due = await self._take(limit, order or self.grant.queues)
             left = end - loop.time()
-            # Nothing is awaited from here to the return: what was taken cannot be lost.
+            # There is no await from here to the return, so no delivery can be lost.
             if self._taken or left <= 0:
                 taken, self._taken = self._taken[:limit], self._taken[limit:]
                 return taken
             await self._notifier.wait(min(left, due, LOOK))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
-        gone = await self._settle(batch)
-        self._notifier.wake()  # a fetch that waits may have been passed over for a suspect
+        gone = [one for part in portions(batch) for one in await self._settle(part)]
+        self._notifier.wake()  # a waiting fetch may have passed over a suspect
         return gone
 
     async def close(self) -> None:
@@ -100,16 +100,16 @@ class FolderConsumer:
             self.folder.move([(self.folder.write(self._record, until=until), self._file)])
             self._begun = True
 
-    def _lives(self) -> bool:
+    def _is_alive(self) -> bool:
         return self.folder.until(self._file) > 0
 
     @in_thread
     def _take(self, limit: int, queues: Sequence[str]) -> float:
-        """Take what is due; return in how many seconds more is."""
-        if not self._lives():
+        """Take due messages and return in how many seconds the next one falls due."""
+        if not self._is_alive():
             raise LeaseLost("this consumer was given up for dead, or is closed")
         now, due = self.folder.clock(), float("inf")
-        if self._taken:  # by a call that was cancelled
+        if self._taken:  # by a fetch that was cancelled
             return due
         found = [(name, queue) for queue in queues for name in waiting(self.folder, queue)]
         if not self.folder.names(self._held):
@@ -123,46 +123,46 @@ class FolderConsumer:
                 self._hand_out(name, queue, now)
         return due
 
-    def _hand_out(self, name: Name, queue: str, now: float) -> bool:
+    def _hand_out(self, name: MessageName, queue: str, now: float) -> bool:
         file = f"waiting/{folder_of(queue)}/{name}"
-        stored = self.folder.read(file, Stored)
-        if stored is None or is_marked(self.folder, mark("cancelled", stored.id)):
+        message = self.folder.read(file, StoredMessage)
+        if message is None or is_marked(self.folder, mark("cancelled", message.id)):
             self.folder.move([(file, None)])
             return False
         receipt = f"{self.folder.number():020}.{name}.{folder_of(queue)}"
         self.folder.move([(file, f"{self._held}/{receipt}")])
         delivery = Delivery(
-            id=stored.id,
+            id=message.id,
             queue=queue,
-            body=stored.body,
+            body=message.body,
             receipt=receipt,
             crashes=name.crashes,
             priority=9 - name.level,
             expired=0 < name.expires <= now * 1e6,
             expires_at=name.expires / 1e6 if name.expires else None,
-            crash_note=stored.crash_note,
+            crash_note=message.crash_note,
         )
-        self._untold[receipt] = stored.id
+        self._not_cancelled[receipt] = message.id
         self._taken.append(delivery)
         return True
 
     @in_thread
     def _settle(self, batch: Sequence[Settlement]) -> list[Delivery]:
-        there = set(self.folder.names(self._held)) if self._lives() else set()
+        held = set(self.folder.names(self._held)) if self._is_alive() else set()
         steps: list[Step] = []
         gone: list[Delivery] = []
         for one in batch:
             receipt = one.delivery.receipt
-            self._untold.pop(receipt, None)
-            if receipt not in there:
+            self._not_cancelled.pop(receipt, None)
+            if receipt in held:
+                held.remove(receipt)
+                steps += self._steps(one, f"{self._held}/{receipt}")
+            else:
                 gone.append(one.delivery)
-                continue
-            there.remove(receipt)
-            steps += self._steps(one, f"{self._held}/{receipt}")
-        # Where each file stands for itself, it needs no journal.
-        alone = all(isinstance(one, Done) for one in batch)
-        (self.folder.move if alone else self.folder.apply)(steps)
-        if not alone:
+        if all(isinstance(one, Done) for one in batch):
+            self.folder.move(steps)  # single files need no journal
+        else:
+            self.folder.apply(steps)
             self.folder.wake(MESSAGES)
         return gone
 
@@ -175,7 +175,7 @@ class FolderConsumer:
             case Dead():
                 return [self._bury(one), (held, None)]
             case _:
-                return [back(self.id, one.delivery.receipt)]
+                return [hand_back(self.id, one.delivery.receipt)]
 
     def _bury(self, one: Dead) -> Step:
         letter = DeadLetter(
@@ -192,27 +192,28 @@ class FolderConsumer:
 
     @in_thread
     def news(self) -> News:
-        told = [
-            (receipt, name)
-            for receipt, name in self._untold.items()
+        cancelled = {
+            receipt: name
+            for receipt, name in self._not_cancelled.items()
             if is_marked(self.folder, mark("cancelled", name))
-        ]
-        for receipt, _ in told:
-            del self._untold[receipt]
+        }
+        for receipt in cancelled:
+            del self._not_cancelled[receipt]
         queues = self.grant.queues
         suspects = any(name.suspect for one in queues for name in waiting(self.folder, one))
-        return News(cancelled={name for _, name in told}, suspects=suspects)
+        return News(cancelled=set(cancelled.values()), suspects=suspects)
 
     @in_thread
     def _end(self) -> None:
-        if self._lives():
-            released = [back(self.id, receipt) for receipt in self.folder.names(self._held)]
-            self.folder.apply([*released, (self._file, None)])
+        if self._is_alive():
+            receipts = self.folder.names(self._held)
+            back = [hand_back(self.id, receipt) for receipt in receipts]
+            self.folder.apply([*back, (self._file, None)])
             self.folder.wake(MESSAGES)
 
 
 class FolderLease:
-    """The lease of a consumer of any process; made by `FolderBroker.lease`."""
+    """The lease of a consumer in any process; made by `FolderBroker.lease`."""
 
     def __init__(self, folder: FolderConnection, grant: Grant) -> None:
         self.folder = folder

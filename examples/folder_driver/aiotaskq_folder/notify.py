@@ -1,9 +1,9 @@
-"""Waking those who wait: a named pipe for each, in whatever process they are.
+"""Wake-ups of waiting consumers and subscribers in all processes, through named pipes.
 
-Theory of operation. Whoever waits makes a pipe in `wake/<topic>`. A call that has changed something
-writes a byte to each pipe there when the change is done; the byte says no more than "look again".
-A process that is killed between its change and the byte wakes nobody, so those who wait also look
-each second.
+Theory of operation. Each waiting object creates a named pipe in `wake/<topic>`. A call that has
+changed something writes one byte into each of these pipes after the change. The byte only means
+"look again". Nobody sends it if the process is killed between the change and the byte, so waiting
+objects also look once a second.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import suppress
 from aiotaskq.errors import Unavailable
 from aiotaskq_folder.connection import FolderConnection, in_thread
 
-LOOK = 1.0  # seconds between looks that rely on no notice
+LOOK = 1.0  # seconds between looks without a wake-up
 MESSAGES, RESULTS = "messages", "results"  # topics
 
 
 class FolderNotifier:
-    """The pipe of one who waits."""
+    """The named pipe of one waiting consumer or subscriber."""
 
     def __init__(self, folder: FolderConnection, topic: str) -> None:
         self.folder = folder
@@ -30,19 +30,19 @@ class FolderNotifier:
         self._event = asyncio.Event()
 
     async def open(self) -> None:
-        """Begin to be woken."""
+        """Create the pipe."""
         pipe = await self._make()
-        asyncio.get_running_loop().add_reader(pipe, self._hear, pipe)
+        asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
 
     async def wait(self, seconds: float) -> None:
-        """Return when there was a notice since the last call, or after some seconds."""
+        """Wait for a wake-up since the last call, for some seconds at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._event.wait()
         self._event.clear()
 
     def wake(self) -> None:
-        """Wake the one who waits, who is on the same event loop."""
+        """Wake the waiting object from its own event loop."""
         self._event.set()
 
     async def close(self) -> None:
@@ -59,7 +59,7 @@ class FolderNotifier:
         if self._pipe is None:
             new = f"new/{secrets.token_hex(8)}"
             os.mkfifo(self.folder.root / new)
-            # For writing as well: else the pipe would end when others close their ends.
+            # Opened for writing as well: otherwise it would end when other writers close it.
             self._pipe = os.open(self.folder.root / new, os.O_RDWR | os.O_NONBLOCK)
             self.folder.move([(new, self._name)])
         return self._pipe
@@ -68,7 +68,7 @@ class FolderNotifier:
     def _remove(self) -> None:
         self.folder.move([(self._name, None)])
 
-    def _hear(self, pipe: int) -> None:
+    def _read(self, pipe: int) -> None:
         with suppress(BlockingIOError):
             os.read(pipe, 65536)
         self._event.set()

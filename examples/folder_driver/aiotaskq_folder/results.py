@@ -1,8 +1,9 @@
 """The result backend.
 
-Theory of operation. An outcome is one file, replaced as a whole. To store one is to look whether
-there is a final one and to replace it, both under the lock, so of those who store at once one is
-the first. Subscribers are told no more than to look again.
+Theory of operation. Each outcome is one file, which is replaced as a whole. Storing an outcome
+looks for a final one and replaces the file, both under the lock. So if several callers store a
+final outcome at the same time, exactly one of them is the first. Subscribers receive no ids, only
+the advice to look again.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import ClassVar, Self
 
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.errors import BackendUnavailable
-from aiotaskq_folder.connection import PORTION, FolderConnection, in_thread
+from aiotaskq_folder.connection import FolderConnection, in_thread, portions
 from aiotaskq_folder.messages import hashed
 from aiotaskq_folder.notify import LOOK, RESULTS, FolderNotifier
 
-_SWEEP_EVERY = 60.0  # seconds
+_SWEEP_PERIOD = 60.0  # seconds
 
 
 class FolderBackend:
-    """Outcomes in a folder. See `aiotaskq.contract.results.ResultBackend`.
+    """A result backend that keeps outcomes in a folder; its arguments are those of `FolderBroker`.
 
-    The arguments are those of `FolderBroker`.
+    See `aiotaskq.contract.results.ResultBackend`.
     """
 
     wants_arguments: ClassVar[bool] = False
@@ -49,10 +50,7 @@ class FolderBackend:
         self.folder.close()
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
-        refused: list[str] = []
-        for start in range(0, len(batch), PORTION):
-            refused += await self._store(batch[start : start + PORTION], ttl)
-        return refused
+        return [one for part in portions(batch) for one in await self._store(part, ttl)]
 
     async def subscribe(self) -> AsyncGenerator[Sequence[str], None]:
         notifier = FolderNotifier(self.folder, RESULTS)
@@ -85,7 +83,7 @@ class FolderBackend:
         if any(one.status.final for one in batch):
             folder.wake(RESULTS)
         if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_EVERY
+            self._sweep_at = now + _SWEEP_PERIOD
             folder.sweep("results")
         return refused
 
@@ -101,7 +99,7 @@ class FolderBackend:
         return len(there)
 
     def _read(self, task_id: str) -> Outcome | None:
-        """Return an outcome; None if there is none, or its time is over."""
+        """Return an outcome; None if there is none, or if it has expired."""
         file, now = _file(task_id), self.folder.clock()
         return None if 0 < self.folder.until(file) <= now else self.folder.read(file, Outcome)
 

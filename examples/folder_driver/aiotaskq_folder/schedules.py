@@ -1,4 +1,8 @@
-"""Schedules: a file for each, changed in one step with the messages of its runs."""
+"""The store of schedules.
+
+Theory of operation. Each schedule is one file. A change compares the revision under the lock, and
+replaces the file and stores the messages of its runs with one call of `apply`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DueSchedules, StoredSchedule
-from aiotaskq_folder.connection import FolderConnection, Step, in_thread
+from aiotaskq_folder.connection import FolderConnection, in_thread
 from aiotaskq_folder.messages import hashed, store
 from aiotaskq_folder.notify import MESSAGES
 
@@ -50,7 +54,7 @@ class FolderSchedules:
         there = self.folder.read(file, StoredSchedule)
         if seen != (None if there is None else there.revision):
             return False
-        steps: list[Step] = store(self.folder, batch)
+        steps = store(self.folder, batch)
         steps.append((file, None) if new is None else (self.folder.write(new), file))
         self.folder.apply(steps)
         self.folder.wake(MESSAGES)
