@@ -75,7 +75,7 @@ _BACKENDS = {
 
 _BUILT_IN: dict[Role, dict[str, str]] = {BROKER: _BROKERS, BACKEND: _BACKENDS}
 _OWN = {*_BROKERS, *_BACKENDS, "rpc", "disabled"}
-"""The schemes that no distribution can claim; the application itself knows the last two."""
+"""The schemes that no distribution can claim; `TaskQueue` itself serves the last two."""
 
 _EXTRAS = {"rabbitmq": "aiotaskq[rabbitmq]"}
 """What is to be installed for a driver, where that is more than the package alone."""
@@ -97,7 +97,7 @@ def create_broker(url: str, *, prefix: str) -> Broker:
 
     Raises:
         ConfigError: No driver serves the URL, or it cannot be loaded: its client library is not
-            installed, or the distribution that brings it is broken.
+            installed, or its distribution is broken.
     """
     return cast("Broker", _create(url, prefix, BROKER))
 
@@ -106,14 +106,14 @@ def create_backend(url: str, *, prefix: str) -> ResultBackend:
     """Return the closed result backend that a URL names.
 
     Raises:
-        ConfigError: As `create_broker` raises it.
+        ConfigError: For the same reasons as in `create_broker`.
     """
     return cast("ResultBackend", _create(url, prefix, BACKEND))
 
 
 def _create(url: str, prefix: str, role: Role) -> Any:
     found = _URL.match(url)
-    if found is None:  # not shown: it may hold a password
+    if found is None:  # the URL is not shown: it may contain a password
         raise ConfigError(f"the URL of the {role.title} does not begin with a scheme and ://")
     scheme = found[1].lower()
     target = _BUILT_IN[role].get(scheme)
@@ -139,7 +139,7 @@ def _built_in(scheme: str, target: str) -> Any:
 
 
 def _unknown(scheme: str, role: Role) -> ConfigError:
-    """Return the error for a scheme that has no such driver, with all those that there are."""
+    """Return the error for a scheme without such a driver; it lists the schemes that have one."""
     why = ", which is for results only" if role is BROKER and scheme in _BACKENDS else ""
     known = [f"{name}://" for name in _BUILT_IN[role]]
     known += [

@@ -1,17 +1,17 @@
-"""Drivers that other distributions bring, found by their entry points.
+"""Drivers of other distributions, found by their entry points.
 
 An installed distribution claims a URL scheme with an entry point of the group `aiotaskq.drivers`:
-its name is the scheme, its value names a `Driver`. The built-in schemes are looked up first, so no
-distribution can take one of them.
+the name of the entry point is the scheme, and its value names a `Driver`. Built-in schemes are
+looked up first, so no distribution can take one of them.
 
 Theory of operation. The metadata of all installed distributions is read only for a scheme that is
-neither built in nor loaded already, since that takes milliseconds. A driver that was loaded is
-kept; a failure is not, so that what was mended or installed meanwhile is found. The caller holds
-the lock of `aiotaskq.drivers` all the while.
+neither built in nor loaded already, since this takes milliseconds. A loaded driver is kept. A
+failure is not kept, so a distribution that is repaired or installed later is found. The caller
+holds the lock of `aiotaskq.drivers` meanwhile.
 
-Nothing here trusts what it finds. Metadata that cannot be read is passed over, an entry point is
-loaded only for its own scheme, and whatever goes wrong with it becomes a `ConfigError` that names
-the distribution, the entry point and the mend. A broken distribution costs nobody another scheme.
+Nothing that is found here is trusted. Metadata that cannot be read is skipped, an entry point is
+loaded only for its own scheme, and each of its faults becomes a `ConfigError` that names the
+distribution, the entry point and the remedy. A broken distribution disables no other scheme.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import AioTaskQError, ConfigError
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution, EntryPoint  # costs more than most need
+    from importlib.metadata import Distribution, EntryPoint  # importing it takes a while
 
 GROUP = "aiotaskq.drivers"
 """The group of the entry points."""
@@ -37,14 +37,14 @@ _loaded: dict[str, InstalledDriver] = {}  # by scheme
 
 
 class BrokerFactory(Protocol):
-    """The class of a broker, or a function that makes one."""
+    """The class of a broker, or a function that returns one."""
 
     def __call__(self, url: str, /, *, prefix: str) -> Broker:
         """Return a closed broker.
 
         Args:
-            url: As the application was given it, password included.
-            prefix: The setting `prefix`: it keeps applications on one server apart.
+            url: As it was given to the application, including the password.
+            prefix: The setting `prefix`, which separates applications that share a server.
 
         Raises:
             ConfigError: The URL is wrong.
@@ -53,23 +53,23 @@ class BrokerFactory(Protocol):
 
 
 class BackendFactory(Protocol):
-    """The class of a result backend, or a function that makes one."""
+    """The class of a result backend, or a function that returns one."""
 
     def __call__(self, url: str, /, *, prefix: str) -> ResultBackend:
-        """Return a closed result backend; the arguments are those of `BrokerFactory`."""
+        """Return a closed result backend. The arguments are those of `BrokerFactory`."""
         ...
 
 
 class Driver(msgspec.Struct, frozen=True, kw_only=True):
-    """The classes that serve a URL scheme: what an entry point of `aiotaskq.drivers` names.
+    """The classes that serve a URL scheme: the object that an entry point names.
 
-    At least one of the two is given::
+    At least one of the two is given. Each is called as ``cls(url, prefix=prefix)``::
 
         driver = Driver(broker=FolderBroker, backend=FolderBackend)
 
     Attributes:
-        broker: Makes the broker; None: the scheme is for results only.
-        backend: Makes the result backend; None: the scheme is for messages only.
+        broker: The class of the broker; None if the scheme serves results only.
+        backend: The class of the result backend; None if the scheme serves messages only.
     """
 
     broker: BrokerFactory | None = None
@@ -77,13 +77,13 @@ class Driver(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Role(msgspec.Struct, frozen=True):
-    """What a driver is asked for.
+    """One of the two uses of a driver.
 
     Attributes:
         title: Its name in errors.
-        attribute: The attribute of `Driver` that makes it.
-        protocol: What it must have.
-        setting: The setting that holds its URL.
+        attribute: The attribute of `Driver` for it.
+        protocol: The protocol that the created object implements.
+        setting: The setting that holds the URL.
     """
 
     title: str
@@ -101,22 +101,29 @@ class Claim(msgspec.Struct, frozen=True):
 
     scheme: str
     entry: EntryPoint
-    distribution: str  # its name; where it lies if it has none
+    distribution: str  # its name, or its folder if it has no name
     version: str
 
     def __str__(self) -> str:
-        """Return what errors call it."""
+        """Return a description for errors."""
         entry = f"{self.entry.name} = {self.entry.value}"
         where = f"{self.distribution} {self.version}".strip()
         return f"the entry point {entry!r} of the distribution {where}"
 
+    @property
+    def remedy(self) -> str:
+        """Advice for errors."""
+        if not self.version:  # pip cannot uninstall it
+            return "repair it or remove it"
+        return f"install a version that works, or uninstall it: pip uninstall {self.distribution}"
+
 
 class InstalledDriver:
-    """A driver of another distribution, loaded.
+    """A loaded driver of another distribution.
 
     Args:
-        claim: From where it comes.
-        driver: What the entry point names.
+        claim: Its entry point.
+        driver: The object that the entry point names.
     """
 
     def __init__(self, claim: Claim, driver: Driver) -> None:
@@ -127,39 +134,40 @@ class InstalledDriver:
         """Return a closed broker or result backend.
 
         Raises:
-            ConfigError: The scheme has none, it refuses the URL, or what it makes lacks something.
+            ConfigError: The driver has none, refuses the URL, fails, or creates an object that
+                does not implement the protocol.
         """
         claim = self._claim
         factory = getattr(self._driver, role.attribute)
         if factory is None:
             other = BROKER if role is BACKEND else BACKEND
             raise ConfigError(
-                f"no {role.title} for {claim.scheme}://: {claim} gives a {other.title} only;"
+                f"no {role.title} for {claim.scheme}://: {claim} provides a {other.title} only;"
                 f" set {role.setting} to a URL of another scheme"
             )
         try:
             made = factory(url, prefix=prefix)
         except AioTaskQError:
             raise
-        except Exception as error:  # not shown: it may hold the password
+        except Exception as error:  # its text is not shown: it may contain the password
             raise ConfigError(
-                f"no {role.title} for {claim.scheme}://: {claim} fails with"
-                f" {type(error).__name__} when it makes one; {_mend(claim)}"
+                f"no {role.title} for {claim.scheme}://: {claim} raises {type(error).__name__}"
+                f" instead of creating one; {claim.remedy}"
             ) from error
-        if lacking := [name for name in _members(role.protocol) if not hasattr(type(made), name)]:
+        if missing := [name for name in _members(role.protocol) if not hasattr(type(made), name)]:
             raise ConfigError(
-                f"no {role.title} for {claim.scheme}://: {claim} makes a"
-                f" {type(made).__name__}, which lacks {', '.join(lacking)};"
-                f" it may be meant for another version of aiotaskq: {_mend(claim)}"
+                f"no {role.title} for {claim.scheme}://: {claim} creates a {type(made).__name__}"
+                f" without {', '.join(missing)}, perhaps for another version of aiotaskq;"
+                f" {claim.remedy}"
             )
         return made
 
 
 def find_driver(scheme: str) -> InstalledDriver | None:
-    """Return the driver of a scheme, in lower case; None if no distribution claims it.
+    """Return the driver of a scheme in lower case; None if no distribution claims it.
 
     Raises:
-        ConfigError: Several claim it, or the driver cannot be loaded.
+        ConfigError: Several distributions claim it, or the driver cannot be loaded.
     """
     if scheme not in _loaded:
         claims = [claim for claim in _claims() if claim.scheme == scheme]
@@ -175,7 +183,7 @@ def find_driver(scheme: str) -> InstalledDriver | None:
 
 
 def claimed_schemes() -> dict[str, list[str]]:
-    """Return the distributions that claim each scheme. None of their code is run."""
+    """Return the distributions that claim each scheme, without importing any of them."""
     found: dict[str, list[str]] = {}
     for claim in _claims():
         if _SCHEME.fullmatch(claim.scheme):
@@ -186,29 +194,29 @@ def claimed_schemes() -> dict[str, list[str]]:
 def _load(claim: Claim) -> Driver:
     try:
         driver = claim.entry.load()
-    except (Exception, SystemExit) as error:  # a module runs arbitrary code when it is imported
+    except (Exception, SystemExit) as error:  # importing a module runs arbitrary code
         from traceback import format_exception_only
 
         what = " ".join(format_exception_only(error)[-1].split())
         raise ConfigError(
-            f"no driver for {claim.scheme}://: {claim} cannot be loaded: {what}; {_mend(claim)}"
+            f"no driver for {claim.scheme}://: {claim} cannot be loaded: {what}; {claim.remedy}"
         ) from error
     if not isinstance(driver, Driver):
         raise ConfigError(
-            f"no driver for {claim.scheme}://: {claim} names a {type(driver).__name__},"
-            f" and must name an aiotaskq.drivers.Driver; {_mend(claim)}"
+            f"no driver for {claim.scheme}://: {claim} names a {type(driver).__name__}, but it must"
+            f" name an aiotaskq.drivers.Driver; {claim.remedy}"
         )
     given = [one for one in (driver.broker, driver.backend) if one is not None]
     if not given or not all(map(callable, given)):
         raise ConfigError(
-            f"no driver for {claim.scheme}://: {claim} names a Driver without a class for the"
-            f" broker or the result backend; {_mend(claim)}"
+            f"no driver for {claim.scheme}://: {claim} names a Driver without the class of a broker"
+            f" or result backend; {claim.remedy}"
         )
     return driver
 
 
 def _claims() -> Iterator[Claim]:
-    """Yield the entry points of the group, from the distributions that an import would find."""
+    """Yield the entry points of the group in all distributions on the import path."""
     from importlib import metadata
 
     seen: set[str] = set()
@@ -217,10 +225,10 @@ def _claims() -> Iterator[Claim]:
             if GROUP not in (distribution.read_text("entry_points.txt") or ""):
                 continue
             entries = [one for one in distribution.entry_points if one.group == GROUP]
-        except Exception:  # of whatever kind: it is not ours to mend
+        except Exception:  # broken metadata of any kind, of a package that may not concern us
             continue
         name, version = _named(distribution)
-        # The first one of a name on the path hides the others, as it does for an import.
+        # Of two distributions with one name, an import finds the first.
         known = re.sub(r"[-_.]+", "-", name).lower()
         if known in seen:
             continue
@@ -232,7 +240,7 @@ def _claims() -> Iterator[Claim]:
 def _named(distribution: Distribution) -> tuple[str, str]:
     try:
         name, version = distribution.metadata["Name"], distribution.version
-    except Exception:  # no metadata but the entry points
+    except Exception:  # it has no metadata except its entry points
         name = version = ""
     return str(name or f"in {distribution.locate_file('')}"), str(version or "")
 
@@ -240,9 +248,3 @@ def _named(distribution: Distribution) -> tuple[str, str]:
 def _members(protocol: type) -> list[str]:
     names = {*vars(protocol), *protocol.__annotations__}
     return sorted(name for name in names if not name.startswith("_"))
-
-
-def _mend(claim: Claim) -> str:
-    if not claim.version:  # it has no metadata to be uninstalled by
-        return "mend it or remove it"
-    return f"install a version that works, or do without it: pip uninstall {claim.distribution}"

@@ -239,17 +239,21 @@ BROKEN = {
         "driver",
         r"Odd: <exception str\(\) failed>",
     ),
-    "another object": ("driver = {}", "driver", "names a dict, and must name an aiotaskq.drivers"),
-    "a class": (WORKING, "Broker", "names a type, and must name an aiotaskq.drivers.Driver"),
+    "another object": (
+        "driver = {}",
+        "driver",
+        "names a dict, but it must name an aiotaskq.drivers",
+    ),
+    "a class": (WORKING, "Broker", "names a type, but it must name an aiotaskq.drivers.Driver"),
     "nothing in it": (
         "from aiotaskq.drivers import Driver\ndriver = Driver()",
         "driver",
-        "names a Driver without a class",
+        "names a Driver without the class",
     ),
     "no class in it": (
         "from aiotaskq.drivers import Driver\ndriver = Driver(broker='here')",
         "driver",
-        "names a Driver without a class",
+        "names a Driver without the class",
     ),
 }
 
@@ -264,7 +268,7 @@ def test_a_broken_one_is_told_with_its_distribution_and_the_mend(
             create("shelf://u:hidden@h", prefix="p")
         text = str(caught.value)
         assert f"'shelf = {module}:{attribute}' of the distribution aiotaskq-shelf 1.0" in text
-        assert text.endswith("or do without it: pip uninstall aiotaskq-shelf")
+        assert text.endswith("or uninstall it: pip uninstall aiotaskq-shelf")
         assert "hidden" not in text
         assert "\n" not in text
 
@@ -288,14 +292,22 @@ def test_one_without_a_name_is_told_by_its_place(site: Site, metadata: str) -> N
     text = refusal()
     assert str(site.folder) in text
     assert "No module named 'nowhere_at_all'" in text
-    assert text.endswith("mend it or remove it")
+    assert text.endswith("repair it or remove it")
 
 
 @pytest.mark.parametrize(
     ("attribute", "create", "words"),
     [
-        ("broker_only", create_backend, "no result backend for shelf://: .* gives a broker only"),
-        ("backend_only", create_broker, "no broker for shelf://: .* gives a result backend only"),
+        (
+            "broker_only",
+            create_backend,
+            "no result backend for shelf://: .* provides a broker only",
+        ),
+        (
+            "backend_only",
+            create_broker,
+            "no broker for shelf://: .* provides a result backend only",
+        ),
     ],
 )
 def test_a_driver_may_be_one_half_and_says_so(
@@ -330,7 +342,7 @@ driver = Driver(broker=Broker)
 """
     site.put(source)
     text = refusal("shelf://u:hidden@h")
-    assert f"aiotaskq-shelf 1.0 fails with {error} when it makes one" in text
+    assert f"aiotaskq-shelf 1.0 raises {error} instead of creating one" in text
     assert "hidden" not in text
 
 
@@ -354,7 +366,7 @@ driver = Driver(broker=Old, backend=Old)
 """
     site.put(source)
     text = refusal(create=create)
-    assert "makes a Old, which lacks " in text
+    assert "creates a Old without " in text
     assert "close, " in text
     assert "clone" not in text
     assert ("traits" if create is create_broker else "wants_arguments") in text
