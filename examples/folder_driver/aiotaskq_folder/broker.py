@@ -22,6 +22,7 @@ from aiotaskq_folder.messages import (
     StoredMessage,
     fence,
     folder_of,
+    held,
     is_marked,
     mark,
     put_mark,
@@ -150,7 +151,7 @@ class FolderBroker:
         read = [
             self.folder.read(f"held/{consumer}/{receipt}", StoredMessage)
             for consumer in self.folder.names("held")
-            for receipt in self.folder.names(f"held/{consumer}")
+            for receipt in held(self.folder, consumer)
         ]
         ids = {message.id for message in read if message is not None}
         return {one for one in ids if not is_marked(self.folder, mark("cancelled", one))}
@@ -195,7 +196,7 @@ class FolderBroker:
             for message in waiting(folder, queue_of(name)):
                 counts[name]["delayed" if message.due > now else "ready"] += 1
         for consumer in folder.names("held"):
-            for receipt in folder.names(f"held/{consumer}"):
+            for receipt in held(folder, consumer):
                 counts[receipt.split(".", 2)[2]]["held"] += 1
         for name in folder.names("dead"):
             counts[name]["dead"] = len(folder.names(f"dead/{name}"))

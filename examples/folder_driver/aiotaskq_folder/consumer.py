@@ -30,6 +30,7 @@ from aiotaskq_folder.messages import (
     fence,
     folder_of,
     hand_back,
+    held,
     is_marked,
     mark,
     store,
@@ -56,7 +57,7 @@ class FolderConsumer:
         self.folder = folder
         self._record = record
         self._notifier = FolderNotifier(folder, MESSAGES)
-        self._file, self._held = f"consumers/{self.id}", f"held/{self.id}"
+        self._file = f"consumers/{self.id}"
         self._begun = self._closed = False
         self._taken: list[Delivery] = []  # not yet returned by `fetch`
         self._not_cancelled: dict[str, str] = {}  # receipts of held messages, with their ids
@@ -112,7 +113,7 @@ class FolderConsumer:
         if self._taken:  # by a fetch that was cancelled
             return due
         found = [(name, queue) for queue in queues for name in waiting(self.folder, queue)]
-        if not self.folder.names(self._held):
+        if not held(self.folder, self.id):
             for name, queue in found:
                 if name.suspect and self._hand_out(name, queue, now):
                     return due
@@ -130,7 +131,7 @@ class FolderConsumer:
             self.folder.move([(file, None)])
             return False
         receipt = f"{self.folder.number():020}.{name}.{folder_of(queue)}"
-        self.folder.move([(file, f"{self._held}/{receipt}")])
+        self.folder.move([(file, f"held/{self.id}/{receipt}")])
         delivery = Delivery(
             id=message.id,
             queue=queue,
@@ -148,15 +149,15 @@ class FolderConsumer:
 
     @in_thread
     def _settle(self, batch: Sequence[Settlement]) -> list[Delivery]:
-        held = set(self.folder.names(self._held)) if self._is_alive() else set()
+        receipts = set(held(self.folder, self.id)) if self._is_alive() else set()
         steps: list[Step] = []
         gone: list[Delivery] = []
         for one in batch:
             receipt = one.delivery.receipt
             self._not_cancelled.pop(receipt, None)
-            if receipt in held:
-                held.remove(receipt)
-                steps += self._steps(one, f"{self._held}/{receipt}")
+            if receipt in receipts:
+                receipts.remove(receipt)
+                steps += self._steps(one, f"held/{self.id}/{receipt}")
             else:
                 gone.append(one.delivery)
         if all(isinstance(one, Done) for one in batch):
@@ -166,14 +167,14 @@ class FolderConsumer:
             self.folder.wake(MESSAGES)
         return gone
 
-    def _steps(self, one: Settlement, held: str) -> list[Step]:
+    def _steps(self, one: Settlement, file: str) -> list[Step]:
         match one:
             case Done():
-                return [(held, None)]
+                return [(file, None)]
             case Again():
-                return [*store(self.folder, [one.envelope]), (held, None)]
+                return [*store(self.folder, [one.envelope]), (file, None)]
             case Dead():
-                return [self._bury(one), (held, None)]
+                return [self._bury(one), (file, None)]
             case _:
                 return [hand_back(self.id, one.delivery.receipt)]
 
@@ -206,8 +207,7 @@ class FolderConsumer:
     @in_thread
     def _end(self) -> None:
         if self._is_alive():
-            receipts = self.folder.names(self._held)
-            back = [hand_back(self.id, receipt) for receipt in receipts]
+            back = [hand_back(self.id, receipt) for receipt in held(self.folder, self.id)]
             self.folder.apply([*back, (self._file, None)])
             self.folder.wake(MESSAGES)
 

@@ -27,6 +27,7 @@ from aiotaskq_folder.notify import MESSAGES
 AT_ONCE = 100  # messages that one call takes back, and dead letters that it drops
 CALL_TIME, UNIQUE_TIME, CANCELLED_TIME = 60.0, 86_400.0, 7 * 86_400.0  # seconds that marks last
 _NAME = re.compile(r"(\d)-(\d{20})-(\d+)-(\d+)-(\d+)", re.ASCII)
+_RECEIPT = re.compile(rf"\d{{20}}\.{_NAME.pattern}\.[^.].*", re.ASCII)
 _LATEST = 1e10  # Unix time, in the year 2286
 _LONGEST = 160  # bytes of the quoted name of a queue, which is a part of file names
 
@@ -113,11 +114,16 @@ def waiting(folder: FolderConnection, queue: str) -> list[MessageName]:
     return [name for name in names if name is not None]
 
 
+def held(folder: FolderConnection, consumer: str) -> list[str]:
+    """Return the receipts of the messages that a consumer holds, in the order of hand-out."""
+    return [name for name in folder.names(f"held/{consumer}") if _RECEIPT.fullmatch(name)]
+
+
 def hand_back(consumer: str, receipt: str, crashes: int = 0) -> Step:
     """Return the step that puts a held message back, with `crashes` added to its count."""
     _, text, queue = receipt.split(".", 2)
     name = MessageName.parse(text)
-    assert name is not None  # it was parsed when the message was handed out
+    assert name is not None  # see `_RECEIPT`
     name = name._replace(crashes=name.crashes + crashes)
     return f"held/{consumer}/{receipt}", f"waiting/{queue}/{name}"
 
@@ -132,12 +138,12 @@ def take_back(folder: FolderConnection, consumer: str) -> int:
     """Take back messages of a fenced consumer, `AT_ONCE` at most, and return their number."""
     note = folder.read(f"fenced/{consumer}", str) or ""
     steps: list[Step] = []
-    receipts = folder.names(f"held/{consumer}")
-    for held, target in [hand_back(consumer, one, crashes=1) for one in receipts[:AT_ONCE]]:
-        message = folder.read(held, StoredMessage)
+    receipts = held(folder, consumer)
+    for file, target in [hand_back(consumer, one, crashes=1) for one in receipts[:AT_ONCE]]:
+        message = folder.read(file, StoredMessage)
         if message is not None:
             message.crash_note = note
-            steps += [(folder.write(message), target), (held, None)]
+            steps += [(folder.write(message), target), (file, None)]
     folder.apply(steps)
     if len(receipts) <= AT_ONCE:
         folder.move([(f"fenced/{consumer}", None)])

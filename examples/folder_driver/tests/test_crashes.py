@@ -148,15 +148,24 @@ async def test_a_child_of_one_that_was_killed_does_not_keep_its_lock(tmp_path: P
     await harness.close()
 
 
-async def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path) -> None:
+async def test_files_that_cannot_be_read_and_strange_ones_stop_nobody(tmp_path: Path) -> None:
     harness = FolderHarness(tmp_path)
     broker = await harness.broker()
-    await broker.publish([Envelope(id=one, queue="q", body=b"") for one in "abc"])
+    await broker.publish([Envelope(id=one, queue="q", body=b"") for one in "abcd"])
+    consumer = broker.consumer(["q"], name="dies", lease=LEASE)
+    await consumer.open()
+    assert len(await consumer.fetch(2, 0)) == 2
     root = harness.path / "aiotaskq"
-    files = sorted((root / "waiting/q.queue").iterdir())
-    files[1].write_bytes(b"")  # as a power cut without fsync may leave it
-    (root / "waiting/q.queue/notes.txt").write_text("of somebody else")
+    waiting, held = root / "waiting/q.queue", root / "held" / consumer.id
+    for folder in (waiting, held):
+        # As a power failure may leave a file without fsync, and another program its own.
+        next(folder.iterdir()).write_bytes(b"")
+        (folder / ".DS_Store").write_bytes(b"")
+        (folder / "notes.txt").write_bytes(b"")
     (root / "journal").write_bytes(b"[")
-    assert await drained(harness) == ["a", "c"]
-    assert len(list((root / "broken").iterdir())) == 2
+    await harness.pass_time(LEASE + 1.0)
+    assert await broker.maintain() == Maintained(reclaimed=1)
+    assert len(await drained(harness)) == 2
+    assert len(list((root / "broken").iterdir())) == 3
+    await consumer.close()
     await harness.close()
