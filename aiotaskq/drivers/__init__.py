@@ -1,15 +1,39 @@
-"""Drivers by URL. Each is imported only when a URL asks for it."""
+"""Drivers by URL. Each is imported only when a URL asks for it.
+
+A scheme that is not built in is looked for among the entry points of installed distributions: see
+`aiotaskq.drivers.entry_points`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from importlib import import_module
 from typing import Any, cast
 
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.results import ResultBackend
+from aiotaskq.drivers.entry_points import (
+    BACKEND,
+    BROKER,
+    BackendFactory,
+    BrokerFactory,
+    Driver,
+    Role,
+    claimed_schemes,
+    find_driver,
+)
 from aiotaskq.errors import ConfigError
+
+__all__ = [
+    "EMBEDDED",
+    "BackendFactory",
+    "BrokerFactory",
+    "Driver",
+    "create_backend",
+    "create_broker",
+]
 
 EMBEDDED = "sqlite:///aiotaskq.db"
 """The default: a file in the working folder, durable, shared by the processes of a machine."""
@@ -49,9 +73,14 @@ _BACKENDS = {
     "amqps": "rabbitmq:RabbitBackend",
 }
 
+_BUILT_IN: dict[Role, dict[str, str]] = {BROKER: _BROKERS, BACKEND: _BACKENDS}
+_OWN = {*_BROKERS, *_BACKENDS, "rpc", "disabled"}
+"""The schemes that no distribution can claim; `TaskQueue` itself serves the last two."""
+
 _EXTRAS = {"rabbitmq": "aiotaskq[rabbitmq]"}
 """What is to be installed for a driver, where that is more than the package alone."""
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
 
 # A child that was forked in the middle of an import would wait for the end of it for ever.
 _importing = threading.RLock()
@@ -67,35 +96,55 @@ def create_broker(url: str, *, prefix: str) -> Broker:
     """Return the closed broker that a URL names.
 
     Raises:
-        ConfigError: No driver serves the URL, or its client library is not installed.
+        ConfigError: No driver serves the URL, or it cannot be loaded: its client library is not
+            installed, or its distribution is broken.
     """
-    return cast("Broker", _create(url, prefix, _BROKERS, "broker"))
+    return cast("Broker", _create(url, prefix, BROKER))
 
 
 def create_backend(url: str, *, prefix: str) -> ResultBackend:
     """Return the closed result backend that a URL names.
 
     Raises:
-        ConfigError: No driver serves the URL, or its client library is not installed.
+        ConfigError: For the same reasons as in `create_broker`.
     """
-    return cast("ResultBackend", _create(url, prefix, _BACKENDS, "result backend"))
+    return cast("ResultBackend", _create(url, prefix, BACKEND))
 
 
-def _create(url: str, prefix: str, known: dict[str, str], role: str) -> Any:
-    scheme, separator, _ = url.partition("://")
-    target = known.get(scheme.lower())
-    if not separator or target is None:
-        shown = f"{scheme}://" if separator else repr(url)
-        raise ConfigError(
-            f"no {role} for {shown}; there are {', '.join(f'{name}://' for name in known)}"
-        )
+def _create(url: str, prefix: str, role: Role) -> Any:
+    found = _URL.match(url)
+    if found is None:  # the URL is not shown: it may contain a password
+        raise ConfigError(f"the URL of the {role.title} does not begin with a scheme and ://")
+    scheme = found[1].lower()
+    target = _BUILT_IN[role].get(scheme)
+    if target is not None:
+        return _built_in(scheme, target)(url, prefix=prefix)
+    with _importing:
+        driver = None if scheme in _OWN else find_driver(scheme)
+        if driver is None:
+            raise _unknown(scheme, role)
+    return driver.create(role, url, prefix)
+
+
+def _built_in(scheme: str, target: str) -> Any:
     module, _, name = target.partition(":")
     try:
         with _importing:
-            driver = getattr(import_module(f"{__name__}.{module}"), name)
+            return getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
         raise ConfigError(
             f"{scheme}:// needs the library {error.name!r}, which is not installed:"
             f" pip install '{_EXTRAS.get(module, 'aiotaskq')}'"
         ) from error
-    return driver(url, prefix=prefix)
+
+
+def _unknown(scheme: str, role: Role) -> ConfigError:
+    """Return the error for a scheme without such a driver; it lists the schemes that have one."""
+    why = ", which is for results only" if role is BROKER and scheme in _BACKENDS else ""
+    known = [f"{name}://" for name in _BUILT_IN[role]]
+    known += [
+        f"{name}:// (from {' and '.join(distributions)})"
+        for name, distributions in sorted(claimed_schemes().items())
+        if name not in _OWN
+    ]
+    return ConfigError(f"no {role.title} for {scheme}://{why}; there are {', '.join(known)}")
