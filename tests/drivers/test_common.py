@@ -1,19 +1,21 @@
-"""Helpers that several drivers share: batches, timing, rows, counts of dead letters."""
+"""Helpers that several drivers share: batches, deliveries, timing, rows, dead letters."""
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from msgspec import UNSET
 
-from aiotaskq.contract.message import Attempt
+from aiotaskq.contract.message import SUSPECT, Attempt, Delivery
 from aiotaskq.contract.outcome import TaskStatus
 from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.clock import SweepTimer, is_stall
 from aiotaskq.drivers.common.dead_letter_counts import DeadLetterCount
+from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
 from aiotaskq.drivers.common.rows import count_depths, read_outcome, write_history
 from aiotaskq.errors import DecodeError
 
@@ -59,6 +61,26 @@ def test_portions_are_limited_in_number_and_size(sizes: list[int], parts: list[l
 def test_portions_keep_the_order_of_the_values(sizes: list[int], parts: list[list[int]]) -> None:
     values = list(range(len(sizes)))
     assert list(portions(values, sizes, most=3, most_bytes=4 * MEGABYTE)) == parts
+
+
+@pytest.mark.parametrize(
+    ("crashes", "limit", "count"),
+    [
+        ([], 3, 0),
+        ([0, 1], 3, 2),
+        ([0, 1, 0, 0], 3, 3),
+        ([SUSPECT], 3, 1),
+        ([SUSPECT, 0, 0], 3, 1),
+    ],
+)
+def test_deliveries_are_handed_out_in_order_and_a_suspect_alone(
+    crashes: list[int], limit: int, count: int
+) -> None:
+    deliveries = [Delivery(f"{n}", "q", b"", n, number) for n, number in enumerate(crashes)]
+    received = deque(deliveries)
+    assert next_is_suspect(received) is (crashes[:1] == [SUSPECT])
+    assert hand_out(received, limit) == deliveries[:count]
+    assert list(received) == deliveries[count:]
 
 
 def test_a_silence_of_more_than_half_a_lease_is_a_stall() -> None:

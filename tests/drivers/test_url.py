@@ -8,6 +8,7 @@ import pytest
 
 from aiotaskq.drivers.common.url import (
     Reader,
+    host_and_port,
     is_secret,
     masked_query,
     masked_url,
@@ -63,6 +64,33 @@ def test_another_scheme_is_refused_with_those_that_there_are() -> None:
         split("http://localhost")
     with pytest.raises(ConfigError, match="begins with nothing://"):
         split("localhost")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", ("localhost", 6379)),
+        ("host", ("host", 6379)),
+        ("host:", ("host", 6379)),
+        (":1", ("localhost", 1)),
+        ("10.0.0.1:65535", ("10.0.0.1", 65535)),
+        ("[::1]", ("::1", 6379)),
+        ("[::1]:7", ("::1", 7)),
+        ("a%2Db:7", ("a-b", 7)),
+        ("me:hush@host:7", ("host", 7)),
+    ],
+)
+def test_a_host_and_a_port_are_read(text: str, place: tuple[str, int]) -> None:
+    assert host_and_port(text, 6379, system="Redis") == place
+
+
+@pytest.mark.parametrize(
+    "text", ["h:hush", "h:-1", "h:65536", "h:1:hush", "[hush", "::1", "[hush]:1"]
+)
+def test_a_wrong_port_or_host_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a Redis URL: it names hosts as host:port") as caught:
+        host_and_port(text, 6379, system="Redis")
+    assert "hush" not in str(caught.value)
 
 
 def test_options_are_read() -> None:

@@ -6,6 +6,7 @@
 `retention`             how long a store remembers ids and calls, in every driver alike
 `clock`                 work that is due from time to time, and the sign of a stall
 `batches`               cuts batches into parts that one call or one statement may carry
+`deliveries`            hands out deliveries that were received, and suspects alone
 `rows`                  records of the contract from rows of SQL tables
 `dead_letter_keys`      reads keys of dead letters
 `dead_letter_counts`    tells when dead letters have to be counted

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from aiotaskq.errors import ConfigError
 
@@ -48,6 +48,27 @@ def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult
             " ? is %3F and # is %23 there; and behind the host an @ is %40"
         )
     return parts
+
+
+def host_and_port(text: str, default_port: int, *, system: str) -> tuple[str, int]:
+    """Return the host and the port that a part of a URL names.
+
+    Args:
+        text: ``host``, ``host:port`` or ``[IPv6]:port``; ``user:password@`` before it is ignored.
+            An empty host is this machine.
+        default_port: The port where there is none in the text.
+        system: The name of the system, for errors.
+
+    Raises:
+        ConfigError: The port is no number, or the brackets do not enclose an IPv6 address.
+    """
+    try:
+        place = urlsplit(f"//{text}")
+        return unquote(place.hostname or "localhost"), place.port or default_port
+    except ValueError:  # which quotes the text, and that may be a part of a password
+        raise ConfigError(
+            f"not a {system} URL: it names hosts as host:port, with a port from 1 to 65535"
+        ) from None
 
 
 def read_options(parts: SplitResult, readers: Mapping[str, Reader]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import asyncpg
 import msgspec
 
 from aiotaskq.backoff import jittered
-from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
+from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
@@ -143,7 +143,7 @@ class PostgresConsumer:
                     pause = await self._take(limit, queues)
                 if self._buffer:
                     await self._stop_waiting(pause)
-                    return self._from_buffer(limit)
+                    return hand_out(self._buffer, limit)
                 left = until - loop.time()
                 if left <= 0.0:
                     return []
@@ -202,11 +202,6 @@ class PostgresConsumer:
         return {row["queue"]: row["count"] for row in rows}
 
     # --- taking ---------------------------------------------------------------------------------
-
-    def _from_buffer(self, limit: int) -> list[Delivery]:
-        if self._buffer[0].crashes >= SUSPECT:
-            return [self._buffer.popleft()]
-        return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
     async def _take(self, limit: int, queues: list[str]) -> float:
         """Take messages into the buffer; return the seconds after which to look again."""

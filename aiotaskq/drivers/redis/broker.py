@@ -5,22 +5,22 @@ Theory of operation
 
 A message is ready, delayed, held by a consumer, or dead; then it is gone. `keys.py` lists the
 keys of these places. Each step from one place to another is one script, so that it happens as a
-whole or not at all, whoever dies in between. A task pays for what it uses: a plain one is pushed
-to a list, popped into the hash of its consumer, and deleted from there.
+whole or not at all, whichever process dies in between. A task pays only for the features that it
+uses: a plain one is pushed to a list, popped into the hash of its consumer, and deleted from there.
 
 * No message travels in the reply to a blocking command. Idle consumers block on a token and then
   fetch, so a reply that is lost on the way costs no message. See `notify.py` and `consumer.py`.
 * A queue is added to the set of all queues before anything is stored in it. Maintenance goes
-  over that set, so it finds each message, also where the process dies in between. What this
-  process has added is remembered in `_known`, for as long as the connection lasts: after a
-  reconnect the server may be another one.
+  over that set, so it finds each message, also where the process dies in between. `_known` holds
+  the queues that this process has added, for as long as the connection lasts: after a reconnect
+  the server may be another one.
 * A call of `publish` may have taken effect though it failed. With a `call_id` it may be repeated:
   the server keeps the answer, by queue and part, and the same batch always has the same parts.
 * A call of `maintain` names the server's time at which it is out of date, as estimated by
   `_clock_offset`. One that lay in a buffer, while a server stood still, must not give up
   consumers whose renewals lie in other buffers.
 * The server may lose its data and come back empty. Then a queue that was added once is missing in
-  the set. This is logged once, and the broker goes on with what comes.
+  the set. This is logged once, and the broker goes on with new messages.
 * Keys may hold data that no script wrote. A script that fails because of that fails for all
   queues of its call. The queues are then called one by one, and only the malformed one is left
   out.
@@ -43,6 +43,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Self
 
@@ -51,15 +52,18 @@ import msgspec
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
+from aiotaskq.drivers.common.batches import portions, slices
+from aiotaskq.drivers.common.retention import CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
 from aiotaskq.drivers.redis import items, scripts
-from aiotaskq.drivers.redis.client import MAX_ENTRIES, RedisClient, portions
-from aiotaskq.drivers.redis.connection import Word, is_malformed_data
+from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, MAX_QUEUES, RedisClient
+from aiotaskq.drivers.redis.connection import RedisConnection, Word, is_malformed_data
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.dead_letters import RedisDeadLetters
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.drivers.redis.lease import RedisLease
 from aiotaskq.drivers.redis.results import RedisBackend
 from aiotaskq.drivers.redis.schedules import RedisSchedules
+from aiotaskq.drivers.redis.scripts import RedisScript
 from aiotaskq.drivers.redis.server_settings import warn_of_data_loss
 from aiotaskq.drivers.redis.url import parse_url
 from aiotaskq.errors import Unavailable
@@ -68,8 +72,6 @@ logger = logging.getLogger("aiotaskq.redis")
 
 _MAINTAINED = 100  # messages of each queue, at most, that one call of a script moves
 _LOOKED_AT = 500  # delayed messages, about, that one call of a script looks at
-_QUEUES = 50  # queues in one call of a script
-_CANCELLED_FOR = 7 * 86_400.0  # seconds for which cancelled ids are known
 _OUT_OF_DATE = 2.5  # seconds after which a call of `maintain` is not carried out any more
 _RECONNECTING = 30.0  # seconds after a failure in which other clients may not be back yet
 
@@ -81,11 +83,11 @@ class RedisBroker:
         url: ``redis://[[user]:password@]host[:port][/database]``, ``rediss://`` for TLS,
             ``redis+sentinel://`` with the sentinels as hosts, or
             ``unix:///path/to/socket[?db=database]``.
-        prefix: What all keys begin with.
+        prefix: The beginning of all keys.
         client: The client of the store, where that is a shard of a cluster.
 
     Raises:
-        ConfigError: The URL is none of these.
+        ConfigError: The URL has another form.
     """
 
     traits: ClassVar[Traits] = Traits()
@@ -97,10 +99,10 @@ class RedisBroker:
         self._client = client or RedisClient(parse_url(url), RedisKeys(prefix))
         self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
         self._known: set[str] = set()  # queues that are in the set of queues
-        self._known_at = 0  # `connects` of the connection when that was found out
+        self._known_at = 0  # `connects` of the connection to which `_known` applies
         self._introduced: set[str] = set()  # queues that were in the set of queues once
         self._malformed: set[str] = set()  # queues with keys that no script can work on
-        self._warned = False  # of the server's settings
+        self._warned = False  # whether warnings about the server's settings were logged
         self._clock_offset = 0.0  # seconds: the server's clock less that of the event loop
 
     @property
@@ -130,15 +132,7 @@ class RedisBroker:
         return RedisBackend(self._given_url, prefix=self._client.keys.given)
 
     async def open(self) -> None:
-        if self._client.is_open:
-            return
-        await self._client.open()
-        try:
-            seconds, micros = await self._client.connection.command("TIME")
-        except BaseException:
-            await self._client.close()
-            raise
-        self._set_clock(int(seconds) + int(micros) / 1e6)
+        await self._client.open(self._read_clock)
 
     async def close(self) -> None:
         for consumer in list(self._consumers):
@@ -183,7 +177,7 @@ class RedisBroker:
             queues: Its queues in this store.
             all_queues: All of its queues.
             lease: Seconds.
-            about: What `consumers` returns about it.
+            about: The description that `consumers` returns.
             warns: Whether `open` logs warnings about the server's settings.
         """
         consumer = RedisConsumer(
@@ -205,7 +199,8 @@ class RedisBroker:
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
         found: list[ConsumerInfo] = []
-        async for part, reply in self._in_parts(await self.queues(), self._list_consumers):
+        call = partial(self._read, scripts.CONSUMERS)
+        async for part, reply in self._in_parts(await self.queues(), call):
             for name, about in zip(reply[::2], reply[1::2], strict=True):
                 queues, _, described = about.partition(b"\n")
                 try:
@@ -221,16 +216,13 @@ class RedisBroker:
         if packed and not running:
             bases = [self._client.keys.base(queue) for queue in await self.queues()]
         held: set[str] = set()
-        for start in range(0, len(packed), MAX_ENTRIES):
-            held |= await self._cancel(packed[start : start + MAX_ENTRIES], bases)
+        for part in slices(packed, MAX_ENTRIES):
+            held |= await self._cancel(part, bases)
         return held
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         promoted = reclaimed = trimmed = 0
-
-        async def call(queues: Sequence[str]) -> Sequence[Any]:
-            return await self._maintain(queues, limits)
-
+        call = partial(self._maintain, limits)
         async for _, reply in self._in_parts(await self.queues(), call):
             promoted += reply[1]
             reclaimed += reply[2]
@@ -239,7 +231,8 @@ class RedisBroker:
 
     async def depth(self) -> Mapping[str, Depth]:
         depths: dict[str, Depth] = {}
-        async for part, counts in self._in_parts(await self.queues(), self._count):
+        call = partial(self._read, scripts.DEPTH)
+        async for part, counts in self._in_parts(await self.queues(), call):
             for queue, (ready, delayed, held, dead) in zip(part, counts, strict=True):
                 if ready or delayed or held or dead:
                     depths[queue] = Depth(ready=ready, delayed=delayed, held=held, dead=dead)
@@ -263,24 +256,24 @@ class RedisBroker:
         return await self.letters.discard(queue, keys)
 
     async def cancelled_among(self, ids: Sequence[str]) -> set[str]:
-        """Return which of up to a thousand ids were cancelled."""
-        packed = [items.pack_id(name) for name in ids]
-        scores = await self._client.connection.command(
-            "ZMSCORE", self._client.keys.cancelled, *packed
-        )
-        return {name for name, at in zip(ids, scores, strict=True) if at is not None}
+        """Return which of these ids were cancelled."""
+        key, found = self._client.keys.cancelled, set[str]()
+        for part in slices(ids, MAX_ENTRIES):
+            packed = map(items.pack_id, part)
+            scores = await self._client.connection.command("ZMSCORE", key, *packed)
+            found |= {name for name, at in zip(part, scores, strict=True) if at is not None}
+        return found
 
     async def uncancel(self, ids: Collection[str]) -> None:
         """Forget that ids were cancelled."""
-        packed = [items.pack_id(name) for name in ids]
-        for start in range(0, len(packed), MAX_ENTRIES):
-            part = packed[start : start + MAX_ENTRIES]
-            await self._client.connection.command("ZREM", self._client.keys.cancelled, *part)
+        key = self._client.keys.cancelled
+        for part in slices(list(ids), MAX_ENTRIES):
+            await self._client.connection.command("ZREM", key, *map(items.pack_id, part))
 
     async def note_unique(self, name: str) -> None:
         """Note that a unique envelope of this id was stored."""
         await self._client.connection.command(
-            "SET", f"{self._client.keys.ids}{name}", 1, "EX", 86_400
+            "SET", f"{self._client.keys.ids}{name}", 1, "EX", int(UNIQUE_IDS_FOR)
         )
 
     def _groups(self, part: Sequence[Envelope]) -> list[Word]:
@@ -310,7 +303,7 @@ class RedisBroker:
         keys = self._client.keys
         left, held, seen = dict.fromkeys(packed), set[str](), b""
         while left:
-            args: list[Word] = [self._time_shift, _CANCELLED_FOR, seen, *left]
+            args: list[Word] = [self._time_shift, CANCELLED_IDS_FOR, seen, *left]
             reply = await self._client.connection.script(
                 scripts.CANCEL, [keys.cancelled, *bases], args
             )
@@ -340,17 +333,11 @@ class RedisBroker:
                     break
         await connection.command("ZREMRANGEBYSCORE", keys.cancelled, "-inf", b"(" + before)
 
-    async def _list_consumers(self, queues: Sequence[str]) -> Sequence[Any]:
+    async def _read(self, script: RedisScript, queues: Sequence[str]) -> Sequence[Any]:
+        """Call a script that only reads the keys of queues."""
         keys = [self._client.keys.base(queue) for queue in queues]
         reply: Sequence[Any] = await self._client.connection.script(
-            scripts.CONSUMERS, keys, [self._time_shift]
-        )
-        return reply
-
-    async def _count(self, queues: Sequence[str]) -> Sequence[Any]:
-        keys = [self._client.keys.base(queue) for queue in queues]
-        reply: Sequence[Any] = await self._client.connection.script(
-            scripts.DEPTH, keys, [self._time_shift]
+            script, keys, [self._time_shift]
         )
         return reply
 
@@ -363,8 +350,7 @@ class RedisBroker:
         """
         sound = [queue for queue in queues if queue not in self._malformed]
         alone = [queue for queue in queues if queue in self._malformed]
-        for start in range(0, len(sound), _QUEUES):
-            part = sound[start : start + _QUEUES]
+        for part in slices(sound, MAX_QUEUES):
             reply, _ = await self._attempt(part, call)
             if reply is None:
                 alone += part
@@ -394,7 +380,7 @@ class RedisBroker:
                 raise
             return None, error
 
-    async def _maintain(self, queues: Sequence[str], limits: DeadLimits) -> Sequence[Any]:
+    async def _maintain(self, limits: DeadLimits, queues: Sequence[str]) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
         connection = self._client.connection
         failed_at = connection.failed_at
@@ -413,6 +399,10 @@ class RedisBroker:
         self._set_clock(float(reply[0]))
         return reply
 
+    async def _read_clock(self, connection: RedisConnection) -> None:
+        seconds, micros = await connection.command("TIME")
+        self._set_clock(int(seconds) + int(micros) / 1e6)
+
     def _set_clock(self, server_time: float) -> None:
         self._clock_offset = server_time - asyncio.get_running_loop().time()
 
@@ -426,7 +416,7 @@ class RedisBroker:
         return sorted(stored | self._introduced)
 
     async def _introduce_for_worker(self, queues: Collection[str]) -> None:
-        """Do as `introduce` does, and log warnings about the server's settings, once."""
+        """Introduce queues; the first time, also log warnings about the server's settings."""
         await self.introduce(queues)
         if not self._warned:
             self._warned = True
@@ -481,4 +471,5 @@ def _parts(batch: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
             by_queue.setdefault(envelope.queue, []).append(envelope)
         shares = by_queue.values()
     for share in shares:
-        yield from portions(share, [len(envelope.body) for envelope in share])
+        sizes = [len(envelope.body) for envelope in share]
+        yield from portions(share, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES)

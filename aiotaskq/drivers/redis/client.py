@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
 
+from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.redis.connection import RedisConnection
 from aiotaskq.drivers.redis.items import SerialNumbers
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
-Value = TypeVar("Value")
-
 MAX_ENTRIES = 1000
 """Entries in one call of a script: Lua's stack has room for some 8000 values."""
 
 MAX_BYTES = 4 * 2**20
 """Bytes in one call of a script, about: the server serves no other client meanwhile."""
+
+MAX_QUEUES = 50
+"""Queues in one call of a script that goes over all of them."""
 
 
 class RedisClient:
@@ -35,7 +36,9 @@ class RedisClient:
         self.keys = keys
         self.serials = SerialNumbers()
         self.time_shift = 0.0
-        self._connection: RedisConnection | None = None
+        self._connection = OpenOnce[RedisConnection](
+            lambda: BrokerUnavailable(f"{server.url}: the broker is not open")
+        )
 
     @property
     def connection(self) -> RedisConnection:
@@ -44,31 +47,30 @@ class RedisClient:
         Raises:
             BrokerUnavailable: The broker is not open.
         """
-        if self._connection is None:
-            raise BrokerUnavailable(f"{self.server.url}: the broker is not open")
-        return self._connection
+        connection = self._connection.resource  # without a call, as each command comes this way
+        return self._connection.get() if connection is None else connection
 
-    @property
-    def is_open(self) -> bool:
-        """Whether `open` succeeded, and `close` was not called since."""
-        return self._connection is not None
+    async def open(self, prepare: Callable[[RedisConnection], Awaitable[None]]) -> None:
+        """Connect, and check that the server can be used. Does nothing if it is open.
 
-    async def open(self) -> None:
-        """Connect, and check that the server will do."""
-        connection = self.shared_connection()
-        try:
-            await connection.open()
-        except BaseException:
-            await connection.close()
-            raise
-        if self._connection is None:
-            self._connection = connection
-        else:  # two tasks opened it at once
-            await connection.close()
+        Args:
+            prepare: Uses the connection before any other caller does.
+
+        Raises:
+            ConfigError: The server cannot be used as the URL says.
+            BrokerUnavailable: It cannot be reached now.
+        """
+
+        async def connect() -> RedisConnection:
+            connection = self.shared_connection()
+            await connection.open(prepare)
+            return connection
+
+        await self._connection.open(connect)
 
     async def close(self) -> None:
         """Disconnect."""
-        connection, self._connection = self._connection, None
+        connection = self._connection.release()
         if connection is not None:
             await connection.close()
 
@@ -79,21 +81,3 @@ class RedisClient:
     def new_connection(self) -> RedisConnection:
         """Return a connection that nothing else uses, for commands that block."""
         return RedisConnection(self.server, BrokerUnavailable, full=BrokerFull)
-
-
-def portions(values: Sequence[Value], sizes: Sequence[int]) -> Iterator[Sequence[Value]]:
-    """Split values, given their sizes in bytes, into portions for one call of a script each."""
-    if len(values) <= MAX_ENTRIES and sum(sizes) <= MAX_BYTES:
-        if values:
-            yield values
-        return
-    portion: list[Value] = []
-    total = 0
-    for value, size in zip(values, sizes, strict=True):
-        if len(portion) == MAX_ENTRIES or (portion and total + size > MAX_BYTES):
-            yield portion
-            portion, total = [], 0
-        portion.append(value)
-        total += size
-    if portion:
-        yield portion

@@ -9,13 +9,13 @@ A `RedisConnection` has one `RedisTransport` at a time, which any number of task
 * connecting: `_connecting` is the one task that connects. All commands wait for it, shielded: a
   caller that is cancelled does not stop the others' connecting.
 * connected: `_transport` is live.
-* closed: `close` was called. Every command raises, for good.
+* closed: `close` was called, or `open` failed. Every command raises, for good.
 
 Between any two steps the server may go away, a caller may be cancelled, or another task may call
 `close`. These invariants hold:
 
-* A failed transport is never used again, and all that waits on it fails with it. A new command
-  uses a new transport, which may lead to another server, such as one that has taken over.
+* A failed transport is never used again, and all commands that wait on it fail with it. A new
+  command uses a new transport, which may lead to another server, such as one that has taken over.
 * A command is sent once. After a failure it may have taken effect, so only its caller can know
   whether it may be repeated. The one exception is a script that the server does not know: it was
   not run.
@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import hiredis
@@ -64,7 +64,7 @@ _SERVED_AS = {
     "cluster": "a node of a cluster: its URL begins with redis+cluster:// or rediss+cluster://",
     "sentinel": "a sentinel: its URL begins with redis+sentinel:// or rediss+sentinel://",
 }
-"""By the mode that a server says it is in: what it is, and which URL it needs."""
+"""Descriptions of servers by the mode that INFO reports, each with the URLs that lead to them."""
 
 
 class RedisConnection:
@@ -100,8 +100,13 @@ class RedisConnection:
         self.connects = 0
         self.failed_at: float | None = None
 
-    async def open(self) -> None:
-        """Connect, and check that the server will do.
+    async def open(
+        self, prepare: Callable[[RedisConnection], Awaitable[None]] | None = None
+    ) -> None:
+        """Connect, and check that the server can be used. Closes itself where that fails.
+
+        Args:
+            prepare: Uses the connection before it counts as open.
 
         Raises:
             ConfigError: It refuses the user, the password or the database, is too old, or is of
@@ -109,10 +114,20 @@ class RedisConnection:
             Unavailable: It cannot be reached now.
         """
         try:
+            await self._check()
+            if prepare is not None:
+                await prepare(self)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _check(self) -> None:
+        """Connect, and check the kind and the version of the server."""
+        try:
             transport = await self.transport()
             info = await self._send(transport, ("INFO",), self._server.timeout)
         except NoPermissionError:
-            return  # the version stays unknown; later errors show what the server lacks
+            return  # the version stays unknown; a server that is too old fails later
         except (RedisError, OSError) as error:
             if isinstance(error, _REFUSALS) or _is_no_database(error):
                 raise ConfigError(f"{self._server.url} refuses the connection: {error}") from None
@@ -160,7 +175,7 @@ class RedisConnection:
             raise self._explain(error) from error
 
     def drop(self) -> None:
-        """Give the present transport up, because a reply is on its way that nobody waits for."""
+        """Give the present transport up, because no task waits for the next reply any more."""
         if self._transport is not None:
             self._transport.fail(Disconnected("the connection was dropped"))
 
@@ -199,7 +214,7 @@ class RedisConnection:
     async def _send(
         self, transport: RedisTransport, words: tuple[Word, ...], timeout: float
     ) -> Any:
-        packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub: one word
+        packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub allows one word only
         reply = await transport.send(packed, timeout)
         if isinstance(reply, Exception):
             self._note_error(transport, reply)
@@ -209,7 +224,7 @@ class RedisConnection:
     async def _send_replicated(
         self, transport: RedisTransport, words: tuple[Word, ...], timeout: float
     ) -> Any:
-        """Send a command that counts as done only once enough replicas have what it wrote."""
+        """Send a command that counts as done only once enough replicas have its writes."""
         wanted, within = self._server.wait_replicas, self._server.wait_timeout
         wait: tuple[Word, ...] = ("WAIT", wanted, round(within * 1000))
         # Both at once: no other command comes between a write and the WAIT for it.

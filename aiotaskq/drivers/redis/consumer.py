@@ -21,9 +21,10 @@ Between any two steps the connection may break, the call may be cancelled, the s
 replaced by a replica that lacks the last writes, or another process may end the lease. Therefore:
 
 * A fetch is noted as unanswered before it is sent, and the note is removed with its reply. The
-  next fetch names the first unanswered number, and the server returns again what was taken from
-  there on. So no item is held by a consumer that does not know of it. See `lua/fetch.lua`.
-* What a cancelled `fetch` had received stays in `_fetched`, for the next call.
+  next fetch names the first unanswered number, and the server returns the items again that were
+  taken from there on. So no item is held by a consumer that does not know of it. See
+  `lua/fetch.lua`.
+* The deliveries that a cancelled `fetch` had received stay in `_fetched`, for the next call.
 * A settlement is done at most once, since its receipt number is removed from the hash in the same
   step. If a repeated settlement finds that the number is gone, and it is uncertain in the same
   kind, then the earlier call has done it. While the lease runs nobody else can have. If the lease
@@ -42,11 +43,13 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
+from aiotaskq.drivers.common.batches import portions, slices
+from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
 from aiotaskq.drivers.redis import items, scripts
-from aiotaskq.drivers.redis.client import MAX_ENTRIES, RedisClient, portions
+from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
 from aiotaskq.drivers.redis.connection import Word
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, RedisNotifier
 from aiotaskq.errors import LeaseLost, Unavailable
@@ -62,13 +65,13 @@ class RedisConsumer:
         queues: The queues, in the order in which they are to be drained.
         identity: The consumer's id, never used again.
         lease: The length of the lease in seconds.
-        about: What the server keeps about the consumer.
+        about: The description of the consumer that the server keeps.
         introduce: Adds queues to the set of all queues, before anything is stored in them.
 
     Attributes:
         id: The consumer's id.
-        receipt_owner: What the receipts of this consumer begin with; no other consumer has it.
-        grant: What names the lease.
+        receipt_owner: The first part of the receipts of this consumer, and of no other one.
+        grant: The name of the lease.
         notifier: Waits for tokens.
         is_open: Whether the lease began, and was not ended by `close`.
     """
@@ -153,13 +156,11 @@ class RedisConsumer:
         pause = 0.0
         if self._connects != self._client.connection.connects:  # checked here to save a call
             await self._release_forgotten()
-        while pause == 0.0 and len(self._fetched) < limit and not self._next_is_suspect:
-            most = min(limit - len(self._fetched), MAX_ENTRIES)
+        fetched = self._fetched
+        while pause == 0.0 and len(fetched) < limit and not next_is_suspect(fetched):
+            most = min(limit - len(fetched), MAX_ENTRIES)
             pause = await self._fetch(most, order, only=only)
-        if self._next_is_suspect:
-            return [self._fetched.popleft()], pause
-        count = min(limit, len(self._fetched))
-        return [self._fetched.popleft() for _ in range(count)], pause
+        return hand_out(fetched, limit), pause
 
     async def peek(self) -> tuple[bool, bool, float]:
         """Return whether suspects wait, whether others do, and seconds until an item falls due."""
@@ -258,11 +259,6 @@ class RedisConsumer:
 
     # --- fetching -------------------------------------------------------------------------------
 
-    @property
-    def _next_is_suspect(self) -> bool:
-        """Whether the next delivery is a suspect; it is the only one then."""
-        return bool(self._fetched) and self._fetched[0].crashes >= SUSPECT
-
     async def _fetch(self, limit: int, order: Sequence[int], *, only: Only) -> float:
         """Fetch into `_fetched`; return the seconds until there may be more, 0 for now.
 
@@ -317,9 +313,9 @@ class RedisConsumer:
             for base in self._bases:
                 held = await connection.command("HKEYS", f"{base}held:{self.id}")
                 forgotten = sorted({int(n) for n in held if n.isdigit() and int(n) < first} - ours)
-                for start in range(0, len(forgotten), MAX_ENTRIES):
+                for part in slices(forgotten, MAX_ENTRIES):
                     args: list[Word] = [self._client.time_shift, self.id]
-                    for number in forgotten[start : start + MAX_ENTRIES][::-1]:
+                    for number in reversed(part):
                         args += (b"r", number)
                     await self._script(scripts.SETTLE, [self._keys[-1], base], args)
         self._connects = connects
@@ -330,21 +326,21 @@ class RedisConsumer:
         if all(type(settlement) is Done for settlement in share):
             numbers = {settlement.delivery.receipt[1] for settlement in share}
             # The fast script returns a number only. That is enough where all are held, as far as is
-            # known here; otherwise the slower script returns which are not.
+            # known here; otherwise the slower script returns the numbers that are not held.
             if len(numbers) == len(share) and numbers <= self._held:
                 return await self._settle_done(queue, share)
         gone: list[Settlement] = []
         # Each released item goes to the head of its list, so the oldest has to be the last.
         ordered = sorted(share, key=_order)
-        for part in portions(ordered, [_size(settlement) for settlement in ordered]):
+        sizes = [_size(settlement) for settlement in ordered]
+        for part in portions(ordered, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES):
             gone += await self._settle_any(queue, part)
         return gone
 
     async def _settle_done(self, queue: str, share: list[Settlement]) -> list[Settlement]:
         base = self._client.keys.base(queue)
         gone: list[Settlement] = []
-        for start in range(0, len(share), MAX_ENTRIES):
-            part = share[start : start + MAX_ENTRIES]
+        for part in slices(share, MAX_ENTRIES):
             numbers: list[int] = [settlement.delivery.receipt[1] for settlement in part]
             self._held.difference_update(numbers)
             count = await self._script(scripts.DONE, [base], [self.id, *numbers])

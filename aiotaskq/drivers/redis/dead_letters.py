@@ -16,9 +16,10 @@ import msgspec
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DeadLetter
+from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.dead_letter_keys import not_a_key
 from aiotaskq.drivers.redis import items, scripts
-from aiotaskq.drivers.redis.client import MAX_ENTRIES, RedisClient, portions
+from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
 from aiotaskq.drivers.redis.connection import Word
 
 _KEY = re.compile(r"(0|[1-9][0-9]{0,11})\.[0-9]{6}")  # as `add_dead_letter` in shared.lua writes it
@@ -93,7 +94,8 @@ class RedisDeadLetters:
         missing = [key for key, _ in letters if not _is_text(key)]
         letters = [one for one in letters if _is_text(one[0])]
         keys_of = self._client.keys
-        for part in portions(letters, [len(envelope.body) for _, envelope in letters]):
+        sizes = [len(envelope.body) for _, envelope in letters]
+        for part in portions(letters, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES):
             keys = [keys_of.base(queue), keys_of.ids, keys_of.cancelled]
             args: list[Word] = [self._client.time_shift]
             for key, envelope in part:
@@ -111,10 +113,8 @@ class RedisDeadLetters:
     async def discard(self, queue: str, keys: Collection[str]) -> int:
         """Drop letters; return how many existed."""
         count = 0
-        wanted = [key for key in set(keys) if _is_text(key)]
-        for start in range(0, len(wanted), MAX_ENTRIES):
-            part = wanted[start : start + MAX_ENTRIES]
-            base = self._client.keys.base(queue)
+        base = self._client.keys.base(queue)
+        for part in slices([key for key in set(keys) if _is_text(key)], MAX_ENTRIES):
             count += await self._client.connection.script(scripts.DISCARD, [base], part)
         return count
 

@@ -1,7 +1,7 @@
 """Redis keys: their names, types and contents.
 
 This module is the only description of the layout: scripts, comments and documents refer to it. A
-test compares it with the scripts and with a server in use. What an item is: see `items.py`.
+test compares it with the scripts and with a server in use. `items.py` describes items.
 
 All keys begin with the prefix of the application. Those of one queue begin with its base,
 ``<prefix>:{<queue>}:``. The braces put all of them into one slot of a cluster. In a cluster the
@@ -20,7 +20,8 @@ class RedisKey(msgspec.Struct, frozen=True):
     """One kind of key.
 
     Attributes:
-        name: What follows the base of a queue, or the prefix and a colon. ``<...>`` varies.
+        name: The rest of its name, after the base of a queue, or the prefix and a colon.
+            ``<...>`` varies.
         type: Its type in Redis.
         holds: Its contents.
     """
@@ -67,7 +68,7 @@ QUEUE_KEYS: Final = (
         "queue · "
         "`note:<consumer>`: how a consumer in `fenced` died, where that is known",
     ),
-    RedisKey("call:<call id>", "string", "the reply to that call of publish; for a minute"),
+    RedisKey("call:<call id>", "string", "the reply to that call of publish; for two minutes"),
     RedisKey(
         "parcel",
         "hash",
@@ -104,7 +105,7 @@ class RedisKeys:
     """Names of the keys of one prefix.
 
     Args:
-        given: What all keys begin with.
+        given: The beginning of all keys.
         tag: The tag of a shard, so that all keys lie in one slot of a cluster.
     """
 

@@ -17,7 +17,7 @@ Redis ends a wait at its timeout only when it next looks at its timers, up to a 
 late. Where an item falls due earlier than that, the consumer waits on its own list
 ``nudge:<consumer>`` as well, and pushes a token there when the time has come.
 
-*Outcomes.* A subscription is a connection of its own, and yields what is published on one
+*Outcomes.* A subscription is a connection of its own, and yields the outcomes published on one
 channel. It may break at any time, also without a sign: the other side of a half-open connection
 sends nothing. So after some seconds of silence a PING has to be answered. After each break it
 subscribes anew and yields an empty item, which says that outcomes may have been missed.
@@ -159,7 +159,7 @@ async def _subscription(
 
 
 async def _next_outcomes(connection: AbstractConnection) -> list[str | Outcome]:
-    """Return the outcomes of the next message; nothing if it is about something else."""
+    """Return the outcomes of the next message; none if it is of another kind."""
     reply = await connection.read_response(timeout=_SILENCE)
     if reply is None:
         # The answer, or an outcome meanwhile, shows that the connection is not half open.

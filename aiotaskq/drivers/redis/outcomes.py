@@ -11,14 +11,16 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from aiotaskq.contract.outcome import Outcome
+from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.redis import scripts
-from aiotaskq.drivers.redis.client import portions
+from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES
 from aiotaskq.drivers.redis.connection import RedisConnection, Word
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.errors import DecodeError
 
-_PUBLISHED = 8  # as few outcomes are published whole, so that subscribers need not load them,
-_PUBLISHED_BYTES = 4096  # if they take no more bytes than this
+# So few and so small outcomes are published whole, so that subscribers need not load them.
+_PUBLISHED = 8
+_PUBLISHED_BYTES = 4096
 _LOADED = 500  # outcomes in one command
 
 _encode = msgspec.json.Encoder().encode
@@ -44,7 +46,8 @@ class RedisOutcomes:
         texts = [_encode(outcome) for outcome in batch]
         encoded = list(zip(batch, texts, strict=True))
         try:
-            for part in portions(encoded, [len(text) for text in texts]):
+            sizes = [len(text) for text in texts]
+            for part in portions(encoded, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES):
                 refused += await self._store(part, ttl)
         except BaseException:
             self.mark_uncertain(batch)
@@ -59,9 +62,7 @@ class RedisOutcomes:
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         found: dict[str, Outcome] = {}
-        wanted = list(ids)
-        for start in range(0, len(wanted), _LOADED):
-            part = wanted[start : start + _LOADED]
+        for part in slices(list(ids), _LOADED):
             keys = [key for task_id in part for key in self._keys.outcome(task_id)]
             texts = await self._connection.command("MGET", *keys)
             for task_id, result, state in zip(part, texts[::2], texts[1::2], strict=True):
@@ -72,13 +73,15 @@ class RedisOutcomes:
 
     async def forget(self, ids: Collection[str]) -> int:
         count = 0
-        wanted = list(set(ids))
-        for start in range(0, len(wanted), _LOADED):
-            part = wanted[start : start + _LOADED]
+        for part in slices(list(set(ids)), _LOADED):
             # An id has one of its two keys, or none. So the number of keys is that of the outcomes.
             keys = [key for task_id in part for key in self._keys.outcome(task_id)]
             count += await self._connection.command("DEL", *keys)
         return count
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
 
     async def _store(self, part: Sequence[tuple[Outcome, bytes]], ttl: float | None) -> list[str]:
         keys, pair = [self._keys.none], self._keys.outcome
@@ -119,7 +122,10 @@ class RedisOutcomes:
 
 
 def _published(finals: Sequence[tuple[str, bytes]]) -> tuple[bytes, bytes]:
-    """Return what subscribers get of final outcomes: the ids, and the outcomes or ``b""``."""
+    """Return the ids of final outcomes as a JSON list, and the outcomes as one.
+
+    The second is ``b""`` where only the ids are to be published.
+    """
     ids = _encode([task_id for task_id, _ in finals])
     if len(finals) > _PUBLISHED or sum(len(text) for _, text in finals) > _PUBLISHED_BYTES:
         return ids, b""

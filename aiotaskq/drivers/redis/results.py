@@ -4,13 +4,13 @@ Theory of operation
 -------------------
 
 The outcome of an id is absent, not final, or final. One script writes a batch: the first final
-outcome of an id stays, and all later ones are refused, whoever sends them and in whatever order.
+outcome of an id stays, and all later ones are refused, from any process and in any order.
 The same script publishes the new final outcomes. So an outcome that can be loaded has been
 published, and the other way round.
 
 * The reply of `store` may be lost after the script has run. The caller stores the batch again,
-  and the script refuses what is there. `RedisOutcomes` remembers which ids are uncertain. It then
-  compares the stored outcome with its own, and does not report its own as refused.
+  and the script refuses the ids that have one. `RedisOutcomes` remembers which ids are uncertain.
+  It then compares the stored outcome with its own, and does not report its own as refused.
 * A subscription may break between two outcomes. The empty item after a reconnect says so, and
   waiting callers then load. Nothing is published twice or kept for late subscribers, so a caller
   first subscribes, and then loads.
@@ -26,6 +26,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.contract.outcome import Outcome
+from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.redis.connection import RedisConnection
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.drivers.redis.notify import subscribe_to_outcomes
@@ -39,7 +40,7 @@ class RedisBackend:
 
     Args:
         url: As for `RedisBroker`.
-        prefix: What all keys begin with.
+        prefix: The beginning of all keys.
 
     Raises:
         ConfigError: The URL is wrong.
@@ -51,8 +52,9 @@ class RedisBackend:
         self._given_url = url
         self._server = parse_url(url)
         self._keys = RedisKeys(prefix)
-        self._connection: RedisConnection | None = None
-        self._outcomes: RedisOutcomes | None = None
+        self._outcomes = OpenOnce[RedisOutcomes](
+            lambda: BackendUnavailable(f"{self.url}: the result backend is not open")
+        )
 
     @property
     def url(self) -> str:
@@ -62,38 +64,26 @@ class RedisBackend:
         return type(self)(self._given_url, prefix=self._keys.given)
 
     async def open(self) -> None:
-        if self._connection is not None:
-            return
-        connection = RedisConnection(self._server, BackendUnavailable)
-        try:
-            await connection.open()
-        except BaseException:
-            await connection.close()
-            raise
-        if self._connection is None:
-            self._connection = connection
-            self._outcomes = RedisOutcomes(connection, self._keys)
-        else:  # two tasks opened it at once
-            await connection.close()
+        await self._outcomes.open(self._connect)
 
     async def close(self) -> None:
-        connection, self._connection, self._outcomes = self._connection, None, None
-        if connection is not None:
-            await connection.close()
+        outcomes = self._outcomes.release()
+        if outcomes is not None:
+            await outcomes.close()
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
-        return await self._opened().store(batch, ttl)
+        return await self._outcomes.get().store(batch, ttl)
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
-        return await self._opened().load(ids)
+        return await self._outcomes.get().load(ids)
 
     def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
         return subscribe_to_outcomes(self._server.connect, self._keys.results, self.url)
 
     async def forget(self, ids: Collection[str]) -> int:
-        return await self._opened().forget(ids)
+        return await self._outcomes.get().forget(ids)
 
-    def _opened(self) -> RedisOutcomes:
-        if self._outcomes is None:
-            raise BackendUnavailable(f"{self._server.url}: the result backend is not open")
-        return self._outcomes
+    async def _connect(self) -> RedisOutcomes:
+        connection = RedisConnection(self._server, BackendUnavailable)
+        await connection.open()
+        return RedisOutcomes(connection, self._keys)

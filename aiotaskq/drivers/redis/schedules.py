@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DueSchedules, StoredSchedule
+from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import RedisClient
 from aiotaskq.drivers.redis.connection import Word
@@ -36,8 +37,7 @@ class RedisSchedules:
         else:
             wanted += set(ids)
         found: list[StoredSchedule] = []
-        for start in range(0, len(wanted), _LOADED):
-            part = wanted[start : start + _LOADED]
+        for part in slices(wanted, _LOADED):
             found += _unpack(await connection.script(scripts.LOAD, self._keys, part))
         return sorted(found, key=lambda one: one.id)
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import msgspec
 
 from aiotaskq.contract.message import SUSPECT
+from aiotaskq.drivers.common.retention import CALLS_FOR, UNIQUE_IDS_FOR
 
 _FOLDER = Path(__file__).parent / "lua"
-_SHARED = f"local SUSPECT = {SUSPECT}\n" + (_FOLDER / "shared.lua").read_text("ascii")
+_CONSTANTS = (
+    f"local SUSPECT, UNIQUE_IDS_FOR, CALLS_FOR = {SUSPECT}, {UNIQUE_IDS_FOR:.0f}, {CALLS_FOR:.0f}\n"
+)
+_SHARED = _CONSTANTS + (_FOLDER / "shared.lua").read_text("ascii")
 
 
 class RedisScript(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ class RedisSentinelMaster(RedisServer, frozen=True, kw_only=True):
             # A sentinel may not know yet that another server has taken over.
             role = await ask(connection, "ROLE", within=self.timeout)
             if role[0] != b"master":
-                raise Disconnected(f"{host}:{port} is no master; the sentinels are not agreed yet")
+                raise Disconnected(f"{host}:{port} is no master; the sentinels do not agree yet")
         except NoPermissionError:
             return connection  # a replica would refuse the first write
         except BaseException:

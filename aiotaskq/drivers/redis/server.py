@@ -1,4 +1,4 @@
-"""The address of one Redis server, and how a connection to it is made."""
+"""The address of one Redis server, and the making of connections to it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ logger = logging.getLogger("aiotaskq.redis")
 async def warn_of_data_loss(connection: RedisConnection, url: str) -> None:
     """Log a warning for each setting by which the server may lose queued messages.
 
-    Never raises. Skips what the user has no permission to ask.
+    Never raises. Skips settings that the user has no permission to read.
     """
     with suppress(Unavailable):
         facts = read_info((await connection.command("INFO")).decode())

@@ -7,8 +7,8 @@ would cost each command two more turns of the event loop.
 Theory of operation
 -------------------
 
-A transport is live, then failed, then closed; it never goes back. It fails once, for the first
-reason that there is: the server closes the connection, a command is not answered in time, bytes
+A transport is live, then failed, then closed; it never goes back. It fails once, for the first of
+these reasons: the server closes the connection, a command is not answered in time, bytes
 arrive that are not RESP, or `fail` is called. `error` is that reason.
 
 Redis answers the commands of a connection in the order in which they were sent. So `_pending` is a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 import msgspec
 from redis.asyncio.connection import (
@@ -16,6 +16,7 @@ from redis.asyncio.connection import (
 
 from aiotaskq.drivers.common.url import (
     Reader,
+    host_and_port,
     masked_url,
     read_count,
     read_flag,
@@ -76,6 +77,8 @@ def _read_shards(text: str) -> dict[str, int]:
 
 
 Readers: TypeAlias = dict[str, Reader]
+Scheme: TypeAlias = tuple[type[AbstractConnection], Readers]
+"""The class of redis-py that connects, and the options of such a URL."""
 
 _COMMON: Readers = {
     "client_name": str,
@@ -99,14 +102,14 @@ _SENTINEL: Readers = {"service": str, "sentinel_username": str, "sentinel_passwo
 _CLUSTER: Readers = {"shards": _read_shards}
 
 _PLAIN = _COMMON | _TCP
-_SCHEMES: dict[str, tuple[type[AbstractConnection], Readers]] = {
+_SCHEMES: dict[str, Scheme] = {
     "redis": (Connection, _PLAIN | _DATABASE),
     "rediss": (SSLConnection, _PLAIN | _DATABASE | _TLS),
     "unix": (UnixDomainSocketConnection, _COMMON | _DATABASE),
     "redis+sentinel": (Connection, _PLAIN | _DATABASE | _SENTINEL),
     "rediss+sentinel": (SSLConnection, _PLAIN | _DATABASE | _SENTINEL | _TLS),
 }
-_CLUSTER_SCHEMES: dict[str, tuple[type[AbstractConnection], Readers]] = {
+_CLUSTER_SCHEMES: dict[str, Scheme] = {
     "redis+cluster": (Connection, _PLAIN | _CLUSTER),
     "rediss+cluster": (SSLConnection, _PLAIN | _CLUSTER | _TLS),
 }
@@ -125,9 +128,7 @@ def parse_url(url: str) -> RedisServer:
     Raises:
         ConfigError: It is none of these, or has an unknown option or a wrong value.
     """
-    parts = split_url(url, system="Redis", schemes=_SCHEMES)
-    kind, readers = _SCHEMES[parts.scheme]
-    options = read_options(parts, readers)
+    parts, kind, options = _split(url, _SCHEMES)
     if parts.scheme.endswith("+sentinel"):
         return _sentinel_master(parts, kind, options)
     if parts.scheme == "unix":
@@ -148,15 +149,22 @@ def parse_cluster_url(url: str) -> RedisCluster:
     Raises:
         ConfigError: It is no such URL, or has an unknown option or a wrong value.
     """
-    parts = split_url(url, system="Redis", schemes=_CLUSTER_SCHEMES)
-    kind, readers = _CLUSTER_SCHEMES[parts.scheme]
-    options = read_options(parts, readers)
+    parts, kind, options = _split(url, _CLUSTER_SCHEMES)
     if parts.path.strip("/") not in ("", "0"):
         raise ConfigError("a Redis cluster has no database but 0: leave the path out of the URL")
     shards = options.pop("shards", {"": 1})
     first = _server(parts, kind, options)
     nodes = tuple(first.at(host, port) for host, port in _hosts(parts, _PORT))
     return RedisCluster(nodes=nodes, shards=shards)
+
+
+def _split(
+    url: str, schemes: Mapping[str, Scheme]
+) -> tuple[SplitResult, type[AbstractConnection], dict[str, Any]]:
+    """Return the parts of a URL, the class that connects, and the options."""
+    parts = split_url(url, system="Redis", schemes=schemes)
+    kind, readers = schemes[parts.scheme]
+    return parts, kind, read_options(parts, readers)
 
 
 _PERSONAL = frozenset({"username", "password", "db"})  # for the server, and not for its sentinels
@@ -215,16 +223,7 @@ def _path(parts: SplitResult) -> dict[str, Any]:
 
 def _hosts(parts: SplitResult, port: int) -> list[tuple[str, int]]:
     _, _, places = parts.netloc.rpartition("@")
-    hosts: list[tuple[str, int]] = []
-    for one in places.split(","):
-        try:
-            place = urlsplit(f"redis://{one}")
-            hosts.append((unquote(place.hostname or "localhost"), place.port or port))
-        except ValueError:  # its text might show a part of a password
-            raise ConfigError(
-                "not a Redis URL: it names hosts as host:port, with a port from 1 to 65535"
-            ) from None
-    return hosts
+    return [host_and_port(one, port, system="Redis") for one in places.split(",")]
 
 
 def _database(parts: SplitResult, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ async def test_closing_ends_waiting_commands(redis_server: RedisServer, redis_ur
 
 
 class Proxy:
-    """Stands between a driver and the server, and does to single messages what networks do."""
+    """A proxy between a driver and the server, which loses or delays single messages."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -92,7 +92,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.swallow: bytes | None = None  # replies to requests with it in them are lost
         self.delay: bytes | None = None  # requests with it in them wait for `released`
-        self.silent = False  # whatever comes from the server is lost
+        self.silent = False  # everything that the server sends is lost
         self.released = asyncio.Event()
         self.late = asyncio.Event()  # a request was delivered that had waited
 
@@ -495,7 +495,7 @@ async def test_calls_that_free_memory_work_on_a_full_server(
     try:
         with pytest.raises(BrokerFull, match="maxmemory"):
             await broker.publish([envelope("more")])
-        # Whoever sends is told at once, and not when the patience for outages is at its end.
+        # The sender is told at once, and not when the patience for outages is at its end.
         with pytest.raises(BrokerFull):
             await Publisher(broker, 10 * PATIENCE).publish([envelope("more")])
         assert not await buried.settle([Dead(bad, "why", b"details"), Dead(worse, "why")])

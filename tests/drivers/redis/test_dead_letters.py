@@ -1,4 +1,4 @@
-"""Dead letters in Redis: what is stored, how they are read, and which keys are refused."""
+"""Dead letters in Redis: their stored form, reading and trimming them, and refused keys."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ async def test_settlements_that_a_new_master_does_not_know_leave_nothing_held(
         part._held.clear()
     await asyncio.to_thread(servers.fail_over)
     if isinstance(servers, RedisCluster):
-        for master in servers.masters:  # one died; what goes on is the same for all
+        for master in servers.masters:  # one died; the driver reconnects to the others, too
             master.command("CLIENT KILL TYPE normal")
     await asyncio.to_thread(servers.start)
     got = await receive(consumer, 11)

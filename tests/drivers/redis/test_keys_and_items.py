@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aiotaskq.contract.outcome import TaskStatus
 from aiotaskq.contract.records import Depth, Maintained, StoredSchedule
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
+from aiotaskq.drivers.common.retention import CALLS_FOR, UNIQUE_IDS_FOR
 from aiotaskq.drivers.redis import RedisBackend, RedisBroker, items, scripts
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.dead_letters import unpack_letter
@@ -91,6 +92,23 @@ async def test_only_lasting_keys_have_no_time_to_live(
         "aiotaskq:{q}:letters",
         "aiotaskq:{q}:wake",
     }
+
+
+async def test_calls_and_unique_ids_are_remembered_as_long_as_in_all_drivers(
+    broker: RedisBroker, consumer: RedisConsumer, control: redis.Redis
+) -> None:
+    unique = envelope("a", unique=True)
+    assert await broker.publish([unique], call_id="c") == []
+    assert CALLS_FOR - 10 < control.ttl("aiotaskq:{q}:call:c:0") <= CALLS_FOR
+    assert UNIQUE_IDS_FOR - 10 < control.ttl("aiotaskq:ids:a") <= UNIQUE_IDS_FOR
+    control.expire("aiotaskq:{q}:call:c:0", 1)
+    control.delete("aiotaskq:ids:a")
+    assert await broker.publish([unique], call_id="c") == []
+    assert CALLS_FOR - 10 < control.ttl("aiotaskq:{q}:call:c:0") <= CALLS_FOR
+    await consumer.settle([Dead(one, "why") for one in await consumer.fetch(1, 0)])
+    [letter] = await broker.dead("q")
+    assert await broker.revive("q", [(letter.key, unique)]) == []
+    assert UNIQUE_IDS_FOR - 10 < control.ttl("aiotaskq:ids:a") <= UNIQUE_IDS_FOR
 
 
 async def test_a_result_is_readable_and_expires(

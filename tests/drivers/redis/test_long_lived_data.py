@@ -28,7 +28,7 @@ async def test_a_cancelled_message_never_runs_however_long_it_is_delayed(
     await broker.publish([envelope(name, delay=30 * DAY) for name in [*names, "kept"]])
     await broker.cancel(names)
     broker._time_shift = 8.5 * DAY
-    await broker.cancel(["other"])  # which drops what is out of date
+    await broker.cancel(["other"])  # which drops old notes
     assert control.zcard("aiotaskq:cancelled") == 1
     assert await broker.depth() == {"q": Depth(delayed=1)}
     broker._time_shift = 31 * DAY

@@ -1,6 +1,8 @@
-"""Opening of a Redis driver: what is refused, and what a worker warns of."""
+"""Opening of a Redis driver: refused servers, failed openings, and the warnings of a worker."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 import redis
@@ -9,7 +11,7 @@ from aiotaskq.drivers.redis import RedisBackend, RedisBroker
 from aiotaskq.drivers.redis.connection import RedisConnection
 from aiotaskq.drivers.redis.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from tests.drivers.redis.tools import envelope
+from tests.drivers.redis.tools import PATIENCE, envelope
 from tests.servers import RedisServer, Watchdog
 
 
@@ -44,6 +46,47 @@ def test_a_server_that_is_too_old_is_refused() -> None:
     connection._check_server("# Server\r\nredis_version:7.4.1\r\n")
 
 
+async def test_an_opening_that_fails_leaves_no_connection(
+    redis_server: RedisServer, control: redis.Redis
+) -> None:
+    control.acl_setuser(
+        "timeless", enabled=True, passwords=["+word"], commands=["+@all", "-time"], keys="*"
+    )
+    broker = RedisBroker(f"redis://timeless:word@{redis_server.host}:{redis_server.port}/0")
+    try:
+        with pytest.raises(BrokerUnavailable, match="permission"):
+            await broker.open()
+        await until_connections(control, "timeless", 0)
+        control.acl_setuser("timeless", enabled=True, commands=["+time"])
+        await broker.open()
+        await until_connections(control, "timeless", 1)
+    finally:
+        await broker.close()
+        control.acl_deluser("timeless")
+
+
+async def test_tasks_that_open_a_driver_at_the_same_time_share_one_connection(
+    redis_server: RedisServer, control: redis.Redis
+) -> None:
+    control.acl_setuser("shared", enabled=True, passwords=["+word"], commands=["+@all"], keys="*")
+    url = f"redis://shared:word@{redis_server.host}:{redis_server.port}/0"
+    try:
+        for driver in (RedisBroker(url), RedisBackend(url)):
+            await asyncio.gather(*(driver.open() for _ in range(3)))
+            await until_connections(control, "shared", 1)
+            await driver.close()
+            await until_connections(control, "shared", 0)
+    finally:
+        control.acl_deluser("shared")
+
+
+async def until_connections(control: redis.Redis, user: str, count: int) -> None:
+    """Wait until a user has this number of connections."""
+    async with asyncio.timeout(PATIENCE):
+        while [one["user"] for one in control.client_list()].count(user) != count:
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -69,7 +112,7 @@ async def test_a_worker_warns_once_of_settings_that_may_lose_messages(
         broker = RedisBroker(redis_url)
         await broker.open()
         await broker.publish([envelope("a")])
-        assert not caplog.records  # whoever only sends is not to be bothered
+        assert not caplog.records  # a process that only sends is not bothered
         for _ in range(2):
             consumer = broker.consumer(["q"], name="w", lease=60.0)
             await consumer.open()

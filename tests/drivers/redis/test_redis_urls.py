@@ -1,4 +1,4 @@
-"""Redis URLs: what is read from them, what is refused, and what is shown."""
+"""Redis URLs: their parts and options, refused ones, and the form without secrets."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ async def test_no_living_consumer_is_given_up_when_the_server_stood_still(
     for one, [delivery] in zip(lives, held, strict=True):
         assert one.renewed
         assert not await insist(one.consumer.settle, [Done(delivery)])
-    # Whoever really died is given up all the same.
+    # A consumer that really died is given up all the same.
     await broker.publish([envelope("last")])
     await insist(lives[0].consumer.fetch, 1, 1.0)
     await lives[0].end(tidily=False)

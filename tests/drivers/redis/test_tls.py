@@ -1,4 +1,4 @@
-"""Redis over TLS and with users: who is served, who is refused, and passwords in no text."""
+"""Redis over TLS and with users: connections, refusals, and passwords in no text."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ of one server. There is no atomic step over two shards. So each call is made of 
 shards, such that it may break off after any of them:
 
 * *Placement.* A queue has one shard or several (`placement.py`). A plain message is stored in one
-  of them. The same `call_id` leads to the same shards, so a repeated call finds what it has
-  stored.
+  of them. The same `call_id` leads to the same shards, so a repeated call finds the messages
+  that it has stored.
 * *Unique ids.* The shard that is the home of an id remembers it. A unique message is stored
   there, in the same step, and moved on to a shard of its queue afterwards (`shard_mover.py`). The
   runs of a schedule, retries into another queue and revived letters are stored beside their
@@ -36,6 +36,7 @@ from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.contract.settlement import Again, Settlement
+from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.common.dead_letter_keys import not_a_key
 from aiotaskq.drivers.redis.broker import RedisBroker
 from aiotaskq.drivers.redis.cluster.consumer import ClusterConsumer
@@ -52,7 +53,6 @@ from aiotaskq.errors import BrokerUnavailable
 
 _STRETCH = 100  # successive envelopes of one queue in a batch that go to the same shard
 _TICK = 1e-6  # seconds: the resolution of the times of dead letters
-_ASKED = 1000  # ids that are looked up at once
 
 
 class ClusterBroker:
@@ -62,10 +62,10 @@ class ClusterBroker:
         url: ``redis+cluster://[[user]:password@]host[:port],...[?shards=number]``, or
             ``rediss+cluster://`` for TLS. With several shards a queue's messages are spread over
             as many slots, and the oldest first holds in each of them.
-        prefix: What all keys begin with.
+        prefix: The beginning of all keys.
 
     Raises:
-        ConfigError: The URL is none of these.
+        ConfigError: The URL has another form.
     """
 
     traits: ClassVar[Traits] = Traits()
@@ -170,17 +170,12 @@ class ClusterBroker:
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         # An id that was cancelled before stays so, though it is held now. All shards know it.
-        before = set() if running or not ids else await self._cancelled_among(list(ids))
+        before = set() if running else await self._stores[0].cancelled_among(list(ids))
         found = await gather_all(store.cancel(ids, running=running) for store in self._stores)
         held = {name for part in found for name in part} - before
         if held:  # the shards that do not hold them have cancelled them
             await gather_all(store.uncancel(held) for store in self._stores)
         return held
-
-    async def _cancelled_among(self, ids: Sequence[str]) -> set[str]:
-        parts = [ids[start : start + _ASKED] for start in range(0, len(ids), _ASKED)]
-        found = await gather_all(self._stores[0].cancelled_among(part) for part in parts)
-        return {name for part in found for name in part}
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         rounds = await gather_all(self._maintain(shard, limits) for shard in range(SHARDS))
@@ -295,9 +290,8 @@ class ClusterBroker:
             if len(shards) == 1:
                 shares.setdefault(shards[0], []).extend(share)
                 continue
-            for number, start in enumerate(range(0, len(share), _STRETCH), turn):
-                shard = shards[number % len(shards)]
-                shares.setdefault(shard, []).extend(share[start : start + _STRETCH])
+            for number, stretch in enumerate(slices(share, _STRETCH), turn):
+                shares.setdefault(shards[number % len(shards)], []).extend(stretch)
         return shares
 
     async def _publish_in_order(

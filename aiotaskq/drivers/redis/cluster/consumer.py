@@ -4,15 +4,15 @@ Theory of operation
 -------------------
 
 A part is a `RedisConsumer` of one queue in one shard. Each keeps its own invariants, those of
-`aiotaskq.drivers.redis.consumer`. This module adds what no part can know alone: which part comes
-first, and whether the worker holds anything at all.
+`aiotaskq.drivers.redis.consumer`. This module adds two things that no part can know alone: which
+part comes first, and whether the worker holds anything at all.
 
 * There is no step over several shards. A lease that is lost in one part is lost: `fetch` and
   `news` raise for all. `settle` and `close` go to all parts, each to its end. If one fails, the
   caller repeats all, so the settlements of all parts are marked as uncertain.
 * A fetch goes to one part after the other until it has enough. Between two parts it may be
-  cancelled, or fail. What was taken by then is in `_fetched`, or in the part (`has_unreturned`),
-  and the next fetch returns it before anything else.
+  cancelled, or fail. The deliveries taken by then are in `_fetched`, or in the part
+  (`has_unreturned`), and the next fetch returns them before anything else.
 * A suspect is handed out alone. Only this module can tell that the worker holds nothing in any
   part. So it looks into all parts first, and then asks one part for suspects only, or for others
   only.
@@ -28,9 +28,10 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from aiotaskq.contract.message import SUSPECT, Delivery
+from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Settlement
+from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
 from aiotaskq.drivers.redis.cluster.gather import gather_all
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, MARGIN, SHORTEST_WAIT
@@ -40,9 +41,10 @@ class ClusterConsumer:
     """Fetches and settles over all shards; see `aiotaskq.contract.broker.Consumer`.
 
     Args:
-        grant: What names its lease.
+        grant: The name of its lease.
         parts: By queue, in the order of draining: a consumer for each of its shards.
-        forward: Moves on what these settlements have stored in a shard that is not their queue's.
+        forward: Moves on the messages of these settlements that were stored in a shard that is not
+            one of their queue's.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class ClusterConsumer:
             while True:
                 pause = await self._collect(limit, order, notified)
                 if self._fetched:
-                    return self._hand_out(limit)
+                    return hand_out(self._fetched, limit)
                 left = until - loop.time()
                 if left <= 0.0:
                     return []
@@ -120,12 +122,6 @@ class ClusterConsumer:
 
     # --- fetching -------------------------------------------------------------------------------
 
-    def _hand_out(self, limit: int) -> Sequence[Delivery]:
-        """Return what was taken; a suspect alone."""
-        if self._fetched[0].crashes >= SUSPECT:
-            return [self._fetched.popleft()]
-        return [self._fetched.popleft() for _ in range(min(limit, len(self._fetched)))]
-
     def _ordered(self, order: Sequence[str] | None) -> list[RedisConsumer]:
         """Return the parts as they are to be drained; the shards of a queue take turns."""
         number = next(self._rounds)
@@ -167,7 +163,7 @@ class ClusterConsumer:
             )
         with_items = {part for part, (_, more, _) in zip(parts, seen, strict=True) if more}
         for part in parts:
-            if part in with_items and len(self._fetched) < limit and not self._next_is_suspect:
+            if part in with_items and not self._has_enough(limit):
                 got, _ = await part.take(limit - len(self._fetched), only="others")
                 self._fetched += got
                 with_items.discard(part)
@@ -182,9 +178,8 @@ class ClusterConsumer:
             if got:
                 return
 
-    @property
-    def _next_is_suspect(self) -> bool:
-        return bool(self._fetched) and self._fetched[0].crashes >= SUSPECT
+    def _has_enough(self, limit: int) -> bool:
+        return len(self._fetched) >= limit or next_is_suspect(self._fetched)
 
     @property
     def _holds(self) -> bool:

@@ -16,7 +16,7 @@ class ClusterLease:
 
     Args:
         cluster: The address of the cluster.
-        prefix: What all keys begin with.
+        prefix: The beginning of all keys.
         placement: The shards of each queue.
         grant: The grant of the lease.
         time_shift: Seconds added to the servers' clocks.

@@ -91,7 +91,7 @@ class ClusterTopology:
         return node
 
     def doubt(self) -> None:
-        """Have the cluster asked again before the next command."""
+        """Ask the cluster again before the next command."""
         self._in_doubt = True
 
     def server(self, node: Node) -> RedisServer:
@@ -259,7 +259,7 @@ class SlotClient(RedisClient):
     Args:
         nodes: Connections for commands that do not block.
         server: The options of connections to nodes.
-        prefix: What all keys begin with.
+        prefix: The beginning of all keys.
         shard: The number of the shard.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import ClassVar, Self
 
 from aiotaskq.contract.outcome import Outcome
+from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.redis.cluster.gather import gather_all
 from aiotaskq.drivers.redis.cluster.nodes import ClusterNodes, ClusterTopology, SlotConnection
 from aiotaskq.drivers.redis.cluster.placement import TAGS, ShardPlacement, slot_of
@@ -27,7 +28,7 @@ class ClusterBackend:
 
     Args:
         url: As for `ClusterBroker`.
-        prefix: What all keys begin with.
+        prefix: The beginning of all keys.
 
     Raises:
         ConfigError: The URL is wrong.
@@ -40,8 +41,10 @@ class ClusterBackend:
         self._cluster = parse_cluster_url(url)
         self._prefix = prefix
         self._placement = ShardPlacement(self._cluster.shards)
-        self._nodes: ClusterNodes | None = None
-        self._stores: list[RedisOutcomes] = []
+        self._nodes = OpenOnce[ClusterNodes](
+            lambda: BackendUnavailable(f"{self.url}: the result backend is not open")
+        )
+        self._stores: list[RedisOutcomes] = []  # one for each shard, while there are nodes
 
     @property
     def url(self) -> str:
@@ -51,29 +54,10 @@ class ClusterBackend:
         return type(self)(self._given_url, prefix=self._prefix)
 
     async def open(self) -> None:
-        if self._nodes is not None:
-            return
-        nodes = ClusterNodes(ClusterTopology(self._cluster.nodes), BackendUnavailable)
-        connections = [
-            SlotConnection(nodes, slot_of(tag), self._cluster.nodes[0], BackendUnavailable)
-            for tag in TAGS
-        ]
-        try:
-            await gather_all(connection.open() for connection in connections)
-        except BaseException:
-            await nodes.close()
-            raise
-        if self._nodes is None:
-            self._nodes = nodes
-            self._stores = [
-                RedisOutcomes(connection, RedisKeys(self._prefix, tag))
-                for connection, tag in zip(connections, TAGS, strict=True)
-            ]
-        else:  # two tasks opened it at once
-            await nodes.close()
+        await self._nodes.open(self._connect)
 
     async def close(self) -> None:
-        nodes, self._nodes, self._stores = self._nodes, None, []
+        nodes = self._nodes.release()
         if nodes is not None:
             await nodes.close()
 
@@ -118,7 +102,23 @@ class ClusterBackend:
             by_shard.setdefault(self._placement.home_of(task_id), []).append(task_id)
         return by_shard
 
+    async def _connect(self) -> ClusterNodes:
+        nodes = ClusterNodes(ClusterTopology(self._cluster.nodes), BackendUnavailable)
+        connections = [
+            SlotConnection(nodes, slot_of(tag), self._cluster.nodes[0], BackendUnavailable)
+            for tag in TAGS
+        ]
+        try:
+            await gather_all(connection.open() for connection in connections)
+        except BaseException:  # some of them may be open, over connections of `nodes`
+            await nodes.close()
+            raise
+        self._stores = [
+            RedisOutcomes(connection, RedisKeys(self._prefix, tag))
+            for connection, tag in zip(connections, TAGS, strict=True)
+        ]
+        return nodes
+
     def _opened(self) -> list[RedisOutcomes]:
-        if self._nodes is None:
-            raise BackendUnavailable(f"{self._cluster.url}: the result backend is not open")
+        self._nodes.get()  # or the error that it is not open
         return self._stores

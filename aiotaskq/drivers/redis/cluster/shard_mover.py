@@ -1,4 +1,4 @@
-"""Moves messages on that wait in a shard which is not one of their queue's.
+"""Moves misplaced messages on: from the shard where they were stored to a shard of their queue.
 
 A script works within one slot. So a message for a queue of another shard is first stored beside
 its cause, in the same step: the run of a schedule, a retry into another queue, a message whose id
@@ -15,8 +15,9 @@ Messages move in parcels, in three steps, each of which is a script in one slot:
 3. ``drop_parcel`` deletes the parcel.
 
 Any process may die between two steps, and any number of them may do them at the same time. A
-parcel does not change until it is deleted, and it is stored once. So it does not matter who sends
-it, or how often. Each round of `maintain`, of any process, moves on what others have left.
+parcel does not change until it is deleted, and it is stored once. So it does not matter which
+process sends it, or how often. Each round of `maintain`, of any process, moves on the messages
+that others have left.
 """
 
 from __future__ import annotations
@@ -26,13 +27,12 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.redis import scripts
 from aiotaskq.drivers.redis.broker import RedisBroker
-from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
+from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, MAX_QUEUES, RedisClient
 from aiotaskq.drivers.redis.cluster.placement import ShardPlacement
 from aiotaskq.drivers.redis.connection import Word
-
-_QUEUES = 50  # queues in one call of a script
 
 
 class ShardMover:
@@ -58,11 +58,10 @@ class ShardMover:
         """Move on the messages in a shard of those of the queues that belong elsewhere.
 
         Raises:
-            BrokerUnavailable: The next call, by any process, moves on what is left.
+            BrokerUnavailable: The next call, by any process, moves on the rest.
         """
         misplaced = [queue for queue in queues if shard not in self._placement.shards_of(queue)]
-        for start in range(0, len(misplaced), _QUEUES):
-            part = misplaced[start : start + _QUEUES]
+        for part in slices(misplaced, MAX_QUEUES):
             while parcels := await self._pack(self._clients[shard], part):
                 for number, parcel, target, contents in parcels:
                     await self._send(shard, part[number - 1], parcel, int(target), contents)

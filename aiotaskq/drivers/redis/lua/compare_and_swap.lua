@@ -7,7 +7,7 @@
 -- ARGV  1  time shift
 --       2  id of the schedule
 --       3  '=' and the revision that was seen; '' if there must be no schedule of this id
---       4  what takes its place: revision, newline, body; '' to remove the schedule
+--       4  the schedule in its place: revision, newline, body; '' to remove the schedule
 --       5  when it is due, or ''
 --       6  for each envelope: which of KEYS it goes to, due or '', item or serial and item
 -- Return 1; or 0 if the revision is another one, and nothing was changed.
@@ -20,8 +20,8 @@ if (there and '=' .. string.match(there, '^[^\n]*') or '') ~= ARGV[3] then
 end
 
 -- A script that fails midway is not undone. So the other key is read before anything is written,
--- which fails if it is of a wrong type. And what needs memory is written first: a server over its
--- limit refuses the first such write, and with it the whole.
+-- which fails if it is of a wrong type. And writes that need memory come first: a server over its
+-- limit refuses the first of them, and with it the whole script.
 redis.call('ZSCORE', KEYS[2], id)
 for i = 6, #ARGV, 3 do
   place(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2], now)

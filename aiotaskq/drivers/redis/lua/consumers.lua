@@ -2,7 +2,7 @@
 --
 -- KEYS  bases of queues
 -- ARGV  1  time shift
--- Return consumers, each followed by what `meta` holds about it.
+-- Return consumers, each followed by its description in `meta`.
 
 local now, found = clock(ARGV[1]), {}
 

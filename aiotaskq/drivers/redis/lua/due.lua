@@ -6,7 +6,7 @@
 --       2  most to return
 -- Return 1  the queue's time
 --        2  the earliest due time after that, or ''
---        3  for each: id, due time, what is stored under the id
+--        3  for each: id, due time, the value stored under the id
 
 local now = text(clock(ARGV[1]))
 local due = redis.call(

@@ -22,8 +22,8 @@
 -- * The reply is lost. The consumer names, in its next call, the number with which the unanswered
 --   fetches began (ARGV 5). All items that are held from there on are returned again, before
 --   others.
--- * The request itself is late, and arrives after that next call. What it took would be held by a
---   consumer that does not know of it. So the next call sets `floor:<consumer>` to its own first
+-- * The request itself is late, and arrives after that next call. Its items would be held by a
+--   consumer that does not know of them. So the next call sets `floor:<consumer>` to its own first
 --   number, and a fetch below the floor does nothing.
 -- * The consumer was given up meanwhile. It is no longer in `consumers`, and gets false. So no
 --   item is ever held by a consumer whose items are taken back, or were.
@@ -47,7 +47,7 @@ for i = 1, queues do
   end
 end
 
--- Return again what unanswered fetches took. A suspect remains alone.
+-- Return the items of unanswered fetches again. A suspect remains alone.
 local function return_unanswered(first)
   redis.call('DEL', KEYS[1] .. 'floor:' .. consumer) -- a deletion first: see allow_when_full()
   redis.call('SET', KEYS[1] .. 'floor:' .. consumer, ARGV[4], 'EX', 3600)
@@ -190,8 +190,8 @@ for _, queue in ipairs(order) do
   end
 end
 if left <= 0 then
-  -- One token stands for any number of items, and this consumer took it. What it leaves behind is
-  -- for another consumer, which nobody else wakes.
+  -- One token stands for any number of items, and this consumer took it. The items that it leaves
+  -- behind are for another consumer, which nobody else wakes.
   for queue = 1, queues do
     if has_more(KEYS[queue]) then
       notify(KEYS[queue])

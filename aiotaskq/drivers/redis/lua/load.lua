@@ -3,7 +3,7 @@
 -- KEYS  1  schedules
 --       2  schedules by due time
 -- ARGV  ids
--- Return for each schedule that exists: id, due time or '', what is stored under the id.
+-- Return for each schedule that exists: id, due time or '', the value stored under the id.
 
 local found = {}
 

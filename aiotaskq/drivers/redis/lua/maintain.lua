@@ -26,8 +26,8 @@ local now, real = clock(ARGV[1])
 local most = tonumber(ARGV[3])
 local promoted, reclaimed, trimmed = 0, 0, 0
 
--- A call that lay in a buffer while the server stood still must not decide who renewed in time: the
--- renewals lie in other buffers.
+-- A call that lay in a buffer while the server stood still must not decide which consumers renewed
+-- in time: the renewals lie in other buffers.
 if real > tonumber(ARGV[2]) then
   return { text(real), 0, 0, 0 }
 end

@@ -4,7 +4,7 @@
 -- ARGV  1  time shift
 --       2  consumer
 --       3  lease in seconds
---       4  what to keep about it with the first of its queues
+--       4  the description to keep of it, with the first of its queues
 -- Return the queue's time.
 
 local now, real = clock(ARGV[1])

@@ -1,5 +1,5 @@
 -- Put the items of queues that belong to other shards into parcels, one for each queue. A parcel
--- stays as it is until it has arrived, whoever sends it, and however often.
+-- stays as it is until it has arrived, whichever processes send it, and however often.
 --
 -- KEYS  bases of queues
 -- ARGV  1  most items in a parcel

@@ -1,4 +1,4 @@
--- Return what there is to fetch, for a consumer that has queues in several slots.
+-- Return whether there are items to fetch, for a consumer that has queues in several slots.
 --
 -- shared.lua is not put before this script: to define its functions would be most of the work.
 --

@@ -18,7 +18,7 @@ local call = base .. 'call:' .. ARGV[2]
 if ARGV[2] ~= '' then
   local known = redis.call('GET', call)
   if known then
-    redis.call('EXPIRE', call, 60) -- a write: see write_for_replicas()
+    redis.call('EXPIRE', call, CALLS_FOR) -- a write: see write_for_replicas()
     return cmsgpack.unpack(known)
   end
 end
@@ -43,7 +43,7 @@ while at < #ARGV do
     at = at + 2 * count
   elseif kind == 'u' then
     for i = at, at + 3 * count - 1, 3 do
-      if redis.call('SET', KEYS[2] .. ARGV[i], 1, 'NX', 'EX', DAY) then
+      if redis.call('SET', KEYS[2] .. ARGV[i], 1, 'NX', 'EX', UNIQUE_IDS_FOR) then
         put(ARGV[i + 1], ARGV[i + 2])
       else
         refused[#refused + 1] = ARGV[i]
@@ -58,7 +58,7 @@ while at < #ARGV do
 end
 
 if ARGV[2] ~= '' then
-  redis.call('SET', call, cmsgpack.pack(refused), 'EX', 60)
+  redis.call('SET', call, cmsgpack.pack(refused), 'EX', CALLS_FOR)
 elseif #refused > 0 then
   write_for_replicas(base .. 'none')
 end

@@ -17,7 +17,7 @@ for i = 2, #ARGV, 7 do
   if redis.call('ZREM', KEYS[1] .. 'dead', key) == 1 then
     redis.call('ZREM', KEYS[3], packed)
     if ARGV[i + 4] == '1' then
-      redis.call('SET', KEYS[2] .. id, 1, 'EX', DAY)
+      redis.call('SET', KEYS[2] .. id, 1, 'EX', UNIQUE_IDS_FOR)
     end
     place(KEYS[tonumber(ARGV[i + 1])], ARGV[i + 5], ARGV[i + 6], now)
   else

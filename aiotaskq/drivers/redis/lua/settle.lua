@@ -22,7 +22,7 @@ end
 
 local words = { d = 2, a = 5, x = 4, r = 2 }
 
--- By kind of settlement: what becomes of the item, which is no longer in `held`.
+-- Functions by kind of settlement; the item is no longer in `held`.
 local apply = {
   d = function() end,
   a = function()

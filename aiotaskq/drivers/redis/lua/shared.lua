@@ -1,9 +1,9 @@
 -- Functions and rules that the scripts share; this file is put before each of them.
 --
--- It has no KEYS, ARGV or return of its own. The constant SUSPECT, a number, is put before it.
+-- It has no KEYS, ARGV or return of its own. scripts.py puts constants before it, which other
+-- drivers have as well: SUSPECT, and the seconds UNIQUE_IDS_FOR and CALLS_FOR.
 -- The keys and the form of items are described in two other places, and only there: keys.py and
--- items.py. A "base" is what all keys of one queue begin with; `base .. 'ready'` is one of its
--- keys.
+-- items.py. A "base" is the beginning of all keys of one queue; `base .. 'ready'` is one of them.
 --
 -- Theory of operation
 --
@@ -29,9 +29,9 @@
 --   does a fetch that leaves items behind: one token wakes one consumer after the other. For a
 --   token that is lost, each waiting consumer looks again within a second.
 
-local DAY = 86400
+local DAY = 86400 -- seconds
 
--- Return the queue's time and the server's. They differ by what a test harness lets pass.
+-- Return the queue's time and the server's. They differ by the time that a test harness adds.
 local function clock(shift)
   local time = redis.call('TIME')
   local real = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -50,9 +50,8 @@ local function allow_when_full(base)
   redis.call('DEL', base .. 'none')
 end
 
--- Write something of which nothing stays. For scripts that find their work done by an earlier
--- call: a WAIT that follows is about this connection's last write, and that may have been other
--- work.
+-- Write a key and delete it. For scripts that find their work done by an earlier call: a WAIT that
+-- follows is about this connection's last write, and that may have been other work.
 local function write_for_replicas(key)
   redis.call('SET', key, 1)
   redis.call('DEL', key)
