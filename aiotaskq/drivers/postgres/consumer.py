@@ -37,6 +37,7 @@ from aiotaskq.backoff import jittered
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
+from aiotaskq.drivers.common.deliveries import hand_out
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.maintenance import extend_leases, promote
 from aiotaskq.drivers.postgres.messages import insert
