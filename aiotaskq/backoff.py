@@ -22,7 +22,7 @@ def doubled(delay: float, times: int) -> float:
 def jittered(delay: float, *, chance: Callable[[], float] = random.random) -> float:
     """Return a random time from half of a delay to the whole of it.
 
-    What failed together does not come back together, and nothing comes back at once.
+    Callers that failed together do not come back together, and none comes back at once.
     """
     return delay * (0.5 + chance() / 2)
 
@@ -37,7 +37,7 @@ class Backoff:
         first: Seconds.
         longest: Seconds.
         jitter: Whether `next` returns a random part of the pause; see `jittered`.
-        chance: What gives the random numbers, from 0 to 1.
+        chance: Returns a random number from 0 to 1.
 
     Example:
         >>> backoff = Backoff(1.0, 5.0, jitter=False)

@@ -2,7 +2,7 @@
 
 Each command has the file of its name: `worker.py`, `scheduler.py`, `call.py`, `result.py`,
 `queues.py`, `dead.py`, `schedule.py` and `migrate.py`. The worker processes that `aiotaskq worker`
-starts run `worker_process.py`; the other files hold what several commands need.
+starts run `worker_process.py`; the other files are shared by several commands.
 """
 
 from __future__ import annotations

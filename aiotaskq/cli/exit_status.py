@@ -1,6 +1,6 @@
 """Exit statuses of the commands, as their help texts tell them.
 
-0 is success. A mistake in what was typed or set up is `SETUP_ERROR` for all commands.
+0 is success. A mistake in a command or in the set-up is `SETUP_ERROR` for all commands.
 """
 
 from __future__ import annotations

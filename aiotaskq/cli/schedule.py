@@ -335,7 +335,7 @@ def _change_each(
     verb: str,
     change: Callable[[TaskQueue, str], Awaitable[str | None]],
 ) -> None:
-    """Change schedules one by one, and print what was done.
+    """Change schedules one by one, and print each change.
 
     Args:
         context: As the command got it.

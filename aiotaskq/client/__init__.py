@@ -2,7 +2,7 @@
 
 ==============  ===================================================================
 `prepare`       from a call to a message and its envelope
-`send`          calls through the middleware to what stores them
+`send`          calls through the middleware to the broker
 `session`       the connections of one event loop
 `publisher`     sends the envelopes of concurrent callers together
 `waiters`       callers that wait for outcomes, over one subscription

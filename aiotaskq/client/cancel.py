@@ -24,7 +24,7 @@ async def cancel_task(session: Session, task_id: str, *, running: bool, ttl: flo
         await _store_revoked(session, task_id, ttl)
         await session.broker.cancel([task_id])
     # Here only the broker knows whether it runs, and so whether that is its outcome: stored
-    # first, it would stand against what a running task returns. If the second step fails, the
+    # first, it would stand against the value of a running task. If the second step fails, the
     # caller hears of it, and may do it all again.
     elif task_id not in await session.broker.cancel([task_id], running=False):
         await _store_revoked(session, task_id, ttl)

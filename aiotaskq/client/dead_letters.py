@@ -205,7 +205,7 @@ class DeadLetters:
 
 async def _forget_failures(backend: ResultBackend, page: Sequence[DeadLetter]) -> None:
     outcomes = await backend.load([letter.id for letter in page if letter.id])
-    # What has succeeded has a result already. Another one may have retried it just now.
+    # A task that has succeeded has a result: another caller may have retried it just now.
     failed = [of for of, one in outcomes.items() if one.status is not TaskStatus.SUCCESS]
     if failed:
         await backend.forget(failed)

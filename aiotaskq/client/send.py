@@ -1,6 +1,6 @@
 """Sending: calls are prepared, go through the middleware, and are stored.
 
-The order of the steps keeps what is refused from being half sent: all calls are encoded and checked
+The order of the steps keeps a refused batch from being half sent: all calls are encoded and checked
 against the broker's traits before the first is stored, and a transaction that a call names is
 looked at before anything is stored outside of one.
 """
@@ -31,7 +31,7 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
     Raises:
         EncodeError: An argument has no form in the serializer, or all of a call are too large. None
             of the calls is sent then, unless a middleware wraps the sending.
-        Unsupported: The broker cannot do what a call asks; none is sent.
+        Unsupported: The broker lacks a trait that a call needs; none is sent.
         BrokerUnavailable: The broker could not be reached; some may be stored.
     """
     calls = list(calls)
@@ -60,7 +60,7 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
 async def _routes(
     session: Session, calls: Sequence[Call[Any]], batch: Sequence[PreparedMessage]
 ) -> Iterable[tuple[Publish, list[PreparedMessage]]]:
-    """Group messages by what stores them: each transaction of a caller has a round trip."""
+    """Group messages by their destination: each transaction of a caller has a round trip."""
     if not any("connection" in call.options for call in calls):  # nearly always
         return [(session.publisher.publish, list(batch))] if batch else []
     routes: dict[int | None, tuple[Publish, list[PreparedMessage]]] = {}

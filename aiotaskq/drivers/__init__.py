@@ -78,7 +78,7 @@ _OWN = {*_BROKERS, *_BACKENDS, "rpc", "disabled"}
 """The schemes that no distribution can claim; `TaskQueue` itself serves the last two."""
 
 _EXTRAS = {"rabbitmq": "aiotaskq[rabbitmq]"}
-"""What is to be installed for a driver, where that is more than the package alone."""
+"""The extras of drivers that need more than the package alone."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
 

@@ -59,7 +59,7 @@ class _WorkerDeath(NamedTuple):
     Attributes:
         until: When the last of the leases has lapsed by itself, by the monotonic clock.
         leases: The leases.
-        message: What the lease keeper is told.
+        message: The message.
     """
 
     until: float

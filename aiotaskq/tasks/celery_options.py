@@ -69,7 +69,7 @@ def _retry(given: Mapping[str, Any]) -> Retry:
             "max_delay": given.get("retry_backoff_max", 600.0),
             "jitter": "full" if given.get("retry_jitter", True) else False,
         }
-    else:  # only what grows is bounded, and random, in Celery
+    else:  # in Celery only growing delays are bounded, and random
         delay = float(extra.get("countdown", given.get("default_retry_delay", CELERY_DELAY)))
         growth = {"delay": delay, "backoff": "constant", "max_delay": delay, "jitter": False}
     return Retry(

@@ -1,6 +1,6 @@
 """Options of a task and of a call, as typed keywords and as checked data.
 
-What options there are, and what each takes and means, stands in `aiotaskq.tasks.option_table`.
+The options, their values and their meanings are defined in `aiotaskq.tasks.option_table`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class _Callable(Generic[P, R]):
             TypeError: The call does not fit the signature of the task.
             EncodeError: An argument has no form in the serializer, or all are too large.
             BrokerUnavailable: The broker could not be reached for `broker_publish_timeout`.
-            Unsupported: The broker cannot do what an option asks.
+            Unsupported: The broker lacks a trait that an option needs.
         """
         return await self._send(self._call(args, kwargs))
 

@@ -3,7 +3,7 @@
 ::
 
     worker              one life in one event loop: lifespans, connections, stopping
-      ├─ loop monitor   a thread that reports what blocks the event loop
+      ├─ loop monitor   a thread that reports blocks of the event loop
       ├─ health         problems that last, and counts of rare events
       ├─ outbox relay   passes tasks from the outbox on to the broker, if there is an outbox
       ├─ pools          threads and processes for plain functions

@@ -234,7 +234,7 @@ class Completer:
         """Make a call until its server can be reached, while the lease is alive.
 
         Raises:
-            _TakenAway: What is to be stored was given to others.
+            _TakenAway: Other workers have the deliveries.
         """
         while True:
             if not await self._heartbeat.alive():

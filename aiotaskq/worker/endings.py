@@ -63,9 +63,9 @@ class Endings:
     """Hands each end to the completer, and tells the observers.
 
     Args:
-        environment: What all parts of the worker share.
+        environment: The objects that all parts of the worker share.
         completer: Stores outcomes, then settles.
-        census: What other workers know.
+        census: The tasks that other workers know.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Endings:
             self._bury(delivery, message, reason, self._outcome(message, TaskStatus.FAILURE, error))
             return
         self._tell_unknown(message, most - waited, elsewhere=elsewhere)
-        # The first time it comes back soon: by then the census tells what other workers know.
+        # The first time it comes back soon: by then the census has been taken.
         soon = elsewhere or not waited
         pause = min(_KNOWN_PAUSE if soon else _UNKNOWN_PAUSE, most)
         # The time is added up, and not counted from a beginning: clocks of workers may disagree.

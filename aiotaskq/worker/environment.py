@@ -25,8 +25,8 @@ class WorkerEnvironment:
         backend: Open; None: no results are kept.
         pools: For plain functions.
         health: Where problems are noted.
-        state: What the lifespans have set up, for the tasks.
-        info: What the worker tells others of itself.
+        state: The objects that the lifespans have set up for the tasks.
+        info: The description of the worker for others.
     """
 
     app: Application

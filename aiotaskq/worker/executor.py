@@ -48,9 +48,9 @@ class Executor:
     """Runs the deliveries of one consumer.
 
     Args:
-        environment: What all parts of the worker share.
-        completer: Takes what has ended.
-        census: What other workers know.
+        environment: The objects that all parts of the worker share.
+        completer: Takes the tasks that have ended.
+        census: The tasks that other workers know.
         slot_freed: Called each time that a slot becomes free.
     """
 

@@ -7,8 +7,8 @@
                └─ lease lost ──▶ abandon ──▶ close      the worker makes another incarnation
 
 - A lease that was lost never comes back. The broker has given the deliveries to other workers, so
-  everything that runs under it is cancelled and forgotten; only what was already under way to be
-  stored is counted as refused.
+  everything that runs under it is cancelled and forgotten; only outcomes that were on their way to
+  the store are counted as refused.
 - Five loops share the incarnation: fetching, the completer, maintenance, news, and the thread of
   the heartbeat. Each of them waits out a broker that is away. An unexpected error in one of them
   ends the worker loudly (`serve` watches all of them).
@@ -78,7 +78,7 @@ class Incarnation:
     """Fetches deliveries, runs and completes them under one lease.
 
     Args:
-        environment: What all parts of the worker share.
+        environment: The objects that all parts of the worker share.
         quota: How many deliveries may still be taken.
         count_stuck: Called about once a second with the number of tasks that do not end.
     """

@@ -189,7 +189,7 @@ class ProcessPool:
         await self._threads.run(self._stop)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_WAIT):
-                await self._threads.drained()  # they collect what was killed
+                await self._threads.drained()  # they collect the killed processes
         await self._threads.close()
 
     def _stop(self) -> None:

@@ -63,7 +63,9 @@ def _released(event: events.Released) -> None:
 
 
 def _error(error: BaseException) -> str:
-    if isinstance(error, TaskFailed):  # from a process: what it was there says more
+    if isinstance(
+        error, TaskFailed
+    ):  # from a process: the exception that was raised there says more
         return f"{error.exc_type}({_short(error.exc_message)})"
     return _short(error)
 

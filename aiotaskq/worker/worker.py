@@ -6,7 +6,7 @@
                                      ▲        │
                                      └────────┘ the lease was lost, or the broker was away
 
-Whatever was begun is ended in the reverse order by one exit stack, also when the set-up fails
+One exit stack ends everything that was begun, in the reverse order, also when the set-up fails
 halfway. `stop` only sets an event, so that it may be called at any moment, also before the start.
 """
 

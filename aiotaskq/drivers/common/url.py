@@ -76,7 +76,7 @@ def read_options(parts: SplitResult, readers: Mapping[str, Reader]) -> dict[str,
 
     Args:
         parts: The URL.
-        readers: The options that there are, each with what reads its value.
+        readers: The known options, each with a function that reads its value.
 
     Raises:
         ConfigError: It has an option that there is not, or one with a wrong value.
