@@ -137,7 +137,8 @@ def test_every_option_takes_its_values(name: str) -> None:
     app = TaskQueue("t", broker="memory://")
     if name in TASK:
         fn = plain if name == "executor" else coroutine
-        app.task(**{"name": "t", name: value})(fn)
+        options: dict[str, Any] = {"name": "t", name: value}
+        app.task(**options)(fn)
     if name in CALL:
         task = app.task(name="u")(coroutine)
         assert task.with_options(**{name: value}).s(1).options == {name: value}
@@ -150,10 +151,10 @@ def test_a_wrong_value_is_refused_where_it_is_given(name: str, value: Any) -> No
     app = TaskQueue("t", broker="memory://")
     task = app.task(coroutine)
     if name in TASK:
-        with pytest.raises(
-            ConfigError, match="schedule|Schedule|crontab|every" if name == "schedule" else name
-        ):
-            app.task(**{"name": "t", name: value})(plain)
+        options: dict[str, Any] = {"name": "t", name: value}
+        said = "schedule|Schedule|crontab|every" if name == "schedule" else name
+        with pytest.raises(ConfigError, match=said):
+            app.task(**options)(plain)
     if name in CALL:
         for give in (task.with_options, lambda **options: task.apply_async((1,), **options)):
             with pytest.raises(ConfigError, match=name):
