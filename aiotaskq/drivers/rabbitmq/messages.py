@@ -24,7 +24,7 @@ from pamqp.commands import Basic
 
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import DeadLetter
-from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication, pack_properties
+from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, Hop
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 
@@ -77,29 +77,25 @@ def publication_of(
     if expires is None and not path and not anew and len(encoded) <= _LONGEST_ID:
         return AmqpPublication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
     headers: dict[str, Any] = {}
+    exchange = ""
     if anew:
         headers[_LINEAGE] = uuid.uuid4().hex
     if expires is not None:
         headers[_EXPIRES] = round(expires * 1e6)
-    for hop in path:
-        headers[f"{DIGIT_HEADER}{hop.position}"] = hop.digit
     if path:
-        for position in range(path[0].position):
-            headers.setdefault(f"{DIGIT_HEADER}{position}", 0)
-    exchange = names.delay_exchange(path[0].position) if path else ""
+        exchange = names.delay_exchange(path[0].position)
+        headers |= {f"{DIGIT_HEADER}{position}": 0 for position in range(path[0].position)}
+        headers |= {f"{DIGIT_HEADER}{hop.position}": hop.digit for hop in path}
     return AmqpPublication(exchange, key, _properties(envelope.id, headers), envelope.body)
 
 
-def _properties(message_id: str, headers: Mapping[str, Any]) -> bytes:
-    if len(message_id.encode()) > _LONGEST_ID:
-        return pack_properties(
-            Basic.Properties(headers={**headers, _ID: message_id}, delivery_mode=_PERSISTENT)
-        )
-    return pack_properties(
-        Basic.Properties(
-            headers=dict(headers) or None, delivery_mode=_PERSISTENT, message_id=message_id
-        )
+def _properties(message_id: str, headers: dict[str, Any]) -> bytes:
+    properties = Basic.Properties(
+        headers=headers or None, delivery_mode=_PERSISTENT, message_id=message_id
     )
+    if len(message_id.encode()) > _LONGEST_ID:
+        properties.headers, properties.message_id = {**headers, _ID: message_id}, None
+    return properties.marshal()
 
 
 class RabbitMessage:

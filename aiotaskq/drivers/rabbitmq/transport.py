@@ -43,6 +43,7 @@ from aiotaskq.drivers.rabbitmq.channel import (
     AmqpNoAnswer,
     AmqpRefused,
     RabbitChannel,
+    time_limit,
 )
 from aiotaskq.drivers.rabbitmq.url import RabbitAddress
 
@@ -229,12 +230,9 @@ async def connect(address: RabbitAddress) -> RabbitTransport:
         AmqpRefused: The server refuses the user, the password or the virtual host.
         AmqpDisconnected: It cannot be reached, or did not answer in time.
     """
-    try:
-        async with asyncio.timeout(address.connect_timeout):
-            reader, writer = await _open_streams(address)
-            return await _shake_hands(address, reader, writer)
-    except TimeoutError:
-        raise AmqpNoAnswer("no answer to the greeting in time") from None
+    async with time_limit(address.connect_timeout, "no answer to the greeting in time"):
+        reader, writer = await _open_streams(address)
+        return await _shake_hands(address, reader, writer)
 
 
 async def _open_streams(address: RabbitAddress) -> tuple[_HandshakeReader, asyncio.StreamWriter]:

@@ -135,7 +135,7 @@ async def test_calls_are_remembered_for_a_while_and_no_longer(
     for name in ("1", "2", "1"):
         await broker.publish([envelope("a")], call_id=name)
     assert (await broker.depth())["q"].ready == 2
-    monkeypatch.setattr(driver, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(driver, "CALLS_FOR", 0.0)
     await broker.publish([envelope("a")], call_id="3")
     assert list(broker._calls) == ["3"]
 
@@ -422,8 +422,7 @@ async def _until_it_is_back(broker: RabbitBroker) -> None:
 async def test_a_refusal_that_nobody_waits_for_is_no_answer_to_the_next_call(
     broker: RabbitBroker,
 ) -> None:
-    connection = broker._connection
-    assert connection is not None  # it is open
+    connection = broker._connection.get()
     for _ in range(5):
         await connection.ping()
         asking = asyncio.create_task(
@@ -444,8 +443,7 @@ async def test_a_queue_that_vanished_with_the_connection_is_declared_by_the_next
     queue = broker._names.ready("q")
     await (await transport.open_channel()).call(Queue.Delete(queue=queue))
     await transport.close()
-    connection = broker._connection
-    assert connection is not None  # it is open
+    connection = broker._connection.get()
     await asyncio.to_thread(rabbit_server.close_connections)
     async with asyncio.timeout(PATIENCE):
         while connection.is_connected:

@@ -33,7 +33,7 @@ def url(rabbit_server: RabbitServer) -> str:
 
 
 async def delete(url: str, queue: str) -> None:
-    """As somebody does who has the right to."""
+    """Delete a queue, as an operator may do."""
     transport = await connect(parse_url(url))
     await (await transport.open_channel()).call(Queue.Delete(queue=queue))
     await transport.close()

@@ -70,7 +70,7 @@ async def take(broker: RabbitBroker) -> tuple[RabbitConsumer, Delivery]:
 
 
 async def lose(consumer: RabbitConsumer, server: RabbitServer) -> None:
-    """Close its connection at the server, and see what its worker would see."""
+    """Close its connection at the server, and receive the errors that its worker would get."""
     await asyncio.to_thread(server.close_connections)
     with pytest.raises(LeaseLost):
         await _fetch_for_ever(consumer)

@@ -96,7 +96,7 @@ async def test_a_client_certificate_authenticates_where_there_is_no_user(
 
 @asynccontextmanager
 async def imposter(says: bytes) -> AsyncIterator[str]:
-    """A server that says one thing, whatever it is told."""
+    """A server that sends the same bytes to every client."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(says)
@@ -201,8 +201,7 @@ async def test_concurrent_first_publications_share_a_channel(server: RabbitServe
     broker = RabbitBroker(server.url(), prefix="at once")
     await broker.open()
     await broker.publish([Envelope(id="a", queue="q", body=b"x")])
-    connection = broker._connection
-    assert connection is not None
+    connection = broker._connection.get()
     publisher = connection._publisher
     assert publisher is not None
     await publisher.close()
@@ -237,7 +236,7 @@ async def test_waiting_calls_get_the_reason_when_the_server_closes_the_connectio
 ) -> None:
     channel = await transport.open_channel()
     [queue] = await channel.call(Queue.Declare(exclusive=True))
-    listening = channel.start(channel.pack(Basic.Get(queue=queue.queue)) * 2000, 2000)
+    listening = channel.start(channel.pack(Basic.Get(queue=queue.queue)) * 2000)
     await asyncio.to_thread(server.close_connections)
     async with asyncio.timeout(PATIENCE):
         await transport.closed

@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
-from aiotaskq.drivers.rabbitmq.channel import AmqpDisconnected, AmqpRefused
 from aiotaskq.drivers.rabbitmq.membership.records import ConsumerSurvived, LedgerRecord
 from aiotaskq.drivers.rabbitmq.messages import Lineage
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
@@ -122,7 +121,7 @@ class LossReporter:
         while True:
             try:
                 await self._write(record)
-            except (Unavailable, AmqpDisconnected, AmqpRefused):
+            except Unavailable:
                 await asyncio.sleep(_RETRY_PAUSE)
             except ConfigError:  # the users of the broker get it, too
                 return
