@@ -248,7 +248,7 @@ class RabbitBroker:
         return trimmed
 
     async def _trim_oldest(self, queue: str, limits: DeadLimits) -> int:
-        # Letters may be large: the others are not read to find that the oldest is young.
+        # Letters may be large, so only the oldest ones are read: they tell whether any is too old.
         async with hold_dead_letters(self._connection.get(), queue, most=_READ_AT_ONCE) as held:
             letters, now = held.letters, time.time()
             oldest = -float("inf") if limits.age is None else now - limits.age

@@ -301,7 +301,7 @@ class RabbitChannel:
         self._unconfirmed.clear()
 
     async def put(self, item: tuple[int, Any]) -> None:
-        """Handle a frame at once, as pamqp has read it. The size that comes with it is unused."""
+        """Handle a frame at once, as pamqp has read it. The size that comes with it is not used."""
         part = item[1]
         match part:
             case ContentHeader():

@@ -315,7 +315,7 @@ class RabbitConnection:
         raise self._unavailable(f"{url}: {str(error) or type(error).__name__}") from error
 
     def _check_size(self, confirmation: AmqpConfirmation, error: Exception) -> None:
-        """Raise if this batch is the reason why the channel was closed: it may be another one's.
+        """Raise if a message of this batch closed the channel, which other callers use as well.
 
         Raises:
             ConfigError: One message is larger than the server takes.

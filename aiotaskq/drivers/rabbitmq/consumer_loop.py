@@ -70,11 +70,11 @@ from aiotaskq.errors import ConfigError, LeaseLost, Unavailable
 
 _FEW = 8  # messages that are taken one by one: no consuming has to begin and end for them
 _ARRIVAL = 0.01  # seconds in which counted messages arrive, unless others were faster
-_RECENTLY = 0.2  # seconds for which a count is good enough to take much less
+_RECENTLY = 0.2  # seconds for which a count is good enough to take far fewer messages
 _HELD_TOO_LONG = "timed out"  # in the server's text when its consumer_timeout is over
 _UNCLAIMED_WAIT = 0.03  # seconds for which an unclaimed message waits for the next fetch
-_RETRY = 1.0  # seconds until a message that could not be returned is tried again
-_MOST_RETURNING = 100  # messages that wait for that while more are taken
+_RETRY = 1.0  # seconds between attempts to return a message
+_MOST_RETURNING = 100  # messages that wait to be returned while more are taken
 _CLOSING_WAIT = 5.0  # seconds in which messages are handed back at the end
 _LONGEST_WAIT = 60.0  # seconds until a waiting fetch counts again, which should find nothing
 
@@ -417,6 +417,7 @@ class ConsumerLoop:
         except (Unavailable, AmqpError, TimeoutError):
             pass  # the server hands it back, and counts a crash
         await self._member.close()
+        await self._membership.close()
         if self._returning is not None:
             self._returning.cancel()
         if self._transport is not None:
@@ -453,7 +454,8 @@ class ConsumerLoop:
                 and error.code == PRECONDITION_FAILED
                 and _HELD_TOO_LONG in str(error)
             ):
-                # Or a task that is held longer than the server allows would be tried for ever.
+                # It counts as a crash, or a task that is held for longer than the server allows
+                # would be tried for ever.
                 self._member.losses.close()
             transport.fail(error or AmqpDisconnected("its channel is gone"))
         self._wake.set()

@@ -1,7 +1,7 @@
 """Dead letters: a queue that is read as a whole, by one reader at a time.
 
 AMQP cannot read a queue without taking its messages. So a reader takes all of them (or the oldest
-ones), acknowledges those that are to go, and closes the channel: the server puts the rest back in
+ones), acknowledges those to be dropped, and closes the channel: the server puts the rest back in
 the old order.
 
 Theory of operation

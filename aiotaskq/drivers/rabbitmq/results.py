@@ -1,4 +1,4 @@
-"""Results over RabbitMQ, as Celery's `rpc://`: sent to the client that sent the task, to no other.
+"""Results over RabbitMQ, like Celery's `rpc://`: sent to the client that sent the task only.
 
 Each client has a queue of its own, whose name travels with its messages. Outcomes that arrive are
 kept in the memory of the process, where all its event loops find them.
@@ -65,11 +65,11 @@ _decode = msgspec.json.Decoder(Outcome).decode
 
 
 class RabbitOutcomes:
-    """The outcomes that a process was sent, for all its event loops."""
+    """The outcomes that a process has received, for all its event loops."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._outcomes: OrderedDict[str, tuple[Outcome, float]] = OrderedDict()  # until when
+        self._outcomes: OrderedDict[str, tuple[Outcome, float]] = OrderedDict()  # with expiry
         self._listeners: set[RabbitOutcomeListener] = set()
 
     def put(self, outcomes: Sequence[Outcome], ttl: float | None = None) -> list[str]:
@@ -134,7 +134,7 @@ class RabbitOutcomes:
 
 
 class RabbitOutcomeListener:
-    """Brings outcomes to the event loop that made it, from any thread."""
+    """Passes outcomes from any thread to the event loop in which it was made."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -212,7 +212,7 @@ class RabbitBackend:
         await connection.close()
 
     async def reply_address(self) -> str:
-        """Return where outcomes are to be sent; they are received from then on."""
+        """Return the address that outcomes are sent to; they are received from then on."""
         if self._receiving is None:
             await self._declare(self._connection.get())
             connection = self._connection.get()  # it may have been closed meanwhile

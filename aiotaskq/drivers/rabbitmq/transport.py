@@ -64,7 +64,7 @@ class _AiormqConnection(aiormq.Connection):
 
 
 class _HandshakeReader(asyncio.StreamReader):
-    """Keeps the bytes of the handshake: aiormq does not report why a server refuses there."""
+    """A reader that keeps the bytes of the handshake: aiormq does not report a refusal's reason."""
 
     def __init__(self) -> None:
         super().__init__(loop=asyncio.get_running_loop())
@@ -141,8 +141,8 @@ class RabbitTransport:
     @property
     def blocked(self) -> bool:
         """Whether the server takes no more messages now, because it has no memory or disk left."""
-        # aiormq has no flag for it, only a coroutine that waits for the end of it: so we begin to
-        # wait, and see whether it would.
+        # aiormq has no flag for it, only a coroutine that waits until the server takes messages
+        # again. This begins to wait, and sees whether it has to.
         waiting = self._connection.ready()
         try:
             waiting.send(None)

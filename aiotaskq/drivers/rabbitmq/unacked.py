@@ -132,7 +132,7 @@ class UnackedMessages:
         return {message.id for tag, message in self.held.items() if tag not in unclaimed}
 
     def hand_out(self, limit: int) -> list[Delivery]:
-        """Take up to `limit` available messages; a suspect alone. Those cancelled since go."""
+        """Take up to `limit` available messages, or one suspect; drop those cancelled meanwhile."""
         cancelled = self._membership.cancelled
         if any(one.id in cancelled for one in self.available):
             self._ack([one.receipt[1] for one in self.available if one.id in cancelled])

@@ -1,8 +1,8 @@
 """Facts that all processes at one RabbitMQ server share, and that the server does not report.
 
-`RabbitMembership` is the only part that the rest of the driver uses, and for a consumer also the
-`ConsumerMember` that it makes. It knows the consumers that live and the messages that they hold,
-the messages that are cancelled, the losses of connections that were no crashes, and the queues.
+The rest of the driver uses `RabbitMembership`, and the `ConsumerMember` that it makes for a
+consumer. The membership knows the consumers that live and the messages that they hold, the messages
+that are cancelled, the losses of connections that were no crashes, and the queues.
 
 The decision behind it. AMQP lists neither queues nor consumers, cannot find a message in a queue,
 and counts every lost connection alike. There were two ways:
@@ -13,8 +13,8 @@ and counts every lost connection alike. There were two ways:
 - Keep the facts in two streams at the server, which every process reads from the beginning.
 
 The second was chosen. The contract promises these things for every broker, applications rely on
-cancelling, and operators on lists of workers and on counts. The price is paid in one place, behind
-one class.
+cancelling, and operators on lists of workers and on counts. The price is paid in one place, this
+package.
 
 Theory of operation
 -------------------

@@ -14,7 +14,7 @@ Another consumer may get a message before it has read the record. It counts one 
 that delivery; the next delivery of the message is counted right.
 
 A process that stood still for longer than the heartbeat records nothing, because the server was
-right to give it up: a message that makes its process stand still must be found out like one that
+right to give it up: a message that makes its process stand still must be recognized like one that
 kills it. `_beat` notices that by its own delay. `close` stops the reporter: losses count as crashes
 from then on.
 """

@@ -10,9 +10,9 @@ consumer has joined, then reads the ledger. Only then may the consumer fetch. Th
 - A consumer is recorded only when its queue exists, so no survey takes it for dead.
 
 After that a member is reading or not. When the server ends the reading (the ledger was deleted or
-moved), it joins and reads again, until that works or the connection is gone. Questions that refer
-to a record are answered when that record was read; if this takes too long there is no answer, since
-the asker would rely on it.
+moved), it joins and reads again, until that works or the connection is gone. It also does so once a
+day, because the ledger drops old records. Questions that refer to a record are answered when that
+record was read; if this takes too long there is no answer, since the asker would rely on it.
 
 `close` and the loss of the connection end it. A member whose process dies leaves no record: others
 find its queue gone.

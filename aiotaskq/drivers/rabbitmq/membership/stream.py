@@ -17,8 +17,8 @@ when the last offset is below `_offset`; then everything is read from the beginn
 Records that were missed are applied in one step when the last of them has arrived: a reader that
 looked in between would see messages cancelled that were restored later.
 
-`read` calls from several tasks are one after the other (`_turn`). A cancelled one leaves reading on
-or off, both of which the next call copes with.
+Calls of `read` by several tasks run one after the other (`_turn`). A cancelled one leaves reading
+on or off; the next call works in both cases.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RabbitStream:
         self._offset = -1  # of the last record that arrived
         self._until = -1  # records up to this offset are applied in one step
         self._missed: list[bytes] = []  # those of them that have arrived
-        self._anew = False  # whether it may be another stream of the same name
+        self._anew = False  # whether the stream may have been deleted and made again
         self._moved = asyncio.Event()  # set when records were applied, or reading ended
         self.ended = asyncio.Event()
         self.ended.set()

@@ -1,7 +1,8 @@
 """Questions to all consumers: whether they live, and which messages they hold.
 
 The server reports neither. Each consumer has a queue of its own that vanishes with its connection.
-A question published to that queue comes back when the queue is gone, so nobody waits for the dead.
+A question published to that queue comes back when the queue is gone, so no survey waits for a dead
+consumer.
 
 Theory of operation
 -------------------
