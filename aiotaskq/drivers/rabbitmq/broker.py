@@ -7,8 +7,9 @@ failure, and on it the membership and the topology.
 
 `publish` sends batches of limited size and waits for the confirms of each, so a failure leaves the
 first batches stored, perhaps a part of one, and none of the rest. The unconfirmed batches of a call
-are remembered under its `call_id` for a minute: the same call made again publishes only those. Of
-the batch that failed in the middle a part may be stored twice; so the trait `idempotent` is false.
+are remembered under its `call_id` for `CALLS_FOR` seconds: the same call made again publishes only
+those. A part of the batch that failed in the middle may be stored twice; so the trait `idempotent`
+is false.
 
 The shared facts (consumers, cancellations, queues) are asked of the membership at the moment of the
 call; nothing is cached here. Dead letters are held by one reader at a time. `revive` publishes the
@@ -29,10 +30,13 @@ from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.contract.schedules import ScheduleStore
+from aiotaskq.drivers.common.batches import portions
 from aiotaskq.drivers.common.dead_letter_keys import not_a_key
+from aiotaskq.drivers.common.opening import OpenOnce
+from aiotaskq.drivers.common.retention import CALLS_FOR
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
-from aiotaskq.drivers.rabbitmq.dead_letters import hold_dead_letters
+from aiotaskq.drivers.rabbitmq.dead_letters import HeldDeadLetter, hold_dead_letters
 from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
 from aiotaskq.drivers.rabbitmq.lease import RabbitLease
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
@@ -47,7 +51,6 @@ _MOST = 1000  # messages that wait for their confirms at once
 _MOST_BYTES = 4 * 2**20
 _MOST_TRIMMED = 1000  # dead letters, in one call
 _READ_AT_ONCE = 50  # dead letters to trim: they are held in memory
-_REMEMBERED = 60.0  # seconds for which the id of a call is known
 _LONGEST_UNREAD = 60.0  # seconds at most between searches for dead letters that are too old
 
 
@@ -79,8 +82,11 @@ class RabbitBroker:
         self._address = parse_url(url)
         self._prefix = prefix
         self._names = RabbitNames(prefix, self._address.queue_type)
-        self._connection: RabbitConnection | None = None
-        self._calls: OrderedDict[str, tuple[float, list[Envelope]]] = OrderedDict()  # oldest first
+        self._connection = OpenOnce[RabbitConnection](
+            lambda: BrokerUnavailable(f"{self.url}: the broker is not open")
+        )
+        # The time of each call, and the envelopes that it did not store; the oldest first.
+        self._calls: OrderedDict[str, tuple[float, Sequence[Envelope]]] = OrderedDict()
 
     @property
     def url(self) -> str:
@@ -93,33 +99,23 @@ class RabbitBroker:
         return RabbitBackend(self._given_url, prefix=self._prefix)
 
     async def open(self) -> None:
-        if self._connection is not None:
-            return
-        connection = RabbitConnection(self._address, self._names, BrokerUnavailable, BrokerFull)
-        try:
-            await connection.transport()
-        except BaseException:
-            await connection.close()
-            raise
-        if self._connection is not None:  # two tasks opened it at once
-            await connection.close()
-            return
-        self._connection = connection
+        await self._connection.open(self._connect)
+
+    async def _connect(self) -> RabbitConnection:
+        connection = await self._new_connection().opened()
         self._membership = RabbitMembership(connection)
         self._topology = RabbitTopology(connection, self._membership)
         self._trim_at: dict[str, float] = {}  # when a dead letter of a queue may be too old
+        return connection
+
+    def _new_connection(self) -> RabbitConnection:
+        return RabbitConnection(self._address, self._names, BrokerUnavailable, BrokerFull)
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        await self._membership.close()
-        await connection.close()
-
-    def _opened(self) -> RabbitConnection:
-        if self._connection is None:
-            raise BrokerUnavailable(f"{self.url}: the broker is not open")
-        return self._connection
+        connection = self._connection.release()
+        if connection is not None:
+            await self._membership.close()
+            await connection.close()
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -131,32 +127,33 @@ class RabbitBroker:
         if any(envelope.unique for envelope in batch):
             raise Unsupported(f"{self.url} cannot store an id only once")
         left = self._recall(batch, call_id)
+        stored = 0
+        sizes = [len(envelope.body) for envelope in left]
         try:
-            while left:
-                count = _portion(left)
-                await self._publish(left[:count])
-                del left[:count]
+            for some in portions(left, sizes, most=_MOST, most_bytes=_MOST_BYTES):
+                await self._publish(some)
+                stored += len(some)
         finally:
             if call_id is not None:
-                self._calls[call_id] = (asyncio.get_running_loop().time(), left)
+                self._calls[call_id] = (asyncio.get_running_loop().time(), left[stored:])
                 self._calls.move_to_end(call_id)
         return ()
 
-    def _recall(self, batch: Sequence[Envelope], call_id: str | None) -> list[Envelope]:
+    def _recall(self, batch: Sequence[Envelope], call_id: str | None) -> Sequence[Envelope]:
         """Return the part of a call that is still to be stored, as far as this client knows."""
         now = asyncio.get_running_loop().time()
         while self._calls:
             at, _ = next(iter(self._calls.values()))
-            if now - at <= _REMEMBERED:
+            if now - at <= CALLS_FOR:
                 break
             self._calls.popitem(last=False)
         known = None if call_id is None else self._calls.get(call_id)
-        return list(batch) if known is None else known[1]
+        return batch if known is None else known[1]
 
     async def _publish(self, batch: Sequence[Envelope], *, anew: bool = False) -> None:
         now = time.time()
         paths = [hops(delay_of(envelope, now)) for envelope in batch]
-        connection = self._opened()
+        connection = self._connection.get()
         await self._topology.ensure({one.queue for one in batch}, paths)
         await connection.publish(
             [
@@ -166,13 +163,13 @@ class RabbitBroker:
         )
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
-        self._opened()
+        self._connection.get()
         if not ids:
             return ()
         return await self._membership.cancel(ids, running=running)
 
     async def purge(self, queue: str) -> int:
-        connection = self._opened()
+        connection = self._connection.get()
         if queue not in await self._membership.queues():
             return 0
         replies = await connection.declare(
@@ -186,9 +183,7 @@ class RabbitBroker:
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
     ) -> RabbitConsumer:
-        return RabbitConsumer(
-            self._address, self._names, queues, name=name, lease=lease, about=about
-        )
+        return RabbitConsumer(self._new_connection(), queues, name=name, lease=lease, about=about)
 
     def schedules(self) -> ScheduleStore:
         raise Unsupported(
@@ -197,10 +192,10 @@ class RabbitBroker:
         )
 
     def lease(self, grant: Grant) -> RabbitLease:
-        return RabbitLease(self._address, self._names, grant)
+        return RabbitLease(self._new_connection(), grant)
 
     async def consumers(self) -> Sequence[ConsumerInfo]:
-        self._opened()
+        self._connection.get()
         return await self._membership.consumers()
 
     # --- counting -------------------------------------------------------------------------------
@@ -216,7 +211,7 @@ class RabbitBroker:
 
     async def _count(self) -> Mapping[str, tuple[int, int]]:
         """Return the number of messages that wait, and of dead letters, by queue."""
-        connection, names = self._opened(), self._names
+        connection, names = self._connection.get(), self._names
         queues = list(await self._membership.queues())
         await self._topology.ensure(queues)
         declarations = [
@@ -253,8 +248,8 @@ class RabbitBroker:
         return trimmed
 
     async def _trim_oldest(self, queue: str, limits: DeadLimits) -> int:
-        # Letters may be large: the others are not read to find that the oldest is young.
-        async with hold_dead_letters(self._opened(), queue, most=_READ_AT_ONCE) as held:
+        # Letters may be large, so only the oldest ones are read: they tell whether any is too old.
+        async with hold_dead_letters(self._connection.get(), queue, most=_READ_AT_ONCE) as held:
             letters, now = held.letters, time.time()
             oldest = -float("inf") if limits.age is None else now - limits.age
             beyond = held.total - limits.most
@@ -275,7 +270,7 @@ class RabbitBroker:
     ) -> Sequence[DeadLetter]:
         if before is not None and not is_key(before):
             raise not_a_key(before)
-        async with hold_dead_letters(self._opened(), queue) as held:
+        async with hold_dead_letters(self._connection.get(), queue) as held:
             letters = [one.letter for one in reversed(held.letters)]
         # Keys begin with 20 digits each, so their order as texts is that of their numbers.
         return [one for one in letters if before is None or one.key < before][:limit]
@@ -284,15 +279,14 @@ class RabbitBroker:
         if not letters:
             return ()
         missing: list[str] = []
-        async with hold_dead_letters(self._opened(), queue) as held:
+        found: list[tuple[HeldDeadLetter, Envelope]] = []
+        async with hold_dead_letters(self._connection.get(), queue) as held:
             there = {one.letter.key: one for one in held.letters}
-            found = []
             for key, envelope in letters:
-                letter = there.pop(key, None)
-                if letter is None:
-                    missing.append(key)
+                if key in there:
+                    found.append((there.pop(key), envelope))
                 else:
-                    found.append((letter, envelope))
+                    missing.append(key)
             if found:
                 await self._membership.restore([one.id for _, one in found])
                 await self._publish([envelope for _, envelope in found], anew=True)
@@ -303,17 +297,7 @@ class RabbitBroker:
         if not keys:
             return 0
         wanted = set(keys)
-        async with hold_dead_letters(self._opened(), queue) as held:
+        async with hold_dead_letters(self._connection.get(), queue) as held:
             found = [one for one in held.letters if one.letter.key in wanted]
             await held.drop(found)
         return len(found)
-
-
-def _portion(batch: Sequence[Envelope]) -> int:
-    """Return how many messages to publish before their confirms are awaited; at least one."""
-    size = 0
-    for count, envelope in enumerate(batch[:_MOST]):
-        size += len(envelope.body)
-        if count and size > _MOST_BYTES:
-            return count
-    return min(len(batch), _MOST)

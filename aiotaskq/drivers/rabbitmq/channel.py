@@ -31,10 +31,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import struct
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from pamqp import commands, constants, frame
 from pamqp.base import Frame
@@ -42,9 +44,10 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 _OVERHEAD = constants.FRAME_HEADER_SIZE + len(constants.FRAME_END_CHAR)  # bytes of a frame
-_INDEX_SIZE = 4  # bytes; a packed method begins with its index
-# The methods that are followed by content: a header, and perhaps bodies.
-_CARRIERS = (commands.Basic.Deliver, commands.Basic.GetOk, commands.Basic.Return)
+_METHOD_HEAD = struct.Struct(">3xII")  # the size of a method, and the index that it begins with
+_CONTENT_HEAD = struct.Struct(">BHIHxxQ")  # kind, channel, size of the header; class, size of body
+_CLASS_AND_SIZE = 12  # bytes of a content header before the properties
+_BASIC = commands.Basic.frame_id
 _CLOSE = commands.Channel.Close(200, "", 0, 0)
 
 
@@ -64,7 +67,11 @@ class ChannelTransport(Protocol):
         ...
 
 
-class AmqpDisconnected(Exception):
+class AmqpError(Exception):
+    """A call failed, and with it the channel or the connection."""
+
+
+class AmqpDisconnected(AmqpError):
     """The connection is gone, or a channel was closed for good."""
 
 
@@ -72,7 +79,7 @@ class AmqpNoAnswer(AmqpDisconnected):
     """The server did not answer in time."""
 
 
-class AmqpRefused(Exception):
+class AmqpRefused(AmqpError):
     """The server refused a call, and closed the channel or the connection.
 
     Attributes:
@@ -82,6 +89,16 @@ class AmqpRefused(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+@asynccontextmanager
+async def time_limit(seconds: float, text: str) -> AsyncIterator[None]:
+    """Raise `AmqpNoAnswer` with a text if the block takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise AmqpNoAnswer(text) from None
 
 
 class AmqpMessage(NamedTuple):
@@ -97,7 +114,7 @@ class AmqpPublication(NamedTuple):
 
     exchange: str
     routing_key: str
-    properties: bytes  # a content header without the size, from `pack_properties`
+    properties: bytes  # `Basic.Properties`, marshalled
     body: bytes
 
 
@@ -140,40 +157,12 @@ class AmqpConfirmation:
             self.returned.add(routing_key)
 
 
-def pack_properties(properties: commands.Basic.Properties) -> bytes:
-    """Return properties as an `AmqpPublication` has them."""
-    return properties.marshal()
-
-
-class _PackedProperties:
-    """Properties that are bytes already, for pamqp to put into a header."""
-
-    __slots__ = ("_bytes",)
-
-    def __init__(self, packed: bytes) -> None:
-        self._bytes = packed
-
-    def marshal(self) -> bytes:
-        return self._bytes
-
-
-class _FrameReceiver:
-    """The queue into which aiormq's reader puts the frames of a channel; handles each at once."""
-
-    def __init__(self, receive: Callable[[Any], None]) -> None:
-        self._receive = receive
-
-    async def put(self, item: tuple[int, Any]) -> None:
-        """Handle a frame; its size in bytes, which comes with it, is not needed."""
-        self._receive(item[1])
-
-
 class RabbitChannel:
     """An open channel. It fails with the first refusal, and every call on it with it.
 
     Attributes:
         error: The reason why it failed; None while it is open.
-        frames: The place where aiormq's reader puts frames.
+        frames: The queue where aiormq's reader puts frames: the channel itself.
         on_cancelled: Called with a consumer tag when the server ends that consumer, because its
             queue is gone.
         on_failed: Called when the channel fails.
@@ -182,7 +171,7 @@ class RabbitChannel:
     def __init__(self, transport: ChannelTransport, number: int) -> None:
         self._transport = transport
         self._number = number
-        self.frames = _FrameReceiver(self.receive)
+        self.frames = self
         self._replies: deque[asyncio.Future[Any]] = deque()
         self._consume_replies: deque[asyncio.Future[Any]] = deque()
         self._consumers: dict[str, Callable[[AmqpMessage], None]] = {}
@@ -206,11 +195,11 @@ class RabbitChannel:
             AmqpRefused: The server refuses one, and the channel is gone.
             AmqpDisconnected: There was no answer.
         """
-        return await self.send(self.pack(*methods), len(methods))
+        return await self.send(self.pack(*methods))
 
-    async def send(self, packed: bytes, count: int) -> list[Any]:
-        """Send that number of packed methods, and return their replies."""
-        futures = self.start(packed, count)
+    async def send(self, packed: bytes) -> list[Any]:
+        """Send packed methods that each have a reply; return the replies."""
+        futures = self.start(packed)
         transport = self._transport
         try:
             async with asyncio.timeout(transport.answer_timeout):
@@ -222,14 +211,14 @@ class RabbitChannel:
             for future in futures:  # nobody waits for the rest any more
                 future.cancel()
 
-    def start(self, packed: bytes, count: int) -> list[asyncio.Future[Any]]:
-        """Send that number of packed methods; return the futures of their replies."""
-        if self.error is not None:
-            raise self._error_for_caller()
-        futures = [self._transport.loop.create_future() for _ in range(count)]
-        for future, index in zip(futures, _indexes(packed), strict=True):
+    def start(self, packed: bytes) -> list[asyncio.Future[Any]]:
+        """Send packed methods that each have a reply; return the futures of the replies."""
+        self._check_open()
+        futures: list[asyncio.Future[Any]] = []
+        for index in _indexes(packed):
             late = index == commands.Basic.Consume.index
-            (self._consume_replies if late else self._replies).append(future)
+            futures.append(self._transport.loop.create_future())
+            (self._consume_replies if late else self._replies).append(futures[-1])
         self._transport.write(packed)
         return futures
 
@@ -239,8 +228,7 @@ class RabbitChannel:
 
     def send_unanswered(self, packed: bytes) -> None:
         """Send packed methods that have no reply."""
-        if self.error is not None:
-            raise self._error_for_caller()
+        self._check_open()
         self._transport.write(packed)
 
     def listen(self, consumer_tag: str, receive: Callable[[AmqpMessage], None]) -> None:
@@ -269,18 +257,15 @@ class RabbitChannel:
 
     def publish(self, batch: Sequence[AmqpPublication]) -> AmqpConfirmation:
         """Publish messages on a channel with confirms; each must lead to a queue."""
-        if self.error is not None:
-            raise self._error_for_caller()
+        self._check_open()
         confirmation = AmqpConfirmation(batch, self._transport.loop)
         number, most = self._number, self._transport.frame_max - _OVERHEAD
         parts: list[bytes] = []
         for one in batch:
             self._published += 1
             self._unconfirmed[self._published] = confirmation, one
-            properties = cast("commands.Basic.Properties", _PackedProperties(one.properties))
-            content = ContentHeader(body_size=len(one.body), properties=properties)
             parts.append(_packed_publish(number, one.exchange, one.routing_key))
-            parts.append(frame.marshal(content, number))
+            parts.append(_packed_header(number, one))
             for start in range(0, len(one.body), most):
                 piece = ContentBody(one.body[start : start + most])
                 parts.append(frame.marshal(piece, number))
@@ -290,14 +275,14 @@ class RabbitChannel:
     async def close(self) -> None:
         """Close the channel; unacknowledged messages go back to their queues. Never raises."""
         if self.error is None:
-            with contextlib.suppress(AmqpDisconnected, AmqpRefused):  # then it is closed
+            with contextlib.suppress(AmqpError):  # then it is closed
                 await self.call(_CLOSE)
             self.fail(AmqpDisconnected("the channel was closed"))
 
     def abandon(self) -> None:
         """Begin to close a channel that nobody uses any more, without waiting for the reply."""
         if self.error is None:
-            self.start(self.pack(_CLOSE), 1)
+            self.start(self.pack(_CLOSE))
 
     # --- frames from the server -----------------------------------------------------------------
 
@@ -315,8 +300,9 @@ class RabbitChannel:
             _set_error(confirmation.done, error)
         self._unconfirmed.clear()
 
-    def receive(self, part: Any) -> None:
-        """Handle a frame, as pamqp has read it."""
+    async def put(self, item: tuple[int, Any]) -> None:
+        """Handle a frame at once, as pamqp has read it. The size that comes with it is not used."""
+        part = item[1]
         match part:
             case ContentHeader():
                 self._size = part.body_size
@@ -328,8 +314,8 @@ class RabbitChannel:
             case commands.Basic.Ack() | commands.Basic.Nack():
                 taken = isinstance(part, commands.Basic.Ack)
                 self._confirm(part.delivery_tag or 0, multiple=part.multiple, taken=taken)
-            case _ if isinstance(part, _CARRIERS):
-                self._carrier = part
+            case commands.Basic.Deliver() | commands.Basic.GetOk() | commands.Basic.Return():
+                self._carrier = part  # a header follows, and perhaps bodies
             case _:
                 self._receive_method(part)
 
@@ -389,15 +375,16 @@ class RabbitChannel:
                 confirmation, one = found
                 confirmation.note(one, taken=taken)
 
-    def _error_for_caller(self) -> Exception:
+    def _check_open(self) -> None:
+        """Raise the error of a channel that failed.
+
+        Each time a new one: an exception raised in many tasks would collect their tracebacks.
+        """
         error = self.error
-        assert error is not None
-        # A new one: an exception that is raised in many tasks would collect their tracebacks.
-        return (
-            AmqpRefused(error.code, str(error))
-            if isinstance(error, AmqpRefused)
-            else AmqpDisconnected(str(error))
-        )
+        if isinstance(error, AmqpRefused):
+            raise AmqpRefused(error.code, str(error))
+        if error is not None:
+            raise AmqpDisconnected(str(error))
 
 
 # Nearly all messages go to few queues. Packing this method takes as long as everything else that
@@ -409,14 +396,21 @@ def _packed_publish(number: int, exchange: str, routing_key: str) -> bytes:
     return frame.marshal(method, number)
 
 
+def _packed_header(number: int, publication: AmqpPublication) -> bytes:
+    """Pack the content header of a message, whose properties are packed already."""
+    properties, size = publication.properties, len(publication.body)
+    length = _CLASS_AND_SIZE + len(properties)
+    head = _CONTENT_HEAD.pack(constants.FRAME_HEADER, number, length, _BASIC, size)
+    return head + properties + constants.FRAME_END_CHAR
+
+
 def _indexes(packed: bytes) -> Iterator[int]:
     """Yield the indexes of packed methods."""
     at = 0
     while at < len(packed):
-        start = at + constants.FRAME_HEADER_SIZE
-        _, _, size = frame.frame_parts(packed[at:start])
-        yield int.from_bytes(packed[start : start + _INDEX_SIZE])
-        at += (size or 0) + _OVERHEAD
+        size, index = _METHOD_HEAD.unpack_from(packed, at)
+        yield index
+        at += size + _OVERHEAD
 
 
 def _set_error(future: asyncio.Future[Any], error: Exception) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from pamqp.base import Frame
 from pamqp.commands import Exchange
@@ -35,6 +35,7 @@ from aiotaskq.backoff import Backoff
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpConfirmation,
     AmqpDisconnected,
+    AmqpError,
     AmqpPublication,
     AmqpRefused,
     RabbitChannel,
@@ -117,7 +118,7 @@ class RabbitConnection:
             if connecting.cancelled():  # by `close`, while this caller was not cancelled
                 raise self._unavailable(f"{self.address.url}: the driver is closed") from None
             raise
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             self.raise_mapped(error)
 
     async def _connect(self) -> RabbitTransport:
@@ -132,6 +133,20 @@ class RabbitConnection:
             return transport
         finally:
             self._connecting = None
+
+    async def opened(self) -> Self:
+        """Connect, and return this connection, which is closed if that fails.
+
+        Raises:
+            ConfigError: The server refuses the user, the password or the virtual host.
+            Unavailable: It cannot be reached now.
+        """
+        try:
+            await self.transport()
+        except BaseException:
+            await self.close()
+            raise
+        return self
 
     async def close(self) -> None:
         """Disconnect for good. Idempotent, never raises."""
@@ -156,8 +171,6 @@ class RabbitConnection:
             try:
                 transport = await self.transport()
                 if self._control is None or self._control.error is not None:
-                    if self._control is not None:
-                        await self._control.close()
                     self._control = await transport.open_channel()
                 return await self._control.call(*methods)
             except asyncio.CancelledError:
@@ -194,10 +207,7 @@ class RabbitConnection:
         Raises:
             Unavailable: It does not.
         """
-        try:
-            await self.call(Exchange.Declare(exchange="amq.direct", passive=True))
-        except AmqpRefused as error:
-            self.raise_mapped(error)
+        await self.declare(Exchange.Declare(exchange="amq.direct", passive=True))
 
     # --- publishing -----------------------------------------------------------------------------
 
@@ -235,7 +245,7 @@ class RabbitConnection:
         self._check_blocked(transport)
         try:
             return (await self._open_publisher(transport)).publish(batch)
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             self.raise_mapped(error)
 
     async def _open_publisher(self, transport: RabbitTransport) -> RabbitChannel:
@@ -269,7 +279,7 @@ class RabbitConnection:
         except TimeoutError:
             transport.fail(AmqpDisconnected("no answer in time"))
             raise self._unavailable(f"{self.address.url}: no answer in time") from None
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             self._check_size(confirmation, error)
             self.raise_mapped(error)
         if confirmation.returned and strict:
@@ -305,7 +315,7 @@ class RabbitConnection:
         raise self._unavailable(f"{url}: {str(error) or type(error).__name__}") from error
 
     def _check_size(self, confirmation: AmqpConfirmation, error: Exception) -> None:
-        """Raise if this batch is the reason why the channel was closed: it may be another one's.
+        """Raise if a message of this batch closed the channel, which other callers use as well.
 
         Raises:
             ConfigError: One message is larger than the server takes.

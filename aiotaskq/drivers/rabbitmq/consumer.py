@@ -23,9 +23,7 @@ from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer_loop import ConsumerLoop, FetchCall
 from aiotaskq.drivers.rabbitmq.consumer_thread import ConsumerThread
-from aiotaskq.drivers.rabbitmq.names import RabbitNames
-from aiotaskq.drivers.rabbitmq.url import RabbitAddress
-from aiotaskq.errors import BrokerFull, BrokerUnavailable
+from aiotaskq.errors import BrokerUnavailable
 
 _open_consumers: WeakValueDictionary[str, RabbitConsumer] = WeakValueDictionary()
 
@@ -38,6 +36,13 @@ def find_consumer(consumer_id: str) -> RabbitConsumer | None:
 class RabbitConsumer:
     """Fetches and settles over a connection that lives in a thread of its own.
 
+    Args:
+        connection: A connection to publish on, of its own, which it closes.
+        queues: The queues in the order of draining.
+        name: The name of the worker.
+        lease: Seconds.
+        about: A description of the worker, for others.
+
     Attributes:
         id: Its id, never used again.
         grant: Names its lease.
@@ -45,8 +50,7 @@ class RabbitConsumer:
 
     def __init__(
         self,
-        address: RabbitAddress,
-        names: RabbitNames,
+        connection: RabbitConnection,
         queues: Sequence[str],
         *,
         name: str,
@@ -55,11 +59,10 @@ class RabbitConsumer:
     ) -> None:
         self.id = f"{name}:{uuid.uuid4().hex}"
         self.grant = Grant(self.id, tuple(queues), lease)
-        self._url = address.url
+        self._url = connection.address.url
         self._queues = list(queues)
         self._loop = ConsumerLoop(
-            RabbitConnection(address, names, BrokerUnavailable, BrokerFull),
-            ConsumerInfo(id=self.id, queues=tuple(queues), about=about),
+            connection, ConsumerInfo(id=self.id, queues=tuple(queues), about=about)
         )
         self._thread: ConsumerThread | None = None
 
@@ -71,7 +74,7 @@ class RabbitConsumer:
     @property
     def holds(self) -> Mapping[str, int]:
         """The number of messages that it holds, by queue. For test harnesses."""
-        return self._loop.counts()
+        return self._loop.unacked.counts()
 
     async def open(self) -> None:
         if self._thread is not None:
@@ -111,11 +114,7 @@ class RabbitConsumer:
 
     async def abort(self) -> None:
         """Drop the connection, as the death of the process does. For test harnesses."""
-
-        async def abort() -> None:
-            self._loop.abort()
-
-        await self._running().run(abort())
+        await self._running().run(self._loop.abort())
 
     def _running(self) -> ConsumerThread:
         if self._thread is None:

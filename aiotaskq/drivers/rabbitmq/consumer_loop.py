@@ -45,6 +45,8 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from pamqp.commands import Basic
 
@@ -53,6 +55,7 @@ from aiotaskq.contract.records import ConsumerInfo, News
 from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpDisconnected,
+    AmqpError,
     AmqpMessage,
     AmqpRefused,
     RabbitChannel,
@@ -67,15 +70,19 @@ from aiotaskq.errors import ConfigError, LeaseLost, Unavailable
 
 _FEW = 8  # messages that are taken one by one: no consuming has to begin and end for them
 _ARRIVAL = 0.01  # seconds in which counted messages arrive, unless others were faster
-_RECENTLY = 0.2  # seconds for which a count is good enough to take much less
+_RECENTLY = 0.2  # seconds for which a count is good enough to take far fewer messages
 _HELD_TOO_LONG = "timed out"  # in the server's text when its consumer_timeout is over
 _UNCLAIMED_WAIT = 0.03  # seconds for which an unclaimed message waits for the next fetch
-_RETRY = 1.0  # seconds until a message that could not be returned is tried again
-_MOST_RETURNING = 100  # messages that wait for that while more are taken
+_RETRY = 1.0  # seconds between attempts to return a message
+_MOST_RETURNING = 100  # messages that wait to be returned while more are taken
 _CLOSING_WAIT = 5.0  # seconds in which messages are handed back at the end
 _LONGEST_WAIT = 60.0  # seconds until a waiting fetch counts again, which should find nothing
 
+_Source: TypeAlias = tuple[str, bool]
+"""A task queue, and whether its queue of suspects is meant."""
 
+
+@dataclass(slots=True, eq=False)
 class FetchCall:
     """A call of `Consumer.fetch`, passed from the worker's event loop to the consumer's.
 
@@ -84,14 +91,11 @@ class FetchCall:
         taken: Its result. If the caller is gone, these deliveries become available again.
     """
 
-    __slots__ = ("is_over", "limit", "order", "taken", "wait")
-
-    def __init__(self, limit: int, wait: float, order: Sequence[str]) -> None:
-        self.limit = limit
-        self.wait = wait
-        self.order = order
-        self.is_over = False
-        self.taken: Sequence[Delivery] = ()
+    limit: int
+    wait: float
+    order: Sequence[str]
+    is_over: bool = False
+    taken: Sequence[Delivery] = ()
 
 
 class ConsumerLoop:
@@ -100,6 +104,9 @@ class ConsumerLoop:
     Args:
         connection: The connection to publish on; this object closes it.
         consumer: The consumer, as others see it; its queues in the order of draining.
+
+    Attributes:
+        unacked: The messages that it holds.
     """
 
     def __init__(self, connection: RabbitConnection, consumer: ConsumerInfo) -> None:
@@ -109,7 +116,8 @@ class ConsumerLoop:
         self._queues = list(consumer.queues)
         self._membership = RabbitMembership(connection)
         self._topology = RabbitTopology(connection, self._membership)
-        self._unacked = UnackedMessages(connection, self._topology, self._membership, consumer.id)
+        self.unacked = UnackedMessages(connection, self._topology, self._membership, consumer.id)
+        self._member = self._membership.member(consumer, self.unacked)
         self._transport: RabbitTransport | None = None
         self._channel: RabbitChannel | None = None
         self._turn = asyncio.Lock()
@@ -121,17 +129,13 @@ class ConsumerLoop:
         self._wake = asyncio.Event()
         self._ended: set[str] = set()  # tags of consuming that ended after the last count
         self._ended_before: set[str] = set()  # after the count before that one
-        self._waiting: dict[tuple[str, bool], str] = {}  # tags that wait for their one message
+        self._waiting: dict[_Source, str] = {}  # tags that wait for their one message
         self._returning: asyncio.Task[None] | None = None
 
     @property
     def lost(self) -> bool:
         """Whether its connection is gone."""
         return self._transport is not None and self._transport.error is not None
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of messages that it holds, by queue."""
-        return self._unacked.counts()
 
     async def open(self) -> None:
         """Connect, and become known to others.
@@ -147,15 +151,15 @@ class ConsumerLoop:
             # An answer may take long: the messages must not be given up for it.
             transport.answer_timeout = max(transport.answer_timeout, 2 * address.heartbeat)
             transport.closed.add_done_callback(lambda _: self._wake.set())
-            await self._membership.join(transport, self._consumer, self._unacked)
-            self._channel = self._unacked.channel = await transport.open_channel()
+            await self._member.join(transport)
+            self._channel = self.unacked.channel = await transport.open_channel()
             self._channel.on_cancelled = self._on_queue_deleted
             self._channel.on_failed = self._on_channel_failed
             self._count_request = self._channel.pack(
                 *(self._names.declare_suspects(queue) for queue in self._queues),
                 *(self._names.declare_ready(queue) for queue in self._queues),
             )
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             if self._transport is not None:
                 self._transport.fail(AmqpDisconnected("it was not opened"))
             self._connection.raise_mapped(error)
@@ -169,7 +173,7 @@ class ConsumerLoop:
             if call is self._call:
                 self._wake.set()
             elif call.taken:
-                self._unacked.take_back(call.taken)
+                self.unacked.take_back(call.taken)
                 call.taken = []
                 self._return_unclaimed_soon()
 
@@ -185,21 +189,21 @@ class ConsumerLoop:
             try:
                 await self._make_available(call)
                 if not call.is_over:
-                    call.taken = self._unacked.hand_out(call.limit)
+                    call.taken = self.unacked.hand_out(call.limit)
                 return call.taken
-            except (AmqpDisconnected, AmqpRefused) as error:
+            except AmqpError as error:
                 await self._check_lost()
                 self._connection.raise_mapped(error)
             finally:
                 self._call = None
-                if self._unacked.has_unclaimed:
+                if self.unacked.has_unclaimed:
                     self._return_unclaimed_soon()  # unless the next fetch comes first
 
     async def _make_available(self, call: FetchCall) -> None:
         """Wait until a message is available, or the time of the fetch is over."""
         loop = asyncio.get_running_loop()
         until = loop.time() + call.wait
-        unacked = self._unacked
+        unacked = self.unacked
         await unacked.sort_arrived()
         while not call.is_over:
             channel = await self._open_channel()
@@ -213,7 +217,7 @@ class ConsumerLoop:
 
     async def _take_ready(self, channel: RabbitChannel, limit: int, order: Sequence[str]) -> None:
         """Take messages that wait in the queues, suspects first, until the limit is reached."""
-        unacked = self._unacked
+        unacked = self.unacked
         while (
             len(unacked.available) < limit
             and not unacked.next_is_suspect
@@ -223,16 +227,14 @@ class ConsumerLoop:
             if self._expects(order[0], room):
                 self._expected[order[0]] -= room
                 await self._take(channel, {(order[0], False): room})
-                await unacked.sort_arrived()
                 continue
             suspects, ready = await self._count(channel)
             if not unacked.held:
                 queue = next((one for one in order if suspects[one]), None)
                 if queue is not None:
                     await self._take(channel, {(queue, True): 1})
-                    await unacked.sort_arrived()
                     continue
-            plan: dict[tuple[str, bool], int] = {}
+            plan: dict[_Source, int] = {}
             for queue in order:
                 count = min(room, ready[queue])
                 if count:
@@ -242,7 +244,6 @@ class ConsumerLoop:
             if not plan:
                 return
             await self._take(channel, plan)
-            await unacked.sort_arrived()
 
     def _expects(self, queue: str, count: int) -> bool:
         """Whether a queue has that many messages, by a count of a moment ago."""
@@ -253,7 +254,7 @@ class ConsumerLoop:
         """Return the number of suspects and of other messages that wait, by queue."""
         count = len(self._queues)
         ended, before = set(self._ended), set(self._ended_before)
-        replies = await channel.send(self._count_request, 2 * count)
+        replies = await channel.send(self._count_request)
         self._ended -= ended
         self._ended_before = self._ended_before - before | ended
         # These ended before the last count was sent, and this one was sent after the answer to
@@ -266,29 +267,24 @@ class ConsumerLoop:
         self._counted_at = asyncio.get_running_loop().time()
         return dict(zip(self._queues, counts[:count], strict=True)), ready
 
-    async def _take(self, channel: RabbitChannel, plan: Mapping[tuple[str, bool], int]) -> None:
-        """Take a number of messages from each queue, or as many as are left."""
-        few = {key: count for key, count in plan.items() if count <= _FEW}
-        many = {key: count for key, count in plan.items() if count > _FEW}
-        for (queue, suspects), count in few.items():
-            get = channel.pack(Basic.Get(queue=self._name(queue, suspects=suspects)))
-            for message in await channel.send(get * count, count):
+    async def _take(self, channel: RabbitChannel, plan: Mapping[_Source, int]) -> None:
+        """Take a number of messages from each queue, or as many as are left, and sort them."""
+        few = {source: count for source, count in plan.items() if count <= _FEW}
+        many = {source: count for source, count in plan.items() if count > _FEW}
+        for source, count in few.items():
+            get = channel.pack(Basic.Get(queue=self._name(source)))
+            for message in await channel.send(get * count):
                 if isinstance(message, AmqpMessage):
-                    self._receive(message, queue, suspects=suspects)
+                    self._receive(message, source)
         if many:
             await self._take_many(channel, many)
+        await self.unacked.sort_arrived()
 
-    async def _take_many(
-        self, channel: RabbitChannel, plan: Mapping[tuple[str, bool], int]
-    ) -> None:
-        self._wanted = len(self._unacked.arrived) + sum(plan.values())
+    async def _take_many(self, channel: RabbitChannel, plan: Mapping[_Source, int]) -> None:
+        self._wanted = len(self.unacked.arrived) + sum(plan.values())
         self._wake.clear()
-        tags, packed = [], []
-        for (queue, suspects), count in plan.items():
-            tag, parts = self._consume(channel, queue, count, suspects=suspects)
-            tags.append(tag)
-            packed.append(parts)
-        await channel.send(b"".join(packed), 2 * len(plan))
+        begun = [self._consume(channel, source, count) for source, count in plan.items()]
+        await channel.send(b"".join(packed for _, packed in begun))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ARRIVAL):
                 await self._wake.wait()
@@ -297,17 +293,15 @@ class ConsumerLoop:
             # queues may overtake messages that they sent before, that of the channel cannot.
             await self._count(channel)
             await channel.call(Basic.Qos(prefetch_count=1))
-        self._end_consuming(channel, tags)
+        self._end_consuming(channel, [tag for tag, _ in begun])
 
-    def _consume(
-        self, channel: RabbitChannel, queue: str, count: int, *, suspects: bool
-    ) -> tuple[str, bytes]:
+    def _consume(self, channel: RabbitChannel, source: _Source, count: int) -> tuple[str, bytes]:
         """Return the tag of a consuming, and the packed methods that begin it."""
         tag = uuid.uuid4().hex
-        channel.listen(tag, lambda message: self._receive(message, queue, suspects=suspects))
+        channel.listen(tag, lambda message: self._receive(message, source))
         return tag, channel.pack(
             Basic.Qos(prefetch_count=count),
-            Basic.Consume(queue=self._name(queue, suspects=suspects), consumer_tag=tag),
+            Basic.Consume(queue=self._name(source), consumer_tag=tag),
         )
 
     def _end_consuming(self, channel: RabbitChannel, tags: Collection[str]) -> None:
@@ -316,49 +310,45 @@ class ConsumerLoop:
             channel.send_unanswered(channel.pack(*(Basic.Cancel(tag, nowait=True) for tag in tags)))
             self._ended.update(tags)
 
-    def _receive(self, message: AmqpMessage, queue: str, *, suspects: bool) -> None:
-        unacked = self._unacked
-        unacked.add(RabbitMessage(message, queue, from_suspects=suspects))
-        if len(unacked.arrived) >= self._wanted:
+    def _receive(self, message: AmqpMessage, source: _Source) -> None:
+        queue, suspects = source
+        self.unacked.add(RabbitMessage(message, queue, from_suspects=suspects))
+        if len(self.unacked.arrived) >= self._wanted:
             self._wake.set()
 
     async def _wait_for_one(self, channel: RabbitChannel, call: FetchCall, seconds: float) -> None:
         """Wait until a message arrives, consuming one of each queue."""
         self._wanted = 1
         self._wake.clear()
-        kinds = (False,) if self._unacked.held else (False, True)
-        packed, count = [], 0
-        for key in [(queue, kind) for queue in self._queues for kind in kinds]:
-            if key not in self._waiting:
-                packed.append(self._consume_one(channel, *key))
-                count += 2
+        kinds = (False,) if self.unacked.held else (False, True)
+        sources = [(queue, kind) for queue in self._queues for kind in kinds]
+        packed = [self._consume_one(channel, one) for one in sources if one not in self._waiting]
         if packed:
-            await channel.send(b"".join(packed), count)
-        if self._unacked.arrived or call.is_over:
+            await channel.send(b"".join(packed))
+        if self.unacked.arrived or call.is_over:
             return
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        except TimeoutError:
-            pass  # nothing arrived
 
-    def _consume_one(self, channel: RabbitChannel, queue: str, suspects: bool) -> bytes:
+    def _consume_one(self, channel: RabbitChannel, source: _Source) -> bytes:
         """Return the packed methods that begin to wait for one message of a queue."""
-        tag, packed = self._consume(channel, queue, 1, suspects=suspects)
-        self._waiting[queue, suspects] = tag
+        tag, packed = self._consume(channel, source, 1)
+        self._waiting[source] = tag
 
         def receive(message: AmqpMessage) -> None:
             # It has its one message, and no other can be on its way to it.
-            self._waiting.pop((queue, suspects), None)
+            self._waiting.pop(source, None)
             self._end_consuming(channel, [tag])
-            self._receive(message, queue, suspects=suspects)
+            self._receive(message, source)
             if self._call is None:
                 self._return_unclaimed_soon()
 
         channel.listen(tag, receive)
         return packed
 
-    def _name(self, queue: str, *, suspects: bool) -> str:
+    def _name(self, source: _Source) -> str:
+        queue, suspects = source
         return self._names.suspects(queue) if suspects else self._names.ready(queue)
 
     # --- unclaimed messages ---------------------------------------------------------------------
@@ -370,18 +360,18 @@ class ConsumerLoop:
     async def _return_unclaimed(self) -> None:
         """Return messages to their queues that no fetch takes soon."""
         pause = _UNCLAIMED_WAIT
-        while self._unacked.has_unclaimed and not self.lost:
+        while self.unacked.has_unclaimed and not self.lost:
             await asyncio.sleep(pause)
             pause = _RETRY
             if self._call is not None:
                 return  # its end starts this again
             try:
                 async with self._turn:
-                    await self._unacked.sort_arrived()
-                    await self._unacked.return_available()
+                    await self.unacked.sort_arrived()
+                    await self.unacked.return_available()
             except Unavailable:
                 continue  # they are for the next fetch, if one comes before the next attempt
-            except (ConfigError, AmqpDisconnected, AmqpRefused):
+            except (ConfigError, AmqpError):
                 return  # the next fetch reports it, or all goes back with the connection
 
     # --- settling and news ----------------------------------------------------------------------
@@ -392,8 +382,8 @@ class ConsumerLoop:
         Raises:
             Unavailable: The server cannot be reached.
         """
-        gone = await self._unacked.settle(batch)
-        if not self._unacked.held:
+        gone = await self.unacked.settle(batch)
+        if not self.unacked.held:
             self._wake.set()  # a fetch that waits may take a suspect now
         return gone
 
@@ -407,10 +397,10 @@ class ConsumerLoop:
         try:
             channel = await self._open_channel()
             suspects, _ = await self._count(channel)
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             await self._check_lost()
             self._connection.raise_mapped(error)
-        cancelled = self._membership.take_cancelled()
+        cancelled = self._member.take_cancelled()
         return News(cancelled=cancelled, suspects=any(suspects.values()))
 
     # --- the end --------------------------------------------------------------------------------
@@ -420,21 +410,19 @@ class ConsumerLoop:
         try:
             async with asyncio.timeout(_CLOSING_WAIT):
                 if not self.lost and self._channel is not None:
-                    await self._hand_back()
-                    await self._membership.leave()
-        except (Unavailable, AmqpDisconnected, AmqpRefused, TimeoutError):
+                    self.end_fetch(self._call)
+                    async with self._turn:
+                        await self.unacked.return_all()
+                    await self._member.leave()
+        except (Unavailable, AmqpError, TimeoutError):
             pass  # the server hands it back, and counts a crash
+        await self._member.close()
         await self._membership.close()
         if self._returning is not None:
             self._returning.cancel()
         if self._transport is not None:
             await self._transport.close()
         await self._connection.close()
-
-    async def _hand_back(self) -> None:
-        self.end_fetch(self._call)
-        async with self._turn:
-            await self._unacked.return_all()
 
     async def _open_channel(self) -> RabbitChannel:
         await self._check_lost()
@@ -453,8 +441,7 @@ class ConsumerLoop:
 
     def _on_queue_deleted(self, tag: str) -> None:
         # The next count declares it again.
-        for key in [key for key, one in self._waiting.items() if one == tag]:
-            del self._waiting[key]
+        self._waiting = {key: one for key, one in self._waiting.items() if one != tag}
         self._wake.set()
 
     def _on_channel_failed(self) -> None:
@@ -467,13 +454,14 @@ class ConsumerLoop:
                 and error.code == PRECONDITION_FAILED
                 and _HELD_TOO_LONG in str(error)
             ):
-                # Or a task that is held longer than the server allows would be tried for ever.
-                self._membership.count_losses_as_crashes()
+                # It counts as a crash, or a task that is held for longer than the server allows
+                # would be tried for ever.
+                self._member.losses.close()
             transport.fail(error or AmqpDisconnected("its channel is gone"))
         self._wake.set()
 
-    def abort(self) -> None:
+    async def abort(self) -> None:
         """Drop the connection, as the death of the process does. For test harnesses."""
-        self._membership.count_losses_as_crashes()
+        self._member.losses.close()
         if self._transport is not None:
             self._transport.fail(AmqpDisconnected("it was aborted"))

@@ -6,14 +6,14 @@ because every message that it holds is lost with the connection.
 Theory of operation
 -------------------
 The thread runs from `start` to `stop`. Work is started in it by `run`; the caller waits in its own
-event loop. A caller that is cancelled stops waiting, the work goes on to its end: RabbitMQ does not
-bear it well when a call is broken off in the middle. Its caller may pass a function that makes the
-work end early.
+event loop. A caller that is cancelled stops waiting, and the work goes on to its end: RabbitMQ
+counts messages as lost when consuming is broken off in the middle. The caller may pass a function
+that makes the work end early.
 
 `stop` ends the loop with everything that runs in it: tasks are cancelled until none is left, as
 aiormq's tasks start others to clean up. The end is reported before the executor of the loop is shut
 down, since that waits for name lookups, which may take minutes. The event loop of the owner may be
-closed at any moment; then nobody hears of the end.
+closed at any moment; then the end is reported to nobody.
 """
 
 from __future__ import annotations

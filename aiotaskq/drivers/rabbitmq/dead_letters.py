@@ -1,7 +1,7 @@
 """Dead letters: a queue that is read as a whole, by one reader at a time.
 
 AMQP cannot read a queue without taking its messages. So a reader takes all of them (or the oldest
-ones), acknowledges those that are to go, and closes the channel: the server puts the rest back in
+ones), acknowledges those to be dropped, and closes the channel: the server puts the rest back in
 the old order.
 
 Theory of operation
@@ -22,7 +22,6 @@ closed. Invariant: when `drop` returns, the letters are gone for good.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -32,10 +31,11 @@ from pamqp.commands import Basic, Queue
 
 from aiotaskq.contract.records import DeadLetter
 from aiotaskq.drivers.rabbitmq.channel import (
-    AmqpDisconnected,
+    AmqpError,
     AmqpMessage,
     AmqpRefused,
     RabbitChannel,
+    time_limit,
 )
 from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RESOURCE_LOCKED, RabbitConnection
 from aiotaskq.drivers.rabbitmq.messages import read_dead_letter
@@ -43,6 +43,7 @@ from aiotaskq.drivers.rabbitmq.messages import read_dead_letter
 _SETTLING = 0.02  # seconds in which the queue applies acknowledgements
 _LOCK_PAUSE = 0.02  # seconds between attempts to get the lock
 
+_TAG = "letters"  # one consuming for each channel, so any name will do
 _MOST = 65_535  # letters that can be read at once: the largest prefetch count of AMQP
 
 # The lock excludes other connections, not other tasks on the same one.
@@ -78,7 +79,7 @@ class HeldDeadLetters:
         """Drop letters for good.
 
         Raises:
-            AmqpDisconnected, AmqpRefused: The channel failed; they may be dropped or not.
+            AmqpError: The channel failed; they may be dropped or not.
         """
         if letters:
             self._channel.ack([one.tag for one in letters], [one.tag for one in self.letters])
@@ -111,8 +112,8 @@ async def hold_dead_letters(
             finally:
                 if channel is not None:
                     await channel.close()
-                await _unlock(connection, queue)
-        except (AmqpDisconnected, AmqpRefused) as error:
+                await connection.call(Queue.Delete(queue=connection.names.lock(queue)))
+        except AmqpError as error:
             connection.raise_mapped(error)
 
 
@@ -138,17 +139,16 @@ async def _read(
     count = min(total, most)
     if not count:
         return [], 0
-    tag = uuid.uuid4().hex
-    channel.listen(tag, receive)
-    await channel.call(Basic.Qos(prefetch_count=count), Basic.Consume(queue=name, consumer_tag=tag))
-    try:
-        async with asyncio.timeout(connection.address.timeout):
-            while len(letters) < count:
-                arrived.clear()
-                await arrived.wait()
-    except TimeoutError:
-        raise AmqpDisconnected(f"the dead letters of {queue!r} did not come in time") from None
-    await channel.call(Basic.Cancel(tag))
+    channel.listen(_TAG, receive)
+    await channel.call(
+        Basic.Qos(prefetch_count=count), Basic.Consume(queue=name, consumer_tag=_TAG)
+    )
+    late = f"the dead letters of {queue!r} did not come in time"
+    async with time_limit(connection.address.timeout, late):
+        while len(letters) < count:
+            arrived.clear()
+            await arrived.wait()
+    await channel.call(Basic.Cancel(_TAG))
     letters.sort(key=lambda one: one.letter.key)
     return letters, total
 
@@ -156,27 +156,14 @@ async def _read(
 async def _lock(connection: RabbitConnection, queue: str) -> None:
     """Become the only connection that reads the dead letters of a queue."""
     lock = Queue.Declare(queue=connection.names.lock(queue), exclusive=True, auto_delete=True)
-    try:
-        async with asyncio.timeout(connection.address.timeout):
-            while True:
-                if await _try_to_lock(connection, lock):
-                    return
-                await asyncio.sleep(_LOCK_PAUSE)
-    except TimeoutError:
-        raise AmqpDisconnected(
-            f"others look at the dead letters of {queue!r} for too long"
-        ) from None
-
-
-async def _try_to_lock(connection: RabbitConnection, lock: Queue.Declare) -> bool:
-    try:
-        await connection.call(lock)
-    except AmqpRefused as error:
-        if error.code != RESOURCE_LOCKED:
-            raise
-        return False
-    return True
-
-
-async def _unlock(connection: RabbitConnection, queue: str) -> None:
-    await connection.call(Queue.Delete(queue=connection.names.lock(queue)))
+    late = f"others look at the dead letters of {queue!r} for too long"
+    async with time_limit(connection.address.timeout, late):
+        while True:
+            try:
+                await connection.call(lock)
+            except AmqpRefused as error:
+                if error.code != RESOURCE_LOCKED:
+                    raise
+            else:
+                return
+            await asyncio.sleep(_LOCK_PAUSE)

@@ -6,24 +6,20 @@ from aiotaskq.contract.records import Grant
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer import find_consumer
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
-from aiotaskq.drivers.rabbitmq.names import RabbitNames
-from aiotaskq.drivers.rabbitmq.url import RabbitAddress
-from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
 
 class RabbitLease:
     """Reports whether a consumer's connection stands.
 
     Args:
-        address: The server.
-        names: The names of queues.
+        connection: A connection of its own, which it closes.
         grant: Names the consumer.
     """
 
-    def __init__(self, address: RabbitAddress, names: RabbitNames, grant: Grant) -> None:
+    def __init__(self, connection: RabbitConnection, grant: Grant) -> None:
         self._grant = grant
-        self._connection = RabbitConnection(address, names, BrokerUnavailable, BrokerFull)
-        self._membership = RabbitMembership(self._connection)
+        self._connection = connection
+        self._membership = RabbitMembership(connection)
 
     async def renew(self) -> bool:
         consumer = find_consumer(self._grant.consumer)

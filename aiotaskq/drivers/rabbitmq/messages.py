@@ -24,7 +24,7 @@ from pamqp.commands import Basic
 
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import DeadLetter
-from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication, pack_properties
+from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, Hop
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 
@@ -44,7 +44,7 @@ _LONGEST_REASON = 100_000  # characters
 _LONGEST_DETAILS = 4 * 2**20  # bytes; with the payload they count for the server's max_message_size
 _PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and message id
 _LATEST = 2**53  # microseconds: the year 2255, up to which a float holds them exactly
-_MOST_LOSSES = 2**31 - 1  # nobody has counted more; copies count on from it
+_MOST_LOSSES = 2**31 - 1  # more than any message has; copies continue the count
 _LAST_NANOSECOND = 10**20 - 1  # of a key
 _OUR_KEY = re.compile(r"[0-9]{20}")  # given by `_new_key`
 _ANY_KEY = re.compile(r"[0-9]{20}(\..*)?", re.DOTALL)
@@ -77,29 +77,25 @@ def publication_of(
     if expires is None and not path and not anew and len(encoded) <= _LONGEST_ID:
         return AmqpPublication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
     headers: dict[str, Any] = {}
+    exchange = ""
     if anew:
         headers[_LINEAGE] = uuid.uuid4().hex
     if expires is not None:
         headers[_EXPIRES] = round(expires * 1e6)
-    for hop in path:
-        headers[f"{DIGIT_HEADER}{hop.position}"] = hop.digit
     if path:
-        for position in range(path[0].position):
-            headers.setdefault(f"{DIGIT_HEADER}{position}", 0)
-    exchange = names.delay_exchange(path[0].position) if path else ""
+        exchange = names.delay_exchange(path[0].position)
+        headers |= {f"{DIGIT_HEADER}{position}": 0 for position in range(path[0].position)}
+        headers |= {f"{DIGIT_HEADER}{hop.position}": hop.digit for hop in path}
     return AmqpPublication(exchange, key, _properties(envelope.id, headers), envelope.body)
 
 
-def _properties(message_id: str, headers: Mapping[str, Any]) -> bytes:
-    if len(message_id.encode()) > _LONGEST_ID:
-        return pack_properties(
-            Basic.Properties(headers={**headers, _ID: message_id}, delivery_mode=_PERSISTENT)
-        )
-    return pack_properties(
-        Basic.Properties(
-            headers=dict(headers) or None, delivery_mode=_PERSISTENT, message_id=message_id
-        )
+def _properties(message_id: str, headers: dict[str, Any]) -> bytes:
+    properties = Basic.Properties(
+        headers=headers or None, delivery_mode=_PERSISTENT, message_id=message_id
     )
+    if len(message_id.encode()) > _LONGEST_ID:
+        properties.headers, properties.message_id = {**headers, _ID: message_id}, None
+    return properties.marshal()
 
 
 class RabbitMessage:
@@ -160,7 +156,7 @@ class RabbitMessage:
         return AmqpPublication("", key, _properties(self.id, headers), self.body)
 
     def dead_letter(self, names: RabbitNames, reason: str, details: bytes) -> AmqpPublication:
-        """Return the publication of it as a dead letter."""
+        """Return the publication that stores it as a dead letter."""
         headers = self._headers(self.crashes)
         headers[_KEY] = _new_key()
         body = self.body
@@ -179,7 +175,7 @@ class RabbitMessage:
         )
 
     def delivery(self, receipt: Any) -> Delivery:
-        """Return the delivery of it under a receipt."""
+        """Return its delivery with a receipt."""
         expires = self.expires
         return Delivery(
             self.id,
@@ -225,7 +221,7 @@ def is_key(text: str) -> bool:
 
 
 def read_dead_letter(message: AmqpMessage, queue: str) -> DeadLetter:
-    """Return the dead letter that a message from a queue of dead letters is."""
+    """Read a dead letter from a message of a queue of dead letters."""
     headers: Mapping[str, Any] = message.properties.headers or {}
     message_id = _id(message.properties)
     key, reason = _text(headers.get(_KEY)), _text(headers.get(_REASON))
@@ -247,7 +243,7 @@ def read_dead_letter(message: AmqpMessage, queue: str) -> DeadLetter:
 
 
 def _removal(headers: Mapping[str, Any]) -> tuple[int, str]:
-    """Return when the server took a message out of its queue, in nanoseconds, and why."""
+    """Return the time and the cause of the server's removal of a message, in nanoseconds."""
     match headers.get("x-death"):
         case [{"time": datetime() as died, **death}, *_]:
             return int(died.timestamp()) * 10**9, str(death.get("reason", "no reason given"))

@@ -1,4 +1,4 @@
-"""Results over RabbitMQ, as Celery's `rpc://`: sent to the client that sent the task, to no other.
+"""Results over RabbitMQ, like Celery's `rpc://`: sent to the client that sent the task only.
 
 Each client has a queue of its own, whose name travels with its messages. Outcomes that arrive are
 kept in the memory of the process, where all its event loops find them.
@@ -38,13 +38,13 @@ from pamqp.commands import Basic, Queue
 
 from aiotaskq.backoff import Backoff
 from aiotaskq.contract.outcome import Outcome
+from aiotaskq.drivers.common.batches import slices
+from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.rabbitmq.channel import (
-    AmqpDisconnected,
+    AmqpError,
     AmqpMessage,
     AmqpPublication,
-    AmqpRefused,
     RabbitChannel,
-    pack_properties,
 )
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
@@ -65,11 +65,11 @@ _decode = msgspec.json.Decoder(Outcome).decode
 
 
 class RabbitOutcomes:
-    """The outcomes that a process was sent, for all its event loops."""
+    """The outcomes that a process has received, for all its event loops."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._outcomes: OrderedDict[str, tuple[Outcome, float]] = OrderedDict()  # until when
+        self._outcomes: OrderedDict[str, tuple[Outcome, float]] = OrderedDict()  # with expiry
         self._listeners: set[RabbitOutcomeListener] = set()
 
     def put(self, outcomes: Sequence[Outcome], ttl: float | None = None) -> list[str]:
@@ -98,8 +98,7 @@ class RabbitOutcomes:
     def get(self, ids: Collection[str]) -> dict[str, Outcome]:
         """Return the outcomes of those ids that have one."""
         with self._lock:
-            found = {one: self._find(one) for one in ids}
-        return {one: outcome for one, outcome in found.items() if outcome is not None}
+            return {one: found for one in ids if (found := self._find(one)) is not None}
 
     def forget(self, ids: Collection[str]) -> int:
         """Drop outcomes; return how many there were."""
@@ -135,7 +134,7 @@ class RabbitOutcomes:
 
 
 class RabbitOutcomeListener:
-    """Brings outcomes to the event loop that made it, from any thread."""
+    """Passes outcomes from any thread to the event loop in which it was made."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -177,7 +176,9 @@ class RabbitBackend:
         self._names = RabbitNames(prefix, self._address.queue_type)
         self._outcomes = _outcomes_of_process(url, prefix)
         self._queue = self._names.replies(uuid.uuid4().hex)
-        self._connection: RabbitConnection | None = None
+        self._connection = OpenOnce[RabbitConnection](
+            lambda: BackendUnavailable(f"{self.url}: the result backend is not open")
+        )
         self._receiving: asyncio.Task[None] | None = None
 
     @property
@@ -188,41 +189,33 @@ class RabbitBackend:
         return type(self)(self._given_url, prefix=self._prefix)
 
     async def open(self) -> None:
-        if self._connection is not None:
-            return
-        connection = RabbitConnection(
+        await self._connection.open(self._connect)
+
+    async def _connect(self) -> RabbitConnection:
+        return await RabbitConnection(
             self._address, self._names, BackendUnavailable, BackendUnavailable
-        )
-        try:
-            await connection.transport()
-        except BaseException:
-            await connection.close()
-            raise
-        if self._connection is None:
-            self._connection = connection
-        else:  # two tasks opened it at once
-            await connection.close()
+        ).opened()
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection.release()
         receiving, self._receiving = self._receiving, None
+        if connection is None:
+            return
         if receiving is not None:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
-        if connection is not None:
-            if receiving is not None:
-                try:
-                    async with asyncio.timeout(_DELETE_WAIT):
-                        await connection.call(Queue.Delete(queue=self._queue))
-                except (BackendUnavailable, ConfigError, AmqpRefused, TimeoutError):
-                    pass  # it vanishes by itself, later
-            await connection.close()
+            try:
+                async with asyncio.timeout(_DELETE_WAIT):
+                    await connection.call(Queue.Delete(queue=self._queue))
+            except (AmqpError, BackendUnavailable, ConfigError, TimeoutError):
+                pass  # it vanishes by itself, later
+        await connection.close()
 
     async def reply_address(self) -> str:
-        """Return where outcomes are to be sent; they are received from then on."""
+        """Return the address that outcomes are sent to; they are received from then on."""
         if self._receiving is None:
-            await self._declare(self._opened())
-            connection = self._opened()  # it may have been closed meanwhile
+            await self._declare(self._connection.get())
+            connection = self._connection.get()  # it may have been closed meanwhile
             if self._receiving is None:  # another call may have started it
                 self._receiving = asyncio.create_task(
                     self._receive_replies(connection), name="aiotaskq-replies"
@@ -230,15 +223,13 @@ class RabbitBackend:
         return self._queue
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
-        connection = self._opened()
+        connection = self._connection.get()
         # An outcome without an address is for this process, or for nobody.
         refused = self._outcomes.put([one for one in batch if not one.reply_to], ttl)
         expiration = None if ttl is None else str(max(1, round(ttl * 1000)))
-        properties = pack_properties(
-            Basic.Properties(
-                content_type="application/json", delivery_mode=2, expiration=expiration
-            )
-        )
+        properties = Basic.Properties(
+            content_type="application/json", delivery_mode=2, expiration=expiration
+        ).marshal()
         replies = [
             AmqpPublication("", one.reply_to, properties, _encode(one))
             for one in batch
@@ -246,14 +237,14 @@ class RabbitBackend:
         ]
         if not replies:
             await connection.ping()
-        for start in range(0, len(replies), _MOST):
+        for some in slices(replies, _MOST):
             # Not strict: a client that is gone waits for nothing.
-            confirmation = await connection.begin_publish(replies[start : start + _MOST])
+            confirmation = await connection.begin_publish(some)
             await connection.finish_publish(confirmation, strict=False)
         return refused
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
-        self._opened()
+        self._connection.get()
         return self._outcomes.get(ids)
 
     async def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
@@ -266,13 +257,8 @@ class RabbitBackend:
             self._outcomes.unlisten(listener)
 
     async def forget(self, ids: Collection[str]) -> int:
-        self._opened()
+        self._connection.get()
         return self._outcomes.forget(ids)
-
-    def _opened(self) -> RabbitConnection:
-        if self._connection is None:
-            raise BackendUnavailable(f"{self._address.url}: the result backend is not open")
-        return self._connection
 
     async def _declare(self, connection: RabbitConnection) -> None:
         # Durable, and not bound to the connection: results that arrive while it is away must wait.
@@ -292,7 +278,7 @@ class RabbitBackend:
                 self._outcomes.notify_missed()
                 await ended.wait()
                 await channel.close()
-            except (AmqpDisconnected, AmqpRefused, BackendUnavailable, ConfigError) as error:
+            except (AmqpError, BackendUnavailable, ConfigError) as error:
                 if not backoff.failures:
                     logger.warning(
                         "The queue of results was lost; it is tried again",
@@ -314,10 +300,8 @@ class RabbitBackend:
 
         def receive(message: AmqpMessage) -> None:
             channel.ack([message.method.delivery_tag])
-            try:
+            with contextlib.suppress(msgspec.MsgspecError):  # not written by this package
                 self._outcomes.put([_decode(message.body)])
-            except msgspec.MsgspecError:
-                return  # not written by this package
 
         channel.listen("replies", receive)
         await channel.call(

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-`ensure` declares the missing ones and remembers them. The memory is about one transport: on a new
-one, and after a message was returned because its queue is gone, everything is declared again when
-it is next needed. Declaring is idempotent, so any number of processes may do it at once, and one
-that dies in the middle leaves nothing that another would not complete.
+`ensure` declares the missing ones and remembers them for one transport. On a new transport, and
+after a message was returned because its queue is gone, everything is declared again when it is next
+needed. Declaring is idempotent: any number of processes may do it at once, and another process
+completes the work of one that dies in the middle.
 
 Invariant: a queue is on the list of queues (`membership/`) before it exists. So every queue that
 holds a message is found by `RabbitMembership.queues`, though AMQP itself cannot list queues.
@@ -29,7 +29,7 @@ class RabbitTopology:
 
     Args:
         connection: The connection to declare on; this object takes its callbacks.
-        membership: The keeper of the list of queues.
+        membership: It has the list of queues.
     """
 
     def __init__(self, connection: RabbitConnection, membership: RabbitMembership) -> None:
@@ -38,7 +38,7 @@ class RabbitTopology:
         self._membership = membership
         self._declaring = asyncio.Lock()
         self._declared: set[str] = set()  # names, on this transport
-        self._listed: set[str] = set()  # queues that are on the list, which nothing is taken from
+        self._listed: set[str] = set()  # queues that are on the list, which never shrinks
         connection.on_connected = self._declared.clear
         connection.on_returned = self._forget
 

@@ -43,6 +43,7 @@ from aiotaskq.drivers.rabbitmq.channel import (
     AmqpNoAnswer,
     AmqpRefused,
     RabbitChannel,
+    time_limit,
 )
 from aiotaskq.drivers.rabbitmq.url import RabbitAddress
 
@@ -63,7 +64,7 @@ class _AiormqConnection(aiormq.Connection):
 
 
 class _HandshakeReader(asyncio.StreamReader):
-    """Keeps the bytes of the handshake: aiormq does not report why a server refuses there."""
+    """A reader that keeps the bytes of the handshake: aiormq does not report a refusal's reason."""
 
     def __init__(self) -> None:
         super().__init__(loop=asyncio.get_running_loop())
@@ -140,8 +141,8 @@ class RabbitTransport:
     @property
     def blocked(self) -> bool:
         """Whether the server takes no more messages now, because it has no memory or disk left."""
-        # aiormq has no flag for it, only a coroutine that waits for the end of it: so we begin to
-        # wait, and see whether it would.
+        # aiormq has no flag for it, only a coroutine that waits until the server takes messages
+        # again. This begins to wait, and sees whether it has to.
         waiting = self._connection.ready()
         try:
             waiting.send(None)
@@ -229,12 +230,9 @@ async def connect(address: RabbitAddress) -> RabbitTransport:
         AmqpRefused: The server refuses the user, the password or the virtual host.
         AmqpDisconnected: It cannot be reached, or did not answer in time.
     """
-    try:
-        async with asyncio.timeout(address.connect_timeout):
-            reader, writer = await _open_streams(address)
-            return await _shake_hands(address, reader, writer)
-    except TimeoutError:
-        raise AmqpNoAnswer("no answer to the greeting in time") from None
+    async with time_limit(address.connect_timeout, "no answer to the greeting in time"):
+        reader, writer = await _open_streams(address)
+        return await _shake_hands(address, reader, writer)
 
 
 async def _open_streams(address: RabbitAddress) -> tuple[_HandshakeReader, asyncio.StreamWriter]:

@@ -50,8 +50,8 @@ from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpConfirmation,
     AmqpDisconnected,
+    AmqpError,
     AmqpPublication,
-    AmqpRefused,
     RabbitChannel,
 )
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
@@ -132,7 +132,7 @@ class UnackedMessages:
         return {message.id for tag, message in self.held.items() if tag not in unclaimed}
 
     def hand_out(self, limit: int) -> list[Delivery]:
-        """Take up to `limit` available messages; a suspect alone. Those cancelled since go."""
+        """Take up to `limit` available messages, or one suspect; drop those cancelled meanwhile."""
         cancelled = self._membership.cancelled
         if any(one.id in cancelled for one in self.available):
             self._ack([one.receipt[1] for one in self.available if one.id in cancelled])
@@ -150,7 +150,7 @@ class UnackedMessages:
         """Move messages on that have arrived; those that cannot return now stay in `returning`.
 
         Raises:
-            AmqpDisconnected, AmqpRefused: The channel failed, and all that was held is void.
+            AmqpError: The channel failed, and all that was held is void.
         """
         arrived, self.arrived = self.arrived, []
         drop: list[int] = []
@@ -187,7 +187,7 @@ class UnackedMessages:
 
         Raises:
             Unavailable: The server cannot be reached, or takes no more.
-            AmqpDisconnected, AmqpRefused: The channel failed, and all that was held is void.
+            AmqpError: The channel failed, and all that was held is void.
         """
         messages = [self.held[one.receipt[1]] for one in self.available]
         copies = {message.tag: message.copy(self._names) for message in messages}
@@ -214,7 +214,7 @@ class UnackedMessages:
             await self._topology.ensure({self.held[tag].queue for tag in copies})
             await self._replace(copies)
         finally:
-            if self.channel is not None and self.channel.error is None:
+            if not self._lost:
                 self._ack([tag for tag in copies if self._is_replaced(tag)])
                 self.available = deque(one for one in self.available if one.receipt[1] in self.held)
 
@@ -281,11 +281,9 @@ class UnackedMessages:
                 return gone
             try:
                 await self._publish(taken.values())
-                if self._lost:
-                    raise AmqpDisconnected("the connection was lost")
                 self._ack(list(taken))
                 await self._round_trip()
-            except (AmqpDisconnected, AmqpRefused) as error:
+            except AmqpError as error:
                 # Also after a refusal the same call may be made again, and then returns the
                 # deliveries that are void.
                 self._connection.raise_mapped(AmqpDisconnected(str(error)))

@@ -48,7 +48,7 @@ def prefix() -> str:
 
 @pytest.fixture(scope="module")
 def aged(rabbit_server: RabbitServer) -> tuple[str, float]:
-    """A prefix whose queues are there, and the time from which on they survive a kill.
+    """A prefix whose queues exist, and the time after which they survive a kill.
 
     RabbitMQ 3.10 does not find a queue or stream again that was made three seconds before.
     """
@@ -135,7 +135,7 @@ async def test_calls_are_remembered_for_a_while_and_no_longer(
     for name in ("1", "2", "1"):
         await broker.publish([envelope("a")], call_id=name)
     assert (await broker.depth())["q"].ready == 2
-    monkeypatch.setattr(driver, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(driver, "CALLS_FOR", 0.0)
     await broker.publish([envelope("a")], call_id="3")
     assert list(broker._calls) == ["3"]
 
@@ -162,14 +162,14 @@ async def test_classic_queues_count_crashes_in_copies(url: str, prefix: str) -> 
 
 @asynccontextmanager
 async def held_too_long(server: RabbitServer, broker: RabbitBroker) -> AsyncIterator[Holder]:
-    """A consumer, and the one message that it has half a second for."""
+    """A consumer, and a message that it may hold for half a second."""
     await broker.publish([envelope("a")])
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     setting = "application:{}_env(rabbit, consumer_timeout{})"
     was = server.evaluate(setting.format("get", ""))
     server.evaluate(setting.format("set", ", 500"))
     try:
-        await consumer.open()  # it is read as a channel opens
+        await consumer.open()  # the server reads the setting when a channel opens
         [got] = await consumer.fetch(1, PATIENCE)
     finally:
         default = was.removeprefix("{ok,").removesuffix("}")
@@ -197,7 +197,7 @@ async def test_settling_a_message_that_was_held_too_long_returns_it_as_gone(
 ) -> None:
     async with held_too_long(rabbit_server, broker) as (consumer, got):
         async with asyncio.timeout(PATIENCE):
-            # In between it may be in neither of the two, which are counted one after another.
+            # The two are counted one after the other, and a message may be in neither.
             while not (await broker.depth()).get("q", Depth()).ready:
                 await asyncio.sleep(0.05)
         assert await consumer.settle([Done(got)]) == [got]
@@ -210,7 +210,7 @@ async def test_a_blocked_event_loop_does_not_cost_the_lease(url: str, prefix: st
     consumer = broker.consumer(["q"], name="w", lease=60.0)
     await consumer.open()
     [got] = await consumer.fetch(1, PATIENCE)
-    time.sleep(3.2)  # as a task does that blocks the loop, for longer than the server waits
+    time.sleep(3.2)  # like a task that blocks the loop for longer than the server waits
     assert not await consumer.settle([Done(got)])
     await consumer.close()
     await broker.close()
@@ -230,7 +230,7 @@ async def test_messages_beyond_the_limit_of_a_fetch_go_to_other_consumers(
         while time.monotonic() < until:
             pass
 
-    busy._running()._loop.call_soon_threadsafe(stand_still)  # so that it sees both at once
+    busy._running()._loop.call_soon_threadsafe(stand_still)  # so that it receives both at once
     await broker.publish([envelope("a"), envelope("b", queue="p")])
     [held] = await fetching
     other = broker.consumer(["q", "p"], name="w", lease=60.0)
@@ -252,7 +252,7 @@ async def test_a_server_without_memory_pushes_back(
     try:
         with pytest.raises(BrokerFull):
             await _publish_for_ever(broker)
-        [got] = await consumer.fetch(1, PATIENCE)  # what is there is worked off
+        [got] = await consumer.fetch(1, PATIENCE)  # until the queue is empty
         assert not await consumer.settle([Done(got)])
     finally:
         rabbit_server.evaluate(watermark.format("0.4"))
@@ -364,7 +364,7 @@ async def test_a_killed_server_loses_nothing_that_was_confirmed(
     held = await consumer.fetch(100, PATIENCE)
     assert not await consumer.settle([Done(one) for one in held[:50]])
     done = {one.id for one in held[:50]}
-    await asyncio.sleep(durable_from - time.monotonic())  # hardly ever is there anything left
+    await asyncio.sleep(durable_from - time.monotonic())  # nearly always this time is over
     await asyncio.to_thread(rabbit_server.kill)
     with pytest.raises(BrokerUnavailable):
         await consumer.settle([Done(one) for one in held[50:]])
@@ -378,12 +378,12 @@ async def test_a_killed_server_loses_nothing_that_was_confirmed(
     await consumer.open()
     got: dict[str, int] = {}
     end = time.monotonic() + PATIENCE
-    while len(got) < 250 and time.monotonic() < end:  # what is missing is told below
+    while len(got) < 250 and time.monotonic() < end:  # missing ones fail an assertion below
         some = await consumer.fetch(300, 1.0)
         got |= {one.id: one.crashes for one in some}
         assert not await consumer.settle([Done(one) for one in some])
     assert got.keys() == ids - done
-    assert not any(got.values()), "crashes, though who held them lives"
+    assert not any(got.values()), "a crash was counted, though its consumer lives"
     await consumer.close()
     await broker.close()
 
@@ -397,7 +397,7 @@ async def test_a_stream_that_does_not_run_yet_is_an_outage_and_no_configuration_
     refusals = [AmqpRefused(406, text)]
 
     async def call(channel: RabbitChannel, *methods: Frame) -> list[Any]:
-        # As a server that has just started does: the stream is there, and nobody can read it.
+        # Like a server that has just started: the stream exists, and cannot be read.
         if refusals and any(isinstance(one, Basic.Consume) and one.arguments for one in methods):
             channel.fail(refusals.pop())
         return await answer(channel, *methods)
@@ -422,8 +422,7 @@ async def _until_it_is_back(broker: RabbitBroker) -> None:
 async def test_a_refusal_that_nobody_waits_for_is_no_answer_to_the_next_call(
     broker: RabbitBroker,
 ) -> None:
-    connection = broker._connection
-    assert connection is not None  # it is open
+    connection = broker._connection.get()
     for _ in range(5):
         await connection.ping()
         asking = asyncio.create_task(
@@ -444,8 +443,7 @@ async def test_a_queue_that_vanished_with_the_connection_is_declared_by_the_next
     queue = broker._names.ready("q")
     await (await transport.open_channel()).call(Queue.Delete(queue=queue))
     await transport.close()
-    connection = broker._connection
-    assert connection is not None  # it is open
+    connection = broker._connection.get()
     await asyncio.to_thread(rabbit_server.close_connections)
     async with asyncio.timeout(PATIENCE):
         while connection.is_connected:

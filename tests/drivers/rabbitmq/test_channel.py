@@ -32,7 +32,7 @@ async def receive(channel: RabbitChannel, method: Frame) -> None:
 
 
 async def test_the_reply_to_consume_may_come_after_the_replies_to_later_calls() -> None:
-    """As RabbitMQ does it with quorum queues."""
+    """RabbitMQ does that with quorum queues."""
     channel = RabbitChannel(SilentTransport(), 1)
     consuming = asyncio.create_task(
         channel.call(commands.Basic.Qos(), commands.Basic.Consume(queue="q", consumer_tag="t"))

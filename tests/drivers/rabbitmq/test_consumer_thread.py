@@ -11,7 +11,7 @@ from aiotaskq.drivers.rabbitmq.consumer_thread import ConsumerThread
 
 
 async def test_tasks_that_cancelled_tasks_start_are_ended_as_well() -> None:
-    """As aiormq's tasks do."""
+    """Tasks of aiormq do that."""
     tasks: list[asyncio.Task[None]] = []
 
     def begin() -> None:

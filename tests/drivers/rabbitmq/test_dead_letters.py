@@ -15,7 +15,7 @@ from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import DeadLimits
 from aiotaskq.contract.settlement import Again, Dead, Settlement
 from aiotaskq.drivers.rabbitmq import RabbitBroker, dead_letters
-from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication, pack_properties
+from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication
 from aiotaskq.drivers.rabbitmq.dead_letters import HeldDeadLetter
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.transport import connect
@@ -136,7 +136,7 @@ async def write_by_hand(url: str, queue: str, *odd: dict[str, Any]) -> None:
     transport = await connect(parse_url(url))
     channel = await transport.open_channel(confirms=True)
     for headers in odd:
-        properties = pack_properties(Basic.Properties(headers=headers, message_id="odd"))
+        properties = Basic.Properties(headers=headers, message_id="odd").marshal()
         await channel.publish([AmqpPublication("", queue, properties, b"body")]).done
     await transport.close()
 

@@ -33,14 +33,14 @@ def url(rabbit_server: RabbitServer) -> str:
 
 
 async def delete(url: str, queue: str) -> None:
-    """As somebody does who has the right to."""
+    """Delete a queue, as an operator may do."""
     transport = await connect(parse_url(url))
     await (await transport.open_channel()).call(Queue.Delete(queue=queue))
     await transport.close()
 
 
 async def count(broker: RabbitBroker) -> int:
-    """Return how many consumers are known."""
+    """Return the number of consumers that are known."""
     try:
         return len(await broker.consumers())
     except BrokerUnavailable:  # a channel that wrote to the old stream cannot write to the new one
@@ -64,7 +64,7 @@ async def test_consumers_read_on_in_a_ledger_that_was_deleted_and_made_again(
     for name in ["early", *names]:
         await broker.publish([Envelope(id=name, queue="q", body=b"x")])
     held = [one for consumer in consumers for one in await consumer.fetch(2, 1.0)]
-    assert len(held) == 6, "and what was cancelled before is still known"
+    assert len(held) == 6, "an id that was cancelled before must still be known"
     assert "early" not in {one.id for one in held}
     await broker.cancel(names)
     for consumer in consumers:

@@ -70,7 +70,7 @@ async def take(broker: RabbitBroker) -> tuple[RabbitConsumer, Delivery]:
 
 
 async def lose(consumer: RabbitConsumer, server: RabbitServer) -> None:
-    """Close its connection at the server, and see what its worker would see."""
+    """Close its connection at the server, and receive the errors that its worker would get."""
     await asyncio.to_thread(server.close_connections)
     with pytest.raises(LeaseLost):
         await _fetch_for_ever(consumer)
@@ -102,7 +102,7 @@ async def test_messages_lost_by_a_process_that_lives_count_no_crash(
         assert got.crashes == 0
         notes.append(bool(got.crash_note))
         await lose(consumer, rabbit_server)
-    # Its outcome may be stored all the same: so the worker has to be told.
+    # Its outcome may be stored all the same, so the worker must get an error.
     assert notes == [False, True, True, True]
     consumer, got = await take(broker)
     assert got.crashes == 0
@@ -124,7 +124,7 @@ async def test_deaths_count_also_among_losses_and_in_copies(
     consumer, got = await take(broker)
     assert got.crashes == 1
     await die(consumer)
-    consumer, got = await take(broker)  # from where the suspects are
+    consumer, got = await take(broker)  # from the queue of suspects
     assert got.crashes == 2
     await lose(consumer, rabbit_server)
     consumer, got = await take(broker)
@@ -197,7 +197,7 @@ async def test_messages_lost_after_a_refusal_count_no_crash(url: str, broker: Ra
         Queue.Delete(queue=name), Queue.Declare(queue=name, durable=True)
     )
     with pytest.raises(LeaseLost):
-        await consumer.news()  # the queue is not as it asks for it
+        await consumer.news()  # the queue has other arguments
     await consumer.close()
     consumer, got = await take(broker)
     assert got.crashes == 0
@@ -227,10 +227,10 @@ async def test_a_delivery_before_the_record_counts_one_crash_too_many_and_the_ne
     [got] = await waiting
     assert got.crashes == 1
     overtaken.set()
-    await loser.close()  # by then it is told
+    await loser.close()  # the loss is recorded then
     async with asyncio.timeout(PATIENCE):
         while not other._loop._membership.harmless_losses(("a", "")):
-            await asyncio.sleep(0.01)  # until it has heard
+            await asyncio.sleep(0.01)  # until it has read the record
     assert not await other.settle([Release(got)])
     [got] = await other.fetch(1, PATIENCE)
     assert got.crashes == 0
@@ -278,7 +278,7 @@ async def test_a_process_that_stood_still_is_taken_for_dead(url: str, prefix: st
     await broker.open()
     await broker.publish([envelope("a")])
     consumer, _ = await take(broker)
-    # As code does that holds the interpreter's lock for longer than the server waits.
+    # Like code that holds the interpreter's lock for longer than the server waits.
     consumer._running()._loop.call_soon_threadsafe(stand_still, 3.5)
     with pytest.raises(LeaseLost):
         await _fetch_for_ever(consumer)

@@ -128,8 +128,7 @@ async def test_results_are_received_again_when_only_their_channel_was_lost(
     assert await anext(arriving) == []
     address = await sender.reply_address()
     assert await anext(arriving) == []  # it listens
-    connection = sender._connection
-    assert connection is not None
+    connection = sender._connection.get()
     channels = (await connection.transport())._connection.channels.values()
     [channel] = [one for one in channels if "replies" in one._consumers]  # type: ignore[union-attr]  # our own
     channel.ack([999])  # type: ignore[union-attr]  # which the server refuses: there is no such delivery

@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: how they begin, and how they end."""
+"""Connections to RabbitMQ: the handshake, channels, and the end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def erlang(text: str) -> str:
 
 @pytest.fixture
 def odd(server: RabbitServer) -> Iterator[str]:
-    """Where all names are odd."""
+    """A URL with a user, a password and a virtual host of odd names."""
     name, by = erlang(ODD), erlang("a test")
     every = erlang(".*")
     server.evaluate(f"rabbit_vhost:add({name}, {by})")
@@ -86,7 +86,7 @@ async def test_a_client_certificate_authenticates_where_there_is_no_user(
 ) -> None:
     ours = f"cafile={certificates.authority}&certfile={certificates.certificate}"
     url = server.tls_url(f"?{ours}&keyfile={certificates.key}").replace("guest:guest@", "")
-    # This server would have to be told to believe it.
+    # This server is not configured to accept it.
     with pytest.raises(ConfigError, match=r"does not know the mechanism EXTERNAL: .*PLAIN"):
         await RabbitBroker(url).open()
 
@@ -96,7 +96,7 @@ async def test_a_client_certificate_authenticates_where_there_is_no_user(
 
 @asynccontextmanager
 async def imposter(says: bytes) -> AsyncIterator[str]:
-    """A server that says one thing, whatever it is told."""
+    """A server that sends the same bytes to every client."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(says)
@@ -201,8 +201,7 @@ async def test_concurrent_first_publications_share_a_channel(server: RabbitServe
     broker = RabbitBroker(server.url(), prefix="at once")
     await broker.open()
     await broker.publish([Envelope(id="a", queue="q", body=b"x")])
-    connection = broker._connection
-    assert connection is not None
+    connection = broker._connection.get()
     publisher = connection._publisher
     assert publisher is not None
     await publisher.close()
@@ -237,7 +236,7 @@ async def test_waiting_calls_get_the_reason_when_the_server_closes_the_connectio
 ) -> None:
     channel = await transport.open_channel()
     [queue] = await channel.call(Queue.Declare(exclusive=True))
-    listening = channel.start(channel.pack(Basic.Get(queue=queue.queue)) * 2000, 2000)
+    listening = channel.start(channel.pack(Basic.Get(queue=queue.queue)) * 2000)
     await asyncio.to_thread(server.close_connections)
     async with asyncio.timeout(PATIENCE):
         await transport.closed
@@ -249,7 +248,7 @@ async def test_waiting_calls_get_the_reason_when_the_server_closes_the_connectio
         await transport.open_channel()
     with pytest.raises(AmqpRefused):
         await channel.call(Basic.Qos())
-    # What it means is for those to log who used it.
+    # Logging it is left to the users of the connection.
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
@@ -260,7 +259,7 @@ async def test_a_server_that_stands_still_does_not_delay_closing(
     server.pause()
     try:
         asking = asyncio.create_task(channel.call(Basic.Qos()))
-        # More than fits into all buffers on the way.
+        # More than all buffers on the way hold.
         transport.write(b"x" * 50_000_000)
         await asyncio.sleep(0.05)
         began = time.monotonic()
@@ -276,7 +275,7 @@ async def test_a_server_that_stands_still_does_not_delay_closing(
 async def test_a_server_without_a_sign_of_life_is_given_up(server: RabbitServer) -> None:
     transport = await connect(parse_url(server.url(query="?heartbeat=1")))
     await asyncio.sleep(3.0)
-    assert transport.error is None  # they come while nothing else does
+    assert transport.error is None  # heartbeats arrive while nothing else does
     server.pause()
     try:
         async with asyncio.timeout(PATIENCE):
@@ -297,7 +296,7 @@ def test_an_event_loop_may_end_before_the_transport_is_closed(
         transport = runner.run(connect(parse_url(server.url())))
     assert isinstance(transport.error, AmqpDisconnected)
     del transport
-    gc.collect()  # tasks that were left behind are told of then
+    gc.collect()  # asyncio logs tasks that were left behind then
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 

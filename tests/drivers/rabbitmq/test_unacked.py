@@ -151,7 +151,7 @@ async def test_messages_taken_by_a_cancelled_fetch_go_to_others(broker: RabbitBr
     fetching = asyncio.create_task(consumer.fetch(3, PATIENCE))
     await asyncio.sleep(0)  # it begins
     while sum(consumer.holds.values()) < 3:
-        time.sleep(0.01)  # it is done over there, and nothing of it is heard here
+        time.sleep(0.01)  # the fetch ends in its thread, and this event loop does not run
     time.sleep(0.1)  # the same
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -171,7 +171,7 @@ async def test_unclaimed_messages_are_cancelled_like_waiting_ones(
 ) -> None:
     monkeypatch.setattr(consumer_loop, "_UNCLAIMED_WAIT", PATIENCE)
     consumer = await consume(broker)
-    assert not await consumer.fetch(1, 0.05)  # from here on one may come by itself
+    assert not await consumer.fetch(1, 0.05)  # from here on one may arrive without a fetch
     await broker.publish([envelope("a")])
     async with asyncio.timeout(PATIENCE):
         while not consumer.holds:
@@ -192,7 +192,7 @@ async def test_a_fetched_message_stays_with_a_worker_whose_loop_is_blocked(
     assert not await consumer.fetch(1, 0.05)
     fetching = asyncio.create_task(consumer.fetch(1, PATIENCE))
     await asyncio.sleep(0.05)  # it waits
-    # So that it sees both at once, of which one is not asked for.
+    # So that it receives both at once, and one of them without asking for it.
     published = threading.Event()
 
     def stand_still() -> None:
@@ -202,7 +202,7 @@ async def test_a_fetched_message_stays_with_a_worker_whose_loop_is_blocked(
     consumer._running()._loop.call_soon_threadsafe(stand_still)
     await broker.publish([envelope("a"), envelope("b", queue="p")])
     published.set()
-    time.sleep(0.5)  # as a task does that blocks the loop
+    time.sleep(0.5)  # like a task that blocks the loop
     [got] = await fetching
     await until_it_holds(consumer, 1)
     assert not await consumer.settle([Done(got)])
@@ -264,7 +264,7 @@ async def test_settling_late_over_a_dead_connection_stores_nothing(
     transport = late._loop._transport
     assert transport is not None  # it is open
     transport.answer_timeout = 1.0
-    # As when the network drops all that belongs to a connection: it does not hear of its end.
+    # As if the network dropped all packets of the connection: its end is not noticed.
     reading = cast("asyncio.Transport", transport._socket)
     late._running()._loop.call_soon_threadsafe(reading.pause_reading)
     await asyncio.sleep(0.1)

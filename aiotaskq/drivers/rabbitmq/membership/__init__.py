@@ -1,8 +1,8 @@
 """Facts that all processes at one RabbitMQ server share, and that the server does not report.
 
-`RabbitMembership` is the only part that the rest of the driver uses. It knows the consumers that
-live and the messages that they hold, the messages that are cancelled, the losses of connections
-that were no crashes, and the queues.
+The rest of the driver uses `RabbitMembership`, and the `ConsumerMember` that it makes for a
+consumer. The membership knows the consumers that live and the messages that they hold, the messages
+that are cancelled, the losses of connections that were no crashes, and the queues.
 
 The decision behind it. AMQP lists neither queues nor consumers, cannot find a message in a queue,
 and counts every lost connection alike. There were two ways:
@@ -13,8 +13,8 @@ and counts every lost connection alike. There were two ways:
 - Keep the facts in two streams at the server, which every process reads from the beginning.
 
 The second was chosen. The contract promises these things for every broker, applications rely on
-cancelling, and operators on lists of workers and on counts. The price is paid in one place, behind
-one class.
+cancelling, and operators on lists of workers and on counts. The price is paid in one place, this
+package.
 
 Theory of operation
 -------------------
@@ -44,11 +44,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Container, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from aiotaskq.contract.records import ConsumerInfo
-from aiotaskq.drivers.rabbitmq.channel import AmqpDisconnected, AmqpRefused
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger
 from aiotaskq.drivers.rabbitmq.membership.member import ConsumerMember, HeldMessages
@@ -60,11 +59,9 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 )
 from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 from aiotaskq.drivers.rabbitmq.membership.survey import ConsumerSurvey
-from aiotaskq.drivers.rabbitmq.messages import Lineage
-from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
 from aiotaskq.errors import Unavailable
 
-__all__ = ["RabbitMembership"]
+__all__ = ["ConsumerMember", "RabbitMembership"]
 
 _RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the background
 
@@ -72,15 +69,23 @@ _RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the back
 class RabbitMembership:
     """Consumers, cancellations and queues, as far as all processes agree on them.
 
-    Every process may ask. A consumer also joins, with an object of its own.
+    Every process may ask. A consumer also joins, with a `member` of its own.
 
     Args:
         connection: The connection to write and ask on; it is used and not closed.
+
+    Attributes:
+        cancelled: The ids of messages that must not be handed out. A consumer that has joined has
+            all of them; they arrive without another call.
+        harmless_losses: Returns how often a message was lost with a connection though the process
+            lived.
     """
 
     def __init__(self, connection: RabbitConnection) -> None:
         self._connection = connection
         self._ledger = Ledger(connection)
+        self.cancelled = self._ledger.cancelled
+        self.harmless_losses = self._ledger.harmless.count
         self._survey = ConsumerSurvey(connection, self._ledger)
         self._queues: dict[str, None] = {}
         self._queue_list = RabbitStream(
@@ -89,7 +94,6 @@ class RabbitMembership:
             lambda body: self._queues.update({body.decode(): None} if body else {}),
             b"",
         )
-        self._member: ConsumerMember | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -130,10 +134,7 @@ class RabbitMembership:
         Raises:
             Unavailable: The server cannot be reached.
         """
-        try:
-            await self._queue_list.read(await self._connection.transport())
-        except (AmqpDisconnected, AmqpRefused) as error:
-            self._connection.raise_mapped(error)
+        await self._queue_list.catch_up()
         return self._queues
 
     # --- statements -----------------------------------------------------------------------------
@@ -161,7 +162,7 @@ class RabbitMembership:
             await self._survey.ask(ConsumerQuestion(name, wanted))
             return ()
         # A message that was cancelled before stays so, though somebody may still hold it.
-        await self._ledger.read()
+        await self._ledger.stream.catch_up()
         wanted = tuple(one for one in dict.fromkeys(wanted) if one not in self._ledger.cancelled)
         if not wanted:
             return ()
@@ -181,7 +182,7 @@ class RabbitMembership:
         Raises:
             Unavailable: The server cannot be reached; it may have been done.
         """
-        await self._ledger.read()
+        await self._ledger.stream.catch_up()
         cancelled = {one for one in ids if one in self._ledger.cancelled}
         if cancelled:
             await self._restore(cancelled)
@@ -211,60 +212,20 @@ class RabbitMembership:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- a consumer -----------------------------------------------------------------------------
+    # --- consumers and the end ------------------------------------------------------------------
 
-    async def join(
-        self, transport: RabbitTransport, consumer: ConsumerInfo, held: HeldMessages
-    ) -> None:
-        """Make a consumer known, and read everything that it must know before it fetches.
+    def member(self, consumer: ConsumerInfo, held: HeldMessages) -> ConsumerMember:
+        """Return a consumer's part in this; it has yet to join.
 
         Args:
-            transport: The consumer's connection, which stands for its life.
             consumer: The consumer, as others see it.
             held: Its messages.
-
-        Raises:
-            AmqpDisconnected, AmqpRefused: The consumer's connection failed.
-            Unavailable: The other connection failed.
         """
-        self._member = ConsumerMember(self._connection, self._ledger, consumer, held)
-        await self._member.open(transport)
-
-    @property
-    def cancelled(self) -> Container[str]:
-        """The ids of messages that must not be handed out, up to date after `join`."""
-        return self._ledger.cancelled
-
-    def take_cancelled(self) -> set[str]:
-        """Return the ids that were cancelled while this consumer's worker had them.
-
-        Each is returned once.
-        """
-        return set() if self._member is None else self._member.take_cancelled()
-
-    def harmless_losses(self, lineage: Lineage) -> int:
-        """Return how often a message was lost with a connection though its process lived."""
-        return 0 if self._member is None else self._member.harmless.count(lineage)
-
-    def count_losses_as_crashes(self) -> None:
-        """Stop reporting that this process lives: the consumer's losses stay crashes."""
-        if self._member is not None:
-            self._member.losses.close()
-
-    async def leave(self) -> None:
-        """Record that this consumer is gone, and holds nothing.
-
-        Raises:
-            Unavailable: The server cannot be reached. Others find out by themselves.
-        """
-        if self._member is not None:
-            await self._member.leave()
+        return ConsumerMember(self._connection, self._ledger, consumer, held)
 
     async def close(self) -> None:
-        """End all background work, after a lost connection was reported. Never raises."""
+        """End all background work. Never raises."""
         self._closed = True
-        if self._member is not None:
-            await self._member.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

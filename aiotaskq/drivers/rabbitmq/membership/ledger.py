@@ -22,11 +22,13 @@ import time
 from collections.abc import Callable, Iterable
 
 from aiotaskq.contract.records import ConsumerInfo
-from aiotaskq.drivers.rabbitmq.channel import AmqpDisconnected, AmqpRefused
+from aiotaskq.drivers.common.retention import CANCELLED_IDS_FOR
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
+from aiotaskq.drivers.rabbitmq.membership.losses import HarmlessLosses
 from aiotaskq.drivers.rabbitmq.membership.records import (
     ConsumerJoined,
     ConsumerLeft,
+    ConsumerSurvived,
     LedgerRead,
     LedgerRecord,
     MessagesCancelled,
@@ -36,8 +38,7 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 )
 from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 
-_DAYS = 7  # for which the server keeps records
-_SECONDS = _DAYS * 86_400.0
+_DAYS = round(CANCELLED_IDS_FOR / 86_400)  # for which the server keeps records
 
 
 class RecentNames:
@@ -61,7 +62,9 @@ class RecentNames:
             self._noted.pop(name, None)
             self._noted[name] = now
         # A process that remembered them for longer would disagree with those that start later.
-        while self._noted and now - self._noted[oldest := next(iter(self._noted))] > _SECONDS:
+        while (
+            self._noted and now - self._noted[oldest := next(iter(self._noted))] > CANCELLED_IDS_FOR
+        ):
             del self._noted[oldest]
 
     def drop(self, names: Iterable[str]) -> None:
@@ -80,11 +83,11 @@ class Ledger:
         stream: The stream of records.
         consumers: The consumers that have joined and not left, by id.
         cancelled: The ids of messages that were cancelled and not restored.
+        harmless: Lost connections that were no crashes.
         on_record: Called with each record after it was applied.
     """
 
     def __init__(self, connection: RabbitConnection) -> None:
-        self._connection = connection
         self.stream = RabbitStream(
             connection,
             connection.names.declare_stream(connection.names.ledger, days=_DAYS),
@@ -93,6 +96,7 @@ class Ledger:
         )
         self.consumers: dict[str, ConsumerInfo] = {}
         self.cancelled = RecentNames()
+        self.harmless = HarmlessLosses()
         self.on_record: Callable[[LedgerRecord], None] = lambda _: None
 
     async def write(self, record: LedgerRecord) -> None:
@@ -102,17 +106,6 @@ class Ledger:
             Unavailable: The server cannot be reached; the record may have been written.
         """
         await self.stream.write(encode(record))
-
-    async def read(self) -> None:
-        """Apply every record that was written before this call.
-
-        Raises:
-            Unavailable: The server cannot be reached.
-        """
-        try:
-            await self.stream.read(await self._connection.transport())
-        except (AmqpDisconnected, AmqpRefused) as error:
-            self._connection.raise_mapped(error)
 
     def _apply(self, body: bytes) -> None:
         record = decode_record(body)
@@ -127,4 +120,6 @@ class Ledger:
                 self.cancelled.note(record.ids)
             case MessagesRestored():
                 self.cancelled.drop(record.ids)
+            case ConsumerSurvived():
+                self.harmless.note(record.consumer, record.held)
         self.on_record(record)

@@ -14,7 +14,7 @@ Another consumer may get a message before it has read the record. It counts one 
 that delivery; the next delivery of the message is counted right.
 
 A process that stood still for longer than the heartbeat records nothing, because the server was
-right to give it up: a message that makes its process stand still must be found out like one that
+right to give it up: a message that makes its process stand still must be recognized like one that
 kills it. `_beat` notices that by its own delay. `close` stops the reporter: losses count as crashes
 from then on.
 """
@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
-from aiotaskq.drivers.rabbitmq.channel import AmqpDisconnected, AmqpRefused
 from aiotaskq.drivers.rabbitmq.membership.records import ConsumerSurvived, LedgerRecord
 from aiotaskq.drivers.rabbitmq.messages import Lineage
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
@@ -122,7 +121,7 @@ class LossReporter:
         while True:
             try:
                 await self._write(record)
-            except (Unavailable, AmqpDisconnected, AmqpRefused):
+            except Unavailable:
                 await asyncio.sleep(_RETRY_PAUSE)
             except ConfigError:  # the users of the broker get it, too
                 return

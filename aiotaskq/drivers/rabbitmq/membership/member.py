@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-`open` declares the consumer's queue, which lives as long as the connection, then records that the
+`join` declares the consumer's queue, which lives as long as the connection, then records that the
 consumer has joined, then reads the ledger. Only then may the consumer fetch. This order matters:
 
 - A process that cancels a message writes the record and then asks every consumer known by then. A
@@ -10,9 +10,9 @@ consumer has joined, then reads the ledger. Only then may the consumer fetch. Th
 - A consumer is recorded only when its queue exists, so no survey takes it for dead.
 
 After that a member is reading or not. When the server ends the reading (the ledger was deleted or
-moved), it joins and reads again, until that works or the connection is gone. Questions that refer
-to a record are answered when that record was read; if this takes too long there is no answer, since
-the asker would rely on it.
+moved), it joins and reads again, until that works or the connection is gone. It also does so once a
+day, because the ledger drops old records. Questions that refer to a record are answered when that
+record was read; if this takes too long there is no answer, since the asker would rely on it.
 
 `close` and the loss of the connection end it. A member whose process dies leaves no record: others
 find its queue gone.
@@ -30,20 +30,17 @@ from pamqp.commands import Basic, Queue
 
 from aiotaskq.contract.records import ConsumerInfo
 from aiotaskq.drivers.rabbitmq.channel import (
-    AmqpDisconnected,
+    AmqpError,
     AmqpMessage,
     AmqpPublication,
-    AmqpRefused,
-    pack_properties,
 )
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger, RecentNames
-from aiotaskq.drivers.rabbitmq.membership.losses import HarmlessLosses, LossReporter
+from aiotaskq.drivers.rabbitmq.membership.losses import LossReporter
 from aiotaskq.drivers.rabbitmq.membership.records import (
     ConsumerAnswer,
     ConsumerJoined,
     ConsumerLeft,
-    ConsumerSurvived,
     LedgerRecord,
     MessagesCancelled,
     MessagesRestored,
@@ -87,7 +84,6 @@ class ConsumerMember:
         held: The messages of the consumer.
 
     Attributes:
-        harmless: Losses that were no crashes, of all consumers.
         losses: The reporter of this consumer's own losses.
     """
 
@@ -106,17 +102,19 @@ class ConsumerMember:
         self._read_records = RecentNames()
         self._record_read = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.harmless = HarmlessLosses()
         self.losses = LossReporter(
             consumer.id, held.lineages, ledger.write, connection.address.heartbeat
         )
         ledger.on_record = self._note
 
-    async def open(self, transport: RabbitTransport) -> None:
-        """Join, and read everything that was recorded so far.
+    async def join(self, transport: RabbitTransport) -> None:
+        """Make the consumer known, and read everything that it must know before it fetches.
+
+        Args:
+            transport: The consumer's connection, which stands for its life.
 
         Raises:
-            AmqpDisconnected, AmqpRefused: The consumer's connection failed.
+            AmqpError: The consumer's connection failed.
             Unavailable: The other connection failed.
         """
         channel = await transport.open_channel()
@@ -127,8 +125,7 @@ class ConsumerMember:
             Basic.Consume(queue=queue, consumer_tag="questions", no_ack=True),
         )
         await self._join_and_read(transport)
-        self._start(self._join_daily())
-        self._start(self._keep_reading(transport))
+        self._start(self._stay_joined(transport))
         self.losses.watch(transport)
 
     async def leave(self) -> None:
@@ -148,36 +145,30 @@ class ConsumerMember:
         return cancelled
 
     async def _join_and_read(self, transport: RabbitTransport) -> None:
+        consumer = self._consumer
         await self._ledger.stream.declare()
-        await self._join()
+        await self._ledger.write(
+            ConsumerJoined(consumer.id, tuple(consumer.queues), consumer.about)
+        )
         await self._ledger.stream.read(transport)
 
-    async def _keep_reading(self, transport: RabbitTransport) -> None:
+    async def _stay_joined(self, transport: RabbitTransport) -> None:
+        """Join and read again: when the server has ended the reading, and once a day anyway."""
         failed = False
         while True:
-            await self._ledger.stream.ended.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_JOIN_EVERY):
+                    await self._ledger.stream.ended.wait()
             if transport.error is not None:
                 return
             try:
                 await self._join_and_read(transport)
                 failed = False
-            except (Unavailable, ConfigError, AmqpDisconnected, AmqpRefused) as error:
+            except (Unavailable, ConfigError, AmqpError) as error:
                 if not failed:
                     logger.info("cancellations cannot be read; trying again: %s", error)
                 failed = True
                 await asyncio.sleep(_READ_PAUSE)
-
-    async def _join(self) -> None:
-        consumer = self._consumer
-        await self._ledger.write(
-            ConsumerJoined(consumer.id, tuple(consumer.queues), consumer.about)
-        )
-
-    async def _join_daily(self) -> None:
-        while True:
-            await asyncio.sleep(_JOIN_EVERY)
-            with contextlib.suppress(Unavailable):  # the last record is kept for some days more
-                await self._join()
 
     def _note(self, record: LedgerRecord) -> None:
         match record:
@@ -188,8 +179,6 @@ class ConsumerMember:
             case MessagesRestored():
                 self._cancelled.difference_update(record.ids)
                 self._read_records.note([record.name])
-            case ConsumerSurvived():
-                self.harmless.note(record.consumer, record.held)
         self._record_read.set()
 
     async def _answer(self, message: AmqpMessage) -> None:
@@ -203,9 +192,7 @@ class ConsumerMember:
             return  # no answer is better than a wrong one
         ids = self._held.handed_out_ids().intersection(question.ids)
         answer = encode(ConsumerAnswer(self._consumer.id, tuple(ids), self._held.counts()))
-        properties = pack_properties(
-            Basic.Properties(correlation_id=message.properties.correlation_id)
-        )
+        properties = Basic.Properties(correlation_id=message.properties.correlation_id).marshal()
         address = message.properties.reply_to or ""
         with contextlib.suppress(Unavailable):  # the asker waits for a limited time
             await self._connection.begin_publish([AmqpPublication("", address, properties, answer)])

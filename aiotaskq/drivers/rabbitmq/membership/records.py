@@ -85,7 +85,7 @@ class ConsumerQuestion(msgspec.Struct, frozen=True):
 
     Args:
         after: The name of a record; it is answered when that was read. Empty: at once.
-        ids: Messages; the answer lists those of them that a worker was given.
+        ids: The ids of messages; the answer lists those that a worker was given.
     """
 
     after: str = ""
@@ -97,7 +97,7 @@ class ConsumerAnswer(msgspec.Struct, frozen=True):
 
     Args:
         consumer: Its id.
-        held: Those of the ids that were asked for which a worker was given.
+        held: The ids among those of the question that a worker was given.
         counts: The number of messages that it holds, by queue.
     """
 

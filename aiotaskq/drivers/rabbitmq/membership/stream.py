@@ -17,24 +17,26 @@ when the last offset is below `_offset`; then everything is read from the beginn
 Records that were missed are applied in one step when the last of them has arrived: a reader that
 looked in between would see messages cancelled that were restored later.
 
-`read` calls from several tasks are one after the other (`_turn`). A cancelled one leaves reading on
-or off, both of which the next call copes with.
+Calls of `read` by several tasks run one after the other (`_turn`). A cancelled one leaves reading
+on or off; the next call works in both cases.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable
 
 from pamqp.commands import Basic
 
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpDisconnected,
+    AmqpError,
     AmqpMessage,
+    AmqpNoAnswer,
     AmqpPublication,
     AmqpRefused,
     RabbitChannel,
+    time_limit,
 )
 from aiotaskq.drivers.rabbitmq.connection import PRECONDITION_FAILED, RabbitConnection
 from aiotaskq.drivers.rabbitmq.messages import PLAIN_PROPERTIES
@@ -43,6 +45,7 @@ from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
 
 _AHEAD = 1000  # records that the server sends before the first is acknowledged
 _OFFSET = "x-stream-offset"
+_TAG = "records"  # one consuming for each channel, so any name will do
 
 
 class RabbitStream:
@@ -68,6 +71,7 @@ class RabbitStream:
         self._connection = connection
         self._declaration = declaration
         self._name: str = declaration.queue
+        self._late = f"the stream {self._name} gave no answer in time"
         self._apply = apply
         self._empty = empty
         self._channel: RabbitChannel | None = None
@@ -75,7 +79,7 @@ class RabbitStream:
         self._offset = -1  # of the last record that arrived
         self._until = -1  # records up to this offset are applied in one step
         self._missed: list[bytes] = []  # those of them that have arrived
-        self._anew = False  # whether it may be another stream of the same name
+        self._anew = False  # whether the stream may have been deleted and made again
         self._moved = asyncio.Event()  # set when records were applied, or reading ended
         self.ended = asyncio.Event()
         self.ended.set()
@@ -87,6 +91,17 @@ class RabbitStream:
     async def write(self, record: bytes) -> None:
         """Append a record."""
         await self._connection.publish([AmqpPublication("", self._name, PLAIN_PROPERTIES, record)])
+
+    async def catch_up(self) -> None:
+        """Do as `read` does, over the connection that is written on.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        try:
+            await self.read(await self._connection.transport())
+        except AmqpError as error:
+            self._connection.raise_mapped(error)
 
     async def read(self, transport: RabbitTransport) -> None:
         """Apply every record that was written before this call, and go on reading.
@@ -119,9 +134,8 @@ class RabbitStream:
         channel.on_failed = lambda: self._stop(channel)
         channel.on_cancelled = lambda _: self._stop(channel, anew=True)
         self.ended.clear()
-        tag = uuid.uuid4().hex
-        channel.listen(tag, lambda message: self._receive(channel, message))
-        await self._consume(channel, tag, "first" if self._offset < 0 else self._offset + 1)
+        channel.listen(_TAG, lambda message: self._receive(channel, message))
+        await self._consume(channel, "first" if self._offset < 0 else self._offset + 1)
 
     def _stop(self, channel: RabbitChannel, *, anew: bool = False) -> None:
         if channel is self._channel:
@@ -129,11 +143,11 @@ class RabbitStream:
             self.ended.set()
             self._moved.set()
 
-    async def _consume(self, channel: RabbitChannel, tag: str, offset: str | int) -> None:
+    async def _consume(self, channel: RabbitChannel, offset: str | int) -> None:
         try:
             await channel.call(
                 Basic.Qos(prefetch_count=_AHEAD),
-                Basic.Consume(queue=self._name, consumer_tag=tag, arguments={_OFFSET: offset}),
+                Basic.Consume(queue=self._name, consumer_tag=_TAG, arguments={_OFFSET: offset}),
             )
         except AmqpRefused as error:
             if error.code != PRECONDITION_FAILED:
@@ -160,22 +174,19 @@ class RabbitStream:
         """Return the offset of the last record. There is one."""
         channel = await transport.open_channel()
         found: list[int] = []
-        arrived: asyncio.Future[None] = transport.loop.create_future()
+        arrived = asyncio.Event()
 
         def receive(message: AmqpMessage) -> None:
             found.append(message.properties.headers[_OFFSET])
-            if not arrived.done():
-                arrived.set_result(None)
+            arrived.set()
 
-        channel.listen("end", receive)
+        channel.listen(_TAG, receive)
         try:
             # The server sends its last chunk of records, and later ones.
-            await self._consume(channel, "end", "last")
-            async with asyncio.timeout(transport.answer_timeout):
-                await arrived
+            await self._consume(channel, "last")
+            async with time_limit(transport.answer_timeout, self._late):
+                await arrived.wait()
             await channel.call(Basic.Qos(prefetch_count=_AHEAD))  # answered behind the chunk
-        except TimeoutError:
-            raise AmqpDisconnected(f"the stream {self._name} gave no answer in time") from None
         finally:
             await channel.close()
         return found[-1]
@@ -184,12 +195,12 @@ class RabbitStream:
         channel = self._channel
         assert channel is not None  # `_start_reading` made it
         try:
-            async with asyncio.timeout(self._connection.address.timeout):
+            async with time_limit(self._connection.address.timeout, self._late):
                 while self._offset < offset:
                     if self.ended.is_set():
                         raise AmqpDisconnected(f"the stream {self._name} is read no more")
                     self._moved.clear()
                     await self._moved.wait()
-        except TimeoutError:
+        except AmqpNoAnswer:
             self._stop(channel)  # the next call starts reading again
-            raise AmqpDisconnected(f"the stream {self._name} gave no answer in time") from None
+            raise

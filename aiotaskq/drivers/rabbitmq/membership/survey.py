@@ -1,7 +1,8 @@
 """Questions to all consumers: whether they live, and which messages they hold.
 
 The server reports neither. Each consumer has a queue of its own that vanishes with its connection.
-A question published to that queue comes back when the queue is gone, so nobody waits for the dead.
+A question published to that queue comes back when the queue is gone, so no survey waits for a dead
+consumer.
 
 Theory of operation
 -------------------
@@ -28,12 +29,11 @@ from pamqp.commands import Basic
 
 from aiotaskq.contract.records import ConsumerInfo
 from aiotaskq.drivers.rabbitmq.channel import (
-    AmqpDisconnected,
+    AmqpError,
     AmqpMessage,
     AmqpPublication,
-    AmqpRefused,
     RabbitChannel,
-    pack_properties,
+    time_limit,
 )
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger
@@ -69,12 +69,12 @@ class ConsumerSurvey:
         ledger = self._ledger
         try:
             async with self._turn:
-                await ledger.stream.read(await self._connection.transport())
+                await ledger.stream.catch_up()
                 if not ledger.consumers:
                     return {}
                 known = dict(ledger.consumers)
                 answers, gone = await self._ask(known, encode(question))
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             self._connection.raise_mapped(error)
         for name in gone:
             ledger.consumers.pop(name, None)
@@ -97,16 +97,13 @@ class ConsumerSurvey:
                 arrived.set()
 
         channel.listen("replies", receive)
-        properties = pack_properties(Basic.Properties(reply_to=_REPLIES, correlation_id=mark))
+        properties = Basic.Properties(reply_to=_REPLIES, correlation_id=mark).marshal()
         keys = {self._connection.names.consumer(name): name for name in known}
         confirmation = channel.publish(
             [AmqpPublication("", key, properties, question) for key in keys]
         )
-        try:
-            async with asyncio.timeout(self._connection.address.timeout):
-                await confirmation.done
-        except TimeoutError:
-            raise AmqpDisconnected("no answer in time") from None
+        async with time_limit(self._connection.address.timeout, "no answer in time"):
+            await confirmation.done
         gone = {keys[key] for key in confirmation.returned}
         try:
             async with asyncio.timeout(_ANSWER_WAIT):
@@ -133,11 +130,11 @@ class ConsumerSurvey:
         """
         connection = self._connection
         key = connection.names.consumer(consumer_id)
-        properties = pack_properties(Basic.Properties(reply_to="", correlation_id=""))
+        properties = Basic.Properties(reply_to="", correlation_id="").marshal()
         question = AmqpPublication("", key, properties, encode(ConsumerQuestion()))
         try:
             confirmation = await connection.begin_publish([question])
             await confirmation.done
-        except (AmqpDisconnected, AmqpRefused) as error:
+        except AmqpError as error:
             connection.raise_mapped(error)
         return not confirmation.returned
