@@ -6,14 +6,13 @@ A scheme that is not built in is looked for among the entry points of installed 
 
 from __future__ import annotations
 
-import os
 import re
-import threading
 from importlib import import_module
 from typing import Any, cast
 
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.results import ResultBackend
+from aiotaskq.drivers.common.forks import importing
 from aiotaskq.drivers.entry_points import (
     BACKEND,
     BROKER,
@@ -82,15 +81,6 @@ _EXTRAS = {"rabbitmq": "aiotaskq[rabbitmq]"}
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
 
-# A child that was forked in the middle of an import would wait for the end of it for ever.
-_importing = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_importing.acquire,
-        after_in_parent=_importing.release,
-        after_in_child=_importing.release,
-    )
-
 
 def create_broker(url: str, *, prefix: str) -> Broker:
     """Return the closed broker that a URL names.
@@ -119,7 +109,7 @@ def _create(url: str, prefix: str, role: Role) -> Any:
     target = _BUILT_IN[role].get(scheme)
     if target is not None:
         return _built_in(scheme, target)(url, prefix=prefix)
-    with _importing:
+    with importing:
         driver = None if scheme in _OWN else find_driver(scheme)
         if driver is None:
             raise _unknown(scheme, role)
@@ -129,7 +119,7 @@ def _create(url: str, prefix: str, role: Role) -> Any:
 def _built_in(scheme: str, target: str) -> Any:
     module, _, name = target.partition(":")
     try:
-        with _importing:
+        with importing:
             return getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
         raise ConfigError(

@@ -65,6 +65,7 @@ class RabbitConsumer:
             connection, ConsumerInfo(id=self.id, queues=tuple(queues), about=about)
         )
         self._thread: ConsumerThread | None = None
+        self._closed = False  # for good: its messages were given back
 
     @property
     def lives(self) -> bool:
@@ -98,6 +99,8 @@ class RabbitConsumer:
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         if not batch:
             return ()
+        if self._closed:
+            return [one.delivery for one in batch]
         return await self._running().run(self._loop.settle(batch))
 
     async def news(self) -> News:
@@ -106,7 +109,7 @@ class RabbitConsumer:
     async def close(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            _open_consumers.pop(self.id, None)
+            self._closed = _open_consumers.pop(self.id, None) is not None
             try:
                 await thread.run(self._loop.close())
             finally:

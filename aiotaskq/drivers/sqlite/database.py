@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from aiotaskq.backoff import jittered
+from aiotaskq.drivers.common import forks
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier
 from aiotaskq.drivers.sqlite.process_identity import this_network, this_process
@@ -272,32 +273,22 @@ _connections: set[sqlite3.Connection] = set()
 _databases: WeakSet[SQLiteDatabase] = WeakSet()
 _registering = threading.RLock()  # held during a fork, so that no object is made then
 _stopped: list[SQLiteDatabase] = []  # those that the current fork has stopped
-_forking = False
 
 
 def _before_fork() -> None:
-    global _forking
     _registering.acquire()
-    _forking = True
     for database in list(_databases):
         database.before_fork()
         _stopped.append(database)
 
 
 def _after_fork() -> None:
-    global _forking
-    if not _forking:
-        return  # this module was imported after the fork had begun
     while _stopped:
         _stopped.pop().after_fork()
-    _forking = False
     _registering.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )
+forks.register(_before_fork, _after_fork)
 
 
 def _check_place(path: Path) -> None:
