@@ -293,7 +293,9 @@ def _blocking() -> BlockBuster:
         # asyncpg reads ~/.pgpass and certificates when it connects, which no option prevents.
         function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_arguments")
         # The metadata of installed distributions are read once for a scheme, as an import is.
-        function.can_block_in("aiotaskq/drivers/entry_points.py", {"find_driver", "claimed_schemes"})
+        function.can_block_in(
+            "aiotaskq/drivers/entry_points.py", {"find_driver", "claimed_schemes"}
+        )
     return blocking
 
 

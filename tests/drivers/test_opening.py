@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiotaskq.drivers.common.opening import OpenOnce
+from aiotaskq.drivers.common.opening import OpenOnce, SharedAttempt
 from aiotaskq.errors import BrokerUnavailable
 
 
@@ -130,3 +130,64 @@ async def test_a_release_does_not_wait_for_a_task_that_opens_it() -> None:
     server.ready.set()
     await task
     assert once.get() == "connection 1"
+
+
+# --- SharedAttempt ------------------------------------------------------------------------------
+
+
+class Connecting:
+    """An attempt that ends when it is told to, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.going_on = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.count += 1
+        await self.going_on.wait()
+        return self.count
+
+
+async def test_callers_share_an_attempt_and_the_next_one_begins_another() -> None:
+    connecting, attempt = Connecting(), SharedAttempt[int](LookupError)
+    callers = [asyncio.ensure_future(attempt.result(connecting)) for _ in range(3)]
+    await asyncio.sleep(0)
+    connecting.going_on.set()
+    assert await asyncio.gather(*callers) == [1, 1, 1]
+    assert await attempt.result(connecting) == 2
+
+
+async def test_a_cancelled_caller_does_not_stop_the_attempt_of_the_others() -> None:
+    connecting, attempt = Connecting(), SharedAttempt[int](LookupError)
+    first, second = (asyncio.ensure_future(attempt.result(connecting)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    connecting.going_on.set()
+    assert await second == 1
+
+
+async def test_a_cancelled_attempt_is_an_error_for_its_callers_and_no_cancellation() -> None:
+    connecting, attempt = Connecting(), SharedAttempt[int](lambda: LookupError("closed"))
+    caller = asyncio.ensure_future(attempt.result(connecting))
+    while not connecting.count:
+        await asyncio.sleep(0)
+    await attempt.cancel()
+    with pytest.raises(LookupError, match="closed"):
+        await caller
+    await attempt.cancel()  # there is none
+    connecting.going_on.set()
+    assert await attempt.result(connecting) == 2
+
+
+async def test_the_failure_of_an_attempt_reaches_all_its_callers() -> None:
+    attempt = SharedAttempt[int](LookupError)
+
+    async def fail() -> int:
+        raise OSError("away")
+
+    ended = await asyncio.gather(attempt.result(fail), attempt.result(fail), return_exceptions=True)
+    assert [type(one) for one in ended] == [OSError, OSError]
+    with pytest.raises(OSError, match="away"):
+        await attempt.result(fail)

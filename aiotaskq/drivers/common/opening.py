@@ -1,10 +1,10 @@
-"""Resources that are opened once, also when several tasks open them at the same time."""
+"""Resources that are opened once, and attempts that are made once, for several tasks at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 Resource = TypeVar("Resource")
 
@@ -64,3 +64,49 @@ class OpenOnce(Generic[Resource]):
         """Return the resource for the caller to close, and forget it; None: it is not open."""
         resource, self.resource = self.resource, None
         return resource
+
+
+class SharedAttempt(Generic[Resource]):
+    """An attempt to connect, made in a task of its own for all callers that need it meanwhile.
+
+    A caller that is cancelled does not stop the attempt of the others. The next caller after the
+    end of the attempt begins another one. `cancel` ends it for all callers.
+
+    Args:
+        cancelled: Returns the error for callers whose attempt was ended by `cancel`.
+    """
+
+    __slots__ = ("_cancelled", "_task")
+
+    def __init__(self, cancelled: Callable[[], Exception]) -> None:
+        self._cancelled = cancelled
+        self._task: asyncio.Task[Resource] | None = None
+
+    async def result(self, attempt: Callable[[], Coroutine[Any, Any, Resource]]) -> Resource:
+        """Return the result of the attempt under way, or of a new one.
+
+        Args:
+            attempt: Makes the attempt, if none is under way.
+        """
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(attempt())
+            self._task.add_done_callback(self._ended)
+        task = self._task
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `cancel`, while this caller was not cancelled
+                raise self._cancelled() from None
+            raise
+
+    def _ended(self, task: asyncio.Task[Resource]) -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # else asyncio complains if all callers were cancelled
+
+    async def cancel(self) -> None:
+        """End the attempt under way, if there is one, and wait for its end."""
+        task = self._task
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])

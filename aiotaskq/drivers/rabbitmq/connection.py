@@ -32,6 +32,7 @@ from pamqp.base import Frame
 from pamqp.commands import Exchange
 
 from aiotaskq.backoff import Backoff
+from aiotaskq.drivers.common.opening import SharedAttempt
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpConfirmation,
     AmqpDisconnected,
@@ -85,7 +86,7 @@ class RabbitConnection:
         self._unavailable = unavailable
         self._full = full
         self._transport: RabbitTransport | None = None
-        self._connecting: asyncio.Task[RabbitTransport] | None = None
+        self._connecting = SharedAttempt[RabbitTransport](self._closed_error)
         self._control: RabbitChannel | None = None
         self._publisher: RabbitChannel | None = None
         self._control_turn = asyncio.Lock()
@@ -108,31 +109,24 @@ class RabbitConnection:
         if transport is not None and transport.error is None:
             return transport
         if self._closed:
-            raise self._unavailable(f"{self.address.url}: the driver is closed")
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
-        connecting = self._connecting
+            raise self._closed_error()
         try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            if connecting.cancelled():  # by `close`, while this caller was not cancelled
-                raise self._unavailable(f"{self.address.url}: the driver is closed") from None
-            raise
+            return await self._connecting.result(self._connect)
         except AmqpError as error:
             self.raise_mapped(error)
 
+    def _closed_error(self) -> Unavailable:
+        return self._unavailable(f"{self.address.url}: the driver is closed")
+
     async def _connect(self) -> RabbitTransport:
-        try:
-            # In a thread: certificates are read from files.
-            if self.address.tls is not None:
-                await asyncio.to_thread(lambda: self.address.ssl_context)
-            transport = await connect(self.address)
-            self._control = self._publisher = None
-            self._transport = transport
-            self.on_connected()
-            return transport
-        finally:
-            self._connecting = None
+        # In a thread: certificates are read from files.
+        if self.address.tls is not None:
+            await asyncio.to_thread(lambda: self.address.ssl_context)
+        transport = await connect(self.address)
+        self._control = self._publisher = None
+        self._transport = transport
+        self.on_connected()
+        return transport
 
     async def opened(self) -> Self:
         """Connect, and return this connection, which is closed if that fails.
@@ -151,9 +145,7 @@ class RabbitConnection:
     async def close(self) -> None:
         """Disconnect for good. Idempotent, never raises."""
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        await self._connecting.cancel()
         transport, self._transport = self._transport, None
         if transport is not None:
             await transport.close()

@@ -6,8 +6,8 @@ Theory of operation
 A `RedisConnection` has one `RedisTransport` at a time, which any number of tasks share:
 
 * disconnected: there is no transport, or it has failed. The next command connects.
-* connecting: `_connecting` is the one task that connects. All commands wait for it, shielded: a
-  caller that is cancelled does not stop the others' connecting.
+* connecting: an attempt is under way, which all commands share. A caller that is cancelled does not
+  stop it for the others.
 * connected: `_transport` is live.
 * closed: `close` was called, or `open` failed. Every command raises, for good.
 
@@ -47,6 +47,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from aiotaskq.drivers.common.opening import SharedAttempt
 from aiotaskq.drivers.redis.scripts import RedisScript
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.drivers.redis.transport import RedisTransport
@@ -94,7 +95,7 @@ class RedisConnection:
         self._unavailable = unavailable
         self._full = full or unavailable
         self._transport: RedisTransport | None = None
-        self._connecting: asyncio.Task[RedisTransport] | None = None
+        self._connecting = SharedAttempt[RedisTransport](_closed_error)
         self._transports: set[RedisTransport] = set()  # not closed yet
         self._closed = False
         self.connects = 0
@@ -182,9 +183,7 @@ class RedisConnection:
     async def close(self) -> None:
         """Disconnect for good. Idempotent, never raises."""
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        await self._connecting.cancel()
         for transport in list(self._transports):
             await transport.close()
 
@@ -199,17 +198,8 @@ class RedisConnection:
         if transport is not None and transport.error is None:
             return transport
         if self._closed:
-            raise Disconnected("the driver is closed")
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
-            self._connecting.add_done_callback(self._connected)
-        connecting = self._connecting
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            if connecting.cancelled():  # by `close`; it is not this task that is cancelled
-                raise Disconnected("the driver is closed") from None
-            raise
+            raise _closed_error()
+        return await self._connecting.result(self._connect)
 
     async def _send(
         self, transport: RedisTransport, words: tuple[Word, ...], timeout: float
@@ -248,17 +238,16 @@ class RedisConnection:
             self.failed_at = asyncio.get_running_loop().time()
 
     async def _connect(self) -> RedisTransport:
-        connection = await self._server.connect()
+        try:
+            connection = await self._server.connect()
+        except Exception:
+            self.failed_at = asyncio.get_running_loop().time()
+            raise
         transport = self._transport = RedisTransport(connection)
         self._transports.add(transport)
         transport.closed.add_done_callback(lambda _: self._transports.discard(transport))
         self.connects += 1
         return transport
-
-    def _connected(self, task: asyncio.Task[RedisTransport]) -> None:
-        self._connecting = None
-        if not task.cancelled() and task.exception() is not None:
-            self.failed_at = task.get_loop().time()
 
     def _explain(self, error: Exception) -> Unavailable:
         kind = self._full if _is_full(error) else self._unavailable
@@ -276,6 +265,10 @@ class RedisConnection:
                 f"{self._server.url} is Redis {version}; at least"
                 f" {'.'.join(map(str, _OLDEST))} is needed"
             )
+
+
+def _closed_error() -> Disconnected:
+    return Disconnected("the driver is closed")
 
 
 def read_info(text: str) -> dict[str, str]:
