@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 
 class ForkHooks(NamedTuple):
-    """What a driver does around a fork."""
+    """The functions of a driver that are called around a fork."""
 
     before: Callable[[], None]
     after: Callable[[], None]  # in the parent and in the child
