@@ -36,6 +36,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 E = TypeVar("E", bound=Event)
 
+_MOST_NAMES = 1000  # names up to which the options of unregistered tasks are kept
+
 Hook: TypeAlias = Callable[[State], Awaitable[None]]
 
 
@@ -175,7 +177,8 @@ class TaskRegistry(ABC):
             return kept[1]
         task = self.tasks.get(name)
         options = EffectiveOptions.of(name, task, self.conf)
-        if task is not None:  # other names are anything that anybody sends
+        # Programs send tasks by name that they do not register; and anybody can send other names.
+        if task is not None or len(self._effective) < _MOST_NAMES:
             self._effective[name] = revision, options
         return options
 

@@ -235,8 +235,18 @@ def test_a_task_that_is_registered_anew_has_its_new_options() -> None:
     assert effective(app, name="t", queue="b").queue == "b"
 
 
-def test_no_number_of_unknown_names_is_remembered() -> None:
+def test_only_a_bounded_number_of_unknown_names_is_remembered() -> None:
     app = TaskQueue("t", broker="memory://")
-    for number in range(100):
-        app.effective_options(f"unknown.{number}")
-    assert app._effective == {}
+    for number in range(3000):
+        assert app.effective_options(f"unknown.{number}").queue == "default"
+    assert len(app._effective) == 1000
+    task = app.task(queue="own")(coroutine)
+    assert app.effective_options(task.name).queue == "own"
+    assert app.effective_options(task.name) is app.effective_options(task.name)
+
+
+def test_a_task_that_is_registered_after_it_was_sent_by_name_has_its_options() -> None:
+    app = TaskQueue("t", broker="memory://")
+    assert app.effective_options("late").queue == "default"
+    app.task(name="late", queue="own")(coroutine)
+    assert app.effective_options("late").queue == "own"
