@@ -1,4 +1,4 @@
-"""The broker: publishing, housekeeping, cancelling and dead letters."""
+"""The broker: publishing, maintenance, cancelling and dead letters."""
 
 from __future__ import annotations
 
