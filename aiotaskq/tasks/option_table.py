@@ -470,8 +470,8 @@ def unknown_option(name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an option that does not exist, with the nearest one that does."""
     known = sorted(known)
     near = nearest(name, known)
-    meant = f", did you mean {near}" if near else ""
-    return ConfigError(f"there is no option {name}{meant}? There are: {', '.join(known)}")
+    meant = f", did you mean {near}?" if near else "."
+    return ConfigError(f"there is no option {name}{meant} There are: {', '.join(known)}")
 
 
 def check_name(label: str, value: str) -> str:
