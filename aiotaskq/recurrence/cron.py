@@ -77,8 +77,8 @@ class Crontab(msgspec.Struct, frozen=True, tag="crontab"):
         fields = self.expression.split()
         if len(fields) not in (5, 6):
             raise ConfigError(
-                f"the crontab {self.expression!r} has {len(fields)} of the fields; give five (minute"
-                " hour day-of-month month day-of-week), six with the seconds first, or one of"
+                f"the crontab {self.expression!r} has {len(fields)} fields; give five (minute hour"
+                " day-of-month month day-of-week), six with the seconds first, or one of"
                 f" {', '.join(_MACROS)}"
             )
         try:
