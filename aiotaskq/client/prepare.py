@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 from aiotaskq.config import Config
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope, Message
@@ -47,23 +49,10 @@ def prepare(call: Call[Any], app: Application) -> PreparedMessage:
         raise EncodeError(f"{call.name}, {error}") from error
     options = call.options
     effective = app.effective_options(call.name)
-    now = time.time()
-    if not options:
-        message = Message(
-            id=new_id(),
-            task=call.name,
-            args=args,
-            kwargs=kwargs,
-            pickled=pickled,
-            queue=effective.queue,
-            priority=effective.priority,
-            sent_at=now,
-        )
-        return PreparedMessage(message)
-    effective = effective.for_call(options)
+    if options:
+        effective = effective.for_call(options)
     task_id = options.get("task_id")
-    eta, countdown = options.get("eta"), options.get("countdown", 0.0)
-    retry = options.get("retry")
+    now = time.time()
     message = Message(
         id=new_id() if task_id is None else str(task_id),
         task=call.name,
@@ -73,8 +62,15 @@ def prepare(call: Call[Any], app: Application) -> PreparedMessage:
         queue=effective.queue,
         priority=effective.priority,
         sent_at=now,
+    )
+    if not options:
+        return PreparedMessage(message)
+    eta, countdown = options.get("eta"), options.get("countdown", 0.0)
+    retry = options.get("retry")
+    # The call's own, and not the effective ones: the worker may have other settings.
+    message = msgspec.structs.replace(
+        message,
         expires_at=_expiry(options.get("expires"), now, app.conf),
-        # The call's own, and not the effective ones: the worker may have other settings.
         timeout=options.get("timeout"),
         soft_timeout=options.get("soft_timeout"),
         retry=None if retry is None else retry.to_policy(),
