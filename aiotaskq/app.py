@@ -186,12 +186,12 @@ class TaskQueue(TaskRegistry):
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes reach the broker."""
+        """Return whether other processes reach the broker."""
         return self.drivers()[0].traits.shared
 
     @property
     def keeps_results(self) -> bool:
-        """Whether there is a result backend at all."""
+        """Return whether there is a result backend."""
         return self.drivers()[1] is not None
 
     def _create_backend(self, broker: Broker) -> ResultBackend | None:

@@ -100,7 +100,7 @@ class Bridge:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread waits for a call."""
+        """Return whether a thread waits for the result of a call."""
         return bool(self._calls)
 
     def stop(self) -> None:

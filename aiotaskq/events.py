@@ -157,7 +157,7 @@ class Observers:
         self._by_kind[kind] = left
 
     def heard(self, kind: type[Event]) -> bool:
-        """Whether this type of event has observers; check it before you create the event."""
+        """Return whether this type of event has observers; check it before you create the event."""
         return bool(self._by_kind.get(kind))
 
     def emit(self, event: Event) -> None:

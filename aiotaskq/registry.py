@@ -280,7 +280,7 @@ def _source(fn: Callable[..., Any]) -> str:
 
 
 def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether both are defined by the same lines of a file, as after a reload of the module."""
+    """Return whether the same lines of a file define both, as after a reload of the module."""
     if "<locals>" in one.__qualname__:
         return one is other  # another call of the function around it may have made another one
     return _source(one) == _source(other) and one.__qualname__ == other.__qualname__

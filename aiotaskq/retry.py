@@ -18,7 +18,7 @@ Growth: TypeAlias = Literal["exponential", "linear", "constant"] | Callable[[int
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """How often, how soon and after which exceptions a failed task runs again.
+    """The rule for further attempts: their number, their delays and the exceptions that allow them.
 
     Args:
         max_attempts: The number of runs in all, with the first one; ``math.inf`` for no limit.

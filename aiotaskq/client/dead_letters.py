@@ -249,7 +249,7 @@ class _Chosen:
         return _PAGE if left is None or self.looks_inside else min(_PAGE, left)
 
     def means(self, letter: DeadLetter) -> bool:
-        """Whether a letter meets the conditions."""
+        """Return whether a letter meets the conditions."""
         return (
             (self._ids is None or letter.id in self._ids)
             and (self._keys is None or letter.key in self._keys)

@@ -67,7 +67,7 @@ class Session:
 
     @property
     def keeps_results(self) -> bool:
-        """Whether there is a result backend at all."""
+        """Return whether there is a result backend."""
         return self._backend is not None
 
     async def open(self) -> None:

@@ -136,7 +136,7 @@ def _read_attributes(source: object) -> Iterator[FoundSetting]:
 
 
 def _is_definition(name: str, value: object) -> bool:
-    """Whether an import or a `def` made the name, such as ``from datetime import timezone``.
+    """Return whether an import or a `def` made the name, such as ``from datetime import timezone``.
 
     A function or a class that is assigned to a setting has a name of its own instead.
     """

@@ -28,7 +28,7 @@ NOTHING = Raw()
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How often and how soon a failed task runs again: the form of a `Retry` in a message."""
+    """The form of a `Retry` in a message: the number and the delays of further attempts."""
 
     max_attempts: int = 1
     delay: float = 1.0

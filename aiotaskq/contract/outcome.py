@@ -24,7 +24,7 @@ class TaskStatus(StrEnum):
 
     def __init__(self, _: str) -> None:
         self.final = self.value in ("SUCCESS", "FAILURE", "REVOKED")
-        """Whether the task has ended, so that no other status follows."""
+        """The mark of an ended task: no other status follows."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):

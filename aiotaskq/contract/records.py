@@ -42,7 +42,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLimits(msgspec.Struct, frozen=True):
-    """How many dead letters a queue keeps, and for how long; the oldest are deleted first."""
+    """Limits of the dead letters of a queue, in number and in age; the oldest are deleted first."""
 
     most: int = 10_000
     age: float | None = 30 * 86_400.0  # seconds; None: for ever

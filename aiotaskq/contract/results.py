@@ -32,7 +32,7 @@ class ResultBackend(Protocol):
     """Store of outcomes."""
 
     wants_arguments: ClassVar[bool]
-    """Whether outcomes should contain the task's arguments even if `result_extended` is off."""
+    """The wish for the task's arguments in every outcome, even if `result_extended` is off."""
 
     @property
     def url(self) -> str:

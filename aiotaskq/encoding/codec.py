@@ -262,7 +262,7 @@ def decode_plain(encoded: bytes, json: bool) -> Any:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a message is JSON; a map in MessagePack begins with another byte."""
+    """Return whether a message is JSON; a map in MessagePack begins with another byte."""
     return body[:1] == b"{"
 
 

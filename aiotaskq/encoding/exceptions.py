@@ -82,7 +82,7 @@ def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
 
 
 def is_error(error: Raw, kind: type[BaseException]) -> bool:
-    """Whether an encoded `RemoteError` is of exactly this type."""
+    """Return whether an encoded `RemoteError` is of exactly this type."""
     remote = _read(error)
     return (remote.exc_module, remote.exc_type) == (kind.__module__, kind.__qualname__)
 

@@ -78,7 +78,7 @@ class LeaseKeeper:
         self._started = 0.0
         self._restarts = Backoff(*_RESTART_PAUSES, jitter=False)
         self.due: float | None = None
-        """When `check` is to be called again, by the monotonic clock."""
+        """The time of the next call of `check`, by the monotonic clock."""
 
     @property
     def sentinels(self) -> list[int]:

@@ -61,7 +61,7 @@ class Application(Protocol):
 
     @property
     def keeps_results(self) -> bool:
-        """Whether there is a result backend at all."""
+        """Return whether there is a result backend."""
         ...
 
     def drivers(self) -> tuple[Broker, ResultBackend | None]:

@@ -85,7 +85,7 @@ class EffectiveOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_limited(self) -> bool:
-        """Whether a run has any limit of time."""
+        """Return whether a run has any limit of time."""
         return self.timeout is not None or self.soft_timeout is not None
 
     def for_call(self, options: CallOptions) -> EffectiveOptions:

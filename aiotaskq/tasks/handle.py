@@ -157,15 +157,15 @@ class AsyncResult(Generic[R]):
         return now.traceback if isinstance(now, TaskResult) else None
 
     def ready(self) -> bool:
-        """Whether the task has ended."""
+        """Return whether the task has ended."""
         return isinstance(self._now(), TaskResult)
 
     def successful(self) -> bool:
-        """Whether the task has returned."""
+        """Return whether the task has returned."""
         return self.status == TaskStatus.SUCCESS
 
     def failed(self) -> bool:
-        """Whether the task has raised."""
+        """Return whether the task has raised."""
         return self.status == TaskStatus.FAILURE
 
     def revoke(self, terminate: bool = False, signal: str | int | None = None) -> None:

@@ -18,7 +18,7 @@ R = TypeVar("R", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class TaskResult(Generic[R]):
-    """How a task ended.
+    """The end of a task: its value or its error.
 
     Attributes:
         task_id: The id of the task.
@@ -50,7 +50,7 @@ class TaskResult(Generic[R]):
 
     @property
     def is_err(self) -> bool:
-        """Whether it failed or was revoked."""
+        """Return whether it failed or was revoked."""
         return self.error is not None
 
     def value(self) -> R:

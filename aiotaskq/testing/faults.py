@@ -97,7 +97,7 @@ class FaultPlan:
 
     @property
     def dead(self) -> bool:
-        """Whether the process counts as dead."""
+        """Return whether the process counts as dead."""
         return self._deadly and self.hit
 
     def count(self, call: str) -> FaultKind | None:

@@ -44,7 +44,7 @@ class Census:
         self._until = self._clock() + _TAKEN_FOR
 
     def knows(self, queue: str, task: str) -> bool:
-        """Whether another worker that serves a queue knows a task, as last seen."""
+        """Return whether another worker that serves a queue knows a task, as last seen."""
         return (queue, task) in self._known
 
     async def take(self) -> None:

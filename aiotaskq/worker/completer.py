@@ -99,7 +99,7 @@ class Completer:
 
     @property
     def wants_arguments(self) -> bool:
-        """Whether outcomes should carry the task's arguments."""
+        """Return whether outcomes should carry the task's arguments."""
         return self._backend is not None and self._backend.wants_arguments
 
     async def begin(self) -> Transaction:
@@ -135,7 +135,7 @@ class Completer:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits to be stored that no more tasks should be run."""
+        """Return whether so much waits to be stored that no more tasks should be run."""
         return self.backlog >= _MOST_WAITING or self._size >= _MOST_BYTES
 
     async def drained(self) -> None:

@@ -84,7 +84,7 @@ class Execution:
 
     @property
     def may_succeed(self) -> bool:
-        """Whether it succeeds if it returns now: a release alone does not prevent that."""
+        """Return whether it succeeds if it returns now: a release alone does not prevent that."""
         return self.stop in (None, Stop.RELEASE)
 
     @property

@@ -93,7 +93,7 @@ class Outage:
 
     @property
     def on(self) -> bool:
-        """Whether the last attempt failed."""
+        """Return whether the last attempt failed."""
         return self._backoff.failures > 0
 
     def pause(self, error: Exception) -> float:

@@ -65,7 +65,7 @@ class Heartbeat:
 
     @property
     def trusted(self) -> bool:
-        """Whether the lease is certainly alive, by this machine's monotonic clock."""
+        """Return whether the lease is certainly alive, by this machine's monotonic clock."""
         return not self._gone and time.monotonic() < self._trusted_until
 
     async def alive(self) -> bool:

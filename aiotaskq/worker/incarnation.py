@@ -70,7 +70,7 @@ class Quota:
 
     @property
     def spent(self) -> bool:
-        """Whether no more may be taken."""
+        """Return whether no more may be taken."""
         return self._left is not None and self._left <= 0
 
 

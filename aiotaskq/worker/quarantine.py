@@ -48,7 +48,7 @@ class Quarantine:
 
     @property
     def quiet(self) -> bool:
-        """Whether to fetch nothing until no task is held."""
+        """Return whether to fetch nothing until no task is held."""
         if self._begins is None or self._clock() < self._begins:
             return False
         if self._clock() < self._ends:

@@ -106,7 +106,7 @@ class Worker:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the worker has taken as many tasks as it may."""
+        """Return whether the worker has taken as many tasks as it may."""
         return self._quota.spent
 
     def stop(self, *, hurry: bool = False) -> None:

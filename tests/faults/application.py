@@ -69,7 +69,7 @@ def die_at(point: str) -> None:
 
 
 def once(name: str) -> bool:
-    """Whether this is the first call with this name in all processes."""
+    """Return whether this is the first call with this name in all processes."""
     try:
         (FOLDER / name).touch(exist_ok=False)
     except FileExistsError:

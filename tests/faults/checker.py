@@ -151,7 +151,7 @@ class _History:
                 last[run.attempt] = run
 
     def explained(self, first: Started, second: Started) -> bool:
-        """Whether a fault before the second run may have hit the first one.
+        """Return whether a fault before the second run may have hit the first one.
 
         Or a fault stopped the worker of the second run, which held the task and woke up too late.
         """

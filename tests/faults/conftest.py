@@ -47,7 +47,7 @@ def chance(seed: int) -> random.Random:
 
 @pytest.fixture
 def long() -> bool:
-    """Whether the long profile was asked for."""
+    """Return whether the long profile was asked for."""
     return LONG_PROFILE
 
 

@@ -206,7 +206,7 @@ class Fleet:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process lives: it is no zombie, and its pid is not used by another one."""
+    """Return whether a process lives: it is no zombie, and its pid is not used by another one."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -163,7 +163,7 @@ class Proxy:
 
     @property
     def armed(self) -> bool:
-        """Whether a fault of `break_after` or `lose_reply` has not happened yet."""
+        """Return whether a fault of `break_after` or `lose_reply` has not happened yet."""
         return self.trip is not None or self.lose_after is not None
 
     # --- faults ---------------------------------------------------------------------------------

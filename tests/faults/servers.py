@@ -102,7 +102,7 @@ async def serves(scene: Scene) -> None:
 
 
 def is_red(line: Said) -> bool:
-    """Whether a worker reports that it is unhealthy."""
+    """Return whether a worker reports that it is unhealthy."""
     return line.event == HEALTH and "'problems': '()'" not in line.note
 
 

@@ -121,7 +121,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether its process runs."""
+        """Return whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:

@@ -166,7 +166,7 @@ class SentinelSet:
         return port if agreed else None
 
     def _is_whole(self) -> bool:
-        """Whether all are ready; sentinels have to know each other for a vote."""
+        """Return whether all are ready; sentinels have to know each other for a vote."""
         port = self._named()
         if port is None:
             return False

@@ -71,6 +71,23 @@ def test_the_docstring_of_a_module_opens_with_no_question(checkout: Path, opener
     assert line.startswith("tests/test_one.py:1: the docstring opens with a question word")
 
 
+def test_the_docstring_of_a_class_or_a_function_opens_with_no_question(checkout: Path) -> None:
+    text = '''"""A module."""
+
+class Retry:
+    """How often it is tried."""
+
+    def ends(self):
+        """Whether it ends."""
+
+    def limit(self):
+        """Return whether there is a limit."""
+'''
+    write(checkout, "aiotaskq/two.py", text)
+    lines = check(checkout, "openers")
+    assert [line.split(":")[1] for line in lines] == ["3", "6"]
+
+
 def test_the_first_line_of_a_docstring_has_nouns_for_pronouns(checkout: Path) -> None:
     text = '''"""Somewhat, and `what` is quoted.
 

@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
     @property
     def comes_by_itself(self) -> bool:
-        """Whether an idle worker makes that call, too."""
+        """Return whether an idle worker makes that call, too."""
         return self.step is not None and self.step.call in ("lease.renew", "broker.maintain")
 
     def __str__(self) -> str:

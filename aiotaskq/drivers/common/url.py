@@ -127,7 +127,7 @@ def masked_query(options: Iterable[tuple[str, str]]) -> str:
 
 
 def is_secret(option: str) -> bool:
-    """Whether the value of an option is for nobody's eyes."""
+    """Return whether the value of an option is secret."""
     words = ("password", "passwd", "pwd", "passphrase", "secret", "token")
     return any(word in option.lower() for word in words)
 

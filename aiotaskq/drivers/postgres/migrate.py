@@ -189,7 +189,7 @@ class PostgresMigrations:
             )
 
     async def _is_complete(self, connection: Connection) -> bool:
-        """Whether a release without the table of steps has made all that is needed."""
+        """Return whether a release without the table of steps has made all that is needed."""
         return self._parts == ("results",) and bool(
             await connection.fetchval(_RESULTS_ARE_COMPLETE, self._names.table("results"))
         )

@@ -22,7 +22,7 @@ def storable_text(text: str) -> str:
 
 
 def is_storable(text: str) -> bool:
-    """Whether PostgreSQL's `text` can contain this text unchanged."""
+    """Return whether PostgreSQL's `text` can contain this text unchanged."""
     return storable_text(text) == text
 
 

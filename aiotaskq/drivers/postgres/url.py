@@ -106,7 +106,7 @@ class PostgresUrl(msgspec.Struct, frozen=True):
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the URL leads to a pooler in transaction mode: nothing is prepared then."""
+        """Return whether the URL leads to a pooler by transaction: nothing is prepared then."""
         return self.arguments.get("statement_cache_size") == 0
 
 

@@ -148,7 +148,7 @@ class AmqpConfirmation:
             self.done.set_result(None)
 
     def is_stored(self, publication: AmqpPublication) -> bool:
-        """Whether the server has stored this publication, apart from the others."""
+        """Return whether the server has stored this publication, apart from the others."""
         return id(publication) in self._taken and publication.routing_key not in self.returned
 
     def note_returned(self, routing_key: str) -> None:

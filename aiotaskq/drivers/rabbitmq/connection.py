@@ -95,7 +95,7 @@ class RabbitConnection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a transport that has not failed."""
+        """Return whether there is a transport that has not failed."""
         return self._transport is not None and self._transport.error is None
 
     async def transport(self) -> RabbitTransport:

@@ -69,7 +69,7 @@ class RabbitConsumer:
 
     @property
     def lives(self) -> bool:
-        """Whether it is open and its connection stands."""
+        """Return whether it is open and its connection stands."""
         return self._thread is not None and not self._loop.lost
 
     @property

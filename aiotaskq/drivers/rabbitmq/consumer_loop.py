@@ -134,7 +134,7 @@ class ConsumerLoop:
 
     @property
     def lost(self) -> bool:
-        """Whether its connection is gone."""
+        """Return whether its connection is gone."""
         return self._transport is not None and self._transport.error is not None
 
     async def open(self) -> None:
@@ -246,7 +246,7 @@ class ConsumerLoop:
             await self._take(channel, plan)
 
     def _expects(self, queue: str, count: int) -> bool:
-        """Whether a queue has that many messages, by a count of a moment ago."""
+        """Return whether a queue has that many messages, by a count of a moment ago."""
         recently = asyncio.get_running_loop().time() - self._counted_at < _RECENTLY
         return recently and self._expected.get(queue, 0) >= max(2 * count, _FEW + 1)
 

@@ -212,7 +212,7 @@ def _new_key() -> str:
 
 
 def is_key(text: str) -> bool:
-    """Whether a text has the form of the keys that dead letters have here.
+    """Return whether a text has the form of the keys that dead letters have here.
 
     They are 20 digits, or 20 digits, a dot and the id of a message that the server itself took out
     of its queue.

@@ -140,7 +140,7 @@ class RabbitTransport:
 
     @property
     def blocked(self) -> bool:
-        """Whether the server takes no more messages now, because it has no memory or disk left."""
+        """Return whether the server takes no messages now, for want of memory or disk."""
         # aiormq has no flag for it, only a coroutine that waits until the server takes messages
         # again. This begins to wait, and sees whether it has to.
         waiting = self._connection.ready()

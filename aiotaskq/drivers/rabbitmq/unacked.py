@@ -101,12 +101,12 @@ class UnackedMessages:
 
     @property
     def has_unclaimed(self) -> bool:
-        """Whether there is a message that no worker has."""
+        """Return whether there is a message that no worker has."""
         return bool(self.arrived or self.returning or self.available)
 
     @property
     def next_is_suspect(self) -> bool:
-        """Whether the next message must be handed out alone."""
+        """Return whether the next message must be handed out alone."""
         return bool(self.available) and self.available[0].crashes >= SUSPECT
 
     def add(self, message: RabbitMessage) -> None:
@@ -238,7 +238,7 @@ class UnackedMessages:
                 self._attempts |= {tag: (one, sent) for tag, one in missing.items()}
 
     def _is_replaced(self, tag: int) -> bool:
-        """Whether the replacement of a message is stored."""
+        """Return whether the replacement of a message is stored."""
         if tag not in self._attempts:
             return False
         publication, sent = self._attempts[tag]

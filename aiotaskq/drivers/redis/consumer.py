@@ -175,12 +175,12 @@ class RedisConsumer:
 
     @property
     def holds(self) -> bool:
-        """Whether there are deliveries that were not settled."""
+        """Return whether there are deliveries that were not settled."""
         return bool(self._held)
 
     @property
     def has_unreturned(self) -> bool:
-        """Whether an earlier call took items that no caller got: cancelled, or without a reply."""
+        """Return whether items were taken that no caller got: cancelled, or without a reply."""
         return self._unanswered is not None or bool(self._fetched)
 
     async def recover(self) -> Sequence[Delivery]:

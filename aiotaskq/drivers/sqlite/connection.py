@@ -123,7 +123,7 @@ class SQLiteConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether jobs can be run."""
+        """Return whether jobs can be run."""
         return self._thread is not None
 
     async def open(self) -> None:

@@ -53,7 +53,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @property
     def leases(self) -> bool:
-        """Whether leases run out by a clock, and may be ended by others."""
+        """Return whether leases run out by a clock, and may be ended by others."""
         return self.broker.traits.leases
 
     def _worker(self, number: int) -> ModelWorker:

@@ -124,7 +124,7 @@ class ModelState:
         return {0, count} if any(one.suspect for one in held) else {count}
 
     def lease_runs(self, worker: ModelWorker) -> bool:
-        """Whether the lease of a consumer still runs, by the time of its last renewal."""
+        """Return whether the lease of a consumer still runs, by the time of its last renewal."""
         return (self.units - worker.renewed) * UNIT <= LEASE
 
     # --- changes --------------------------------------------------------------------------------

@@ -164,5 +164,5 @@ def put_mark(
 
 
 def is_marked(folder: FolderConnection, file: str) -> bool:
-    """Whether a mark is in place."""
+    """Return whether a mark is in place."""
     return folder.until(file) > folder.clock()

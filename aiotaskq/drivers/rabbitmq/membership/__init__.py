@@ -121,7 +121,7 @@ class RabbitMembership:
         return held
 
     async def is_present(self, consumer_id: str) -> bool:
-        """Whether the connection of a consumer stands.
+        """Return whether the connection of a consumer stands.
 
         Raises:
             Unavailable: The server cannot be reached.

@@ -123,7 +123,7 @@ class ConsumerSurvey:
         return channel
 
     async def is_present(self, consumer_id: str) -> bool:
-        """Whether the queue of a consumer exists, and so its connection; no answer is awaited.
+        """Return whether the queue of a consumer exists, and so its connection; await no answer.
 
         Raises:
             Unavailable: The server cannot be reached.
