@@ -11,7 +11,7 @@ something must not happen.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, TypeVar
@@ -22,7 +22,7 @@ from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import DeadLimits, Depth, Maintained
 from aiotaskq.contract.settlement import Done, Settlement
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import BrokerUnavailable, Unavailable
 from aiotaskq.testing.conformance.harness import BrokerHarness, LethalHarness
 
 Value = TypeVar("Value")
@@ -263,6 +263,19 @@ async def maintaining(broker: Broker) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def expect_unavailable(calls: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
+    """Make each call, and fail with the names of those that do not raise `BrokerUnavailable`."""
+    silent: list[str] = []
+    for name, call in calls.items():
+        async with asyncio.timeout(PATIENCE):
+            try:
+                await call()
+            except BrokerUnavailable:
+                continue
+        silent.append(name)
+    assert not silent
 
 
 async def retry_unavailable(call: Callable[[], Awaitable[Value]]) -> Value:

@@ -23,6 +23,7 @@ from aiotaskq.testing.conformance.rig import (
     done,
     envelope,
     expect_nothing,
+    expect_unavailable,
     ids_of,
     maintain,
     needs,
@@ -406,15 +407,7 @@ class ScheduleTests(BrokerSuite):
             "remove": lambda: schedules.compare_and_swap("t", "1", None),
         }
         await harness.cut()
-        silent: list[str] = []
-        for name, call in calls.items():
-            async with asyncio.timeout(PATIENCE):
-                try:
-                    await call()
-                except BrokerUnavailable:
-                    continue
-            silent.append(name)
-        assert not silent
+        await expect_unavailable(calls)
         await harness.mend()
         await retry_unavailable(calls["compare_and_swap"])
         assert await retry_unavailable(lambda: loaded(schedules)) == [new]
