@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import subprocess
 import sys
@@ -38,12 +37,6 @@ from tests.servers import Certificates, RabbitServer
 
 PATIENCE = 30.0
 Holder: TypeAlias = tuple[RabbitConsumer, Delivery]
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"d{next(_numbers)}"
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +62,6 @@ def aged(rabbit_server: RabbitServer) -> tuple[str, float]:
 def url(rabbit_server: RabbitServer, aged: tuple[str, float]) -> str:
     rabbit_server.start()
     return rabbit_server.url()
-
-
-@pytest.fixture
-async def broker(url: str, prefix: str) -> AsyncIterator[RabbitBroker]:
-    broker = RabbitBroker(url, prefix=prefix)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 def envelope(name: str, **fields: object) -> Envelope:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,29 +19,8 @@ from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.transport import connect
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, ConfigError
-from tests.servers import RabbitServer
 
 PATIENCE = 30.0
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"g{next(_numbers)}"
-
-
-@pytest.fixture
-def url(rabbit_server: RabbitServer) -> str:
-    rabbit_server.start()
-    return rabbit_server.url()
-
-
-@pytest.fixture
-async def broker(url: str, prefix: str) -> AsyncIterator[RabbitBroker]:
-    broker = RabbitBroker(url, prefix=prefix)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 def envelope(name: str) -> Envelope:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 
-import pytest
 from pamqp.commands import Queue
 
 from aiotaskq.contract.message import Envelope
@@ -15,21 +13,8 @@ from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.transport import connect
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable
-from tests.servers import RabbitServer
 
 PATIENCE = 30.0
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"b{next(_numbers)}"
-
-
-@pytest.fixture
-def url(rabbit_server: RabbitServer) -> str:
-    rabbit_server.start()
-    return rabbit_server.url()
 
 
 async def delete(url: str, queue: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -39,26 +38,6 @@ from tests.servers import RabbitServer
 
 PATIENCE = 30.0
 DURABLE_AFTER = 4.0  # seconds until RabbitMQ 3.10 finds a new queue again when it is restarted
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"l{next(_numbers)}"
-
-
-@pytest.fixture
-def url(rabbit_server: RabbitServer) -> str:
-    rabbit_server.start()
-    return rabbit_server.url()
-
-
-@pytest.fixture
-async def broker(url: str, prefix: str) -> AsyncIterator[RabbitBroker]:
-    broker = RabbitBroker(url, prefix=prefix)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 async def take(broker: RabbitBroker) -> tuple[RabbitConsumer, Delivery]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from typing import Any
 
 import msgspec
@@ -19,18 +18,6 @@ from aiotaskq.testing.conformance.result_listener import outcome, value
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"r{next(_numbers)}"
-
-
-@pytest.fixture
-def url(rabbit_server: RabbitServer) -> str:
-    rabbit_server.start()
-    return rabbit_server.url()
 
 
 @pytest.mark.parametrize("which", ["rpc", "none", "redis and rpc", "redis", "postgresql"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -22,21 +21,6 @@ from aiotaskq.errors import BrokerFull, BrokerUnavailable
 from tests.servers import RabbitServer
 
 PATIENCE = 30.0
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"s{next(_numbers)}"
-
-
-@pytest.fixture
-async def broker(rabbit_server: RabbitServer, prefix: str) -> AsyncIterator[RabbitBroker]:
-    rabbit_server.start()
-    broker = RabbitBroker(rabbit_server.url(), prefix=prefix)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 def envelope(name: str, delay: float = 0.0, queue: str = "q") -> Envelope:
