@@ -12,6 +12,7 @@ from aiotaskq.contract.records import WorkerInfo
 from aiotaskq.errors import (
     AioTaskQError,
     BackendUnavailable,
+    BatchRefused,
     BrokerFull,
     BrokerUnavailable,
     CodecError,
@@ -56,6 +57,7 @@ __all__ = [
     "AsyncResult",
     "Attempt",
     "BackendUnavailable",
+    "BatchRefused",
     "BrokerFull",
     "BrokerUnavailable",
     "Call",

@@ -11,6 +11,7 @@
     │   ├── BrokerUnavailable
     │   │   └── BrokerFull          it has no memory or disk left, and takes no more messages
     │   └── BackendUnavailable
+    ├── BatchRefused                some entries of a batch can never be stored; the others were
     ├── LeaseLost                   the broker counts this consumer as dead
     ├── CodecError
     │   ├── EncodeError             the serializer cannot encode a value
@@ -35,6 +36,7 @@ every exception of its client library into one of these.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -72,6 +74,32 @@ class BrokerFull(BrokerUnavailable):
 
 class BackendUnavailable(Unavailable):
     """The result backend cannot be reached now."""
+
+
+class BatchRefused(AioTaskQError):
+    """Some entries of a batch were refused for good; all other entries took effect.
+
+    An entry that was refused is not stored, and the same call cannot work for it later.
+
+    Attributes:
+        errors: The reason of each refusal, by the position of the entry in the batch. The type of
+            each is the one that is raised where its entry is the whole batch.
+        answer: The value that the call returns for the other entries.
+    """
+
+    def __init__(self, errors: Mapping[int, Exception], *, answer: Any = ()) -> None:
+        first = min(errors)
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(f"entry {first} of the batch was refused: {errors[first]}{more}")
+        self.errors = errors
+        self.answer = answer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _batch_refused, (self.errors, self.answer)
+
+
+def _batch_refused(errors: Mapping[int, Exception], answer: Any) -> BatchRefused:
+    return BatchRefused(errors, answer=answer)
 
 
 class LeaseLost(AioTaskQError):

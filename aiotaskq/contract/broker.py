@@ -39,7 +39,15 @@ differ in what they do otherwise:
   was closed or given up is not opened again. `close` itself may be called at any time.
 
 Data that comes from the server is another matter: another program may have written it, so a driver
-trusts nothing in it.
+trusts nothing in it. An entry that it cannot read is set aside, logged once, and stops nothing
+else: a message becomes a delivery that the worker refuses or a dead letter, a consumer or a notice
+is skipped. A value that comes from the server never makes a call raise, or repeat without end.
+
+Refusals. An entry of a batch that can never be stored (a delay, a name or a body beyond the limits
+of the server) is not an outage. `publish`, `settle` and `ResultBackend.store` apply all the other
+entries of the batch and then raise `BatchRefused`, which has the reason of each. A `ConfigError` of
+these calls says that the set-up does not work any more (a password was changed, a table dropped);
+it holds for every entry.
 """
 
 from __future__ import annotations
@@ -196,6 +204,8 @@ class Consumer(Protocol):
         settled, released or taken back before. The same call may be repeated after an error.
 
         Raises:
+            BatchRefused: These settlements can never take effect, and their deliveries are still
+                held. The others took effect; `answer` has the deliveries that were not held.
             BrokerUnavailable: The broker cannot be reached now. Some of the settlements may have
                 taken effect.
         """
@@ -257,7 +267,7 @@ class Broker(Protocol):
 
         An id is refused only if its envelope is `unique`. When the call returns, all other
         envelopes are stored. Their order is kept within a queue and a priority. An empty batch
-        needs no connection. If the call raises, some envelopes may be stored.
+        needs no connection.
 
         Args:
             batch: Any number of envelopes.
@@ -265,7 +275,11 @@ class Broker(Protocol):
                 this id stored within the last minute are not stored again.
 
         Raises:
-            BrokerUnavailable: The broker cannot be reached now.
+            BatchRefused: These envelopes can never be stored, or (`BrokerFull`) there is no room
+                for them. All others are stored; `answer` has the ids refused as duplicates.
+            BrokerFull: There is no room for any of them, and none is stored.
+            BrokerUnavailable: The broker cannot be reached now. Some envelopes may be stored.
+            Exception: Any other error; none of the envelopes is stored.
         """
         ...
 

@@ -63,8 +63,10 @@ class ResultBackend(Protocol):
         an error.
 
         Raises:
-            BackendUnavailable: The server cannot be reached now. Some of the outcomes may be
-                stored.
+            BatchRefused: These outcomes can never be stored. The others are; `answer` has the ids
+                that were refused.
+            BackendUnavailable: The server cannot be reached now, or has no room. Some of the
+                outcomes may be stored.
         """
         ...
 
