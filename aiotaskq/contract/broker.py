@@ -326,6 +326,16 @@ class Broker(Protocol):
         """
         ...
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        """Return those of the ids that stay cancelled, so that a message with one is dropped.
+
+        An id stays cancelled for a week, unless its message is revived.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+        """
+        ...
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         """Do the maintenance: deliver due messages, take back messages of dead consumers.
 
