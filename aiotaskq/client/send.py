@@ -59,8 +59,14 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
                 await _send_through(app, publish, prepared)
     else:
         await _send_groups(app, groups, ids)
-    if any(prepared.unique for prepared in batch):
-        await _tell_cancelled(app, session, batch)
+    # A task in the outbox is not at the broker yet, which may be away.
+    named = {
+        one.message.id: one.message
+        for call, one in zip(calls, batch, strict=True)
+        if one.unique and ("connection" not in call.options or session.is_transactional)
+    }
+    if named:
+        await _tell_cancelled(app, session, named)
     return ids
 
 
@@ -117,14 +123,11 @@ async def _send_through(app: Application, publish: Publish, prepared: PreparedMe
     await wrap_send(app.middlewares, send)(prepared.message)
 
 
-async def _tell_cancelled(
-    app: Application, session: Session, batch: Sequence[PreparedMessage]
-) -> None:
+async def _tell_cancelled(app: Application, session: Session, named: Mapping[str, Message]) -> None:
     """Tell of the messages that never run, since their ids were cancelled before they were sent.
 
     Ids outlive results: a caller that waits would find no outcome, and wait for ever.
     """
-    named = {one.message.id: one.message for one in batch if one.unique}
     for task_id in await session.broker.cancelled_among(named):
         message = named[task_id]
         logger.warning(

@@ -67,6 +67,11 @@ class Session:
         self._life: AsyncGenerator[None, None] | None = None
 
     @property
+    def is_transactional(self) -> bool:
+        """Return whether the broker itself stores tasks in transactions of callers."""
+        return isinstance(self.broker, Transactional)
+
+    @property
     def keeps_results(self) -> bool:
         """Return whether there is a result backend."""
         return self._backend is not None
