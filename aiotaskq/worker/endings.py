@@ -184,7 +184,7 @@ class Endings:
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
             verdict, result, traceback = error.verdict, error.error, error.traceback
-            error = rebuild(result, execution.message.id, traceback)
+            error = rebuild(result, execution.message.id, traceback, own=True)
         else:
             verdict = error if isinstance(error, Verdict) else None
             if isinstance(error, RetryLater) and error.__cause__ is not None:

@@ -113,7 +113,7 @@ async def test_a_timeout_ends_the_process_and_only_that_one(worker: Worker, tmp_
     # The start of its process counts, and may take long on a busy machine.
     handle = await tasks.sleep.with_options(timeout=4).kiq(LONG, str(tmp_path / "two"))
     doomed = await pid_of(tmp_path / "two")
-    with pytest.raises(TimeoutError, match="longer than its timeout"):
+    with pytest.raises(TaskFailed, match="longer than its timeout"):
         await handle.result(LONG)
     await until(lambda: gone(doomed))
     assert await bystander.result(LONG) == spared

@@ -42,9 +42,7 @@ async def test_a_soft_limit_that_is_not_handled_fails_the_task(app: TaskQueue) -
 
     async with app.worker():
         handle = await job.kiq()
-        with pytest.raises(SoftTimeLimitExceeded):
-            await handle.result(LONG)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TaskFailed, match="SoftTimeLimitExceeded"):
             await handle.result(LONG)
 
 
@@ -94,7 +92,8 @@ async def test_code_that_cleans_up_after_a_cancellation_does_so_at_a_soft_limit(
     async with app.worker():
         outcome = await (await job.kiq()).wait(LONG)
     assert len(caught) == 1
-    assert isinstance(outcome.error, SoftTimeLimitExceeded)
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "SoftTimeLimitExceeded"
     assert not isinstance(outcome.error, asyncio.CancelledError)  # it is none for the caller
 
 
@@ -105,7 +104,7 @@ async def test_a_soft_limit_of_one_call(app: TaskQueue) -> None:
 
     async with app.worker():
         handle = await job.with_options(soft_timeout=0.05).kiq()
-        with pytest.raises(SoftTimeLimitExceeded):
+        with pytest.raises(TaskFailed, match="SoftTimeLimitExceeded"):
             await handle.result(LONG)
 
 
@@ -142,7 +141,7 @@ async def test_settings_give_the_limits_of_tasks_that_have_none(app: TaskQueue) 
 
     async with app.worker():
         handles = await job.kiq(), await plain.kiq()
-        with pytest.raises(SoftTimeLimitExceeded):
+        with pytest.raises(TaskFailed, match="SoftTimeLimitExceeded"):
             await handles[0].result(LONG)
         assert await handles[1].result(LONG) == 1
 
@@ -279,7 +278,7 @@ async def test_a_coroutine_that_runs_too_long_is_cancelled_and_fails(app: TaskQu
             cleaned_up = True
 
     async with app.worker():
-        with pytest.raises(TimeoutError, match=r"longer than its timeout of 0\.05 s"):
+        with pytest.raises(TaskFailed, match=r"longer than its timeout of 0\.05 s"):
             await (await job.kiq()).result(LONG)
         outcome = await (await job.with_options(timeout=0.01).kiq()).wait(LONG)
     assert isinstance(outcome.error, TaskFailed)
@@ -298,7 +297,7 @@ async def test_a_thread_that_runs_too_long_is_left_behind_and_the_task_fails(
 
     async with app.worker():
         outcome = await (await job.kiq()).wait(LONG)
-        assert isinstance(outcome.error, TimeoutError)
+        assert "TimeLimitExceeded" in str(outcome.error)
         leave.set()
 
 
@@ -322,7 +321,7 @@ async def test_the_settings_limit_tasks_without_a_limit(app: TaskQueue) -> None:
         await asyncio.Event().wait()
 
     async with app.worker():
-        assert isinstance((await (await job.kiq()).wait(LONG)).error, TimeoutError)
+        assert "TimeLimitExceeded" in str((await (await job.kiq()).wait(LONG)).error)
 
 
 async def test_a_function_that_does_not_end_takes_no_thread_from_others(app: TaskQueue) -> None:
@@ -339,7 +338,7 @@ async def test_a_function_that_does_not_end_takes_no_thread_from_others(app: Tas
     try:
         async with app.worker(threads=1):
             for _ in range(3):
-                with pytest.raises(TimeoutError):
+                with pytest.raises(TaskFailed, match="TimeLimitExceeded"):
                     await (await hang.kiq()).result(LONG)
             assert await (await quick.kiq()).result(LONG) == "done"
             end.set()
