@@ -59,6 +59,7 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
                 await _send_through(app, publish, prepared)
     else:
         await _send_groups(app, groups, ids)
+    session.note_sent(one.message for one in batch)
     # A task in the outbox is not at the broker yet, which may be away.
     named = {
         one.message.id: one.message

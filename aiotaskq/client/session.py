@@ -20,15 +20,17 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Iterable,
     Sequence,
 )
 from functools import partial
 
+from aiotaskq.client.audience import Audience
 from aiotaskq.client.outbox import Outbox
 from aiotaskq.client.publisher import Publisher, persist
 from aiotaskq.client.waiters import Waiters
 from aiotaskq.contract.broker import Broker, Transactional
-from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.results import ReplyBackend, ResultBackend
 from aiotaskq.errors import (
@@ -60,6 +62,7 @@ class Session:
         given: object = backend
         self._replies = given if isinstance(given, ReplyBackend) else None
         self.publisher = Publisher(broker, publish_timeout)
+        self._audience = Audience(broker)
         self._patience = publish_timeout
         self._waiters = Waiters(backend) if backend is not None else None
         self._opened: set[str] = set()
@@ -80,6 +83,11 @@ class Session:
         """Connect to the broker. Idempotent; after an error the next call tries again."""
         if "broker" not in self._opened:
             await self._open_once("broker", self.broker.open, self._patience)
+
+    def note_sent(self, messages: Iterable[Message]) -> None:
+        """Note messages that were sent, so that the log tells of those that nobody takes."""
+        if "broker" in self._opened:  # it may be away, where all went into the outbox
+            self._audience.note(messages)
 
     async def enlist(
         self, connection: object
@@ -174,6 +182,7 @@ class Session:
     async def _close(self) -> None:
         self._opened.clear()
         await self.publisher.close()
+        await self._audience.close()
         if self._waiters is not None and self._backend is not None:
             await self._waiters.close()
             await self._backend.close()

@@ -41,6 +41,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[str, ...]  # the names of the tasks that it knows
 
 
+def read_worker_info(about: bytes) -> WorkerInfo | None:
+    """Return the description of a worker; None if `about` is none, as of another package."""
+    try:
+        return msgspec.json.decode(about, type=WorkerInfo)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
 class DeadLimits(msgspec.Struct, frozen=True):
     """Limits of the dead letters of a queue, in number and in age; the oldest are deleted first."""
 

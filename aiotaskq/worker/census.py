@@ -8,15 +8,12 @@ only for a while after a delivery whose task is unknown here.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from aiotaskq.contract.broker import Broker
-from aiotaskq.contract.records import WorkerInfo
+from aiotaskq.contract.records import read_worker_info
 
 _TAKEN_FOR = 60.0  # seconds after an unknown task
 
@@ -58,8 +55,7 @@ class Census:
             return
         known: set[tuple[str, str]] = set()
         for other in await self._broker.consumers():
-            if other.id != self._consumer:
-                with contextlib.suppress(msgspec.MsgspecError):  # of another version, or none
-                    tasks = msgspec.json.decode(other.about, type=WorkerInfo).tasks
-                    known.update(itertools.product(other.queues, tasks))
+            info = read_worker_info(other.about)
+            if other.id != self._consumer and info is not None:
+                known.update(itertools.product(other.queues, info.tasks))
         self._known = frozenset(known)
