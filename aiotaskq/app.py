@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
-from aiotaskq import bridge
+from aiotaskq import bridge, forks
 from aiotaskq.client.cancel import cancel_task
 from aiotaskq.client.dead_letters import DeadLetters
 from aiotaskq.client.outbox import QUEUE as OUTBOX
@@ -458,14 +457,13 @@ class TaskQueue(TaskRegistry):
 _apps: WeakSet[TaskQueue] = WeakSet()
 
 
-def _after_fork() -> None:
+def _renew_locks() -> None:
     """Give a forked child new locks: a thread that does not exist there may hold the old ones."""
     for app in _apps:
         app._lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.register(in_child=_renew_locks)
 
 
 def _check_driver(what: str, given: object) -> None:

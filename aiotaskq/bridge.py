@@ -15,11 +15,12 @@ import asyncio
 import atexit
 import concurrent.futures.thread  # noqa: F401 - see the hook at the end of this module
 import contextlib
-import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+from aiotaskq import forks
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ _bridge = Bridge()
 _inherited: list[Bridge] = []
 
 
-def _after_fork() -> None:
+def _begin_anew() -> None:
     global _bridge
     # Kept, not dropped: collecting the parent's loop here would unregister the parent's sockets
     # from the epoll instance that both processes share.
@@ -125,8 +126,7 @@ def _after_fork() -> None:
     _bridge = Bridge()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.register(in_child=_begin_anew)
 
 
 @atexit.register

@@ -396,6 +396,13 @@ class SettingsTable:
         "None: never.",
         ours=True,
     )
+    worker_end_orphans = Setting(
+        value_types.flag(),
+        True,
+        "Whether processes that tasks have started end with their worker process; those in a "
+        "session of their own go on.",
+        ours=True,
+    )
     worker_hijack_root_logger = Setting(
         value_types.flag(), True, "Whether a worker configures the root logger."
     )

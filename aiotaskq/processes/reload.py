@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from aiotaskq.errors import ConfigError
+from aiotaskq.forks import keep_private
 from aiotaskq.processes.operating_system import start_process
 from aiotaskq.processes.parent import is_parent, parent_pid
 
@@ -47,6 +48,7 @@ class FileWatcher:
                 "--reload needs the library 'watchfiles': pip install 'aiotaskq[reload]'"
             )
         self.pipe, childs_end = multiprocessing.Pipe(duplex=False)
+        keep_private(self.pipe.fileno())
         self._process = start_process(
             _watch_files,
             (childs_end,),

@@ -30,6 +30,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
+from aiotaskq import forks
 from aiotaskq.backoff import Backoff
 from aiotaskq.client.prepare import PreparedMessage, check_traits, prepare, seal
 from aiotaskq.contract.message import Envelope, Message
@@ -81,6 +82,7 @@ class Scheduler:
             ConfigError: A schedule of the code is wrong, or the broker keeps no schedules.
             BrokerUnavailable: It cannot be reached, and the scheduler is not patient.
         """
+        forks.guard(asyncio.get_running_loop())
         try:
             store = await self._prepare(patient=patient)
             if store is not None:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Raw
 
-from aiotaskq import events
+from aiotaskq import events, forks
 from aiotaskq.context import TaskContext, enter
 from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.results import Transaction
@@ -75,6 +75,7 @@ class Executor:
         self._slot_freed = slot_freed
         self._loop = asyncio.get_running_loop()
         self._start = _starter(self._loop)
+        self._generation = forks.generation
         # Not by id: a task may have been sent twice under one id, and run twice at once.
         self._running: set[Execution] = set()
         self._stuck: set[Execution] = set()
@@ -163,7 +164,7 @@ class Executor:
             if execution.options.executor == "loop":
                 await self._run_in(context, execution)
             else:
-                async with self._pools.slot(execution.options.executor):
+                async with self._pools.slot(execution.options.executor, execution.task):
                     await self._run_in(context, execution)
         except asyncio.CancelledError:  # before its function was called
             if execution.stop is None:
@@ -192,12 +193,14 @@ class Executor:
                 value = await execution.task.call(*context.args, **context.kwargs)
             else:
                 value = await self._call(context)
+            forks.end_child(self._generation)
             if context.verdict is not None:
                 raise context.verdict
             encoded = value if type(value) is Raw else self._codec.encode_result(value)
             if execution.transaction is not None:
                 await self._commit(execution, execution.transaction, encoded)
         except BaseException as error:  # SystemExit included: it ends the task only
+            forks.end_child(self._generation, error)
             if execution.transaction is not None:
                 await execution.transaction.roll_back()
             self._end_raised(execution, context.judge(error))

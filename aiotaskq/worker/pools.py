@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.option_table import Executor
 from aiotaskq.worker.process_pool import ProcessPool
 from aiotaskq.worker.thread_pool import ThreadPool
@@ -15,12 +17,19 @@ class Pools:
     """Both pools of a worker. One without plain functions starts neither."""
 
     def __init__(
-        self, *, threads: int, processes: int, codec_settings: dict[str, Any], worker: str
+        self,
+        *,
+        threads: int,
+        processes: int,
+        codec_settings: dict[str, Any],
+        worker: str,
+        end_orphans: bool,
     ) -> None:
         self._thread_count = threads
         self._process_count = processes
         self._codec_settings = codec_settings
         self._worker = worker
+        self._end_orphans = end_orphans
         self._threads: ThreadPool | None = None
         self._processes: ProcessPool | None = None
         self._slots = {
@@ -33,13 +42,17 @@ class Pools:
         """The number of threads that still run a function whose call was cancelled."""
         return 0 if self._threads is None else self._threads.given_up
 
-    def slot(self, executor: Executor) -> AbstractAsyncContextManager[Any]:
-        """Return a context that holds a free thread or process, and waits for one on entry.
+    @asynccontextmanager
+    async def slot(self, executor: Executor, task: TaskDefinition) -> AsyncIterator[None]:
+        """Hold a free thread or process in the block, and wait for one on entry.
 
         A worker takes more tasks than it has threads. A task that waits here does not run yet, and
-        its timeout has not begun.
+        its timeout has not begun. That holds for the start of a process as well.
         """
-        return nullcontext() if executor == "loop" else self._slots[executor]
+        async with self._slots[executor]:
+            if executor == "process":
+                await self.processes().prepare(task)
+            yield
 
     def threads(self) -> ThreadPool:
         """Return the thread pool."""
@@ -51,7 +64,10 @@ class Pools:
         """Return the process pool."""
         if self._processes is None:
             self._processes = ProcessPool(
-                self._process_count, self._codec_settings, worker=self._worker
+                self._process_count,
+                self._codec_settings,
+                worker=self._worker,
+                end_orphans=self._end_orphans,
             )
         return self._processes
 

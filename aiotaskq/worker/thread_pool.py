@@ -21,6 +21,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
+from aiotaskq import forks
+
 _Work: TypeAlias = tuple["asyncio.Future[Any]", Callable[[], Any]]
 _Ended: TypeAlias = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
@@ -36,6 +38,7 @@ class ThreadPool:
         self.size = size
         self._name = name
         self._loop = asyncio.get_running_loop()
+        self._generation = forks.generation
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._ended: deque[_Ended] = deque()
         self._threads: list[threading.Thread] = []
@@ -93,6 +96,7 @@ class ThreadPool:
                 value = call()
             except BaseException as raised:  # SystemExit included: it ends the task only
                 error = raised
+            forks.end_child(self._generation, error)
             self._ended.append((future, value, error))
             del work, future, call, value, error  # a waiting thread holds nothing alive
             if not self._waking:

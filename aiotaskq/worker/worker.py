@@ -21,7 +21,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeAlias, Unpack
 
-from aiotaskq import events
+from aiotaskq import events, forks
 from aiotaskq.client.outbox import Outbox
 from aiotaskq.context import State
 from aiotaskq.contract.broker import Broker
@@ -159,6 +159,7 @@ class Worker:
         if self._lived:
             raise RuntimeError("a worker lives once; make another one")
         self._lived = True
+        forks.guard(asyncio.get_running_loop())
         self._app.import_tasks()
         for task in self._app.tasks.values():
             task.arguments.prepare()
@@ -177,6 +178,7 @@ class Worker:
                 processes=self.options.processes,
                 codec_settings=self._app.codec.settings,
                 worker=self.options.name,
+                end_orphans=self._app.conf.worker_end_orphans,
             )
             stack.push_async_callback(pools.close)
             self.loop_monitor.start()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 
 from aiotaskq import Retry, TaskQueue, current_task
@@ -67,6 +71,61 @@ def die_once(marker: str) -> int:
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return current_task().attempt
+
+
+@app.task(executor="process")
+def spread(numbers: list[int]) -> list[int]:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        spawned = list(pool.map(abs, numbers))
+    with multiprocessing.get_context("fork").Pool(2) as forked:
+        return [*spawned, *forked.map(abs, numbers)]
+
+
+@app.task(executor="process")
+def interrupt() -> int:
+    command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+        return program.wait()
+
+
+@app.task(executor="process")
+def blocked() -> list[int]:
+    return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+
+
+language: ContextVar[str] = ContextVar("language", default="en")
+
+
+@app.task(executor="process")
+def speak(other: str) -> str:
+    before = language.get()
+    language.set(other)
+    return before
+
+
+@app.task
+def speak_in_thread(other: str) -> str:
+    before = language.get()
+    language.set(other)
+    return before
+
+
+@app.task
+async def speak_in_loop(other: str) -> str:
+    before = language.get()
+    language.set(other)
+    return before
+
+
+@app.task(executor="process")
+def fork_and_exit(status: int) -> int:
+    child = os.fork()
+    if child == 0:
+        sys.exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _unbound() -> int:

@@ -27,6 +27,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
+from aiotaskq import forks
 from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.url import PostgresUrl
@@ -309,7 +310,9 @@ class PostgresPool:
         if listens and self.url.listen is not None:
             arguments |= self.url.listen.arguments
         with self.errors():
-            return await asyncpg.connect(**arguments)
+            connection: Connection = await asyncpg.connect(**arguments)
+        await _keep_private(connection)
+        return connection
 
     async def listen(
         self, callbacks: Mapping[str, Callable[..., None]], *, ended: Callable[[object], None]
@@ -356,7 +359,11 @@ class PostgresPool:
 
         with self.errors():
             return await asyncpg.create_pool(
-                min_size=0, max_size=self._pool_size, reset=nothing, **self._arguments
+                min_size=0,
+                max_size=self._pool_size,
+                reset=nothing,
+                init=_keep_private,
+                **self._arguments,
             )
 
     @property
@@ -405,6 +412,11 @@ class PostgresPool:
         if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
             return ConfigError(f"PostgreSQL at {self.url.shown}: {text}; correct the URL")
         return self._unavailable(f"PostgreSQL at {self.url.shown} cannot be reached: {text}")
+
+
+async def _keep_private(connection: Any) -> None:
+    """Keep the socket of a new connection out of forks."""
+    forks.keep_transport_private(connection._transport)
 
 
 async def _close(connections: Connection | _Pool) -> None:

@@ -38,6 +38,7 @@ from pamqp import commands, frame
 from pamqp.constants import AMQP, FRAME_MAX_SIZE
 from pamqp.exceptions import PAMQPException
 
+from aiotaskq import forks
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpDisconnected,
     AmqpNoAnswer,
@@ -249,6 +250,7 @@ async def _open_streams(address: RabbitAddress) -> tuple[_HandshakeReader, async
         ) from error
     except OSError as error:
         raise AmqpDisconnected(str(error)) from error
+    forks.keep_transport_private(socket)
     return reader, asyncio.StreamWriter(socket, protocol, reader, loop)
 
 

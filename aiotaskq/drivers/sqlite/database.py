@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from aiotaskq import forks
 from aiotaskq.backoff import jittered
-from aiotaskq.drivers.common import forks
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier
 from aiotaskq.drivers.sqlite.process_identity import this_network, this_process
