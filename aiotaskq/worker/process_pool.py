@@ -47,6 +47,7 @@ from aiotaskq.errors import (
     SoftTimeLimitExceeded,
     Verdict,
 )
+from aiotaskq.processes.standard_streams import guard_streams
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.task import Task
 from aiotaskq.worker.thread_pool import ThreadPool
@@ -278,6 +279,7 @@ def _how(exit_code: int | None) -> str:
 
 def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
     """Run requests one after another until the pipe ends: the main function of a process."""
+    guard_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker handles Ctrl-C
     # The worker handles SIGTERM as well, which a service manager sends to all processes of a
     # service at once. Not SIG_IGN here: programs that the user's code starts would inherit it.
