@@ -40,7 +40,7 @@ def guard_streams() -> None:
 
 
 def output_failure() -> OSError | None:
-    """Write what `sys.stdout` still holds, and return the error that has ended its output."""
+    """Flush `sys.stdout`, and return the error that has ended its output."""
     sys.stdout.flush()
     file = _stdout_file()
     return None if file is None else file.failure
