@@ -54,7 +54,7 @@ class Failed(TaskEvent, frozen=True, kw_only=True):
     It raised, could not be called, or its value could not be encoded.
     """
 
-    error: BaseException
+    error: BaseException  # its traceback is dropped once the observers have been called
     traceback: str  # as it is stored; a very long one is shortened
     execution_time: float  # seconds
 
@@ -62,7 +62,7 @@ class Failed(TaskEvent, frozen=True, kw_only=True):
 class Retried(TaskEvent, frozen=True, kw_only=True):
     """The task failed and will run again."""
 
-    error: BaseException
+    error: BaseException  # as for `Failed`
     delay: float  # seconds
 
 

@@ -19,6 +19,7 @@ from aiotaskq.cli.common import (
     set_up_logging,
 )
 from aiotaskq.errors import ConfigError
+from aiotaskq.processes.standard_streams import forgive_output
 from aiotaskq.scheduling.scheduler import Scheduler
 from aiotaskq.scheduling.schedules import define_all
 
@@ -51,6 +52,7 @@ def scheduler(
     set_up_logging(app, level)
     print(scheduler_banner(app, target), flush=True)
     asyncio.run(_run(app))
+    forgive_output()  # nobody waits for the banner
 
 
 async def _run(app: TaskQueue) -> None:

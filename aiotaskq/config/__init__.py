@@ -9,6 +9,7 @@ and the error names the setting.
 - `celery`: Celery's old names, and Celery's settings that do not exist here.
 - `names`: the lookup of a name, and the suggestion for an unknown one.
 - `sources`: reading settings from modules, classes, mappings and the environment.
+- `service_links`: variables of Kubernetes and Docker that are no settings.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Config(SettingsTable):
     Args:
         environ: The environment variables; they are read once. The variable of a setting is
             ``AIOTASKQ_`` and the upper-case name of the setting. An empty variable counts as not
-            set. Variables that begin with ``AIOTASKQ_TESTS_`` are ignored.
+            set. Ignored are variables that begin with ``AIOTASKQ_TESTS_``, and those that
+            Kubernetes and Docker set for services, such as ``AIOTASKQ_PORT=tcp://10.0.0.1:6379``.
 
     Raises:
         ConfigError: A variable that begins with ``AIOTASKQ_`` has a wrong value, or there is no

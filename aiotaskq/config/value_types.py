@@ -124,7 +124,7 @@ def schedules() -> ValueType[Mapping[str, Entry], Mapping[str, Any] | None]:
     def check(value: Any) -> Mapping[str, Entry]:
         if value is None:
             return NO_SCHEDULES
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, Mapping):
             raise InvalidValue
         try:
             return MappingProxyType(read_entries(value))

@@ -349,9 +349,16 @@ def _signal_in_session(pid: int, leader: int, number: signal.Signals) -> None:
 def resident_memory(pid: int | str) -> int | None:
     """Return the resident memory of a process in bytes; None where it cannot be read."""
     try:
-        pages = int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1])
+        file = os.open(f"{_PROC}/{pid}/statm", os.O_RDONLY)
     except OSError:
         return None
+    try:
+        # Without a file object, as event loops look here: the kernel answers at once.
+        pages = int(os.pread(file, 100, 0).split()[1])
+    except OSError:  # it has just ended
+        return None
+    finally:
+        os.close(file)
     return pages * resource.getpagesize()
 
 

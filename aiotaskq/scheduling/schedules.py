@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.errors import ConfigError
+from aiotaskq.errors import ConfigError, EncodeError
 from aiotaskq.recurrence import Entry, Misfire, Overlap, Schedule, Timing, every
 from aiotaskq.scheduling.record import (
     ScheduleDefinition,
@@ -281,10 +281,10 @@ async def _declare(
 
 
 def _define_entry(app: Application, name: str, entry: Entry) -> ScheduleDefinition:
-    check_name("a schedule's id", name)
     try:
+        check_name("a schedule's id", name)
         return define(app, entry.task, entry.schedule)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, EncodeError, TypeError) as error:
         raise ConfigError(f"the schedule {name!r}: {error}") from error
 
 

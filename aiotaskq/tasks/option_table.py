@@ -198,7 +198,10 @@ def _executor() -> ValueType[Executor, Executor]:
 
 def _schedule() -> ValueType[Schedule, Any]:
     def check(value: Any) -> Schedule:
-        return value if isinstance(value, Schedule) else Schedule(value)
+        try:
+            return value if isinstance(value, Schedule) else Schedule(value)
+        except ConfigError as error:
+            raise InvalidValue(str(error)) from None
 
     return ValueType("a Schedule, or a time such as crontab(hour=3, minute=0) or every(60)", check)
 

@@ -35,6 +35,7 @@ from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop
+from aiotaskq.worker.garbage import GarbageWatch, drop_tracebacks
 from aiotaskq.worker.interrupt import interruptible
 
 logger = logging.getLogger("aiotaskq.worker")
@@ -87,6 +88,7 @@ class Executor:
         self._grace = app.conf.task_cancel_grace
         self._result_ttl = app.conf.result_expires
         self._end = Endings(environment, completer, census)
+        self._garbage = GarbageWatch()
 
     @property
     def running(self) -> int:
@@ -181,6 +183,7 @@ class Executor:
             else:
                 self._running.discard(execution)
                 self._slot_freed()
+            self._garbage.note_end()
 
     async def _run_in(self, context: ExecutionContext, execution: Execution) -> None:
         if execution.options.track_started or self._observers.heard(events.Started):
@@ -203,7 +206,9 @@ class Executor:
             forks.end_child(self._generation, error)
             if execution.transaction is not None:
                 await execution.transaction.roll_back()
-            self._end_raised(execution, context.judge(error))
+            judged = context.judge(error)
+            self._end_raised(execution, judged)
+            drop_tracebacks(judged)
         else:
             if execution.may_succeed:
                 self._end.succeeded(execution, value, encoded)

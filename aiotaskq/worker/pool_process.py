@@ -34,6 +34,7 @@ from aiotaskq.encoding.codec import Codec
 from aiotaskq.encoding.exceptions import describe
 from aiotaskq.errors import Reject, RetryLater, Snooze, SoftTimeLimitExceeded, Verdict
 from aiotaskq.processes.parent import watch_parent
+from aiotaskq.processes.standard_streams import guard_streams
 from aiotaskq.tasks.task import Task
 
 
@@ -93,6 +94,7 @@ def serve(pipe: Connection, codec_settings: dict[str, Any], end_orphans: bool) -
         codec_settings: The keyword arguments of the application's `Codec`.
         end_orphans: Whether the children of this process end with it when the worker dies.
     """
+    guard_streams()
     os.setpgrp()
     for number in forks.STOP_SIGNALS:
         signal.signal(number, _leave_to_worker)

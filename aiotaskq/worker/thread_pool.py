@@ -65,6 +65,8 @@ class ThreadPool:
             if future.cancelled():
                 self._given_up.add(future)
             raise
+        except _Carried as carried:
+            raise carried.error from None
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Run a function in a thread, in a copy of the caller's context.
@@ -145,6 +147,14 @@ class ThreadStopped(Exception):
     """A plain function raised an exception that a future cannot carry, such as StopIteration."""
 
 
+class _Carried(Exception):
+    """A `GeneratorExit` on its way through a future: bare, it would close all that await it."""
+
+    def __init__(self, error: GeneratorExit) -> None:
+        super().__init__()
+        self.error = error
+
+
 def _nothing() -> None:
     """Replace a function whose call was cancelled before it began."""
 
@@ -154,4 +164,6 @@ def _transferable(error: BaseException) -> BaseException:
         stopped = ThreadStopped(f"the function raised {error!r}")
         stopped.__cause__ = error
         return stopped
+    if isinstance(error, GeneratorExit):
+        return _Carried(error)
     return error
