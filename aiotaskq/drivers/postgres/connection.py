@@ -148,6 +148,7 @@ class PostgresPool:
         """
 
         async def make() -> _Pool:
+            await self.url.files.check(self.url.shown)
             if prepare is not None:
                 await self.once(prepare)
             return await self._make_pool()

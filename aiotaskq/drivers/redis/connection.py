@@ -124,6 +124,7 @@ class RedisConnection:
 
     async def _check(self) -> None:
         """Connect, and check the kind and the version of the server."""
+        await self._server.files.check(self._server.url)
         try:
             transport = await self.transport()
             info = await self._send(transport, ("INFO",), self._server.timeout)
