@@ -9,6 +9,7 @@ import typer
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, run_with_app
+from aiotaskq.cli.output import say
 from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
 from aiotaskq.errors import ConfigError
 from aiotaskq.tasks.option_table import OPTIONS
@@ -80,7 +81,7 @@ def call(
         except TypeError as error:  # the task is registered here and the call does not fit it
             raise ConfigError(str(error)) from error
         if name not in app.tasks:
-            typer.echo(f"{name} is not registered in {target}; sent all the same", err=True)
+            say(f"{name} is not registered in {target}; sent all the same", err=True)
         return await wait_for(handle, timeout) if waits else handle.id
 
     print_result(run_with_app(target, work))

@@ -13,7 +13,6 @@ that (`_until_closed`).
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -34,8 +33,9 @@ from aiotaskq.errors import (
     ConfigError,
     Unsupported,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 
 class Session:

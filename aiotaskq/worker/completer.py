@@ -20,7 +20,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -33,10 +32,11 @@ from aiotaskq.contract.results import ResultBackend, Transaction, TransactionalR
 from aiotaskq.contract.settlement import Settlement
 from aiotaskq.encoding.exceptions import describe, encode_error
 from aiotaskq.errors import ConfigError, Unavailable, Unsupported
+from aiotaskq.readable import get_logger
 from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.heartbeat import Heartbeat
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 T = TypeVar("T")
 

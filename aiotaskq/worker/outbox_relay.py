@@ -13,7 +13,6 @@ two steps does no harm::
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -23,9 +22,10 @@ from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
 from aiotaskq.errors import AioTaskQError, DecodeError, LeaseLost, Unavailable
+from aiotaskq.readable import get_logger
 from aiotaskq.worker.health import Health, Outage
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _FIRST = 10  # envelopes taken at first, while their size is unknown
 _BATCH = 1000  # envelopes passed on in one call

@@ -11,8 +11,9 @@ from typing import Any
 from aiotaskq import events
 from aiotaskq.errors import TaskFailed
 from aiotaskq.events import Observer, Observers
+from aiotaskq.readable import Lines, get_logger
 
-logger = logging.getLogger("aiotaskq.task")
+logger = get_logger("aiotaskq.task")
 
 _SHOWN = 200  # characters of a value
 
@@ -40,7 +41,7 @@ def _failed(event: events.Failed) -> None:
         event.message,
         event.execution_time,
         _error(event.error),
-        event.traceback.rstrip(),
+        Lines(event.traceback),
     )
 
 
