@@ -23,6 +23,7 @@ from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.records import WorkerInfo, read_worker_info
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
+from aiotaskq.drivers.common.url import shown_url
 from aiotaskq.encoding.codec import Codec
 from aiotaskq.errors import BatchRefused, ConfigError
 from aiotaskq.middleware import Middleware
@@ -79,6 +80,10 @@ class TaskQueue(TaskRegistry):
     ) -> None:
         for what, given in (("broker", broker), ("backend", backend)):
             _check_driver(what, given)
+        if "://" in name:
+            raise ConfigError(
+                "the first argument of TaskQueue is its name; a URL is given as broker=..."
+            )
         super().__init__(name, middlewares)
         self.conf = Config()
         self.conf.update(settings)
@@ -469,7 +474,8 @@ forks.register(in_child=_renew_locks)
 def _check_driver(what: str, given: object) -> None:
     if given is None or (isinstance(given, str) and "://" in given) or hasattr(given, "clone"):
         return
-    shown = given if isinstance(given, str) else type(given).__name__
+    # Not the text itself: where two slashes are missing, no part of it is safe to show.
+    shown = shown_url(given) if isinstance(given, str) else type(given).__name__
     raise ConfigError(
-        f"{what} is {shown!r}; it must be a URL, such as redis://localhost:6379/0, or a driver"
+        f"{what} is {shown}; it must be a URL, such as redis://localhost:6379/0, or a driver"
     )

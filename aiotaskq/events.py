@@ -7,7 +7,6 @@ the exception is logged and otherwise ignored. An event without observers is not
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,8 +14,9 @@ import msgspec
 
 from aiotaskq.contract.message import Message
 from aiotaskq.errors import ConfigError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.events")
+logger = get_logger("aiotaskq.events")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

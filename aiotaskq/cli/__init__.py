@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -19,6 +20,7 @@ import typer
 from aiotaskq.cli import call, dead, migrate, queues, result, schedule, scheduler, worker
 from aiotaskq.cli.common import GROUP_SETTINGS, GlobalOptions, print_error
 from aiotaskq.cli.exit_status import OUTPUT_LOST, SETUP_ERROR, STOPPED
+from aiotaskq.cli.output import say, say_traceback
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.ids import version
 from aiotaskq.processes.standard_streams import guard_streams, output_failure
@@ -62,7 +64,7 @@ cli.add_typer(schedule.cli, name="schedule")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"aiotaskq {version()}")
+        say(f"aiotaskq {version()}")
         raise typer.Exit
 
 
@@ -94,13 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_error(str(error))
         status = SETUP_ERROR
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped", err=True)
+        say("stopped", err=True)
         status = STOPPED
     except Exception as error:
         # Typer's own usage errors; it carries its copy of click, whose classes are not public.
         describe = getattr(error, "format_message", None)
-        if describe is None:
-            raise
+        if describe is None:  # a fault of ours, or of the application
+            say_traceback("".join(traceback.format_exception(error)))
+            raise SystemExit(1) from None
         if message := _with_advice(describe()):  # empty where the help was shown instead
             print_error(message)
         status = SETUP_ERROR

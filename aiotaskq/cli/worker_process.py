@@ -39,6 +39,7 @@ import msgspec
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.banner import banner
 from aiotaskq.cli.common import load_app, print_error, set_up_logging
+from aiotaskq.cli.output import say_lines
 from aiotaskq.cli.scheduler import check_schedules
 from aiotaskq.cli.scheduler_thread import SchedulerThread
 from aiotaskq.contract.records import Grant
@@ -47,9 +48,10 @@ from aiotaskq.events import WorkerReady
 from aiotaskq.processes.operating_system import end_own_session, kill_session, own_resident_memory
 from aiotaskq.processes.parent import watch_parent
 from aiotaskq.processes.pipe import RECYCLE, SETUP_ERROR, SupervisorPipe, WorkerProcessReady
+from aiotaskq.readable import get_logger
 from aiotaskq.worker import Worker
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _CLEANUP_TIME = 20.0  # seconds beyond both graces: to store what ended, to close connections
 _MEMORY_LOOK_INTERVAL = 1.0  # seconds
@@ -162,7 +164,7 @@ class _WorkerProcess:
         """Run a worker until it stops, and return the exit status."""
         worker = self._create_worker()
         if show_banner:
-            print(banner(self._app, self._options.app, worker.options, self._processes), flush=True)
+            say_lines(banner(self._app, self._options.app, worker.options, self._processes))
         self._app.observers.add(WorkerReady, lambda _: self._tell_ready(worker))
         _handle_signals(worker)
         _stop_when_orphaned(worker, end_orphans=self._app.conf.worker_end_orphans)

@@ -8,15 +8,15 @@ and the log tells if none of them is for it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 
 from aiotaskq.contract.broker import Broker
-from aiotaskq.contract.message import Message, on_one_line
+from aiotaskq.contract.message import Message
 from aiotaskq.contract.records import read_worker_info
 from aiotaskq.errors import Unavailable
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 _A_MOMENT = 1.0  # seconds: workers and senders are often started together
 _MOST_PAIRS = 1000  # pairs that are remembered; anybody may send to more

@@ -7,7 +7,6 @@ looked at before anything is stored outside of one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -20,10 +19,11 @@ from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.errors import BatchRefused
 from aiotaskq.events import Sent
 from aiotaskq.middleware import Middleware, wrap_send
+from aiotaskq.readable import get_logger
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.call import Call
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 Publish: TypeAlias = Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]
 # Messages with one destination, and their positions among the calls.

@@ -13,7 +13,6 @@ that (`_until_closed`).
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import (
     AsyncGenerator,
@@ -37,8 +36,9 @@ from aiotaskq.errors import (
     ConfigError,
     Unsupported,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 
 class Session:

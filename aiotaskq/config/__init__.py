@@ -25,14 +25,12 @@ from aiotaskq.config.names import NAMES, UnknownSetting, resolve
 from aiotaskq.config.settings import SETTINGS, Setting, SettingsTable
 from aiotaskq.config.sources import FoundSetting, read_environment, read_items, read_source
 from aiotaskq.config.value_types import EMPTY, Serializer
+from aiotaskq.drivers.common.url import shown_url
 from aiotaskq.errors import ConfigError
 
 __all__ = ["Config", "Serializer", "Setting", "UnknownSetting"]
 
-# A value is masked before a driver has checked it, so it may be a URL that cannot be split.
-# Greedy, up to the last "@": a password may contain one, and hiding too much does no harm.
-_USER_INFO = re.compile(r"(://[^:/@]*):.*@", re.DOTALL)
-_SECRET_QUERY = re.compile(r"([?&;][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+_ACCOUNT = re.compile(r"://|:.*@", re.DOTALL)  # a text like this may hold a password
 
 
 class Config(SettingsTable):
@@ -175,7 +173,10 @@ class Config(SettingsTable):
         return len(SETTINGS)
 
     def __repr__(self) -> str:
-        items = (f"{name}={_masked(value)!r}" for name, value in self._values.items())
+        items = (
+            f"{name}={_masked(value, SETTINGS[name].secret)!r}"
+            for name, value in self._values.items()
+        )
         return f"Config({', '.join(items)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -237,9 +238,10 @@ def _restored(values: Mapping[str, object]) -> Config:
     return config
 
 
-def _masked(value: object) -> object:
+def _masked(value: object, secret: bool) -> object:
+    """Return a value of a setting for people: no driver has checked its URLs yet."""
     if isinstance(value, str):
-        return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub(r"\1:***@", value))
+        return shown_url(value) if secret or _ACCOUNT.search(value) else value
     if isinstance(value, Mapping):
-        return {key: _masked(item) for key, item in value.items()}
+        return {key: _masked(item, secret) for key, item in value.items()}
     return value

@@ -23,7 +23,6 @@ that grows while they keep dying.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -45,8 +44,9 @@ from aiotaskq.processes.pipe import (
     has_room,
     send,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.keeper")
+logger = get_logger("aiotaskq.keeper")
 
 _STOP_WAIT = 1.0  # seconds that the lease keeper gets to end by itself
 _RESTART_PAUSES = (0.1, 30.0)  # seconds before one that died is replaced: the first, the longest

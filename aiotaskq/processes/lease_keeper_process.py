@@ -61,8 +61,9 @@ from aiotaskq.processes.pipe import (
     lease_keeper_messages,
     receive,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.keeper")
+logger = get_logger("aiotaskq.keeper")
 
 PROCESS_TITLE = "aiotaskq-keeper"
 """The name that `ps` and `top` show for the process, where the system allows it."""

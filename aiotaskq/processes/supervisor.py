@@ -42,7 +42,6 @@ From the first signal on no number is due any more, so the loop ends with the la
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import multiprocessing
 import signal
@@ -75,8 +74,9 @@ from aiotaskq.processes.pipe import (
     supervisor_messages,
 )
 from aiotaskq.processes.reload import FileWatcher
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.supervisor")
+logger = get_logger("aiotaskq.supervisor")
 
 WorkerProcessMain: TypeAlias = Callable[[int, bool, SupervisorPipe], None]
 """The function that a worker process runs.

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -39,12 +38,13 @@ from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.errors import Unavailable
 from aiotaskq.events import Sent
 from aiotaskq.middleware import wrap_send
+from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import Plan, plan
 from aiotaskq.scheduling.record import ScheduleRecord, read
 from aiotaskq.scheduling.schedules import synchronize
 from aiotaskq.tasks.application import Application
 
-logger = logging.getLogger("aiotaskq.scheduler")
+logger = get_logger("aiotaskq.scheduler")
 
 _LOOK = 1.0  # seconds between looks, at most: new schedules are found by looking
 _AT_ONCE = 1000  # schedules whose runs are sent at the same time, those that hang included

@@ -33,12 +33,13 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from aiotaskq import events
-from aiotaskq.contract.message import Attempt, Delivery, Envelope, Message, on_one_line
+from aiotaskq.contract.message import Attempt, Delivery, Envelope, Message
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.records import DeathDetails
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.encoding.exceptions import describe, encode_error, is_error, rebuild, summarize
 from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
+from aiotaskq.readable import get_logger, on_one_line
 from aiotaskq.retry import NEVER, Retry, backoff_delay, retry_delay
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
@@ -46,7 +47,7 @@ from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.execution import Execution
 from aiotaskq.worker.process_pool import RemoteFailure
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 Delay = TypeVar("Delay", float, float | None)
 

@@ -16,7 +16,6 @@ be replaced.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -30,6 +29,7 @@ from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.results import Transaction
 from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.middleware import wrap_run
+from aiotaskq.readable import get_logger
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
@@ -38,7 +38,7 @@ from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists
 from aiotaskq.worker.garbage import GarbageWatch, drop_tracebacks
 from aiotaskq.worker.interrupt import interruptible
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 

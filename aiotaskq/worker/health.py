@@ -5,18 +5,17 @@ Only rare events are counted here; a task that succeeds costs nothing.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Collection
 
 from aiotaskq import events
 from aiotaskq.backoff import Backoff
-from aiotaskq.contract.message import on_one_line
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.events import Observers
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 SICK_AFTER = 5.0
 """Seconds for which a server may be away before the worker says that it is not healthy."""

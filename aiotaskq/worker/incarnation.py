@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +31,7 @@ import msgspec
 from aiotaskq.contract.message import SUSPECT, Delivery
 from aiotaskq.contract.records import DeadLimits, Grant
 from aiotaskq.errors import LeaseLost
+from aiotaskq.readable import get_logger
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
@@ -41,7 +41,7 @@ from aiotaskq.worker.heartbeat import Heartbeat
 from aiotaskq.worker.quarantine import Quarantine
 from aiotaskq.worker.queue_rotation import QueueRotation
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 
 _FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself

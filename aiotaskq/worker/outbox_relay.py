@@ -13,14 +13,13 @@ two steps does no harm::
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from aiotaskq.client.outbox import Outbox, disclose
 from aiotaskq.contract.broker import Broker, Consumer
-from aiotaskq.contract.message import Delivery, Envelope, on_one_line
+from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
 from aiotaskq.errors import (
     AioTaskQError,
@@ -30,9 +29,10 @@ from aiotaskq.errors import (
     LeaseLost,
     Unavailable,
 )
+from aiotaskq.readable import get_logger, on_one_line
 from aiotaskq.worker.health import Health, Outage
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _FIRST = 10  # envelopes taken at first, while their size is unknown
 _BATCH = 1000  # envelopes passed on in one call

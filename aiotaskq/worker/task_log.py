@@ -11,8 +11,9 @@ from typing import Any
 from aiotaskq import events
 from aiotaskq.errors import TaskFailed
 from aiotaskq.events import Observer, Observers
+from aiotaskq.readable import as_traceback, get_logger
 
-logger = logging.getLogger("aiotaskq.task")
+logger = get_logger("aiotaskq.task")
 
 _SHOWN = 200  # characters of a value
 
@@ -52,7 +53,7 @@ def _failed(event: events.Failed) -> None:
         {"task_name": event.message.task, "task_id": event.message.id},
     )
     # What a formatter prints for the exception: its `__str__` may raise, or be very long.
-    record.exc_text = event.traceback.rstrip()
+    record.exc_text = as_traceback(event.traceback)
     logger.handle(record)
 
 

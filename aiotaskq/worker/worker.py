@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from aiotaskq.contract.records import Grant, WorkerInfo
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import LeaseLost, Unavailable
 from aiotaskq.ids import host_name
+from aiotaskq.readable import get_logger
 from aiotaskq.tasks.application import Application
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.health import Health, Outage
@@ -39,7 +39,7 @@ from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.task_log import logged
 from aiotaskq.worker.worker_options import WorkerKeywords, WorkerOptions
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 LeaseHook: TypeAlias = Callable[[Grant, bool], None]
 

@@ -20,7 +20,6 @@ connection is first needed. Each call borrows a connection, uses it, and returns
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
@@ -32,8 +31,9 @@ from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.url import PostgresUrl
 from aiotaskq.errors import AioTaskQError, ConfigError, EncodeError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -149,6 +149,7 @@ class PostgresPool:
         """
 
         async def make() -> _Pool:
+            await self.url.files.check(self.url.shown)
             if prepare is not None:
                 await self.once(prepare)
             return await self._make_pool()

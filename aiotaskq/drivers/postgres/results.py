@@ -19,7 +19,6 @@ pools and the time of its last sweep. It is closed or open.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -44,8 +43,9 @@ from aiotaskq.drivers.postgres.subscription import PostgresSubscription
 from aiotaskq.drivers.postgres.transactions import PostgresTransaction
 from aiotaskq.drivers.postgres.url import parse_url
 from aiotaskq.errors import BackendUnavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 _CHUNK_ROWS = 500
 _CHUNK_IDS = 5000  # asked for in one statement

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import threading
@@ -50,8 +49,9 @@ from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BackendUnavailable, ConfigError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _KEPT = 10_000  # outcomes in the memory of a process, the latest
 _UNREAD_FOR = 3600.0  # seconds after which the queue of a client that is gone is removed

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Collection, Coroutine
 from typing import Any, Protocol
 
@@ -50,8 +49,9 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 from aiotaskq.drivers.rabbitmq.messages import Lineage
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
 from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _RECORD_WAIT = 1.0  # seconds that an answer waits for the record which the question refers to
 _JOIN_EVERY = 86_400.0  # seconds: the ledger drops old records
