@@ -11,7 +11,7 @@ import pytest
 
 from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import DeadLimits
-from aiotaskq.contract.settlement import Again, Dead, Done, Release
+from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
 from aiotaskq.drivers.postgres import connection as connections
 from aiotaskq.errors import (
@@ -49,7 +49,7 @@ async def test_a_settlement_that_cannot_be_stored_is_refused_and_the_others_take
     consumer = await join()
     await broker.publish([envelope(name) for name in "abcde"])
     a, b, c, d, e = await consumer.fetch(5, 0)
-    batch = [
+    batch: list[Settlement] = [
         Done(a),
         Again(b, envelope("b\0")),
         Again(c, envelope("c", priority=10**6)),
