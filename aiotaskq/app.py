@@ -27,7 +27,7 @@ from aiotaskq.contract.records import WorkerInfo
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
 from aiotaskq.encoding.codec import Codec
-from aiotaskq.errors import ConfigError
+from aiotaskq.errors import BatchRefused, ConfigError
 from aiotaskq.middleware import Middleware
 from aiotaskq.registry import TaskRegistry
 from aiotaskq.scheduling.schedules import Schedules
@@ -234,9 +234,21 @@ class TaskQueue(TaskRegistry):
             EncodeError: An argument has no form in the serializer, or the arguments of a call are
                 too large. No call is sent then, unless a middleware wraps the sending.
             Unsupported: The broker does not support an option of a call; no call is sent.
+            BatchRefused: The broker refused some of the calls, which are not stored; all others
+                are. `errors` has the reasons, and `answer` the handles of all, both by position.
             BrokerUnavailable: The broker could not be reached; some may be stored.
         """
-        return [TaskHandle(task_id, self) for task_id in await self.publish_calls(calls)]
+        calls = list(calls)
+
+        def handles(ids: Iterable[str]) -> list[TaskHandle[R]]:
+            pairs = zip(ids, calls, strict=True)
+            return [TaskHandle(task_id, self, call.name) for task_id, call in pairs]
+
+        try:
+            return handles(await self.publish_calls(calls))
+        except BatchRefused as error:
+            error.answer = handles(error.answer)
+            raise
 
     async def publish_calls(self, calls: Iterable[Call[Any]]) -> list[str]:
         """Send many calls as `kiq_many` does, and return the ids of their tasks."""
@@ -265,7 +277,7 @@ class TaskQueue(TaskRegistry):
         """Send a task by its name from plain code; when this returns, it is stored."""
         call = self._call_by_name(name, args, kwargs, options)
         handle = bridge.run(self.send_call(call), instead="`await app.send(...)`")
-        return AsyncResult(handle.id, self)
+        return AsyncResult(handle.id, self, call.name)
 
     def _call_by_name(
         self, name: str, args: Sequence[Any], kwargs: dict[str, Any] | None, options: CallOptions

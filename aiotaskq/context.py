@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from aiotaskq.contract.message import Attempt, Message, RetryPolicy
+from aiotaskq.errors import Verdict
 
 
 class State(SimpleNamespace):
@@ -39,9 +40,11 @@ class TaskContext:
         state: The objects of the worker's lifespan, shared by its tasks. It is empty in a process
             pool, which has no lifespan.
         worker: The name of the worker.
+        verdict: The verdict with which the run ends even if its function does not raise it, as
+            after ``self.retry(throw=False)``; None: there is none.
     """
 
-    __slots__ = ("_message", "args", "kwargs", "state", "worker")
+    __slots__ = ("_message", "args", "kwargs", "state", "verdict", "worker")
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class TaskContext:
         self.kwargs = kwargs
         self.state = state
         self.worker = worker
+        self.verdict: Verdict | None = None
 
     @property
     def id(self) -> str:
@@ -144,6 +148,13 @@ class TaskContext:
             BackendUnavailable: The server cannot be reached now.
         """
         raise RuntimeError("only a coroutine task that a worker runs has a transaction")
+
+    def judge(self, error: BaseException) -> BaseException:
+        """Return the exception with which the run ends if its function raised `error`."""
+        if self.verdict is None or not isinstance(error, Exception) or isinstance(error, Verdict):
+            return error
+        self.verdict.__cause__ = error
+        return self.verdict
 
     def __repr__(self) -> str:
         return f"<TaskContext {self.name}[{self.id}] attempt {self.attempt}>"

@@ -19,7 +19,7 @@ from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app
 from aiotaskq.cli.exit_status import NOT_DONE
 from aiotaskq.cli.formatting import duration, indented, local_time, printable, task_count
 from aiotaskq.client.dead_letters import DeadTask, Which
-from aiotaskq.errors import ConfigError
+from aiotaskq.errors import BatchRefused, ConfigError
 
 _REASON_LENGTH = 200  # characters of a reason that a list shows
 _UNREADABLE_LENGTH = 2000  # bytes of a payload that cannot be read as a message
@@ -125,12 +125,20 @@ def retry(
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
     if _confirm(selection, which, limit, yes=yes, question="Run {} again?", refused="retried"):
-        count = run_with_app(
-            target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
-        )
+        refused: Sequence[Exception] = ()
+        try:
+            count = run_with_app(
+                target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
+            )
+        except BatchRefused as error:
+            count, refused = error.answer, list(error.errors.values())
         typer.echo(
             f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}"
         )
+        if refused:
+            raise ConfigError(
+                f"{task_count(len(refused))} can never go back, and stay dead letters: {refused[0]}"
+            )
     _report_missing(ids, selection.ids)
 
 

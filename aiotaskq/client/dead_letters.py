@@ -23,7 +23,7 @@ from aiotaskq.contract.outcome import TaskStatus
 from aiotaskq.contract.records import DeadLetter, DeathDetails
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.encoding.codec import Codec, decode_plain, encode_json
-from aiotaskq.errors import CodecError, ConfigError, DecodeError
+from aiotaskq.errors import BatchRefused, CodecError, ConfigError, DecodeError
 from aiotaskq.tasks.application import Application
 
 _PAGE = 50  # letters read at once; each may be as large as a message may be
@@ -143,11 +143,15 @@ class DeadLetters:
 
         Raises:
             ConfigError: Neither conditions nor `everything` are given.
+            BatchRefused: These letters can never go back and are still there; the others went.
+                `answer` has their number.
             Unavailable: A server is away; the letters that were not retried are still there.
         """
         chosen = _Chosen(which, everything=everything)
         broker, backend = await self._app.broker(), await self._app.backend()
         count = 0
+        refused: dict[int, Exception] = {}  # by the position among all that were chosen
+        seen = 0
         async for page in self._pages(chosen, limit):
             # The failure goes first: the first final outcome of an id stays, so the new run could
             # not store its own. After a crash between the two steps the letter is still there to be
@@ -156,7 +160,17 @@ class DeadLetters:
                 await _forget_failures(backend, page)
             # The oldest first, as they were sent.
             letters = [(letter.key, renewed(letter)) for letter in reversed(page)]
-            count += len(page) - len(await broker.revive(page[0].queue, letters))
+            try:
+                missing = await broker.revive(page[0].queue, letters)
+            except BatchRefused as error:
+                missing = error.answer
+                last = seen + len(page) - 1
+                refused |= {last - at: why for at, why in error.errors.items()}
+                count -= len(error.errors)
+            count += len(page) - len(missing)
+            seen += len(page)
+        if refused:
+            raise BatchRefused(refused, answer=count)
         return count
 
     async def discard(

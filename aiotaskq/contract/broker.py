@@ -44,10 +44,10 @@ else: a message becomes a delivery that the worker refuses or a dead letter, a c
 is skipped. A value that comes from the server never makes a call raise, or repeat without end.
 
 Refusals. An entry of a batch that can never be stored (a delay, a name or a body beyond the limits
-of the server) is not an outage. `publish`, `settle` and `ResultBackend.store` apply all the other
-entries of the batch and then raise `BatchRefused`, which has the reason of each. A `ConfigError` of
-these calls says that the set-up does not work any more (a password was changed, a table dropped);
-it holds for every entry.
+of the server) is not an outage. `publish`, `settle`, `revive` and `ResultBackend.store` apply all
+the other entries of the batch and then raise `BatchRefused`, which has the reason of each. A
+`ConfigError` of these calls says that the set-up does not work any more (a password was changed, a
+table dropped); it holds for every entry.
 """
 
 from __future__ import annotations
@@ -326,6 +326,16 @@ class Broker(Protocol):
         """
         ...
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        """Return those of the ids that stay cancelled, so that a message with one is dropped.
+
+        An id stays cancelled for a week, unless its message is revived.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+        """
+        ...
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         """Do the maintenance: deliver due messages, take back messages of dead consumers.
 
@@ -376,6 +386,11 @@ class Broker(Protocol):
 
         Returns:
             The keys for which there is no dead letter. Their envelopes are not stored.
+
+        Raises:
+            BatchRefused: These envelopes can never be stored, and their dead letters stay. The
+                others are stored; `answer` has the keys for which there is no dead letter.
+            BrokerUnavailable: The broker cannot be reached now.
         """
         ...
 

@@ -185,8 +185,9 @@ class Schedules:
         found = await (await self._store()).load([schedule_id])
         if not found:
             raise await self._unknown(schedule_id)
-        (task_id,) = await self._app.publish_calls([read(found[0]).definition.call({})])
-        return TaskHandle(task_id, self._app)
+        call = read(found[0]).definition.call({})
+        (task_id,) = await self._app.publish_calls([call])
+        return TaskHandle(task_id, self._app, call.name)
 
     async def list(self) -> list[ScheduleInfo]:
         """Return all schedules, in the order of their ids.

@@ -77,11 +77,11 @@ class _Callable(Generic[P, R]):
                 "connection= belongs to an event loop of yours: send with `await task.kiq()`"
             )
         handle = bridge.run(self._send(call), instead="`await task.kiq()`")
-        return AsyncResult(handle.id, self._app)
+        return AsyncResult(handle.id, self._app, call.name)
 
     async def _send(self, call: Call[R]) -> TaskHandle[R]:
         (task_id,) = await self._app.publish_calls([call])
-        return TaskHandle(task_id, self._app)
+        return TaskHandle(task_id, self._app, call.name)
 
 
 class ConfiguredTask(_Callable[P, R]):

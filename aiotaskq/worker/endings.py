@@ -15,6 +15,7 @@ killed worker after worker      FAILURE             `Dead`
 cannot be read                  FAILURE             `Dead`
 is unknown here                                     `Again` for ten minutes, then `Dead`
 was handed back                                     `Release`
+is not taken back               FAILURE             `Dead`
 ==============================  ==================  =====================================
 """
 
@@ -24,6 +25,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -121,7 +123,7 @@ class Endings:
         pause = min(_KNOWN_PAUSE if soon else _UNKNOWN_PAUSE, most)
         # The time is added up, and not counted from a beginning: clocks of workers may disagree.
         marked = replace(message, unknown_for=0.0 if elsewhere else waited + pause)
-        self._completer.add(Again(delivery, self._envelope(delivery, marked, pause)))
+        self._run_again(delivery, marked, pause)
 
     def _tell_unknown(self, message: Message, left: float, *, elsewhere: bool) -> None:
         """Log an unknown task: its name once a minute as an error, the rest at debug level."""
@@ -221,7 +223,10 @@ class Endings:
 
     def released(self, execution: Execution) -> None:
         """Hand back a task that did not end, for another worker to run."""
-        self._completer.add(Release(execution.delivery))
+        self._completer.add(
+            Release(execution.delivery),
+            on_refused=partial(self._not_taken_back, execution.delivery, execution.message),
+        )
         if self._observers.heard(events.Released):
             self._observers.emit(events.Released(message=execution.message))
 
@@ -294,13 +299,8 @@ class Endings:
         self._fail(execution, error, result, traceback, buried=buried)
 
     def _snooze(self, execution: Execution, verdict: Snooze, result: Raw) -> None:
-        self._completer.add(
-            Again(
-                execution.delivery,
-                self._envelope(execution.delivery, execution.message, verdict.delay),
-            ),
-            self._outcome(execution.message, TaskStatus.RETRY, result),
-        )
+        outcome = self._outcome(execution.message, TaskStatus.RETRY, result)
+        self._run_again(execution.delivery, execution.message, verdict.delay, outcome)
         if self._observers.heard(events.Snoozed):
             self._observers.emit(events.Snoozed(message=execution.message, delay=verdict.delay))
 
@@ -325,17 +325,18 @@ class Endings:
             unknown_for=0.0,
             history=self._history(execution.message, result, traceback),
         )
-        self._completer.add(
-            Again(execution.delivery, self._envelope(execution.delivery, message, delay)),
-            self._outcome(execution.message, TaskStatus.RETRY, result, traceback=traceback),
-        )
+        outcome = self._outcome(execution.message, TaskStatus.RETRY, result, traceback=traceback)
+        self._run_again(execution.delivery, message, delay, outcome)
         if self._observers.heard(events.Retried):
             self._observers.emit(
                 events.Retried(message=execution.message, error=error, delay=delay)
             )
 
-    def _envelope(self, delivery: Delivery, message: Message, delay: float) -> Envelope:
-        return Envelope(
+    def _run_again(
+        self, delivery: Delivery, message: Message, delay: float, outcome: Outcome | None = None
+    ) -> None:
+        """Put a task back for another run; one that the broker does not take back is buried."""
+        envelope = Envelope(
             id=message.id,
             queue=delivery.queue,
             body=self._codec.encode_again(message, delivery.body),
@@ -343,6 +344,15 @@ class Endings:
             delay=max(delay, 0.0),
             expires_at=delivery.expires_at,
         )
+        self._completer.add(
+            Again(delivery, envelope),
+            outcome,
+            on_refused=partial(self._not_taken_back, delivery, message),
+        )
+
+    def _not_taken_back(self, delivery: Delivery, message: Message, why: Exception) -> None:
+        outcome = self._outcome(message, TaskStatus.FAILURE, describe(why)[0])
+        self._bury(delivery, message, f"it cannot go back to its queue: {why}", outcome)
 
     def _history(self, message: Message, result: Raw, traceback: str) -> tuple[Attempt, ...]:
         attempt = Attempt(

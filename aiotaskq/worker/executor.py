@@ -192,13 +192,15 @@ class Executor:
                 value = await execution.task.call(*context.args, **context.kwargs)
             else:
                 value = await self._call(context)
+            if context.verdict is not None:
+                raise context.verdict
             encoded = value if type(value) is Raw else self._codec.encode_result(value)
             if execution.transaction is not None:
                 await self._commit(execution, execution.transaction, encoded)
         except BaseException as error:  # SystemExit included: it ends the task only
             if execution.transaction is not None:
                 await execution.transaction.roll_back()
-            self._end_raised(execution, error)
+            self._end_raised(execution, context.judge(error))
         else:
             if execution.may_succeed:
                 self._end.succeeded(execution, value, encoded)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from aiotaskq import events
 from aiotaskq.backoff import Backoff
 from aiotaskq.contract.message import on_one_line
+from aiotaskq.errors import AioTaskQError
 from aiotaskq.events import Observers
 
 logger = logging.getLogger("aiotaskq.worker")
@@ -28,8 +29,8 @@ class Health:
         counts: The number of `refused` outcomes (they came too late), `stuck` tasks (they did not
             end when they were cancelled), `buried` tasks (they became dead letters), `reclaimed`
             tasks (this worker took them back from dead workers), `unknown` tasks (they went back to
-            their queue), `lost` leases, `trimmed` dead letters (the oldest, dropped) and `blocked`
-            event loops.
+            their queue), `lost` leases, `trimmed` dead letters (the oldest, dropped), `blocked`
+            event loops and `unsettled` deliveries (the broker refused to settle them).
     """
 
     def __init__(self, observers: Observers, worker: str) -> None:
@@ -71,7 +72,7 @@ class Health:
 
 
 class Outage:
-    """The times at which one operation fails because its server is away.
+    """The times at which one operation fails, mostly because its server is away.
 
     Gives the pause before the next attempt, logs the beginning and the end, and notes a problem
     when it lasts longer than `SICK_AFTER`.
@@ -101,7 +102,9 @@ class Outage:
         now = time.monotonic()
         if not self._backoff.failures:
             self._began = now
-            logger.warning("%s, trying again: %s", self._what, error)
+            # An exception that is none of this package is a fault, and its traceback is wanted.
+            fault = None if isinstance(error, AioTaskQError) else error
+            logger.warning("%s, trying again: %s", self._what, error, exc_info=fault)
         elif now - self._began > SICK_AFTER:
             self._health.complain(self._what, f"{self._what}: {error}")
         return self._backoff.next()

@@ -31,7 +31,7 @@ import msgspec
 
 from aiotaskq.contract.message import SUSPECT, Delivery
 from aiotaskq.contract.records import DeadLimits, Grant
-from aiotaskq.errors import LeaseLost, Unavailable
+from aiotaskq.errors import LeaseLost
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
@@ -188,7 +188,9 @@ class Incarnation:
                 continue
             try:
                 deliveries = await self._ask(room, busy=busy, outage=outage.on)
-            except Unavailable as error:
+            except LeaseLost:
+                raise
+            except Exception as error:  # a driver's own included: the next look may find others
                 await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()
@@ -231,7 +233,7 @@ class Incarnation:
             try:
                 maintained = await self._broker.maintain(self._limits)
                 await self._census.take()
-            except Unavailable as error:
+            except Exception as error:  # whatever the store holds, the tasks go on
                 await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()
@@ -257,7 +259,9 @@ class Incarnation:
                 continue
             try:
                 news = await self._consumer.news()
-            except Unavailable as error:
+            except LeaseLost:
+                raise
+            except Exception as error:
                 await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()

@@ -20,9 +20,16 @@ from msgspec.structs import replace
 
 from aiotaskq.client.outbox import Outbox, disclose
 from aiotaskq.contract.broker import Broker, Consumer
-from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.contract.message import Delivery, Envelope, on_one_line
 from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
-from aiotaskq.errors import AioTaskQError, DecodeError, LeaseLost, Unavailable
+from aiotaskq.errors import (
+    AioTaskQError,
+    BatchRefused,
+    ConfigError,
+    DecodeError,
+    LeaseLost,
+    Unavailable,
+)
 from aiotaskq.worker.health import Health, Outage
 
 logger = logging.getLogger("aiotaskq.worker")
@@ -108,12 +115,16 @@ class OutboxRelay:
             try:
                 envelope = disclose(delivery)
             except DecodeError as error:
-                logger.error("%s in the outbox goes to its dead letters: %s", delivery.id, error)
+                name = on_one_line(delivery.id)
+                logger.error("%s in the outbox goes to its dead letters: %s", name, error)
                 settlements.append(Dead(delivery, str(error), b""))
             else:
                 envelopes.append((delivery, replace(envelope, unique=self._broker.traits.unique)))
         settlements += await self._publish(envelopes)
-        await consumer.settle(settlements)
+        try:
+            await consumer.settle(settlements)
+        except BatchRefused as error:  # they stay held until the lease ends
+            logger.error("envelopes in the outbox cannot be settled: %s", error)
 
     async def _publish(self, batch: Sequence[tuple[Delivery, Envelope]]) -> list[Settlement]:
         if not batch:
@@ -127,15 +138,31 @@ class OutboxRelay:
             ]
         try:
             await self._broker.publish([envelope for _, envelope in batch])
+        except BatchRefused as error:
+            refused = error.errors
         except Unavailable:
             raise
-        except AioTaskQError as error:
+        except Exception as error:
             if len(batch) > 1:  # the others are not to wait for one that the broker refuses
                 return [done for one in batch for done in await self._publish([one])]
-            (delivery, envelope) = batch[0]
-            logger.error("%s cannot be passed on from the outbox: %s", envelope.id, error)
-            return [Again(delivery, _put_off(delivery))]
-        return [Done(delivery) for delivery, _ in batch]
+            refused = {0: error}
+        else:
+            refused = {}
+        return [
+            _refused(delivery, refused[at]) if at in refused else Done(delivery)
+            for at, (delivery, _) in enumerate(batch)
+        ]
+
+
+def _refused(delivery: Delivery, why: Exception) -> Settlement:
+    """Return the settlement of an envelope that the broker does not take."""
+    name = on_one_line(delivery.id)
+    # A broker that is full, or set up wrongly, may take it later.
+    if isinstance(why, Unavailable) or type(why) is ConfigError:
+        logger.error("%s cannot be passed on from the outbox now: %s", name, why)
+        return Again(delivery, _put_off(delivery))
+    logger.error("%s in the outbox goes to its dead letters: %s", name, why)
+    return Dead(delivery, f"the broker does not take it: {why}")
 
 
 def _put_off(delivery: Delivery) -> Envelope:

@@ -301,15 +301,20 @@ def _exit_with_parent() -> None:
 
 
 def _run(request: ProcessRequest, codec: Codec) -> ProcessReply:
+    context = None
     try:
         task = _find(request)
         message = codec.decode_message(request.body)
         args, kwargs = task.arguments.load(message, request.body)
-        enter(TaskContext(message, args, kwargs, state=State(), worker=request.worker))
+        context = TaskContext(message, args, kwargs, state=State(), worker=request.worker)
+        enter(context)
         with _told_in(request.soft_timeout):
             value = task.call(*args, **kwargs)
+        if context.verdict is not None:
+            raise context.verdict
         return ProcessReply(value=bytes(codec.encode_result(value)))
-    except BaseException as error:  # SystemExit included: it ends the task only
+    except BaseException as raised:  # SystemExit included: it ends the task only
+        error = raised if context is None else context.judge(raised)
         shown = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ else error
         encoded, traceback = describe(shown)
         return ProcessReply(error=bytes(encoded), traceback=traceback, verdict=_say(error))

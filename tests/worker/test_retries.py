@@ -63,6 +63,31 @@ async def test_a_bound_task_knows_its_run_and_tries_again(app: TaskQueue, where:
     assert {attempt.error for attempt in ended.history} == {"ValueError: not with 5"}
 
 
+@pytest.mark.parametrize("where", ["loop", "thread", "process"])
+@pytest.mark.parametrize("how", ["returned", "hidden", "followed by an error"])
+async def test_a_retry_that_was_asked_for_comes_even_if_it_is_not_raised(
+    app: TaskQueue, where: str, how: str
+) -> None:
+    @app.task(bind=True, name="loop")
+    async def coroutine(self: Task[..., Any], how: str) -> int:
+        return retry_tasks.ask(self, how)
+
+    @app.task(bind=True, name="thread")
+    def plain(self: Task[..., Any], how: str) -> int:
+        return retry_tasks.ask(self, how)
+
+    if where == "process":
+        retry_tasks.app.conf.worker_process_pool_size = 1
+        async with retry_tasks.app.worker():
+            ended = await (await retry_tasks.asks.kiq(how)).wait(LONG)
+        await retry_tasks.app.close()
+    else:
+        async with app.worker():
+            ended = await (await (coroutine if where == "loop" else plain).kiq(how)).wait(LONG)
+    assert (ended.value(), ended.attempts) == (2, 2)
+    assert len(ended.history) == 1
+
+
 async def test_when_the_retries_are_used_up_the_error_itself_is_the_end(app: TaskQueue) -> None:
     @app.task(bind=True, max_retries=2, default_retry_delay=0)
     async def job(self: Task[..., Any], given: bool) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from aiotaskq import ConfigError, TaskQueue, Unsupported
+from aiotaskq import BatchRefused, ConfigError, TaskQueue, Unsupported
 from aiotaskq.client.outbox import QUEUE
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Envelope
@@ -261,6 +261,48 @@ async def test_large_tasks_are_relayed_a_few_at_a_time(
     assert max(sizes) <= 10_000
 
 
+async def test_what_the_broker_never_takes_goes_to_the_dead_letters_of_the_outbox_alone(
+    postgres_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = MemoryBroker.publish
+
+    async def picky(
+        broker: MemoryBroker, batch: Sequence[Envelope], *, call_id: str | None = None
+    ) -> Collection[str]:
+        refused: dict[int, Exception] = {
+            at: Unsupported("never") for at, one in enumerate(batch) if one.queue == "bad"
+        }
+        rest = [one for at, one in enumerate(batch) if at not in refused]
+        answer = await publish(broker, rest, call_id=call_id)
+        if refused:
+            raise BatchRefused(refused, answer=answer)
+        return answer
+
+    monkeypatch.setattr(MemoryBroker, "publish", picky)
+    app = TaskQueue("shop", broker="memory://", outbox_url=postgres_url)
+
+    @app.task
+    async def order(number: int) -> int:
+        return number
+
+    async with app, app.worker():
+        here: CallOptions = {"connection": connection}
+        async with connection.transaction():
+            bad = await order.with_options(queue="bad", **here).kiq(0)
+            good = [await order.with_options(**here).kiq(n) for n in range(5)]
+        assert [await one.result(LONG) for one in good] == list(range(5))
+        outbox = app.outbox_broker()
+        assert outbox is not None
+        await outbox.open()
+        async with asyncio.timeout(LONG):
+            while not (dead := await outbox.dead(QUEUE)):
+                await asyncio.sleep(0.01)
+        await outbox.close()
+    assert [(one.id, one.reason) for one in dead] == [
+        (bad.id, "the broker does not take it: never")
+    ]
+
+
 async def test_sending_needs_the_documented_rights_only(
     postgres_url: str, connection: asyncpg.Connection
 ) -> None:
@@ -332,6 +374,7 @@ async def test_a_task_that_is_relayed_twice_runs_once(
     app = FlakyOutbox(
         "shop", broker=redis_url, outbox_url=postgres_url, worker_lease=1.0, worker_heartbeat=0.2
     )
+    app.drivers()  # imports the driver, which would block the loop of the test
     runs: list[int] = []
 
     @app.task

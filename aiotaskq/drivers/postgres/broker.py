@@ -212,6 +212,10 @@ class PostgresBroker:
 
         return await self._pool.transact(work, repeat=True)
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        rows = await self._pool.fetch(messages_sql.CANCELLED_AMONG, list(ids))
+        return {row["id"] for row in rows}
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         now = asyncio.get_running_loop().time() + self._time_shift
         maintained, promoted, back = await self._maintenance.maintain(limits, self._time_shift, now)

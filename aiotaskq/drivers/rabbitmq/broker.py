@@ -228,6 +228,9 @@ class RabbitBroker:
 
     # --- dead letters ---------------------------------------------------------------------------
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        return await self._membership.cancelled_among(ids)
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         trimmed = 0
         for queue, (_, dead) in (await self._count()).items():

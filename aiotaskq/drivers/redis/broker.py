@@ -220,6 +220,14 @@ class RedisBroker:
             held |= await self._cancel(part, bases)
         return held
 
+    async def cancelled_among(self, ids: Collection[str]) -> set[str]:
+        key, found = self._client.keys.cancelled, set[str]()
+        for part in slices(list(ids), MAX_ENTRIES):
+            packed = map(items.pack_id, part)
+            scores = await self._client.connection.command("ZMSCORE", key, *packed)
+            found |= {name for name, at in zip(part, scores, strict=True) if at is not None}
+        return found
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         promoted = reclaimed = trimmed = 0
         call = partial(self._maintain, limits)
@@ -254,15 +262,6 @@ class RedisBroker:
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
         return await self.letters.discard(queue, keys)
-
-    async def cancelled_among(self, ids: Sequence[str]) -> set[str]:
-        """Return which of these ids were cancelled."""
-        key, found = self._client.keys.cancelled, set[str]()
-        for part in slices(ids, MAX_ENTRIES):
-            packed = map(items.pack_id, part)
-            scores = await self._client.connection.command("ZMSCORE", key, *packed)
-            found |= {name for name, at in zip(part, scores, strict=True) if at is not None}
-        return found
 
     async def uncancel(self, ids: Collection[str]) -> None:
         """Forget that ids were cancelled."""

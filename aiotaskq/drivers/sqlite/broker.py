@@ -128,6 +128,13 @@ class SQLiteBroker:
             return []
         return await self._connection.run(partial(self._cancel, ids=set(ids), running=running))
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        named = json.dumps(list(ids))
+        rows = await self._connection.run(
+            lambda database: database.rows(sql.CANCELLED_AMONG, (named,))
+        )
+        return {row[0] for row in rows}
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         return await self._connection.run(partial(self._maintenance.maintain, limits=limits))
 

@@ -176,6 +176,15 @@ class RabbitMembership:
                 self._start(self._restore_held_later(question))
             raise
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        """Return those of these ids that are cancelled.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        await self._ledger.stream.catch_up()
+        return {one for one in ids if one in self._ledger.cancelled}
+
     async def restore(self, ids: Collection[str]) -> None:
         """Undo the cancellation of those of these messages that are cancelled.
 

@@ -170,12 +170,15 @@ class ClusterBroker:
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         # An id that was cancelled before stays so, though it is held now. All shards know it.
-        before = set() if running else await self._stores[0].cancelled_among(list(ids))
+        before = set() if running else await self.cancelled_among(ids)
         found = await gather_all(store.cancel(ids, running=running) for store in self._stores)
         held = {name for part in found for name in part} - before
         if held:  # the shards that do not hold them have cancelled them
             await gather_all(store.uncancel(held) for store in self._stores)
         return held
+
+    async def cancelled_among(self, ids: Collection[str]) -> set[str]:
+        return await self._stores[0].cancelled_among(ids)  # all shards know the same
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         rounds = await gather_all(self._maintain(shard, limits) for shard in range(SHARDS))
