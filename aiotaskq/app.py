@@ -11,8 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
-import msgspec
-
 from aiotaskq import bridge
 from aiotaskq.client.cancel import cancel_task
 from aiotaskq.client.dead_letters import DeadLetters
@@ -23,7 +21,7 @@ from aiotaskq.client.session import Session
 from aiotaskq.config import Config
 from aiotaskq.contract.broker import Broker, Transactional
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.contract.records import WorkerInfo
+from aiotaskq.contract.records import WorkerInfo, read_worker_info
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
 from aiotaskq.encoding.codec import Codec
@@ -369,13 +367,9 @@ class TaskQueue(TaskRegistry):
     async def workers(self) -> list[WorkerInfo]:
         """Return the live workers, one for each process, as they describe themselves."""
         session = await self._open_session()
-        found = []
-        for consumer in await session.broker.consumers():
-            try:
-                found.append(msgspec.json.decode(consumer.about, type=WorkerInfo))
-            except msgspec.DecodeError:
-                continue  # a worker of another version, or of another package
-        return found
+        found = [read_worker_info(one.about) for one in await session.broker.consumers()]
+        # One that cannot be read is a worker of another version, or of another package.
+        return [info for info in found if info is not None]
 
     async def backend(self) -> ResultBackend | None:
         """Return the result backend, open on the running loop; None if no results are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
 from aiotaskq.cli.exit_status import NOT_DONE
 from aiotaskq.cli.formatting import duration, indented, local_time, printable, task_count
-from aiotaskq.client.dead_letters import DeadTask, Which
+from aiotaskq.client.dead_letters import DeadTask, Which, moment
 from aiotaskq.errors import BatchRefused, ConfigError
 
 _REASON_LENGTH = 200  # characters of a reason that a list shows
@@ -114,31 +115,37 @@ def retry(
     everything: _All = False,
     limit: _Limit = None,
     yes: _Yes = False,
+    as_json: _Json = False,
 ) -> None:
     """Run dead tasks again, under their old ids and from the first attempt on.
 
-    Their stored failures are forgotten. The command asks first if there are several.
+    Their stored failures are forgotten. The command asks first if there are several, but not with
+    --json.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
-    if _confirm(selection, which, limit, yes=yes, question="Run {} again?", refused="retried"):
-        refused: Sequence[Exception] = ()
+    question = _Question("Run {} again?", "retried", yes=yes, as_json=as_json)
+    count, refused = 0, list[Exception]()
+    if _confirm(selection, which, limit, question):
         try:
             count = run_with_app(
                 target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
             )
         except BatchRefused as error:
             count, refused = error.answer, list(error.errors.values())
-        typer.echo(
-            f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}"
-        )
-        if refused:
-            raise ConfigError(
-                f"{task_count(len(refused))} can never go back, and stay dead letters: {refused[0]}"
+        if not as_json:
+            typer.echo(
+                f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}"
             )
+    if as_json:
+        _print_count("retried", count, set(ids) - set(selection.ids))
+    if refused:
+        raise ConfigError(
+            f"{task_count(len(refused))} can never go back, and stay dead letters: {refused[0]}"
+        )
     _report_missing(ids, selection.ids)
 
 
@@ -152,19 +159,27 @@ def discard(
     everything: _All = False,
     limit: _Limit = None,
     yes: _Yes = False,
+    as_json: _Json = False,
 ) -> None:
-    """Drop dead letters. It cannot be undone; the command asks first if there are several.
+    """Drop dead letters. It cannot be undone.
+
+    The command asks first if there are several, but not with --json.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
-    if _confirm(selection, which, limit, yes=yes, question="Drop {} for good?", refused="dropped"):
+    question = _Question("Drop {} for good?", "dropped", yes=yes, as_json=as_json)
+    count = 0
+    if _confirm(selection, which, limit, question):
         count = run_with_app(
             target, lambda app: app.dead.discard(everything=everything, limit=limit, **which)
         )
-        typer.echo(f"dropped {task_count(count)}")
+        if not as_json:
+            typer.echo(f"dropped {task_count(count)}")
+    if as_json:
+        _print_count("dropped", count, set(ids) - set(selection.ids))
     _report_missing(ids, selection.ids)
 
 
@@ -198,15 +213,23 @@ def _select(target: str, which: Which, *, everything: bool) -> _Selection:
     return run_with_app(target, look)
 
 
-def _confirm(
-    selection: _Selection,
-    which: Which,
-    limit: int | None,
-    *,
-    yes: bool,
-    question: str,
-    refused: str,
-) -> bool:
+class _Question(NamedTuple):
+    """The question before several letters are changed.
+
+    Attributes:
+        text: The question, with a place for the number of tasks.
+        refused: What was not done, where the answer is no.
+        yes: Whether the answer was given with the command.
+        as_json: Whether a program reads the output. It is not asked, and told in JSON.
+    """
+
+    text: str
+    refused: str
+    yes: bool
+    as_json: bool
+
+
+def _confirm(selection: _Selection, which: Which, limit: int | None, question: _Question) -> bool:
     """Return whether there is something to do, after asking where it is more than one letter.
 
     Raises:
@@ -214,12 +237,13 @@ def _confirm(
     """
     count = selection.total if limit is None else min(selection.total, limit)
     if not count:
-        if not which.get("id"):  # missing ids are told one by one
+        if not which.get("id") and not question.as_json:  # missing ids are told one by one
             typer.echo(f"no dead letters at {selection.url}{_describe_filters(which)}")
         return False
-    asked = f"{question.format(task_count(count))} They are at {selection.url}."
-    if count > 1 and not yes and not typer.confirm(asked):
-        typer.echo(f"nothing was {refused}", err=True)
+    asked = f"{question.text.format(task_count(count))} They are at {selection.url}."
+    asks = count > 1 and not (question.yes or question.as_json)
+    if asks and not typer.confirm(asked):
+        typer.echo(f"nothing was {question.refused}", err=True)
         raise typer.Exit(NOT_DONE)
     return True
 
@@ -284,7 +308,7 @@ def _describe(one: DeadTask) -> str:
     lines = [one.id or "without an id"]
     lines += [f"  {name:<10} {indented(value, 13)}" for name, value in facts.items() if value]
     for attempt in one.attempts:
-        at = local_time(datetime.fromtimestamp(attempt.at, UTC))
+        at = local_time(moment(attempt.at))
         lines.append(f"  attempt {attempt.number}, {at}, {attempt.worker}: {attempt.error}")
         lines += [f"    {line}" for line in attempt.traceback.rstrip().splitlines()]
     return printable("\n".join(lines))
@@ -302,4 +326,12 @@ def _print_json(letters: Sequence[DeadTask], *, payload: bool) -> None:
             del fields["payload"]
         shown.append(fields)
     # Base64 for the payload, which need not be text.
-    typer.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
+    try:
+        encoded = msgspec.json.encode(shown)
+    except UnicodeEncodeError:  # lone surrogates, which the standard library escapes
+        encoded = json.dumps(msgspec.to_builtins(shown)).encode()
+    typer.echo(msgspec.json.format(encoded, indent=2).decode())
+
+
+def _print_count(what: str, count: int, missing: Collection[str]) -> None:
+    typer.echo(json.dumps({what: count, "missing": sorted(missing)}))
