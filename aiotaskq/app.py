@@ -371,8 +371,9 @@ class TaskQueue(TaskRegistry):
     async def workers(self) -> list[WorkerInfo]:
         """Return the live workers, one for each process, as they describe themselves."""
         session = await self._open_session()
-        infos = [read_worker_info(one.about) for one in await session.broker.consumers()]
-        return [info for info in infos if info is not None]
+        found = [read_worker_info(one.about) for one in await session.broker.consumers()]
+        # One that cannot be read is a worker of another version, or of another package.
+        return [info for info in found if info is not None]
 
     async def backend(self) -> ResultBackend | None:
         """Return the result backend, open on the running loop; None if no results are kept."""

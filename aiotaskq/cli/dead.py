@@ -17,7 +17,7 @@ from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app
 from aiotaskq.cli.exit_status import NOT_DONE
 from aiotaskq.cli.formatting import duration, fact_lines, local_time, task_count
 from aiotaskq.cli.output import ask, cell, say, say_json, say_lines, say_table
-from aiotaskq.client.dead_letters import DeadTask, Which
+from aiotaskq.client.dead_letters import DeadTask, Which, moment
 from aiotaskq.errors import BatchRefused, ConfigError
 from aiotaskq.readable import on_lines
 
@@ -115,29 +115,35 @@ def retry(
     everything: _All = False,
     limit: _Limit = None,
     yes: _Yes = False,
+    as_json: _Json = False,
 ) -> None:
     """Run dead tasks again, under their old ids and from the first attempt on.
 
-    Their stored failures are forgotten. The command asks first if there are several.
+    Their stored failures are forgotten. The command asks first if there are several, but not with
+    --json.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
-    if _confirm(selection, which, limit, yes=yes, question="Run {} again?", refused="retried"):
-        refused: Sequence[Exception] = ()
+    question = _Question("Run {} again?", "retried", yes=yes, as_json=as_json)
+    count, refused = 0, list[Exception]()
+    if _confirm(selection, which, limit, question):
         try:
             count = run_with_app(
                 target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
             )
         except BatchRefused as error:
             count, refused = error.answer, list(error.errors.values())
-        say(f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}")
-        if refused:
-            raise ConfigError(
-                f"{task_count(len(refused))} can never go back, and stay dead letters: {refused[0]}"
-            )
+        if not as_json:
+            say(f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}")
+    if as_json:
+        _print_count("retried", count, set(ids) - set(selection.ids))
+    if refused:
+        raise ConfigError(
+            f"{task_count(len(refused))} can never go back, and stay dead letters: {refused[0]}"
+        )
     _report_missing(ids, selection.ids)
 
 
@@ -151,19 +157,27 @@ def discard(
     everything: _All = False,
     limit: _Limit = None,
     yes: _Yes = False,
+    as_json: _Json = False,
 ) -> None:
-    """Drop dead letters. It cannot be undone; the command asks first if there are several.
+    """Drop dead letters. It cannot be undone.
+
+    The command asks first if there are several, but not with --json.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
-    if _confirm(selection, which, limit, yes=yes, question="Drop {} for good?", refused="dropped"):
+    question = _Question("Drop {} for good?", "dropped", yes=yes, as_json=as_json)
+    count = 0
+    if _confirm(selection, which, limit, question):
         count = run_with_app(
             target, lambda app: app.dead.discard(everything=everything, limit=limit, **which)
         )
-        say(f"dropped {task_count(count)}")
+        if not as_json:
+            say(f"dropped {task_count(count)}")
+    if as_json:
+        _print_count("dropped", count, set(ids) - set(selection.ids))
     _report_missing(ids, selection.ids)
 
 
@@ -197,15 +211,23 @@ def _select(target: str, which: Which, *, everything: bool) -> _Selection:
     return run_with_app(target, look)
 
 
-def _confirm(
-    selection: _Selection,
-    which: Which,
-    limit: int | None,
-    *,
-    yes: bool,
-    question: str,
-    refused: str,
-) -> bool:
+class _Question(NamedTuple):
+    """The question before several letters are changed.
+
+    Attributes:
+        text: The question, with a place for the number of tasks.
+        refused: What was not done, where the answer is no.
+        yes: Whether the answer was given with the command.
+        as_json: Whether a program reads the output. It is not asked, and told in JSON.
+    """
+
+    text: str
+    refused: str
+    yes: bool
+    as_json: bool
+
+
+def _confirm(selection: _Selection, which: Which, limit: int | None, question: _Question) -> bool:
     """Return whether there is something to do, after asking where it is more than one letter.
 
     Raises:
@@ -213,12 +235,13 @@ def _confirm(
     """
     count = selection.total if limit is None else min(selection.total, limit)
     if not count:
-        if not which.get("id"):  # missing ids are told one by one
+        if not which.get("id") and not question.as_json:  # missing ids are told one by one
             say(f"no dead letters at {selection.url}{_describe_filters(which)}")
         return False
-    asked = f"{question.format(task_count(count))} They are at {selection.url}."
-    if count > 1 and not yes and not ask(asked):
-        say(f"nothing was {refused}", err=True)
+    asked = f"{question.text.format(task_count(count))} They are at {selection.url}."
+    asks = count > 1 and not (question.yes or question.as_json)
+    if asks and not ask(asked):
+        say(f"nothing was {question.refused}", err=True)
         raise typer.Exit(NOT_DONE)
     return True
 
@@ -281,7 +304,7 @@ def _describe(one: DeadTask) -> Iterator[str]:
     yield one.id or "without an id"
     yield from fact_lines(facts)
     for attempt in one.attempts:
-        at = local_time(datetime.fromtimestamp(attempt.at, UTC))
+        at = local_time(moment(attempt.at))
         yield f"  attempt {attempt.number}, {at}, {attempt.worker}: {attempt.error}"
         yield from on_lines(attempt.traceback.rstrip(), indent="    ").split("\n")
 
@@ -299,3 +322,7 @@ def _print_json(letters: Sequence[DeadTask], *, payload: bool) -> None:
         shown.append(fields)
     # Base64 for the payload, which need not be text.
     say_json(shown)
+
+
+def _print_count(what: str, count: int, missing: Collection[str]) -> None:
+    say_json({what: count, "missing": sorted(missing)})

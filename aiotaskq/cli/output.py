@@ -7,6 +7,7 @@ cannot be seen is escaped in the way of JSON.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -46,7 +47,11 @@ def say_value(value: Any) -> None:
 
 def say_json(value: Any) -> None:
     """Print data for programs."""
-    typer.echo(_readable_json(msgspec.json.format(msgspec.json.encode(value), indent=2)))
+    try:
+        encoded = msgspec.json.encode(value)
+    except UnicodeEncodeError:  # lone surrogates, which the standard library escapes
+        encoded = json.dumps(msgspec.to_builtins(value)).encode()
+    typer.echo(_readable_json(msgspec.json.format(encoded, indent=2)))
 
 
 def say_table(table: Table) -> None:

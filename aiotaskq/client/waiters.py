@@ -6,7 +6,8 @@ push up, since a push may be lost with its connection.
 
 Two tasks serve all waiters, one that listens and one that loads. They start with the first waiter.
 If one of them fails for good (a wrong password), all waiters are told and the next one starts them
-again. An outcome that cannot be read fails its own waiters and no others.
+again; after any other error it begins anew by itself. An outcome that cannot be read fails its own
+waiters and no others.
 """
 
 from __future__ import annotations
@@ -70,9 +71,20 @@ class Waiters:
             ]
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff(*_PAUSES)
         try:
-            await work()
-        except Exception as error:  # such as a wrong password: all waiters are told
+            while True:
+                try:
+                    await work()
+                    return
+                except ConfigError:
+                    raise
+                except Exception:  # whatever others have sent, the waiters wait on
+                    if not backoff.failures:
+                        logger.exception("waiting for results failed, beginning again")
+                    self._look(self._waiting)
+                    await asyncio.sleep(backoff.next())
+        except ConfigError as error:  # such as a wrong password: all waiters are told
             for task_id in self._waiting:
                 self._fail(task_id, error)
             tasks, self._tasks = self._tasks, []  # the next to wait tries anew

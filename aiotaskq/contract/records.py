@@ -42,11 +42,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_worker_info(about: bytes) -> WorkerInfo | None:
-    """Return the description of a worker; None if `about` is none, as of another package."""
+    """Return the description in the `about` of a consumer; None if another program wrote it."""
     try:
-        return msgspec.json.decode(about, type=WorkerInfo)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _decode_worker_info(about)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
+
+
+_decode_worker_info = msgspec.json.Decoder(WorkerInfo).decode
 
 
 class DeadLimits(msgspec.Struct, frozen=True):
@@ -111,3 +114,4 @@ class Maintained(msgspec.Struct, frozen=True):
     promoted: int = 0  # delayed messages that became ready
     reclaimed: int = 0  # messages taken back from consumers whose leases had lapsed
     trimmed: int = 0  # dead letters deleted because there were too many, or they were too old
+    aside: int = 0  # entries that no driver can have written, set aside since the call before

@@ -7,9 +7,11 @@ of a change holds up nobody.
 
 from __future__ import annotations
 
+import logging
+import math
 import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
@@ -27,6 +29,8 @@ from aiotaskq.tasks.call import Call
 from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.task import Task
+
+logger = logging.getLogger("aiotaskq.scheduler")
 
 _ATTEMPTS = 100  # attempts of a change while other changes are faster each time
 
@@ -81,6 +85,10 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class UnreadableSchedule(ConfigError):
+    """What a store holds is no schedule of this package."""
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ScheduleRecord).decode
 
@@ -89,14 +97,32 @@ def read(stored: StoredSchedule) -> ScheduleRecord:
     """Return the record of a stored schedule.
 
     Raises:
-        ConfigError: It cannot be read.
+        UnreadableSchedule: It cannot be read.
     """
     try:
-        return _decode(stored.body)
-    except (msgspec.MsgspecError, ConfigError, ValueError) as error:
-        raise ConfigError(
+        record = _decode(stored.body)
+        for moment in (record.state.due, record.state.last_due, record.state.last_at):
+            if moment is not None:
+                datetime.fromtimestamp(moment, UTC)  # beyond the calendar it raises
+        if not math.isfinite(record.definition.grace):
+            raise ValueError("grace is not finite")
+    except (
+        msgspec.MsgspecError,
+        ConfigError,
+        ArithmeticError,
+        ValueError,
+        OSError,
+        RecursionError,
+    ) as error:
+        raise UnreadableSchedule(
             f"the stored schedule {stored.id!r} cannot be read: {error}; remove it and add it again"
         ) from error
+    return record
+
+
+def parked(stored: StoredSchedule) -> StoredSchedule:
+    """Return a schedule that is not due any more and stays as it is, as a new revision."""
+    return StoredSchedule(id=stored.id, body=stored.body, due_at=None, revision=uuid.uuid4().hex)
 
 
 def define(
@@ -153,11 +179,26 @@ async def change_record(
     store: ScheduleStore,
     schedule_id: str,
     change: Callable[[ScheduleRecord | None], ScheduleRecord | None],
+    *,
+    replace_unreadable: bool = False,
 ) -> ScheduleRecord | None:
-    """Change a schedule; `change` gets the present record, anew while other changes are faster."""
+    """Change a schedule; `change` gets the present record, anew while other changes are faster.
+
+    Args:
+        store: The store.
+        schedule_id: The id of the schedule.
+        change: Returns the record in place of the present one; None: there is nothing to change.
+        replace_unreadable: Whether one that cannot be read counts as none.
+    """
     for _ in range(_ATTEMPTS):
         found = await store.load([schedule_id])
-        known = read(found[0]) if found else None
+        try:
+            known = read(found[0]) if found else None
+        except UnreadableSchedule as error:
+            if not replace_unreadable:
+                raise
+            logger.error("%s: it is replaced", error)
+            known = None
         record = change(known)
         if record is None or record == known:
             return record

@@ -12,7 +12,8 @@ another would have to wait for: either the step happened, or it did not.
      ▲                                                                                       │
      └── sleep until the next is due, at most a second, as others may add schedules ◀────────┘
 
-A schedule that fails, or hangs in a middleware, is tried again by itself and holds up no other. A
+A schedule that fails, or hangs in a middleware, is tried again by itself and holds up no other. One
+that cannot be read is *parked*: it stays in the store and is not due any more. A
 scheduler whose step came second waits some milliseconds longer the next time (`_POLITE`): where
 many run, one does most of the work, and the others save their queries.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -35,12 +37,12 @@ from aiotaskq.client.prepare import PreparedMessage, check_traits, prepare, seal
 from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import AioTaskQError, ConfigError, Unavailable
 from aiotaskq.events import Sent
 from aiotaskq.middleware import wrap_send
 from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import Plan, plan
-from aiotaskq.scheduling.record import ScheduleRecord, read
+from aiotaskq.scheduling.record import ScheduleRecord, UnreadableSchedule, parked, read
 from aiotaskq.scheduling.schedules import synchronize
 from aiotaskq.tasks.application import Application
 
@@ -70,6 +72,8 @@ class Scheduler:
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[float, Backoff]] = {}  # by id; the first: when to try again
         self._polite = 0.0
+        self.parked = 0
+        """The number of schedules that this scheduler could not read and has parked."""
         self._main: asyncio.Task[None] | None = None
 
     async def run(self, *, patient: bool = True) -> None:
@@ -122,7 +126,9 @@ class Scheduler:
             try:
                 store = (await self._app.broker()).schedules()
                 put, removed = await synchronize(store, self._app, self._app.declared_schedules())
-            except Unavailable as error:
+            except ConfigError:
+                raise
+            except Exception as error:
                 if not patient:
                     raise
                 await self._outage(error, backoff)
@@ -142,7 +148,7 @@ class Scheduler:
             asked = asyncio.get_running_loop().time()
             try:
                 found = await store.due(limit)
-            except Unavailable as error:
+            except Exception as error:  # whatever the store holds, the other runs are wanted
                 await self._outage(error, backoff)
                 continue
             backoff.reset()
@@ -153,10 +159,11 @@ class Scheduler:
                 self._begin(store, stored, found.now)
             await self._rest(asked, found.now, found.next_at)
 
-    async def _outage(self, error: Unavailable, backoff: Backoff) -> None:
+    async def _outage(self, error: Exception, backoff: Backoff) -> None:
         """Wait while the store is away, longer each time."""
         if not backoff.failures:
-            logger.warning("no runs can be sent now, trying again: %s", error)
+            fault = None if isinstance(error, AioTaskQError) else error
+            logger.warning("no runs can be sent now, trying again: %s", error, exc_info=fault)
         await self._sleep(backoff.next())
 
     async def _rest(self, asked: float, now: float, next_at: float | None) -> None:
@@ -195,7 +202,7 @@ class Scheduler:
         """Send the due runs of one schedule; whatever goes wrong concerns no other."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                first = await self._send(store, stored, now)
+                first = await self._send_or_park(store, stored, now)
         except Exception as error:
             self._note_failure(stored.id, error)
         else:
@@ -205,12 +212,27 @@ class Scheduler:
             del self._busy[stored.id]
             self._wake.set()
 
+    async def _send_or_park(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> bool:
+        try:
+            return await self._send(store, stored, now)
+        except UnreadableSchedule as error:
+            if not await store.compare_and_swap(stored.id, stored.revision, parked(stored)):
+                # Another scheduler was faster; or the store cannot find what it has returned, and
+                # the schedule rests longer and longer.
+                raise
+            self.parked += 1
+            logger.error("a schedule is parked: %s", error)
+            return True
+
     def _note_failure(self, schedule_id: str, error: Exception) -> None:
         failed = self._failed.get(schedule_id)
         backoff = Backoff(*_RESTS, jitter=False) if failed is None else failed[1]
         rest = backoff.next()
         self._failed[schedule_id] = asyncio.get_running_loop().time() + rest, backoff
-        if isinstance(error, Unavailable):
+        if isinstance(error, UnreadableSchedule):
+            level = logging.ERROR if failed is None else logging.DEBUG  # it stays like that
+            logger.log(level, "%s", error)
+        elif isinstance(error, Unavailable):
             logger.warning("the runs of %s cannot be sent now: %s", schedule_id, error)
         elif isinstance(error, TimeoutError):
             logger.error(
@@ -232,7 +254,8 @@ class Scheduler:
         """Send the due runs of one schedule; return whether no other scheduler was faster."""
         record = read(stored)
         due = record.state.due
-        if due is None:  # it has no more runs, so it should not be due
+        if due is None or record.state.paused:  # then it should not be due
+            await store.compare_and_swap(stored.id, stored.revision, record.stored(stored.id))
             return True
         definition = record.definition
         planned = plan(

@@ -138,7 +138,7 @@ class Schedules:
                 )
             return record
 
-        record = await change_record(store, schedule_id, change)
+        record = await change_record(store, schedule_id, change, replace_unreadable=replace)
         assert record is not None  # it was just made
         return _info(schedule_id, record)
 
@@ -276,7 +276,7 @@ async def _declare(
             )
         return renewed(known, definition, now) if changed else cast("ScheduleRecord", known)
 
-    await change_record(store, name, change)
+    await change_record(store, name, change, replace_unreadable=True)  # the code has a right one
     return changed
 
 

@@ -45,6 +45,7 @@ from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.execution import Execution
+from aiotaskq.worker.health import LineBudget
 from aiotaskq.worker.process_pool import RemoteFailure
 
 logger = get_logger("aiotaskq.worker")
@@ -85,6 +86,8 @@ class Endings:
         self._health = environment.health
         self._worker = environment.options.name
         self._told_unknown: dict[str, float] = {}  # when a name is to be logged again
+        self._unknown_lines = LineBudget("tasks that are unknown here", 50)
+        self._buried_lines = LineBudget("messages that go to the dead letters", 200)
         self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
 
     # Before it runs
@@ -129,11 +132,14 @@ class Endings:
     def _tell_unknown(self, message: Message, left: float, *, elsewhere: bool) -> None:
         """Log an unknown task: its name once a minute as an error, the rest at debug level."""
         now = time.monotonic()
-        due = now >= self._told_unknown.get(message.task, now)
-        if due and len(self._told_unknown) < _MOST_NAMES:
+        level = logging.DEBUG
+        if now >= self._told_unknown.get(message.task, now):
+            level = self._unknown_lines.level()
+            if len(self._told_unknown) >= _MOST_NAMES:
+                self._told_unknown.clear()
             self._told_unknown[message.task] = now + _TELL_UNKNOWN_EVERY
         logger.log(
-            logging.ERROR if due else logging.DEBUG,
+            level,
             "task %s is unknown here; it goes back for %s. Known here are: %s",
             message,
             "another worker, which knows it"
@@ -398,7 +404,8 @@ class Endings:
     ) -> None:
         self._health.counts["buried"] += 1
         name = on_one_line(delivery.id) or "without an id"
-        logger.error("message %s goes to the dead letters: %s", name, reason)
+        level = self._buried_lines.level()
+        logger.log(level, "message %s goes to the dead letters: %s", name, reason)
         details = DeathDetails(
             task="" if message is None else message.task,
             worker=self._worker,

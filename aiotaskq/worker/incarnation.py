@@ -46,6 +46,8 @@ logger = get_logger("aiotaskq.worker")
 
 _FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself
 _MAINTAIN_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
+_MAINTAIN_MORE = 0.05  # the same after a round that has moved `_MANY`: there may be more
+_MANY = 100
 _NEWS_EVERY = 0.5  # seconds between questions for cancelled tasks, while anything runs
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
@@ -129,7 +131,7 @@ class Incarnation:
     async def open(self) -> None:
         """Begin the lease. Raises `BrokerUnavailable` if the broker cannot be reached."""
         await self._consumer.open()
-        self._heartbeat.start()
+        await self._heartbeat.start()
         self._helpers = [
             asyncio.create_task(self._completer.run(), name="aiotaskq-completer"),
             asyncio.create_task(self._maintain(), name="aiotaskq-maintain"),
@@ -227,8 +229,11 @@ class Incarnation:
 
     async def _maintain(self) -> None:
         outage = Outage(self._health, "cannot maintain the queues", _PAUSES)
+        more = False
         while True:
-            await asyncio.sleep(_MAINTAIN_EVERY * random.uniform(0.75, 1.25))
+            pause = _MAINTAIN_MORE if more else _MAINTAIN_EVERY
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))
+            more = False
             self._count_stuck(self._executor.stuck)
             try:
                 maintained = await self._broker.maintain(self._limits)
@@ -239,6 +244,9 @@ class Incarnation:
             outage.over()
             self._health.counts["reclaimed"] += maintained.reclaimed
             self._health.counts["trimmed"] += maintained.trimmed
+            self._health.counts["aside"] += maintained.aside
+            # A round has a bound, so that it keeps nobody waiting for long.
+            more = maintained.reclaimed + maintained.trimmed >= _MANY
             if maintained.reclaimed:
                 logger.warning("took %s back from workers that died", _tasks(maintained.reclaimed))
             if maintained.trimmed:

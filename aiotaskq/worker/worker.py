@@ -184,7 +184,6 @@ class Worker:
             self.loop_monitor.start()
             stack.push_async_callback(self.loop_monitor.stop)
             self._start_relay(broker, stack)
-            _settle(connected)
             await self._work(
                 WorkerEnvironment(
                     app=self._app,
@@ -195,7 +194,8 @@ class Worker:
                     health=self.health,
                     state=self._state,
                     info=self._describe(),
-                )
+                ),
+                connected,
             )
         if self._app.observers.heard(events.WorkerStopped):
             self._app.observers.emit(events.WorkerStopped(worker=self.options.name))
@@ -251,7 +251,9 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _work(self, environment: WorkerEnvironment) -> None:
+    async def _work(
+        self, environment: WorkerEnvironment, connected: asyncio.Future[None] | None
+    ) -> None:
         """Run one incarnation after another, until told to stop or nothing is left to do."""
         outage = Outage(self.health, "cannot begin to take tasks", _RECONNECT)
         told = False
@@ -260,6 +262,7 @@ class Worker:
             try:
                 await incarnation.open()
                 outage.over()
+                _settle(connected)
                 self._incarnation = incarnation
                 self._tell_lease(incarnation.grant, held=True)
                 if not told:
@@ -269,6 +272,7 @@ class Worker:
                 self._stopping.set()
                 await incarnation.finish(self.options.grace_period, self._hurry)
             except Unavailable as error:
+                _settle(connected)
                 await self._rest(outage.pause(error))
             except LeaseLost as lost:
                 self.health.counts["lost"] += 1

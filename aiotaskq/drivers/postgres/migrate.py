@@ -180,7 +180,7 @@ class PostgresMigrations:
         unknown = [
             name
             for number, name in applied.items()
-            if number not in known and name.split("_")[1] in self._parts
+            if number not in known and name.partition("_")[2].partition("_")[0] in self._parts
         ]
         if unknown:
             raise ConfigError(
