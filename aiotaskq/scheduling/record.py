@@ -7,7 +7,6 @@ of a change holds up nobody.
 
 from __future__ import annotations
 
-import logging
 import math
 import uuid
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.encoding.codec import to_builtin
 from aiotaskq.errors import ConfigError, EncodeError
+from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import GRACE, Misfire, Overlap, Schedule, Timing
 from aiotaskq.retry import Retry, for_call
 from aiotaskq.tasks.application import Application
@@ -30,7 +30,7 @@ from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.task import Task
 
-logger = logging.getLogger("aiotaskq.scheduler")
+logger = get_logger("aiotaskq.scheduler")
 
 _ATTEMPTS = 100  # attempts of a change while other changes are faster each time
 

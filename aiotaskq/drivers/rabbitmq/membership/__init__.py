@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -66,10 +65,11 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 from aiotaskq.drivers.rabbitmq.membership.survey import ConsumerSurvey
 from aiotaskq.errors import Unavailable
+from aiotaskq.readable import get_logger
 
 __all__ = ["ConsumerMember", "RabbitMembership"]
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _FORGOTTEN = b"\0"  # before a name on the list: the queue is taken off
 _RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the background
