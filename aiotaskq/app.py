@@ -15,6 +15,7 @@ from aiotaskq.client.cancel import cancel_task
 from aiotaskq.client.dead_letters import DeadLetters
 from aiotaskq.client.outbox import QUEUE as OUTBOX
 from aiotaskq.client.outbox import Outbox
+from aiotaskq.client.schedule_store import create_schedule_broker
 from aiotaskq.client.send import send_calls
 from aiotaskq.client.session import Session
 from aiotaskq.config import Config
@@ -22,6 +23,7 @@ from aiotaskq.contract.broker import Broker, Transactional
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.records import WorkerInfo, read_worker_info
 from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
 from aiotaskq.drivers.common.url import shown_url
 from aiotaskq.encoding.codec import Codec
@@ -176,6 +178,12 @@ class TaskQueue(TaskRegistry):
         if not isinstance(broker, Transactional):
             raise ConfigError(f"outbox_url is {broker.url}; it must be a PostgreSQL database")
         return broker
+
+    def schedule_broker(self) -> Broker | None:
+        """Return the closed broker that stores the schedules; None: the broker itself does."""
+        return create_schedule_broker(
+            self.conf, self.drivers()[0], self._backend or self.conf.result_backend
+        )
 
     @property
     def broker_url(self) -> str | None:
@@ -354,6 +362,7 @@ class TaskQueue(TaskRegistry):
                 broker,
                 backend,
                 None if store is None else Outbox(store),
+                self.schedule_broker(),
                 publish_timeout=self.conf.broker_publish_timeout,
             )
             self._sessions[loop] = session
@@ -367,6 +376,10 @@ class TaskQueue(TaskRegistry):
     async def broker(self) -> Broker:
         """Return the broker, open on the running loop, such as to count or purge queues."""
         return (await self._open_session()).broker
+
+    async def schedule_store(self) -> ScheduleStore:
+        """Return the store of the schedules, open on the running loop."""
+        return await self._session().schedules()
 
     async def workers(self) -> list[WorkerInfo]:
         """Return the live workers, one for each process, as they describe themselves."""

@@ -34,6 +34,7 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
 def scheduler_banner(app: TaskQueue, target: str) -> list[str]:
     """Return the lines of a scheduler's banner: its connection, and the schedules of the code."""
     broker, _ = app.drivers()
+    store = app.schedule_broker()
     declared = sorted(app.declared_schedules().items())
     zone = app.conf.timezone
     return [
@@ -41,6 +42,7 @@ def scheduler_banner(app: TaskQueue, target: str) -> list[str]:
         "",
         f".> app:         {app.name} ({target})",
         f".> transport:   {broker.url}",
+        *([] if store is None else [f".> schedules:   {store.url}"]),
         "",
         "[schedules of the code]",
         *(

@@ -55,6 +55,7 @@ async def _migrate(app: TaskQueue, *, dry_run: bool, sql: bool) -> None:
         ("broker", broker),
         ("results", backend),
         ("outbox", app.outbox_broker()),
+        ("schedules", app.schedule_broker()),
     ):
         if driver is None:
             continue

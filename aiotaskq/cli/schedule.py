@@ -292,7 +292,7 @@ def run(
 
 async def _read(app: TaskQueue, ids: Iterable[str] | None) -> ScheduleListing:
     """Return some schedules, or all of them, and the ids of others that stand in the code."""
-    url, now = (await app.broker()).url, await _store_time(app)
+    url, now = (app.schedule_broker() or app.drivers()[0]).url, await _store_time(app)
     if ids is None:
         found = await app.schedules.list()
     else:
@@ -306,7 +306,7 @@ async def _read(app: TaskQueue, ids: Iterable[str] | None) -> ScheduleListing:
 
 async def _store_time(app: TaskQueue) -> datetime:
     """Return the time by the clock of the store, which decides when schedules run."""
-    return datetime.fromtimestamp((await (await app.broker()).schedules().due(1)).now, UTC)
+    return datetime.fromtimestamp((await (await app.schedule_store()).due(1)).now, UTC)
 
 
 async def _check_new(

@@ -18,7 +18,6 @@ from aiotaskq.cli.common import (
     set_up_logging,
 )
 from aiotaskq.cli.output import say_lines
-from aiotaskq.errors import ConfigError
 from aiotaskq.processes.standard_streams import forgive_output
 from aiotaskq.readable import get_logger
 from aiotaskq.scheduling.scheduler import Scheduler
@@ -71,9 +70,7 @@ async def _run(app: TaskQueue) -> None:
 
 def check_schedules(app: TaskQueue) -> None:
     """Raise a `ConfigError` if the schedules of an application cannot be run."""
-    broker, _ = app.drivers()
-    if not broker.traits.schedules:
-        raise ConfigError(f"{broker.url} keeps no schedules, so there is nothing to run them from")
+    app.schedule_broker()
     define_all(app, app.declared_schedules())
 
 

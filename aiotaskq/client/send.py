@@ -51,6 +51,11 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
     broker = session.broker
     for prepared in batch:
         check_traits(prepared, broker.traits, broker.url)
+    if not broker.traits.unique:  # a task_id is an id there, and not refused the second time
+        batch = [
+            one if "connection" in call.options else one._replace(unique=False)
+            for call, one in zip(calls, batch, strict=True)
+        ]
     groups = await _groups(session, calls, batch)
     ids = [prepared.message.id for prepared in batch]
     if any(type(one).send is not Middleware.send for one in app.middlewares):
@@ -64,7 +69,8 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
     named = {
         one.message.id: one.message
         for call, one in zip(calls, batch, strict=True)
-        if one.unique and ("connection" not in call.options or session.is_transactional)
+        if "task_id" in call.options
+        and ("connection" not in call.options or session.is_transactional)
     }
     if named:
         await _tell_cancelled(app, session, named)

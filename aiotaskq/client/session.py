@@ -27,11 +27,13 @@ from functools import partial
 from aiotaskq.client.audience import Audience
 from aiotaskq.client.outbox import Outbox
 from aiotaskq.client.publisher import Publisher, persist
+from aiotaskq.client.schedule_store import RelayedSchedules
 from aiotaskq.client.waiters import Waiters
 from aiotaskq.contract.broker import Broker, Transactional
 from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.results import ReplyBackend, ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.errors import (
     ConfigError,
     Unsupported,
@@ -53,12 +55,14 @@ class Session:
         broker: Broker,
         backend: ResultBackend | None,
         outbox: Outbox | None = None,
+        schedules: Broker | None = None,
         *,
         publish_timeout: float,
     ) -> None:
         self.broker = broker
         self._backend = backend
         self._outbox = outbox
+        self._schedules = schedules
         given: object = backend
         self._replies = given if isinstance(given, ReplyBackend) else None
         self.publisher = Publisher(broker, publish_timeout)
@@ -108,6 +112,18 @@ class Session:
             )
         await self._open_once("outbox", self._outbox.open, self._patience)
         return partial(self._outbox.publish_in, connection)
+
+    async def schedules(self) -> ScheduleStore:
+        """Return the store of the schedules, connected.
+
+        Raises:
+            BrokerUnavailable: It could not be reached for as long as sending tries to.
+        """
+        if self._schedules is None:
+            await self.open()
+            return self.broker.schedules()
+        await self._open_once("schedules", self._schedules.open, self._patience)
+        return RelayedSchedules(self._schedules.schedules())
 
     async def results(self, patience: float | None = None) -> ResultBackend:
         """Return the result backend, connected.
@@ -186,6 +202,7 @@ class Session:
         if self._waiters is not None and self._backend is not None:
             await self._waiters.close()
             await self._backend.close()
-        if self._outbox is not None:
-            await self._outbox.close()
+        for store in (self._outbox, self._schedules):
+            if store is not None:
+                await store.close()
         await self.broker.close()

@@ -173,6 +173,14 @@ class SettingsTable:
         secret=True,
         ours=True,
     )
+    schedule_store = Setting(
+        value_types.optional(value_types.url()),
+        None,
+        "The store of schedules: Redis, PostgreSQL or SQLite. None: the broker; for one that keeps "
+        "none, such as RabbitMQ, the store of the results, else the embedded SQLite file.",
+        secret=True,
+        ours=True,
+    )
     prefix = Setting(
         value_types.prefix(),
         "aiotaskq",

@@ -202,7 +202,7 @@ class Schedules:
         return _info_of(found[0]) if found else None
 
     async def _store(self) -> ScheduleStore:
-        return (await self._app.broker()).schedules()
+        return await self._app.schedule_store()
 
     async def _alter(
         self, schedule_id: str, change: Callable[[ScheduleRecord], ScheduleRecord]

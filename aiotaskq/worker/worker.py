@@ -22,6 +22,7 @@ from typing import Any, Self, TypeAlias, Unpack
 
 from aiotaskq import events, forks
 from aiotaskq.client.outbox import Outbox
+from aiotaskq.client.outbox_relay import OutboxRelay
 from aiotaskq.context import State
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.records import Grant, WorkerInfo
@@ -34,7 +35,6 @@ from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.incarnation import Incarnation, Quota
 from aiotaskq.worker.loop_monitor import LoopMonitor
-from aiotaskq.worker.outbox_relay import OutboxRelay
 from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.task_log import logged
 from aiotaskq.worker.worker_options import WorkerKeywords, WorkerOptions
@@ -44,6 +44,7 @@ logger = get_logger("aiotaskq.worker")
 LeaseHook: TypeAlias = Callable[[Grant, bool], None]
 
 _RECONNECT = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
+_RELAY_PAUSES = (0.1, 5.0)  # the same while the relay cannot pass tasks on
 
 
 class Worker:
@@ -207,7 +208,7 @@ class Worker:
         relay = OutboxRelay(
             Outbox(store),
             broker,
-            self.health,
+            Outage(self.health, "tasks wait in the outbox", _RELAY_PAUSES),
             name=self.options.name,
             lease=self._app.conf.worker_lease,
         )
