@@ -86,7 +86,7 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadableSchedule(ConfigError):
-    """What a store holds is no schedule of this package."""
+    """A stored record is no schedule of this package."""
 
 
 _encode = msgspec.json.Encoder().encode

@@ -384,9 +384,8 @@ async def test_an_id_of_ones_own_is_an_id_where_it_cannot_be_unique() -> None:
     async with TaskQueue("t", broker=Poor()) as app:
         for _ in range(2):
             await app.send("x", task_id="mine")
-        assert [(message.id, one.id) for message, one in await waiting(app)] == [
-            ("mine", "mine")
-        ] * 2
+        stored = await waiting(app)
+        assert [(message.id, one.id) for message, one in stored] == [("mine", "mine")] * 2
 
 
 # --- workers and cancelling ---------------------------------------------------------------------
