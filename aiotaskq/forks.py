@@ -38,11 +38,12 @@ import select
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 from weakref import WeakSet
+
+from aiotaskq.native import make_reentrant_lock
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a program."""
@@ -50,7 +51,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 generation = 0
 """The number of forks between this process and the one that has imported this module."""
 
-importing = threading.RLock()
+importing = make_reentrant_lock()
 """Held during the import of a driver, and during a fork."""
 
 
@@ -211,7 +212,9 @@ def _after_fork_in_child() -> None:
             hooks.in_child()
     if fork.loop is not None and fork.loop in _guarded:
         fork.loop.call_soon(_come_back)
-    # Last: a signal that has come since the fork is handled now.
+    # Last: a signal that has come since the fork is handled now. An exception would be lost here.
+    if signal.SIGINT in fork.replaced and signal.SIGINT in signal.sigpending():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
 
 
