@@ -44,6 +44,7 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -58,6 +59,7 @@ from aiotaskq.processes.lease_keeper import LeaseKeeper
 from aiotaskq.processes.operating_system import (
     describe_exit_status,
     kill_session,
+    reap_orphans,
     start_process,
     wait_for,
 )
@@ -251,6 +253,12 @@ class Supervisor:
         self._kill_stuck()
         self._start_due()
         self._lease_keeper.check()  # last: no start of a child has to wait for it
+        if os.getpid() == 1:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        processes = [child.process for child in self._children.values()]
+        reap_orphans({process.pid for process in processes + self._lease_keeper.processes})
 
     # --- messages ---
 

@@ -101,11 +101,16 @@ class ProcessPool:
         """
         module = task.fn.__module__
         reservation = _Reservation()
+        _reserved.set(reservation)
         exchange = _Exchange(ImportModule(module), within=_IMPORT_LIMIT)
         current = asyncio.current_task()
         assert current is not None
         current.add_done_callback(lambda _: self._give_back(reservation))
-        _reserved.set(reservation)
+        ready = self._find_ready(module)
+        if ready is not None:
+            self._busy.add(ready)
+            reservation.keep(ready)
+            return
         try:
             await self._threads.run(self._prepare, module, reservation, exchange)
         except BaseException:
@@ -190,6 +195,15 @@ class ProcessPool:
         process = self._find_idle(module) or _Process(self._codec_settings, self._end_orphans)
         self._busy.add(process)
         return process
+
+    def _find_ready(self, module: str) -> _Process | None:
+        """Return the process that was idle last, if it needs no preparation."""
+        with contextlib.suppress(IndexError):
+            process = self._idle.pop()
+            if module in process.modules and process.alive():
+                return process
+            self._idle.append(process)
+        return None
 
     def _find_idle(self, module: str | None) -> _Process | None:
         while True:

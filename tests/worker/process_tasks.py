@@ -76,9 +76,10 @@ def die_once(marker: str) -> int:
 @app.task(executor="process")
 def spread(numbers: list[int]) -> list[int]:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        spawned = list(pool.map(abs, numbers))
+        spawned: list[int] = list(pool.map(abs, numbers))
     with multiprocessing.get_context("fork").Pool(2) as forked:
-        return [*spawned, *forked.map(abs, numbers)]
+        again: list[int] = forked.map(abs, numbers)
+    return spawned + again
 
 
 @app.task(executor="process")
