@@ -37,7 +37,7 @@ from aiotaskq.contract.records import DeathDetails
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.encoding.exceptions import describe, encode_error, is_error, rebuild, summarize
 from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
-from aiotaskq.retry import NEVER, Retry, backoff_delay, retry_delay
+from aiotaskq.retry import NEVER, Retry, backoff_delay, may_retry, retry_delay
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
@@ -232,13 +232,23 @@ class Endings:
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
 
-    def stuck(self, execution: Execution) -> None:
-        """Tell of an execution that runs on after its end was told."""
+    def retries(self, execution: Execution, error: BaseException) -> bool:
+        """Return whether the task is to run again after this error."""
+        return may_retry(self._policy(execution), execution.message.attempt, error)
+
+    def stuck(self, execution: Execution, *, held: bool) -> None:
+        """Tell of an execution that runs on though it was cancelled.
+
+        Args:
+            execution: The execution.
+            held: Whether another attempt waits until it has ended.
+        """
         self._health.counts["stuck"] += 1
         logger.error(
             "task %s does not end though it was cancelled; its slot is freed, and what it"
-            " still does is ignored",
+            " still does is ignored%s",
             execution,
+            ". Its next attempt waits until it has ended" if held else "",
         )
         if self._observers.heard(events.Stuck):
             self._observers.emit(events.Stuck(message=execution.message))

@@ -25,6 +25,7 @@ from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.effective import EffectiveOptions
+from aiotaskq.worker.thread_call import ThreadCall
 
 
 class Stop(IntEnum):
@@ -47,6 +48,8 @@ class Execution:
         started: When its function was called, by the clock of `time.perf_counter`.
         begun: Whether its coroutine was entered.
         stop: Why it was cancelled; None: it was not.
+        has_slot: Whether it has a thread or a process of the pools.
+        thread: The call of its function in a thread, from its beginning on.
         softened: Whether its soft limit has passed and its function does not know of it yet.
         transaction: The transaction that its function has asked for.
         timers: The timers of its limits; None: it has no limits.
@@ -56,12 +59,14 @@ class Execution:
     __slots__ = (
         "begun",
         "delivery",
+        "has_slot",
         "message",
         "options",
         "softened",
         "started",
         "stop",
         "task",
+        "thread",
         "timers",
         "transaction",
         "work",
@@ -77,6 +82,8 @@ class Execution:
         self.started = time.perf_counter()
         self.begun = False
         self.stop: Stop | None = None
+        self.has_slot = False
+        self.thread: ThreadCall | None = None
         self.softened = False
         self.timers: list[asyncio.TimerHandle] | None = None
         self.transaction: Transaction | None = None

@@ -10,7 +10,8 @@ that a delivery is either settled at once or among the running executions when `
 An execution that is cancelled, for any `Stop`, gets `task_cancel_grace` seconds to end. One that
 does not end is *stuck*: its end is told for it, its slot is freed, and everything that it does from
 then on is ignored. It stays in `_stuck` until it ends, so that a worker with too many of them can
-be replaced.
+be replaced. If its end is another attempt, that is told only when it has ended or the worker stops,
+so that a task does not run twice at once; its delivery is held until then.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ from aiotaskq.worker.endings import Endings
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop
 from aiotaskq.worker.interrupt import interruptible
+from aiotaskq.worker.thread_call import ThreadCall
 
 logger = logging.getLogger("aiotaskq.worker")
 
 _Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 _CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
+_LEAVE_WAIT = 0.1  # seconds for what is stuck to hear that nobody waits for it
 
 
 class Executor:
@@ -95,7 +98,8 @@ class Executor:
     @property
     def stuck(self) -> int:
         """The number of tasks that run on after they were cancelled, in threads as well."""
-        return len(self._stuck) + self._pools.stuck
+        here = sum(execution.thread is None for execution in self._stuck)
+        return here + self._pools.stuck
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
         """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
@@ -160,11 +164,10 @@ class Executor:
                 begin=self._begin_transaction,
             )
             enter(context)
-            if execution.options.executor == "loop":
-                await self._run_in(context, execution)
-            else:
-                async with self._pools.slot(execution.options.executor):
-                    await self._run_in(context, execution)
+            if execution.options.executor != "loop":
+                await self._pools.take(execution.options.executor)
+                execution.has_slot = True
+            await self._run_in(context, execution)
         except asyncio.CancelledError:  # before its function was called
             if execution.stop is None:
                 raise
@@ -172,14 +175,24 @@ class Executor:
         except Exception as error:  # a fault of the worker: no exception of a task gets here
             self._end.fault(execution, error)
         finally:
-            if execution.timers is not None:
-                self._stop_timers(execution)
-            if self._stuck and execution in self._stuck:
-                self._stuck.discard(execution)
+            self._note_end(execution)
+
+    def _note_end(self, execution: Execution) -> None:
+        if execution.timers is not None:
+            self._stop_timers(execution)
+        if execution.has_slot:
+            self._free_slot(execution)
+        if self._stuck and execution in self._stuck:
+            self._stuck.discard(execution)
+            if execution.stop is Stop.ABANDON:
                 self._health.refused([execution.message.id])
-            else:
-                self._running.discard(execution)
-                self._slot_freed()
+        else:
+            self._running.discard(execution)
+            self._slot_freed()
+
+    def _free_slot(self, execution: Execution) -> None:
+        execution.has_slot = False
+        self._pools.free(execution.options.executor)
 
     async def _run_in(self, context: ExecutionContext, execution: Execution) -> None:
         if execution.options.track_started or self._observers.heard(events.Started):
@@ -234,8 +247,9 @@ class Executor:
                 execution.task, execution.delivery.body, execution.options.soft_timeout
             )
         if executor == "thread":
+            execution.thread = ThreadCall(execution.task.call, context.args, context.kwargs)
             return await self._pools.threads().call(
-                execution.task.call, *context.args, **context.kwargs
+                execution.thread, lambda: self._interruption(execution)
             )
         coroutine = execution.task.call(*context.args, **context.kwargs)
         if execution.options.soft_timeout is None:
@@ -249,7 +263,7 @@ class Executor:
         execution.timers = []
         if timeout is not None:
             execution.timers.append(self._loop.call_later(timeout, self._time_out, execution))
-        if soft is not None and execution.options.executor == "loop":
+        if soft is not None and execution.options.executor != "process":  # that sees to it there
             execution.timers.append(self._loop.call_later(soft, self._soften, execution))
 
     def _stop_timers(self, execution: Execution) -> None:
@@ -260,9 +274,13 @@ class Executor:
         self._cancel(execution, Stop.TIMEOUT)
 
     def _soften(self, execution: Execution) -> None:
-        if execution.stop is None and execution.work is not None:
-            execution.softened = True
-            execution.work.cancel()
+        if execution.stop is not None or execution.work is None:
+            return
+        if execution.thread is not None:
+            execution.thread.interrupt(lambda: self._soft_error(execution))
+            return
+        execution.softened = True
+        execution.work.cancel()
 
     def _take_soft_error(self, execution: Execution) -> BaseException | None:
         """Return the exception to raise in place of a cancellation; None: a real cancellation."""
@@ -278,6 +296,19 @@ class Executor:
             f"it ran longer than its soft_timeout of {execution.options.soft_timeout:g} s"
         )
 
+    def _hard_error(self, execution: Execution) -> TimeLimitExceeded:
+        return TimeLimitExceeded(
+            f"it ran longer than its timeout of {execution.options.timeout:g} s"
+        )
+
+    def _interruption(self, execution: Execution) -> Callable[[], BaseException] | None:
+        """Return what is raised in a thread whose execution is cancelled; None: give it up."""
+        if execution.stop is None or execution not in self._running:  # the loop or the worker ends
+            return None
+        if execution.stop is Stop.TIMEOUT:
+            return lambda: self._hard_error(execution)
+        return asyncio.CancelledError
+
     # Stop
 
     def _end_stopped(self, execution: Execution, error: BaseException | None = None) -> None:
@@ -285,14 +316,15 @@ class Executor:
         if execution.stop is Stop.RELEASE:
             self._end.released(execution)
         elif execution.stop is Stop.TIMEOUT:
-            late = TimeLimitExceeded(
-                f"it ran longer than its timeout of {execution.options.timeout:g} s"
-            )
-            late.__cause__ = error  # its traceback shows where the function was
+            late = self._hard_error(execution)
+            if execution.thread is not None and isinstance(error, TimeLimitExceeded):
+                late = error  # it was raised there
+            else:
+                late.__cause__ = error  # its traceback shows where the function was
             self._end.raised(execution, late)
         elif execution.stop is Stop.REVOKE:
             self._end.revoked(execution.delivery, execution.message, "cancelled")
-        elif execution not in self._stuck:
+        elif execution in self._running:
             logger.warning("Task %s given up", execution)
 
     def revoke(self, ids: Iterable[str]) -> None:
@@ -321,10 +353,27 @@ class Executor:
         await self._cancel_all(Stop.RELEASE)
         for execution in list(self._running):
             self._give_up(execution)
+        for execution in self._stuck:
+            if execution.stop is not Stop.ABANDON:  # its next attempt waits for it
+                self._end_stopped(execution)
+                execution.stop = Stop.ABANDON
+        await self._leave()
 
     async def abandon(self) -> None:
         """Cancel all that runs and tell no ends: other workers have the tasks."""
+        for execution in self._stuck:
+            execution.stop = Stop.ABANDON
         await self._cancel_all(Stop.ABANDON)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Wait no longer for what is stuck. Nothing of it is told any more."""
+        works = [execution.work for execution in self._stuck if execution.work is not None]
+        self._stuck.clear()
+        for work in works:
+            work.cancel()
+        if works:
+            await asyncio.wait(works, timeout=_LEAVE_WAIT)
 
     async def _cancel_all(self, stop: Stop) -> None:
         works = []
@@ -347,14 +396,25 @@ class Executor:
             execution.timers = [*(execution.timers or ()), timer]
 
     def _give_up(self, execution: Execution) -> None:
-        """Tell the end of an execution that does not end, and free its slot."""
+        """Tell the end of an execution that does not end, and free its slot.
+
+        Another attempt is not stored yet: it might run while this one goes on.
+        """
         if execution not in self._running:
             return
-        self._end_stopped(execution)
-        execution.stop = Stop.ABANDON
+        held = execution.stop is Stop.TIMEOUT and self._end.retries(
+            execution, self._hard_error(execution)
+        )
+        if not held:
+            self._end_stopped(execution)
+            execution.stop = Stop.ABANDON
         self._running.discard(execution)
         self._stuck.add(execution)
-        self._end.stuck(execution)
+        if execution.thread is not None:
+            self._pools.threads().give_up(execution.thread)
+        if execution.has_slot:
+            self._free_slot(execution)
+        self._end.stuck(execution, held=held)
         self._slot_freed()
 
 

@@ -278,7 +278,7 @@ class Incarnation:
             await asyncio.wait(waits)
         if self._executor.running:
             logger.warning("handing back what still runs (%d)", self._executor.running)
-            await self._executor.release()
+        await self._executor.release()
         try:
             async with asyncio.timeout(_STORE_WAIT):
                 await self._completer.drained()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from aiotaskq.tasks.option_table import Executor
@@ -30,16 +29,20 @@ class Pools:
 
     @property
     def stuck(self) -> int:
-        """The number of threads that still run a function whose call was cancelled."""
+        """The number of threads whose functions do not end, though they were cancelled."""
         return 0 if self._threads is None else self._threads.given_up
 
-    def slot(self, executor: Executor) -> AbstractAsyncContextManager[Any]:
-        """Return a context that holds a free thread or process, and waits for one on entry.
+    async def take(self, executor: Executor) -> None:
+        """Wait for a free thread or process, and take its slot.
 
         A worker takes more tasks than it has threads. A task that waits here does not run yet, and
         its timeout has not begun.
         """
-        return nullcontext() if executor == "loop" else self._slots[executor]
+        await self._slots[executor].acquire()
+
+    def free(self, executor: Executor) -> None:
+        """Give a slot back."""
+        self._slots[executor].release()
 
     def threads(self) -> ThreadPool:
         """Return the thread pool."""

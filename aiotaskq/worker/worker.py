@@ -30,6 +30,7 @@ from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import LeaseLost, Unavailable
 from aiotaskq.ids import host_name
 from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.options import check_process
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.incarnation import Incarnation, Quota
@@ -162,6 +163,8 @@ class Worker:
         self._app.import_tasks()
         for task in self._app.tasks.values():
             task.arguments.prepare()
+            if self._app.effective_options(task.name).executor == "process":
+                check_process(task.fn)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(logged(self._app.observers))
             broker, backend = self._app.drivers()

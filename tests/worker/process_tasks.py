@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from aiotaskq import Retry, TaskQueue, current_task
+from aiotaskq import Retry, SoftTimeLimitExceeded, TaskQueue, current_task
 
 app = TaskQueue("process_tasks", broker="memory://")
 
@@ -67,6 +67,20 @@ def die_once(marker: str) -> int:
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return current_task().attempt
+
+
+@app.task(executor="process")
+def told_or(seconds: float) -> str:
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded as told:
+        return str(told)
+    return "in time"
+
+
+@app.task
+def anywhere() -> int:
+    return os.getpid()
 
 
 def _unbound() -> int:
