@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from aiotaskq.tasks.option_table import Executor
@@ -22,27 +21,27 @@ class Pools:
         self._worker = worker
         self._threads: ThreadPool | None = None
         self._processes: ProcessPool | None = None
-        self._slots = {
-            "thread": asyncio.Semaphore(threads),
-            "process": asyncio.Semaphore(processes),
-        }
+        self._free: dict[Executor, int] = {"thread": threads, "process": processes}
 
     @property
     def stuck(self) -> int:
         """The number of threads whose functions do not end, though they were cancelled."""
         return 0 if self._threads is None else self._threads.given_up
 
-    async def take(self, executor: Executor) -> None:
-        """Wait for a free thread or process, and take its slot.
+    def take(self, executor: Executor) -> bool:
+        """Take a slot, that is a thread or a process; return False if none is free."""
+        if not self._free[executor]:
+            return False
+        self._free[executor] -= 1
+        return True
 
-        A worker takes more tasks than it has threads. A task that waits here does not run yet, and
-        its timeout has not begun.
-        """
-        await self._slots[executor].acquire()
-
-    def free(self, executor: Executor) -> None:
+    def give_back(self, executor: Executor) -> None:
         """Give a slot back."""
-        self._slots[executor].release()
+        self._free[executor] += 1
+
+    def has_free(self, executor: Executor) -> bool:
+        """Return whether a slot is free."""
+        return self._free[executor] > 0
 
     def threads(self) -> ThreadPool:
         """Return the thread pool."""

@@ -32,8 +32,9 @@ from aiotaskq.ids import host_name
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.options import check_process
 from aiotaskq.worker.environment import WorkerEnvironment
+from aiotaskq.worker.fetching import Quota
 from aiotaskq.worker.health import Health, Outage
-from aiotaskq.worker.incarnation import Incarnation, Quota
+from aiotaskq.worker.incarnation import Incarnation
 from aiotaskq.worker.loop_monitor import LoopMonitor
 from aiotaskq.worker.outbox_relay import OutboxRelay
 from aiotaskq.worker.pools import Pools
