@@ -270,6 +270,13 @@ class SettingsTable:
         "Seconds after which SoftTimeLimitExceeded is raised inside a run, for tasks without a "
         "soft_timeout; None: never.",
     )
+    task_default_executor = Setting(
+        value_types.plain_executor(),
+        "thread",
+        'Where plain functions run that do not set executor: "thread", or "process" as with '
+        "Celery's prefork.",
+        ours=True,
+    )
     task_cancel_grace = Setting(
         value_types.seconds(zero=True),
         5.0,

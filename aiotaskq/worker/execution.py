@@ -15,16 +15,20 @@ then taken away is not reported as a timeout.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import IntEnum, auto
-from typing import Any
+from typing import Any, TypeAlias
 
 from aiotaskq.context import State, TaskContext
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.effective import EffectiveOptions
+from aiotaskq.worker.thread_call import ThreadCall
+
+Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class Stop(IntEnum):
@@ -47,6 +51,8 @@ class Execution:
         started: When its function was called, by the clock of `time.perf_counter`.
         begun: Whether its coroutine was entered.
         stop: Why it was cancelled; None: it was not.
+        has_slot: Whether it has a thread or a process of the pools.
+        thread: The call of its function in a thread, from its beginning on.
         softened: Whether its soft limit has passed and its function does not know of it yet.
         transaction: The transaction that its function has asked for.
         timers: The timers of its limits; None: it has no limits.
@@ -56,12 +62,14 @@ class Execution:
     __slots__ = (
         "begun",
         "delivery",
+        "has_slot",
         "message",
         "options",
         "softened",
         "started",
         "stop",
         "task",
+        "thread",
         "timers",
         "transaction",
         "work",
@@ -77,6 +85,8 @@ class Execution:
         self.started = time.perf_counter()
         self.begun = False
         self.stop: Stop | None = None
+        self.has_slot = False
+        self.thread: ThreadCall | None = None
         self.softened = False
         self.timers: list[asyncio.TimerHandle] | None = None
         self.transaction: Transaction | None = None
@@ -134,3 +144,18 @@ class ExecutionContext(TaskContext):
         if execution.transaction is None:
             execution.transaction = await self._begin()
         return execution.transaction.connection
+
+
+def starter(loop: asyncio.AbstractEventLoop) -> Start:
+    """Return a function that starts a coroutine as an asyncio task.
+
+    Where Python can (3.12), the task starts at once and not in the next turn of the loop: a task
+    that never waits costs less. A task factory of the application is used if there is one.
+    """
+    if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
+        return loop.create_task
+
+    def start(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+    return start

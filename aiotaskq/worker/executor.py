@@ -2,47 +2,50 @@
 
 ::
 
-    accept: decode ─ killer? ─ expired? ─ known? ─▶ run: arguments ─ slot ─ context ─ call ─▶ end
+    accept: decode ─ killer? ─ expired? ─ known? ─ slot? ─▶ run: arguments ─ context ─ call ─▶ end
 
-Each delivery reaches exactly one method of `Endings`. The steps before `run` are synchronous, so
-that a delivery is either settled at once or among the running executions when `accept` returns.
+Each delivery reaches exactly one method of `Endings`, or is handed back before it has started. The
+steps before `run` are synchronous, so that a delivery is settled at once, or among those that run
+or wait for a slot, when `accept` returns.
 
 An execution that is cancelled, for any `Stop`, gets `task_cancel_grace` seconds to end. One that
 does not end is *stuck*: its end is told for it, its slot is freed, and everything that it does from
 then on is ignored. It stays in `_stuck` until it ends, so that a worker with too many of them can
-be replaced.
+be replaced. If its end is another attempt, that is told only when it has ended or the worker stops,
+so that a task does not run twice at once; its delivery is held until then.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from msgspec import Raw
 
 from aiotaskq import events, forks
 from aiotaskq.context import TaskContext, enter
-from aiotaskq.contract.message import Delivery
+from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
 from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.middleware import wrap_run
 from aiotaskq.readable import get_logger
+from aiotaskq.tasks.option_table import Executor as ExecutorName
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
 from aiotaskq.worker.environment import WorkerEnvironment
-from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop
+from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop, starter
 from aiotaskq.worker.garbage import GarbageWatch, drop_tracebacks
 from aiotaskq.worker.interrupt import interruptible
+from aiotaskq.worker.thread_call import ThreadCall
+from aiotaskq.worker.waiting_room import WaitingRoom
 
 logger = get_logger("aiotaskq.worker")
 
-_Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
-
 _CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
+_LEAVE_WAIT = 0.1  # seconds for what is stuck to hear that nobody waits for it
 
 
 class Executor:
@@ -52,7 +55,8 @@ class Executor:
         environment: The objects that all parts of the worker share.
         completer: Takes the tasks that have ended.
         census: The tasks that other workers know.
-        slot_freed: Called each time that a slot becomes free.
+        slot_freed: Called each time that there is room for another delivery.
+        pool_freed: Called when a thread or a process is free and nothing waits for it.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Executor:
         census: Census,
         *,
         slot_freed: Callable[[], None],
+        pool_freed: Callable[[ExecutorName], None],
     ) -> None:
         app = environment.app
         self._tasks = app.tasks
@@ -74,11 +79,13 @@ class Executor:
         self._state = environment.state
         self._worker = environment.options.name
         self._slot_freed = slot_freed
+        self._pool_freed = pool_freed
         self._loop = asyncio.get_running_loop()
-        self._start = _starter(self._loop)
+        self._start = starter(self._loop)
         self._generation = forks.generation
         # Not by id: a task may have been sent twice under one id, and run twice at once.
         self._running: set[Execution] = set()
+        self._waiting = WaitingRoom()
         self._stuck: set[Execution] = set()
         self._cancelled_early: dict[str, float] = {}  # ids, and until when they count
         self._call = wrap_run(app.middlewares, self._call_function)
@@ -96,9 +103,24 @@ class Executor:
         return len(self._running)
 
     @property
+    def waiting(self) -> int:
+        """The number of tasks that wait for a thread or a process."""
+        return len(self._waiting)
+
+    @property
+    def held(self) -> int:
+        """The number of tasks that run or wait."""
+        return len(self._running) + len(self._waiting)
+
+    def waiting_since(self) -> Mapping[ExecutorName, float]:
+        """Return for each executor that tasks wait for since when the first one does."""
+        return self._waiting.since() if self._waiting else {}
+
+    @property
     def stuck(self) -> int:
         """The number of tasks that run on after they were cancelled, in threads as well."""
-        return len(self._stuck) + self._pools.stuck
+        here = sum(execution.thread is None for execution in self._stuck)
+        return here + self._pools.stuck
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
         """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
@@ -109,29 +131,70 @@ class Executor:
 
     # Accept
 
-    def accept(self, delivery: Delivery) -> None:
-        """Start a delivery, or settle it at once if it cannot be started. Never raises."""
+    def accept(self, delivery: Delivery) -> ExecutorName | None:
+        """Start a delivery, or settle it at once if it cannot be started. Never raises.
+
+        Returns:
+            The executor for which it has to wait; None: it does not wait.
+        """
         try:
             message = self._codec.decode_message(delivery.body)
         except DecodeError as error:
             self._end.unread(delivery, error)
-            return
+            return None
         if delivery.crashes >= self._max_crashes:
             self._end.killer(delivery, message)
-            return
-        if self._observers.heard(events.Received):
-            self._observers.emit(events.Received(message=message))
+            return None
         if delivery.expired or (self._cancelled_early and delivery.id in self._cancelled_early):
+            self._tell_received(message)
             self._end.revoked(delivery, message, "expired" if delivery.expired else "cancelled")
-            return
+            return None
         task = self._tasks.get(message.task)
         if task is None:
+            self._tell_received(message)
             self._end.unknown(delivery, message)
-            return
+            return None
         options = self._effective(message.task).for_run(message)
         execution = Execution(delivery, message, task, options)
+        if options.executor == "loop":
+            self._begin(execution)
+            return None
+        if not self._waiting.has(options.executor) and self._pools.take(options.executor):
+            execution.has_slot = True
+            self._begin(execution)
+            return None
+        self._waiting.add(execution)
+        return options.executor
+
+    def _fill(self, executor: ExecutorName) -> None:
+        """Start what waits for an executor, as long as it has free slots."""
+        while self._waiting.has(executor):
+            if not self._pools.take(executor):
+                return
+            execution = self._waiting.next(executor)
+            execution.has_slot = True
+            self._begin(execution)
+        if self._pools.has_free(executor):
+            self._pool_freed(executor)
+
+    def _begin(self, execution: Execution) -> None:
+        self._tell_received(execution.message)
         self._running.add(execution)
         execution.work = self._start(self._run(execution))
+
+    def _tell_received(self, message: Message) -> None:
+        if self._observers.heard(events.Received):
+            self._observers.emit(events.Received(message=message))
+
+    def hand_back(self, executor: ExecutorName | None = None) -> Sequence[Execution]:
+        """Give all that waits for an executor, or for any, back to its queues; return it.
+
+        It has not started, so no observer has heard of it.
+        """
+        back = self._waiting.empty(executor)
+        for execution in back:
+            self._end.handed_back(execution)
+        return back
 
     # Run
 
@@ -163,11 +226,9 @@ class Executor:
                 begin=self._begin_transaction,
             )
             enter(context)
-            if execution.options.executor == "loop":
-                await self._run_in(context, execution)
-            else:
-                async with self._pools.slot(execution.options.executor, execution.task):
-                    await self._run_in(context, execution)
+            if execution.options.executor == "process":  # its start is none of the task's time
+                await self._pools.processes().prepare(execution.task)
+            await self._run_in(context, execution)
         except asyncio.CancelledError:  # before its function was called
             if execution.stop is None:
                 raise
@@ -175,15 +236,30 @@ class Executor:
         except Exception as error:  # a fault of the worker: no exception of a task gets here
             self._end.fault(execution, error)
         finally:
-            if execution.timers is not None:
-                self._stop_timers(execution)
-            if self._stuck and execution in self._stuck:
-                self._stuck.discard(execution)
+            self._note_end(execution)
+
+    def _note_end(self, execution: Execution) -> None:
+        if execution.timers is not None:
+            self._stop_timers(execution)
+        if execution.has_slot:
+            self._free_slot(execution)
+        if self._stuck and execution in self._stuck:
+            self._stuck.discard(execution)
+            if execution.stop is Stop.ABANDON:
                 self._health.refused([execution.message.id])
-            else:
-                self._running.discard(execution)
-                self._slot_freed()
-            self._garbage.note_end()
+        else:
+            self._running.discard(execution)
+            self._slot_freed()
+        self._garbage.note_end()
+
+    def _free_slot(self, execution: Execution) -> None:
+        executor = execution.options.executor
+        execution.has_slot = False
+        self._pools.give_back(executor)
+        if self._waiting.has(executor):
+            self._loop.call_soon(self._fill, executor)  # tasks that end at once would nest
+        else:
+            self._pool_freed(executor)
 
     async def _run_in(self, context: ExecutionContext, execution: Execution) -> None:
         if execution.options.track_started or self._observers.heard(events.Started):
@@ -244,8 +320,9 @@ class Executor:
                 execution.task, execution.delivery.body, execution.options.soft_timeout
             )
         if executor == "thread":
+            execution.thread = ThreadCall(execution.task.call, context.args, context.kwargs)
             return await self._pools.threads().call(
-                execution.task.call, *context.args, **context.kwargs
+                execution.thread, lambda: self._interruption(execution)
             )
         coroutine = execution.task.call(*context.args, **context.kwargs)
         if execution.options.soft_timeout is None:
@@ -259,7 +336,7 @@ class Executor:
         execution.timers = []
         if timeout is not None:
             execution.timers.append(self._loop.call_later(timeout, self._time_out, execution))
-        if soft is not None and execution.options.executor == "loop":
+        if soft is not None and execution.options.executor != "process":  # that sees to it there
             execution.timers.append(self._loop.call_later(soft, self._soften, execution))
 
     def _stop_timers(self, execution: Execution) -> None:
@@ -270,9 +347,13 @@ class Executor:
         self._cancel(execution, Stop.TIMEOUT)
 
     def _soften(self, execution: Execution) -> None:
-        if execution.stop is None and execution.work is not None:
-            execution.softened = True
-            execution.work.cancel()
+        if execution.stop is not None or execution.work is None:
+            return
+        if execution.thread is not None:
+            execution.thread.interrupt(lambda: self._soft_error(execution))
+            return
+        execution.softened = True
+        execution.work.cancel()
 
     def _take_soft_error(self, execution: Execution) -> BaseException | None:
         """Return the exception to raise in place of a cancellation; None: a real cancellation."""
@@ -288,6 +369,19 @@ class Executor:
             f"it ran longer than its soft_timeout of {execution.options.soft_timeout:g} s"
         )
 
+    def _hard_error(self, execution: Execution) -> TimeLimitExceeded:
+        return TimeLimitExceeded(
+            f"it ran longer than its timeout of {execution.options.timeout:g} s"
+        )
+
+    def _interruption(self, execution: Execution) -> Callable[[], BaseException] | None:
+        """Return what is raised in a thread whose execution is cancelled; None: give it up."""
+        if execution.stop is None or execution not in self._running:  # the loop or the worker ends
+            return None
+        if execution.stop is Stop.TIMEOUT:
+            return lambda: self._hard_error(execution)
+        return asyncio.CancelledError
+
     # Stop
 
     def _end_stopped(self, execution: Execution, error: BaseException | None = None) -> None:
@@ -295,14 +389,15 @@ class Executor:
         if execution.stop is Stop.RELEASE:
             self._end.released(execution)
         elif execution.stop is Stop.TIMEOUT:
-            late = TimeLimitExceeded(
-                f"it ran longer than its timeout of {execution.options.timeout:g} s"
-            )
-            late.__cause__ = error  # its traceback shows where the function was
+            late = self._hard_error(execution)
+            if execution.thread is not None and isinstance(error, TimeLimitExceeded):
+                late = error  # it was raised there
+            else:
+                late.__cause__ = error  # its traceback shows where the function was
             self._end.raised(execution, late)
         elif execution.stop is Stop.REVOKE:
             self._end.revoked(execution.delivery, execution.message, "cancelled")
-        elif execution not in self._stuck:
+        elif execution in self._running:
             logger.warning("Task %s given up", execution)
 
     def revoke(self, ids: Iterable[str]) -> None:
@@ -321,6 +416,10 @@ class Executor:
             execution for execution in self._running if execution.delivery.id in wanted
         ]:
             self._cancel(execution, Stop.REVOKE)
+        for execution in self._waiting.remove(wanted):
+            self._tell_received(execution.message)
+            self._end.revoked(execution.delivery, execution.message, "cancelled")
+            self._slot_freed()
 
     async def release(self) -> None:
         """Cancel all that runs, for other workers to run, and wait for it to end.
@@ -331,10 +430,30 @@ class Executor:
         await self._cancel_all(Stop.RELEASE)
         for execution in list(self._running):
             self._give_up(execution)
+        for execution in self._stuck:
+            if execution.stop is not Stop.ABANDON:  # its next attempt waits for it
+                self._end_stopped(execution)
+                execution.stop = Stop.ABANDON
+        await self._leave()
 
     async def abandon(self) -> None:
         """Cancel all that runs and tell no ends: other workers have the tasks."""
+        self._waiting.empty()
+        for execution in self._stuck:
+            execution.stop = Stop.ABANDON
         await self._cancel_all(Stop.ABANDON)
+        for execution in list(self._running):
+            self._give_up(execution)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Wait no longer for what is stuck. Nothing of it is told any more."""
+        works = [execution.work for execution in self._stuck if execution.work is not None]
+        self._stuck.clear()
+        for work in works:
+            work.cancel()
+        if works:
+            await asyncio.wait(works, timeout=_LEAVE_WAIT)
 
     async def _cancel_all(self, stop: Stop) -> None:
         works = []
@@ -357,27 +476,23 @@ class Executor:
             execution.timers = [*(execution.timers or ()), timer]
 
     def _give_up(self, execution: Execution) -> None:
-        """Tell the end of an execution that does not end, and free its slot."""
+        """Tell the end of an execution that does not end, and free its slot.
+
+        Another attempt is not stored yet: it might run while this one goes on.
+        """
         if execution not in self._running:
             return
-        self._end_stopped(execution)
-        execution.stop = Stop.ABANDON
+        held = execution.stop is Stop.TIMEOUT and self._end.retries(
+            execution, self._hard_error(execution)
+        )
+        if not held:
+            self._end_stopped(execution)
+            execution.stop = Stop.ABANDON
         self._running.discard(execution)
         self._stuck.add(execution)
-        self._end.stuck(execution)
+        if execution.thread is not None:
+            self._pools.threads().give_up(execution.thread)
+        if execution.has_slot:
+            self._free_slot(execution)
+        self._end.stuck(execution, held=held)
         self._slot_freed()
-
-
-def _starter(loop: asyncio.AbstractEventLoop) -> _Start:
-    """Return a function that starts a coroutine as an asyncio task.
-
-    Where Python can (3.12), the task starts at once and not in the next turn of the loop: a task
-    that never waits costs less. A task factory of the application is used if there is one.
-    """
-    if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
-        return loop.create_task
-
-    def start(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.Task(coroutine, loop=loop, eager_start=True)
-
-    return start

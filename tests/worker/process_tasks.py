@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 
-from aiotaskq import Retry, TaskQueue, current_task
+from aiotaskq import Retry, SoftTimeLimitExceeded, TaskQueue, current_task
 
 app = TaskQueue("process_tasks", broker="memory://")
 
@@ -127,6 +127,20 @@ def fork_and_exit(status: int) -> int:
     if child == 0:
         sys.exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@app.task(executor="process")
+def told_or(seconds: float) -> str:
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded as told:
+        return str(told)
+    return "in time"
+
+
+@app.task
+def anywhere() -> int:
+    return os.getpid()
 
 
 def _unbound() -> int:

@@ -120,6 +120,30 @@ async def test_a_timeout_ends_the_process_and_only_that_one(worker: Worker, tmp_
     assert await (await tasks.whoami.kiq()).result(LONG) != doomed
 
 
+async def test_a_soft_limit_is_raised_in_the_process_and_not_in_the_next_task(
+    worker: Worker,
+) -> None:
+    limited = tasks.told_or.with_options(soft_timeout=0.05)
+    told = await (await limited.kiq(LONG)).result(LONG)
+    assert told == "it ran longer than its soft_timeout of 0.05 s"
+    assert await (await tasks.told_or.kiq(0.1)).result(LONG) == "in time"
+    tasks.app.conf.task_soft_time_limit = 0.06
+    try:
+        told = await (await tasks.told_or.kiq(LONG)).result(LONG)
+        assert told == "it ran longer than its soft_timeout of 0.06 s"
+    finally:
+        tasks.app.conf.task_soft_time_limit = None
+
+
+async def test_a_setting_has_plain_functions_run_in_processes(worker: Worker) -> None:
+    assert await (await tasks.anywhere.kiq()).result(LONG) == os.getpid()
+    tasks.app.conf.task_default_executor = "process"
+    try:
+        assert await (await tasks.anywhere.kiq()).result(LONG) != os.getpid()
+    finally:
+        tasks.app.conf.task_default_executor = "thread"
+
+
 async def test_a_cancelled_task_loses_its_process_and_only_that_one(
     worker: Worker, tmp_path: Path
 ) -> None:
