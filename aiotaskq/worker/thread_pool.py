@@ -82,6 +82,12 @@ class ThreadPool:
             reason: Asked at each cancellation. Where it returns None, the function is given up,
                 and `asyncio.CancelledError` raised at once.
         """
+        try:
+            return await self._call(call, reason)
+        except _Carried as carried:
+            raise carried.error from None
+
+    async def _call(self, call: ThreadCall, reason: Reason) -> Any:
         job = self._hand_over(call)
         try:
             return await job.future
