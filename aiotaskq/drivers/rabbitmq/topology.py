@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pamqp.commands import Exchange, Queue
 
 from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
-from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RabbitConnection
+from aiotaskq.drivers.rabbitmq.connection import ACCESS_REFUSED, NOT_FOUND, RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, POSITIONS, Hop
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.errors import ConfigError
@@ -91,20 +91,44 @@ class RabbitTopology:
         names = self._names
         if names.ready(queue) in self._declared:
             return
-        if queue not in self._listed:
-            await self._list(queue)
-        await self._connection.declare(
-            names.declare_dead(queue),
-            Exchange.Declare(exchange=names.dead_exchange, exchange_type="direct", durable=True),
-            Queue.Bind(
-                queue=names.dead(queue),
-                exchange=names.dead_exchange,
-                routing_key=names.dead(queue),
-            ),
-            names.declare_suspects(queue),
-            names.declare_ready(queue),
-        )
+        try:
+            if queue not in self._listed:
+                await self._list(queue)
+            await self._connection.declare(
+                names.declare_dead(queue),
+                Exchange.Declare(
+                    exchange=names.dead_exchange, exchange_type="direct", durable=True
+                ),
+                Queue.Bind(
+                    queue=names.dead(queue),
+                    exchange=names.dead_exchange,
+                    routing_key=names.dead(queue),
+                ),
+                names.declare_suspects(queue),
+                names.declare_ready(queue),
+            )
+        except ConfigError:
+            # A user without the right to make it may still send to it.
+            if not await self._is_usable(queue):
+                raise
         self._declared.add(names.ready(queue))
+
+    async def _is_usable(self, queue: str) -> bool:
+        """Return whether a queue exists that this user has no right to declare."""
+        ready = self._names.declare_ready(queue)
+        try:
+            await self._connection.call(ready)
+        except AmqpRefused as error:
+            if error.code == ACCESS_REFUSED:
+                return await self._exists(ready.queue)
+        return False
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self._connection.call(Queue.Declare(queue=name, passive=True))
+        except AmqpRefused:
+            return False
+        return True
 
     async def _list(self, queue: str) -> None:
         """Put a queue on the list of queues, unless its mark says that it is there."""
