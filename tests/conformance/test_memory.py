@@ -65,6 +65,6 @@ class TestMemoryBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model() -> None:
     check_broker(MemoryHarness, examples=120, steps=40)

@@ -123,7 +123,7 @@ class TestPostgresBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(
     postgres_server: PostgresServer, database: str
 ) -> None:

@@ -24,7 +24,7 @@ class TestRedisBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_url: str) -> None:
     def make() -> RedisHarness:
         redis_server.flush()  # a history that failed may have left its messages

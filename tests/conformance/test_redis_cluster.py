@@ -26,7 +26,7 @@ class TestRedisClusterBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(
     redis_cluster: RedisCluster, redis_cluster_url: str
 ) -> None:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if plays:
             item.add_marker("slow")
         if item.get_closest_marker("timeout") is None and (plays or LONG_PROFILE):
-            item.add_marker(pytest.mark.timeout(1200 if LONG_PROFILE else 180))
+            item.add_marker(pytest.mark.timeout(1200 if LONG_PROFILE else 600))
 
 
 @pytest.fixture

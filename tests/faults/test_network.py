@@ -30,7 +30,7 @@ LOAD = scaled(250, 5000)  # tasks
 RATE = scaled(100, 120)  # a second
 STRICT = Allowed(duplicates=0)
 QUICK = "tests.faults.application.quick"
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

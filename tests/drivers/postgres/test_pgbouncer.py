@@ -21,7 +21,7 @@ from aiotaskq.testing.conformance.settle import SettlementTests
 from tests.conformance.test_postgres import PostgresHarness
 from tests.servers import PgBouncer, PostgresServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

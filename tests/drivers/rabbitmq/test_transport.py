@@ -29,7 +29,7 @@ from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, ConfigError
 from tests.servers import Certificates, RabbitServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 ODD = "ü:@/%41 +&?#\\"
 
 

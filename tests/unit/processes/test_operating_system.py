@@ -49,8 +49,8 @@ def test_a_process_begins_with_signals_of_its_own_and_tells_how_it_ended(ignored
     assert not set(blocked) & set(STOP_SIGNALS)
     assert process.is_alive()
     process.send_signal(signal.SIGKILL)
-    assert wait([process.sentinel], timeout=20)
-    process.join(20)
+    assert wait([process.sentinel], timeout=120)
+    process.join(120)
     process.send_signal(signal.SIGKILL)  # it has ended: nothing is sent
     assert process.collect() == -signal.SIGKILL
     pipe.close()
