@@ -98,8 +98,9 @@ conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 .PHONY: faults
-faults: $(VENV)/.dev servers ## Run the long fault tests, with a new seed each time: half an hour
+faults: $(VENV)/.dev servers ## Run the long fault tests and random histories, with new seeds: an hour
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
+	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/conformance -k histories
 
 # Number and duration: make soak TASKS=100000000 MINUTES=480
 TASKS ?= 10000000

@@ -16,6 +16,7 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.drivers.rabbitmq import RabbitBackend, RabbitBroker
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
+from tests.faults.scene import scaled
 from tests.servers import RabbitServer, free_port
 
 _numbers = itertools.count()
@@ -205,7 +206,9 @@ class TestRabbitBackend(ResultConformance):
     ttl: ClassVar[float] = 0.5
 
 
-@pytest.mark.timeout(600)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(3600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(rabbit_server: RabbitServer) -> None:
     rabbit_server.start()
-    check_broker(lambda: RabbitHarness(rabbit_server, None), examples=12, steps=30, shrink=False)
+    check_broker(
+        lambda: RabbitHarness(rabbit_server, None), examples=scaled(5, 60), steps=30, shrink=False
+    )

@@ -130,10 +130,11 @@ async def test_without_notices_there_is_a_warning_and_messages_are_found_by_look
     consumer = broker.consumer(["q"], name="w", lease=60)
     await consumer.open()
     waiting = asyncio.create_task(consumer.fetch(1, PATIENCE))
-    await asyncio.sleep(0.6)
+    async with asyncio.timeout(PATIENCE):
+        while "listen=host:port" not in caplog.text:
+            await asyncio.sleep(0.01)
     await broker.publish([Envelope(id="a", queue="q", body=b"")])
     assert [one.id for one in await waiting] == ["a"]
-    assert "listen=host:port" in caplog.text
     await consumer.close()
     await broker.close()
 
