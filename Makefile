@@ -87,7 +87,7 @@ test: $(VENV)/.dev servers ## Run all tests; installs and starts the servers for
 
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## Run the fast tests that need no server
-	$(BIN)/python -m pytest -m "not slow and not server" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow and not server" $(ARGS)
 
 .PHONY: test-pythons
 test-pythons: ## Run the fast tests on every Python at hand; all tests: make test-pythons ARGS=tests
