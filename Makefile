@@ -87,7 +87,7 @@ test: $(VENV)/.dev servers ## Run all tests; installs and starts the servers for
 
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## Run the fast tests that need no server
-	$(BIN)/python -m pytest -m "not slow and not server" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow and not server" $(ARGS)
 
 .PHONY: test-pythons
 test-pythons: ## Run the fast tests on every Python at hand; all tests: make test-pythons ARGS=tests
@@ -98,8 +98,9 @@ conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 .PHONY: faults
-faults: $(VENV)/.dev servers ## Run the long fault tests, with a new seed each time: half an hour
+faults: $(VENV)/.dev servers ## Run the long fault tests and random histories, with new seeds: an hour
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
+	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/conformance -k histories
 
 # Number and duration: make soak TASKS=100000000 MINUTES=480
 TASKS ?= 10000000

@@ -8,6 +8,7 @@ import pytest
 
 from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
 from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
+from tests.faults.scene import scaled
 from tests.servers import PostgresServer
 
 # Emptied between two tests, which is faster than making them again.
@@ -123,8 +124,10 @@ class TestPostgresBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(3600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(
     postgres_server: PostgresServer, database: str
 ) -> None:
-    check_broker(lambda: PostgresHarness(postgres_server, database), examples=20, steps=30)
+    check_broker(
+        lambda: PostgresHarness(postgres_server, database), examples=scaled(10, 100), steps=30
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
 from tests.conformance.redis_harness import RedisHarness
+from tests.faults.scene import scaled
 from tests.servers import RedisServer
 
 
@@ -24,10 +25,10 @@ class TestRedisBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(3600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_url: str) -> None:
     def make() -> RedisHarness:
         redis_server.flush()  # a history that failed may have left its messages
         return RedisHarness(redis_server, [redis_server], redis_url)
 
-    check_broker(make, examples=30, steps=30)
+    check_broker(make, examples=scaled(15, 200), steps=30)

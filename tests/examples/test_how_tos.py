@@ -8,7 +8,7 @@ import pytest
 
 from tests.examples.running import copied, environment, printed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 RETRIES = """\
 fetched at attempt 3

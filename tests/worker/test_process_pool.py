@@ -16,7 +16,7 @@ from aiotaskq.worker import Worker, process_pool
 from tests.worker import process_tasks as tasks
 from tests.worker.events import LONG, until
 
-pytestmark = pytest.mark.timeout(120)  # a process may take long to start on a busy machine
+pytestmark = pytest.mark.timeout(400)  # a process may take long to start on a busy machine
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_a_process_begins_with_signals_of_its_own_and_tells_how_it_ended(ignored
     assert not set(blocked) & set(STOP_SIGNALS)
     assert process.is_alive()
     process.send_signal(signal.SIGKILL)
-    process.join(20)
+    process.join(120)
     assert not process.is_alive()
     process.send_signal(signal.SIGKILL)  # it has ended: nothing is sent
     assert process.collect() == -signal.SIGKILL

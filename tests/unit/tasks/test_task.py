@@ -218,7 +218,7 @@ async def test_every_way_to_call_takes_a_parameter_named_self(app: TaskQueue) ->
             *await app.kiq_many([method.s(**arguments)]),
             await app.send(method.name, kwargs=arguments),
         ]:
-            assert await handle.result(30) == [1, 2, 3, 4, 5]
+            assert await handle.result(120) == [1, 2, 3, 4, 5]
     assert await method(**arguments) == [1, 2, 3, 4, 5]
 
 
