@@ -45,8 +45,8 @@ def application(url: str, **settings: Any) -> TaskQueue:
 
     @app.task(name="pay")
     async def pay() -> int:
-        async with current_task().transaction() as connection:  # type: ignore[attr-defined]  # awaitable
-            return int(await connection.fetchval("SELECT 1"))
+        connection = await current_task().transaction()
+        return int(await connection.fetchval("SELECT 1"))
 
     return app
 
