@@ -18,6 +18,7 @@ from aiotaskq.config import Config, Setting
 from aiotaskq.contract.broker import Traits
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBroker
+from aiotaskq.drivers.postgres import permissions as postgres_permissions
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.redis import RedisBroker
 from aiotaskq.drivers.redis import permissions as redis_permissions
@@ -209,6 +210,16 @@ def redis_roles() -> str:
     return f"```text\n{''.join(commands)}```\n"
 
 
+def postgres_roles() -> str:
+    """Return the statements that give a role its rights, for each kind of program."""
+    statements = (
+        "\n".join((f"-- {role.meaning.replace('`', '')}", *role.grants(name)))
+        for name, role in postgres_permissions.ROLES.items()
+        if name != "all"
+    )
+    return "```text\n" + "\n".join(statements) + "\n```\n"
+
+
 def options_table() -> str:
     """Return every option of tasks and calls as a row."""
     lines = [
@@ -235,6 +246,7 @@ TABLES = {
     "tree": tree_table,
     "redis_queue_keys": lambda: redis_table(QUEUE_KEYS),
     "redis_roles": redis_roles,
+    "postgres_roles": postgres_roles,
     "redis_prefix_keys": lambda: redis_table(PREFIX_KEYS),
     **report.TABLES,
 }
