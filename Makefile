@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # The folders with Python code that exist.
 CODE := $(wildcard aiotaskq tests examples benchmarks)
 # Python programs without the ending by which tools find them.
-PROGRAMS := scripts/check-house
+PROGRAMS := scripts/check-house scripts/audit
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 # More arguments for pytest: make test ARGS="-k redis -x"
 ARGS ?=
@@ -61,7 +61,7 @@ lint: $(VENV)/.dev ## Check format and lint rules
 .PHONY: types
 types: $(VENV)/.dev ## Check types with mypy --strict and pyright
 	$(BIN)/mypy $(CODE)
-	$(BIN)/mypy $(PROGRAMS)
+	$(foreach program,$(PROGRAMS),$(BIN)/mypy $(program) &&) true
 	$(BIN)/pyright --pythonpath $(BIN)/python $(CODE)
 
 .PHONY: arch
@@ -71,6 +71,10 @@ arch: $(VENV)/.dev ## Check layers and forbidden imports
 .PHONY: house
 house: $(VENV)/.dev ## Names, docstrings and sizes: the rules that no other tool has
 	$(BIN)/python scripts/check-house
+
+.PHONY: audit
+audit: $(VENV)/.dev ## Look for known vulnerabilities in all dependencies; needs the network
+	$(BIN)/python scripts/audit
 
 .PHONY: check
 check: lint types arch house ## All checks without tests: lint, types, arch, house

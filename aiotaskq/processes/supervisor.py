@@ -212,7 +212,8 @@ class Supervisor:
                 self._file_watcher.stop()
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # A further signal may come until the process has ended, and must not end it.
+                signal.signal(number, signal.SIG_IGN if self._stopping else handler)
             self._wake.close()
             waker.close()
         return self._status

@@ -12,7 +12,9 @@ from tests.servers import RedisServer
 
 @pytest.fixture
 async def harness(redis_server: RedisServer, redis_url: str) -> AsyncIterator[RedisHarness]:
-    harness = RedisHarness(redis_server, [redis_server], redis_url)
+    harness = RedisHarness(
+        redis_server, [redis_server], redis_server.url(account=redis_server.limited)
+    )
     yield harness
     await harness.close()
 
@@ -29,6 +31,8 @@ class TestRedisBackend(ResultConformance):
 def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_url: str) -> None:
     def make() -> RedisHarness:
         redis_server.flush()  # a history that failed may have left its messages
-        return RedisHarness(redis_server, [redis_server], redis_url)
+        return RedisHarness(
+            redis_server, [redis_server], redis_server.url(account=redis_server.limited)
+        )
 
     check_broker(make, examples=scaled(15, 200), steps=30)

@@ -14,7 +14,7 @@ from tests.servers import RedisCluster
 async def harness(
     redis_cluster: RedisCluster, redis_cluster_url: str
 ) -> AsyncIterator[RedisHarness]:
-    harness = RedisHarness(redis_cluster, redis_cluster.masters, redis_cluster_url)
+    harness = RedisHarness(redis_cluster, redis_cluster.masters, redis_cluster.limited_url)
     yield harness
     await harness.close()
 
@@ -33,6 +33,6 @@ def test_random_histories_agree_with_the_model(
 ) -> None:
     def make() -> RedisHarness:
         redis_cluster.flush()  # a history that failed may have left its messages
-        return RedisHarness(redis_cluster, redis_cluster.masters, redis_cluster_url)
+        return RedisHarness(redis_cluster, redis_cluster.masters, redis_cluster.limited_url)
 
     check_broker(make, examples=scaled(3, 50), steps=30)

@@ -61,6 +61,22 @@ def test_a_second_signal_hands_back_what_runs(programs: Programs) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("command", ["worker", "scheduler"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_signals_until_the_process_has_ended_do_not_change_its_exit_status(
+    programs: Programs, command: str, number: signal.Signals
+) -> None:
+    program = programs.start(command, "tasks:app")
+    program.line(r"ready$")
+    program.signal(number)
+    program.line("stopping")
+    while program.process.poll() is None:
+        program.signal(number)
+        time.sleep(0.0005)
+    assert program.wait() == 0
+    assert "Traceback" not in program.output
+
+
 def test_a_signal_while_a_child_imports_ends_it_at_once(programs: Programs) -> None:
     programs.write("slow.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
     worker = programs.start("worker", "slow:app")

@@ -289,7 +289,7 @@ def is_malformed_data(error: BaseException | None) -> bool:
     return (
         type(error) is ResponseError
         and ("WRONGTYPE" in text or "user_script" in text)
-        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS", text)
+        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS|user executing", text)
     )
 
 
