@@ -21,8 +21,12 @@ Between any two steps the server may go away, a caller may be cancelled, or anot
   not run.
 * `connects` grows with each transport. A caller that remembers it notices that the server may be
   another one, or may have lost its last writes.
-* Only `ConfigError` and `Unavailable` leave `open`, `command` and `script`.
-  `Unavailable.__cause__` is the client library's error.
+* A firewall may drop a connection without a word. A command that is sent after `_QUIET` seconds
+  without an answer has half of the time to be answered, so that its caller can still try again.
+* A key of another type than this package gives it, which another program has written, fails every
+  script that touches it. It is set aside under another name, once, and the call is made again.
+* Only `ConfigError`, `UnstorableValue` and `Unavailable` leave `open`, `command` and `script`.
+  `__cause__` is the client library's error.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -48,15 +53,17 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from aiotaskq.drivers.common.opening import SharedAttempt
-from aiotaskq.drivers.redis.scripts import RedisScript
+from aiotaskq.drivers.redis.scripts import SET_ASIDE, RedisScript
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.drivers.redis.transport import RedisTransport
-from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.errors import ConfigError, EncodeError, Unavailable
 
 logger = logging.getLogger("aiotaskq.redis")
 
 Word: TypeAlias = str | bytes | int | float
 """One word of a command: its name, a key or an argument."""
+
+_QUIET = 5.0  # seconds without an answer after which a connection may be gone
 
 _REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _OLDEST = (6, 2)
@@ -66,6 +73,10 @@ _SERVED_AS = {
     "sentinel": "a sentinel: its URL begins with redis+sentinel:// or rediss+sentinel://",
 }
 """Descriptions of servers by the mode that INFO reports, each with the URLs that lead to them."""
+
+
+class UnstorableValue(EncodeError):
+    """A value that the server cannot store; the message is the reason."""
 
 
 class RedisConnection:
@@ -80,6 +91,7 @@ class RedisConnection:
         mode: The mode that a server has to be in.
         connects: How often it has connected.
         failed_at: When it last failed, by the event loop's clock; None if never.
+        aside: How many keys were set aside.
     """
 
     mode: ClassVar[str] = "standalone"
@@ -100,6 +112,7 @@ class RedisConnection:
         self._closed = False
         self.connects = 0
         self.failed_at: float | None = None
+        self.aside = 0
 
     async def open(
         self, prepare: Callable[[RedisConnection], Awaitable[None]] | None = None
@@ -145,35 +158,72 @@ class RedisConnection:
             timeout: Seconds to wait for the reply; None: those of the server.
 
         Raises:
+            UnstorableValue: The server takes no word of that length.
             Unavailable: There was no reply, or it was an error.
         """
-        try:
-            transport = await self.transport()
-            return await self._send(transport, words, timeout or self._server.timeout)
-        except (RedisError, OSError) as error:
-            raise self._explain(error) from error
+        for attempt in (1, 2):
+            try:
+                transport = await self.transport()
+                return await self._send(transport, words, timeout or self._patience(transport))
+            except (RedisError, OSError) as error:
+                keys = [one for one in words[1:] if isinstance(one, str)]
+                if attempt == 1 and await self._set_aside(error, keys):
+                    continue
+                raise self._explain(error) from error
+        raise AssertionError("the second attempt returns or raises")
 
     async def script(self, script: RedisScript, keys: Sequence[Word], args: Sequence[Word]) -> Any:
         """Run a script and return its reply.
 
         Raises:
+            UnstorableValue: The server takes no word of that length.
             Unavailable: There was no reply, or it was an error.
         """
-        timeout = self._server.timeout
         try:
-            transport = await self.transport()
-            waits = script.replicated and self._server.wait_replicas
-            send = self._send_replicated if waits else self._send
-            try:
-                return await send(
-                    transport, ("EVALSHA", script.digest, len(keys), *keys, *args), timeout
-                )
-            except NoScriptError:  # the server was restarted, or its scripts were flushed
-                return await send(
-                    transport, ("EVAL", script.source, len(keys), *keys, *args), timeout
-                )
+            return await self._run_script(script, keys, args)
+        except (RedisError, OSError) as error:
+            first = error
+        if not await self._set_aside(first, keys):
+            raise self._explain(first) from first
+        try:
+            return await self._run_script(script, keys, args)
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
+
+    async def _run_script(
+        self, script: RedisScript, keys: Sequence[Word], args: Sequence[Word]
+    ) -> Any:
+        transport = await self.transport()
+        timeout = self._patience(transport)
+        waits = script.replicated and self._server.wait_replicas
+        send = self._send_replicated if waits else self._send
+        try:
+            return await send(
+                transport, ("EVALSHA", script.digest, len(keys), *keys, *args), timeout
+            )
+        except NoScriptError:  # the server was restarted, or its scripts were flushed
+            return await send(transport, ("EVAL", script.source, len(keys), *keys, *args), timeout)
+
+    async def _set_aside(self, error: Exception, keys: Sequence[Word]) -> bool:
+        """Rename keys of a wrong type, where these are why a call failed; return if there were."""
+        if not is_malformed_data(error):
+            return False
+        try:
+            ending = uuid.uuid4().hex[:12]
+            moved = await self._run_script(SET_ASIDE, keys, [ending])
+        except (RedisError, OSError):  # the first error says more
+            return False
+        for key in moved:
+            logger.error(
+                "a key was of a type that this package never gives it, and was renamed: %r", key
+            )
+        self.aside += len(moved)
+        return bool(moved)
+
+    def _patience(self, transport: RedisTransport) -> float:
+        """Return the seconds to wait for the reply to a command that is sent now."""
+        timeout = self._server.timeout
+        return timeout / 2 if transport.quiet_for > _QUIET else timeout
 
     def drop(self) -> None:
         """Give the present transport up, because no task waits for the next reply any more."""
@@ -249,7 +299,9 @@ class RedisConnection:
         self.connects += 1
         return transport
 
-    def _explain(self, error: Exception) -> Unavailable:
+    def _explain(self, error: Exception) -> Unavailable | UnstorableValue:
+        if "invalid bulk length" in str(error):
+            return UnstorableValue(f"{self._server.url}: longer than proto-max-bulk-len: {error}")
         kind = self._full if _is_full(error) else self._unavailable
         return kind(f"{self._server.url}: {str(error) or type(error).__name__}")
 
