@@ -36,6 +36,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, TypeAlias
 
 import hiredis
@@ -64,6 +65,9 @@ Word: TypeAlias = str | bytes | int | float
 """One word of a command: its name, a key or an argument."""
 
 _QUIET = 5.0  # seconds without an answer after which a connection may be gone
+
+_USUAL_LIMIT = 512 * 2**20  # bytes of a word
+_LEAST_LIMIT = 2**20  # the lowest that a server can be set to
 
 _REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _OLDEST = (6, 2)
@@ -158,7 +162,6 @@ class RedisConnection:
             timeout: Seconds to wait for the reply; None: those of the server.
 
         Raises:
-            UnstorableValue: The server takes no word of that length.
             Unavailable: There was no reply, or it was an error.
         """
         for attempt in (1, 2):
@@ -184,6 +187,7 @@ class RedisConnection:
         except (RedisError, OSError) as error:
             first = error
         if not await self._set_aside(first, keys):
+            await self._refuse_too_long(first, args)
             raise self._explain(first) from first
         try:
             return await self._run_script(script, keys, args)
@@ -203,6 +207,30 @@ class RedisConnection:
             )
         except NoScriptError:  # the server was restarted, or its scripts were flushed
             return await send(transport, ("EVAL", script.source, len(keys), *keys, *args), timeout)
+
+    async def _refuse_too_long(self, error: Exception, args: Sequence[Word]) -> None:
+        """Raise `UnstorableValue` if a word of a call is why the server ended the connection.
+
+        It also says so, but mostly the rest of a long word is still on its way by then, and all
+        that arrives here is the end of the connection.
+        """
+        longest = max((len(one) for one in args if isinstance(one, bytes | str)), default=0)
+        if longest < _LEAST_LIMIT or not isinstance(error, Disconnected | OSError | ResponseError):
+            return
+        if isinstance(error, ResponseError):
+            if "bulk length" not in str(error):
+                return
+            self.drop()  # the server is about to end it
+        limit = _USUAL_LIMIT
+        with suppress(RedisError, OSError, ValueError, LookupError):  # or the user may not ask
+            transport = await self.transport()
+            words = ("CONFIG", "GET", "proto-max-bulk-len")
+            limit = int((await self._send(transport, words, self._server.timeout))[1])
+        if longest > limit:
+            raise UnstorableValue(
+                f"{self._server.url} takes {limit:,} bytes at most (proto-max-bulk-len), and these"
+                f" are {longest:,}"
+            ) from error
 
     async def _set_aside(self, error: Exception, keys: Sequence[Word]) -> bool:
         """Rename keys of a wrong type, where these are why a call failed; return if there were."""
@@ -299,9 +327,7 @@ class RedisConnection:
         self.connects += 1
         return transport
 
-    def _explain(self, error: Exception) -> Unavailable | UnstorableValue:
-        if "invalid bulk length" in str(error):
-            return UnstorableValue(f"{self._server.url}: longer than proto-max-bulk-len: {error}")
+    def _explain(self, error: Exception) -> Unavailable:
         kind = self._full if _is_full(error) else self._unavailable
         return kind(f"{self._server.url}: {str(error) or type(error).__name__}")
 

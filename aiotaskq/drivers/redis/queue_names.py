@@ -40,7 +40,13 @@ class RedisQueueNames:
         The others change from call to call, so that all queues have their turn. There may be any
         number of names, for most of which there is nothing to do.
         """
-        await self.introduce(own)
+        if own:
+            there = await self._client.connection.command(
+                "SMISMEMBER", self._client.keys.queues, *own
+            )
+            if not all(there):
+                self._known.clear()
+                await self.introduce(own)
         cursor, names = await self._client.connection.command(
             "SSCAN", self._client.keys.queues, self._cursor, "COUNT", _SCANNED
         )

@@ -96,6 +96,10 @@ class RedisTransport(asyncio.Protocol):
             self._transport.write(packed)
         if self._timer is None:
             self._timer = self._loop.call_at(until, self._check_deadline)
+        elif len(self._pending) == 1 and self._timer.when() > until:
+            # It was set for an earlier command, which had more time.
+            self._timer.cancel()
+            self._timer = self._loop.call_at(until, self._check_deadline)
         return future
 
     def fail(self, error: Exception) -> None:

@@ -50,7 +50,8 @@ for i, base in ipairs(KEYS) do
   whole = whole and type(contents) == 'table' and #contents % 2 == 0 and
     string.match(kept[2] or '', '^%d%d?$') and tonumber(kept[2]) < tonumber(ARGV[3])
   if kept[1] and not whole then -- another program wrote it
-    redis.call('RENAME', base .. 'parcel', base .. 'parcel:aside:' .. ARGV[2 + 2 * i])
+    local parcel = base .. 'parcel'
+    redis.call('RENAME', parcel, parcel .. ':aside:' .. ARGV[2 + 2 * i])
     kept[1] = false
   end
   if kept[1] then
