@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 def envelope(name: str, **fields: object) -> Envelope:
-    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
+    return Envelope(**{"id": name, "queue": "q", "body": name.encode(errors="replace"), **fields})  # type: ignore[arg-type]  # a test's shorthand
 
 
 def outcome(name: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:

@@ -212,7 +212,8 @@ def _shape(path: Path) -> set[str]:
             yield f"{kind} {name} {text}"
             for _, *column in connection.execute(f"PRAGMA table_info({name})"):
                 yield f"{name}: {column}"
-        yield str(connection.execute("SELECT * FROM aiotaskq_meta").fetchall())
+        rows = "SELECT * FROM aiotaskq_meta WHERE key != 'secret'"
+        yield str(connection.execute(rows).fetchall())
 
     with closing(sqlite3.connect(path)) as connection:
         return set(lines(connection))

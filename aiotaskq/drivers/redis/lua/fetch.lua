@@ -60,7 +60,7 @@ local function return_unanswered(first)
   for i = 1, queues do
     for _, taken in ipairs(receipts_of(KEYS[i], consumer)) do
       if taken >= first and taken < number then
-        local item = redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken)
+        local item = redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken) or ''
         runs[#runs + 1] = { i, taken, item }
         left = is_suspect(item) and 0 or left - 1
       end
@@ -70,7 +70,7 @@ end
 
 if ARGV[5] ~= '' then
   return_unanswered(tonumber(ARGV[5]))
-elseif number < tonumber(redis.call('GET', KEYS[1] .. 'floor:' .. consumer) or 0) then
+elseif number < (finite(redis.call('GET', KEYS[1] .. 'floor:' .. consumer)) or 0) then
   return { '', 0, {}, text(now) }
 end
 
@@ -110,7 +110,13 @@ local function hand_out(queue, list)
         pairs[2 * i] = item
         number = number + 1
       end
-      redis.call('HSET', KEYS[queue] .. 'held:' .. consumer, unpack(pairs))
+      local done = redis.pcall('HSET', KEYS[queue] .. 'held:' .. consumer, unpack(pairs))
+      if type(done) == 'table' and done.err then -- another program made it a key of another type
+        for i = #items, 1, -1 do
+          redis.call('LPUSH', list, items[i])
+        end
+        error(done.err)
+      end
       runs[#runs + 1] = run
       left = left - #items
     end
