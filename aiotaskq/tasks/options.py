@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import msgspec
@@ -138,7 +139,9 @@ def task_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOption
     options = translate(given)
     check_limits(options.get("soft_timeout"), options.get("timeout"))
     options["executor"] = choose_executor(fn, options.get("executor"))
-    check_soft(fn.__qualname__, options.get("soft_timeout"), options["executor"])
+    check_soft(
+        getattr(fn, "__qualname__", repr(fn)), options.get("soft_timeout"), options["executor"]
+    )
     return TaskOptions(**options)
 
 
@@ -177,16 +180,19 @@ def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Execut
     Raises:
         ConfigError: It cannot run there.
     """
-    if not (inspect.isroutine(fn) and hasattr(fn, "__module__")):
+    given: Any = fn  # of any type, as a user gave it
+    if not callable(given) or isinstance(given, type):
         raise ConfigError(f"{fn!r} is no function; options are keywords: @app.task(name=...)")
     name = getattr(fn, "__qualname__", repr(fn))
-    if inspect.iscoroutinefunction(fn):
+    # An object may have a call that is a coroutine function.
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else type(fn).__call__
+    if inspect.iscoroutinefunction(called):
         if executor not in (None, "loop"):
             raise ConfigError(
                 f"{name} is a coroutine function, which runs on the event loop: leave executor out"
             )
         return "loop"
-    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         raise ConfigError(f"{name} is a generator; a task returns one value")
     if executor is None or executor == "thread":
         return "thread"
@@ -195,7 +201,7 @@ def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Execut
             f"{name} is a plain function and would block the event loop: write"
             ' `async def`, or choose executor="thread" or "process"'
         )
-    if "<locals>" in name or name == "<lambda>":
+    if "<locals>" in name or name == "<lambda>" or not inspect.isfunction(fn):
         raise ConfigError(
             f"{name} runs in another process, which finds it by its name: define it at the"
             " top level of a module"

@@ -28,6 +28,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from inspect import isawaitable
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -49,6 +50,7 @@ from aiotaskq.errors import (
 )
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.task import Task
+from aiotaskq.worker.interrupt import wait_for
 from aiotaskq.worker.thread_pool import ThreadPool
 
 _STOP_WAIT = 1.0  # seconds that an idle process gets to exit by itself
@@ -66,6 +68,7 @@ class ProcessRequest(msgspec.Struct, frozen=True):
     body: bytes
     worker: str
     soft_timeout: float | None = None
+    keeps_result: bool = True
 
 
 class ProcessVerdict(msgspec.Struct, frozen=True):
@@ -84,6 +87,7 @@ class ProcessReply(msgspec.Struct, frozen=True):
     error: bytes | None = None
     traceback: str = ""
     verdict: ProcessVerdict | None = None
+    is_final: bool = False
 
 
 class RemoteFailure(Exception):
@@ -93,13 +97,17 @@ class RemoteFailure(Exception):
         error: The encoded error.
         traceback: Its traceback.
         verdict: The verdict that the task raised, if it was one; `error` is its cause then.
+        is_final: Whether another attempt would fail in the same way.
     """
 
-    def __init__(self, error: Raw, traceback: str, verdict: Verdict | None = None) -> None:
+    def __init__(
+        self, error: Raw, traceback: str, verdict: Verdict | None = None, *, is_final: bool = False
+    ) -> None:
         super().__init__(traceback)
         self.error = error
         self.traceback = traceback
         self.verdict = verdict
+        self.is_final = is_final
 
 
 class ProcessPool:
@@ -122,7 +130,12 @@ class ProcessPool:
         self._busy: set[_Process] = set()
 
     async def run(
-        self, task: TaskDefinition, body: bytes, soft_timeout: float | None = None
+        self,
+        task: TaskDefinition,
+        body: bytes,
+        soft_timeout: float | None = None,
+        *,
+        keeps_result: bool = True,
     ) -> Raw:
         """Run the message of a task in a process and return the encoded result.
 
@@ -132,13 +145,16 @@ class ProcessPool:
             task: The task.
             body: The encoded message.
             soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised in the function.
+            keeps_result: Whether the result is encoded; if not, it is null.
 
         Raises:
             RemoteFailure: The task raised an exception.
             ProcessDied: The process ended before the task did.
         """
         fn = task.fn
-        request = ProcessRequest(fn.__module__, fn.__qualname__, body, self._worker, soft_timeout)
+        request = ProcessRequest(
+            fn.__module__, fn.__qualname__, body, self._worker, soft_timeout, keeps_result
+        )
         exchange = _Exchange(request)
         try:
             reply = await self._threads.run(self._talk, exchange)
@@ -147,7 +163,9 @@ class ProcessPool:
             raise
         if reply.value is None:
             verdict = reply.verdict and _understand(reply.verdict)
-            raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback, verdict)
+            raise RemoteFailure(
+                Raw(reply.error or b"null"), reply.traceback, verdict, is_final=reply.is_final
+            )
         return Raw(reply.value)
 
     def _talk(self, exchange: _Exchange) -> ProcessReply:
@@ -310,14 +328,24 @@ def _run(request: ProcessRequest, codec: Codec) -> ProcessReply:
         enter(context)
         with _told_in(request.soft_timeout):
             value = task.call(*args, **kwargs)
+            if isawaitable(value):  # a plain function around a coroutine function
+                value = asyncio.run(wait_for(value))
         if context.verdict is not None:
             raise context.verdict
-        return ProcessReply(value=bytes(codec.encode_result(value)))
+        return _reply(task, value if request.keeps_result else None, codec)
     except BaseException as raised:  # SystemExit included: it ends the task only
         error = raised if context is None else context.judge(raised)
         shown = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ else error
         encoded, traceback = describe(shown)
         return ProcessReply(error=bytes(encoded), traceback=traceback, verdict=_say(error))
+
+
+def _reply(task: Task[Any, Any], value: Any, codec: Codec) -> ProcessReply:
+    try:
+        return ProcessReply(value=bytes(codec.encode_result(value, task.arguments.result())))
+    except Exception as error:  # methods of the value may raise anything
+        encoded, traceback = describe(error)
+        return ProcessReply(error=bytes(encoded), traceback=traceback, is_final=True)
 
 
 @contextlib.contextmanager
