@@ -63,7 +63,10 @@ def _inside(part: Any) -> list[Any]:
     kind = get_origin(part) or part
     if not isinstance(kind, type) or is_model(kind) or not _has_fields(kind):
         return []
-    return list(fields_in(kind).values())
+    try:
+        return list(fields_in(kind).values())
+    except Exception:  # msgspec resolves annotations by itself, and does not need this
+        return []
 
 
 def _has_fields(kind: type) -> bool:
@@ -409,11 +412,23 @@ PLAIN: frozenset[type] = frozenset({int, str, bool, float, type(None)})
 """The types of values that JSON and MessagePack keep by themselves."""
 
 
-def plain_types(annotation: Any, *, inside: bool = False) -> frozenset[type]:
+def plain_types(annotation: Any) -> frozenset[type]:
     """Return the types whose instances, written plainly, are certainly read as they were.
 
     Args:
         annotation: An annotation that msgspec can convert to.
+    """
+    try:
+        return _plain_types(annotation)
+    except Exception:  # the annotations inside a class are arbitrary expressions
+        return _NOTHING
+
+
+def _plain_types(annotation: Any, *, inside: bool = False) -> frozenset[type]:
+    """Return the same; it may raise anything.
+
+    Args:
+        annotation: The annotation.
         inside: Whether it is inside a collection, whose items are not looked at one by one: an
             instance of a subclass would go unnoticed.
     """
@@ -421,21 +436,21 @@ def plain_types(annotation: Any, *, inside: bool = False) -> frozenset[type]:
         return _SCALARS[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return plain_types(arguments[0], inside=inside)
+        return _plain_types(arguments[0], inside=inside)
     if origin is Literal:
         return frozenset(map(type, arguments))
     if origin in (Union, types.UnionType):
-        members = [plain_types(argument, inside=inside) for argument in arguments]
+        members = [_plain_types(argument, inside=inside) for argument in arguments]
         return frozenset().union(*members) if all(members) else _NOTHING
-    if origin in _SEQUENCES and plain_types(arguments[0], inside=True):
+    if origin in _SEQUENCES and _plain_types(arguments[0], inside=True):
         return frozenset({origin})
     if origin is tuple:
         items = [item for item in arguments if item is not ...]
-        return frozenset({tuple}) if all(plain_types(i, inside=True) for i in items) else _NOTHING
+        return frozenset({tuple}) if all(_plain_types(i, inside=True) for i in items) else _NOTHING
     if (
         origin is dict
         and arguments[0] in (str, int, UUID)
-        and plain_types(arguments[1], inside=True)
+        and _plain_types(arguments[1], inside=True)
     ):
         return frozenset({dict})
     if isinstance(annotation, type):
@@ -458,10 +473,10 @@ def _plain_class(kind: type) -> frozenset[type]:
             return _NOTHING
     hints = fields_in(kind)
     return (
-        frozenset({kind}) if all(plain_types(h, inside=True) for h in hints.values()) else _NOTHING
+        frozenset({kind}) if all(_plain_types(h, inside=True) for h in hints.values()) else _NOTHING
     )
 
 
 def _is_odd_default(field: Any, kind: type) -> bool:
     """Return whether a field may be None against its annotation."""
-    return field.default is None and type(None) not in plain_types(fields_in(kind)[field.name])
+    return field.default is None and type(None) not in _plain_types(fields_in(kind)[field.name])

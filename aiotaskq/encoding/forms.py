@@ -80,7 +80,7 @@ class Form:
         return False
 
     def fits(self, encoded: bytes, *, json: bool) -> bool:
-        """Return whether what was written is of the annotated type."""
+        """Return whether encoded data are of the annotated type."""
         return True
 
     def accepts(self, match: Match) -> bool:

@@ -21,12 +21,13 @@ def function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
     seen: set[int] = set()
     while id(found) not in seen:
         seen.add(id(found))
+        inside = getattr(found, "__wrapped__", None)
         if isinstance(found, functools.partial):
             found = found.func
         elif isinstance(found, MethodType):
             found = found.__func__
-        elif hasattr(found, "__wrapped__"):
-            found = found.__wrapped__
+        elif inside is not None:
+            found = inside
         elif not inspect.isroutine(found) and not isinstance(found, type):
             found = type(found).__call__
     return found  # type: ignore[no-any-return]  # it can be called, as what it is in

@@ -70,7 +70,7 @@ def taking(annotation: Any) -> Callable[[Any], Any]:
 
 
 def sent(annotation: Any, value: Any, framing: Serializer = "json") -> Any:
-    """Send a value as an argument, and return what the worker gets."""
+    """Send a value as an argument, and return the one that the worker gets."""
     codec, arguments = Codec(task_serializer=framing), Arguments(taking(annotation), "t")
     arguments.prepare()
     args, kwargs, _ = codec.pack((value,), {}, arguments)
@@ -85,7 +85,7 @@ def sent(annotation: Any, value: Any, framing: Serializer = "json") -> Any:
 
 
 def returned(annotation: Any, value: Any, framing: Serializer = "json") -> Any:
-    """Return a value from a task, and return what the caller gets."""
+    """Return a value from a task, and return the one that the caller gets."""
     codec, arguments = Codec(result_serializer=framing), Arguments(taking(annotation), "t")
     raw = codec.encode_result(value, arguments.result())
     json.loads(bytes(raw))
