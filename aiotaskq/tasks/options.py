@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import msgspec
@@ -167,16 +168,19 @@ def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Execut
     Raises:
         ConfigError: It cannot run there.
     """
-    if not (inspect.isroutine(fn) and hasattr(fn, "__module__")):
+    given: Any = fn  # of any type, as a user gave it
+    if not callable(given) or isinstance(given, type):
         raise ConfigError(f"{fn!r} is no function; options are keywords: @app.task(name=...)")
     name = getattr(fn, "__qualname__", repr(fn))
-    if inspect.iscoroutinefunction(fn):
+    # An object may have a call that is a coroutine function.
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else type(fn).__call__
+    if inspect.iscoroutinefunction(called):
         if executor not in (None, "loop"):
             raise ConfigError(
                 f"{name} is a coroutine function, which runs on the event loop: leave executor out"
             )
         return "loop"
-    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         raise ConfigError(f"{name} is a generator; a task returns one value")
     if executor is None or executor == "thread":
         return executor
@@ -191,8 +195,9 @@ def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Execut
 
 def check_process(fn: Callable[..., Any]) -> None:
     """Raise a `ConfigError` if a plain function cannot run in another process."""
-    if "<locals>" in fn.__qualname__ or fn.__qualname__ == "<lambda>":
+    name = getattr(fn, "__qualname__", repr(fn))
+    if "<locals>" in name or name == "<lambda>" or not inspect.isfunction(fn):
         raise ConfigError(
-            f"{fn.__qualname__} runs in another process, which finds it by its name: define it at"
+            f"{name} runs in another process, which finds it by its name: define it at"
             ' the top level of a module, or give it executor="thread"'
         )

@@ -95,14 +95,14 @@ class Task(_Callable[P, R], BoundTask):
     ) -> None:
         self.name = name  # first of all, so that errors can show the task
         self.call: Callable[..., Any] = MethodType(fn, self) if options.bind else fn
-        arguments = Arguments(self.call)
+        arguments = Arguments(self.call, name)
         super().__init__(app, name, arguments, {})
         self.fn = fn
         self.arguments = arguments
         self.options = options
         self.__name__ = getattr(fn, "__name__", name)
         self.__qualname__ = getattr(fn, "__qualname__", name)
-        self.__module__ = fn.__module__
+        self.__module__ = getattr(fn, "__module__", None) or type(fn).__module__
         self.__doc__ = fn.__doc__
         self.__wrapped__ = self.call
 

@@ -130,6 +130,11 @@ class Completer:
         self._wake.set()
 
     @property
+    def keeps_results(self) -> bool:
+        """Return whether outcomes are stored at all."""
+        return self._backend is not None
+
+    @property
     def wants_arguments(self) -> bool:
         """Return whether outcomes should carry the task's arguments."""
         return self._backend is not None and self._backend.wants_arguments

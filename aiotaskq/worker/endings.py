@@ -191,7 +191,11 @@ class Endings:
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
             verdict, result, traceback = error.verdict, error.error, error.traceback
+            is_final = error.is_final
             error = rebuild(result, execution.message.id, traceback, own=True)
+            if is_final:
+                self._fail(execution, error, result, traceback)
+                return
         else:
             verdict = error if isinstance(error, Verdict) else None
             if isinstance(error, RetryLater) and error.__cause__ is not None:
@@ -207,7 +211,10 @@ class Endings:
             self._fail(execution, error, result, traceback, buried=str(verdict))
 
     def misfit(self, execution: Execution, error: Exception) -> None:
-        """Fail a task whose arguments do not fit; another attempt would read the same bytes."""
+        """Fail a task whose arguments do not fit, or whose value has no form.
+
+        Another attempt would end in the same way.
+        """
         result, traceback = describe(error)
         self._fail(execution, error, result, traceback)
 

@@ -110,6 +110,10 @@ class OutcomeExists(Exception):
     """The task has an outcome of another run, so that the transaction of this run was undone."""
 
 
+class UnwritableResult(Exception):
+    """The value of the task has no form; the cause says why. Another run would have none either."""
+
+
 class ExecutionContext(TaskContext):
     """The context of an execution, with the execution itself for the innermost step of the onion.
 

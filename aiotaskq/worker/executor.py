@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from inspect import isawaitable
 from typing import Any
 
 from msgspec import Raw
@@ -36,14 +37,22 @@ from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
 from aiotaskq.worker.environment import WorkerEnvironment
-from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop, starter
+from aiotaskq.worker.execution import (
+    Execution,
+    ExecutionContext,
+    OutcomeExists,
+    Stop,
+    UnwritableResult,
+    starter,
+)
 from aiotaskq.worker.garbage import GarbageWatch, drop_tracebacks
-from aiotaskq.worker.interrupt import interruptible
+from aiotaskq.worker.interrupt import interruptible, wait_for
 from aiotaskq.worker.thread_call import ThreadCall
 from aiotaskq.worker.waiting_room import WaitingRoom
 
 logger = get_logger("aiotaskq.worker")
 
+_NULL = Raw(b"null")
 _CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
 _LEAVE_WAIT = 0.1  # seconds for what is stuck to hear that nobody waits for it
 
@@ -275,7 +284,7 @@ class Executor:
             forks.end_child(self._generation)
             if context.verdict is not None:
                 raise context.verdict
-            encoded = value if type(value) is Raw else self._codec.encode_result(value)
+            encoded = self._encode(execution, value)
             if execution.transaction is not None:
                 await self._commit(execution, execution.transaction, encoded)
         except BaseException as error:  # SystemExit included: it ends the task only
@@ -290,6 +299,17 @@ class Executor:
                 self._end.succeeded(execution, value, encoded)
             else:
                 self._end_stopped(execution)
+
+    def _encode(self, execution: Execution, value: Any) -> Raw:
+        """Encode the value of a task; one that nobody gets has no need of a form."""
+        if type(value) is Raw:
+            return value
+        if execution.options.ignore_result or not self._completer.keeps_results:
+            return _NULL
+        try:
+            return self._codec.encode_result(value, execution.task.arguments.result())
+        except Exception as error:  # methods of the value may raise anything
+            raise UnwritableResult from error
 
     async def _commit(self, execution: Execution, transaction: Transaction, encoded: Raw) -> None:
         """Commit the writes of a task and its outcome together, or neither."""
@@ -308,6 +328,8 @@ class Executor:
             )  # outside the function, in middleware
         elif isinstance(error, OutcomeExists):
             self._end.outcome_exists(execution)
+        elif isinstance(error, UnwritableResult) and isinstance(error.__cause__, Exception):
+            self._end.misfit(execution, error.__cause__)
         else:
             self._end.raised(execution, error)
 
@@ -317,14 +339,28 @@ class Executor:
         executor = execution.options.executor
         if executor == "process":
             return await self._pools.processes().run(
-                execution.task, execution.delivery.body, execution.options.soft_timeout
+                execution.task,
+                execution.delivery.body,
+                execution.options.soft_timeout,
+                keeps_result=self._completer.keeps_results and not execution.options.ignore_result,
             )
         if executor == "thread":
             execution.thread = ThreadCall(execution.task.call, context.args, context.kwargs)
-            return await self._pools.threads().call(
+            value = await self._pools.threads().call(
                 execution.thread, lambda: self._interruption(execution)
             )
-        coroutine = execution.task.call(*context.args, **context.kwargs)
+            # A plain function around a coroutine function returns its coroutine.
+            if not isawaitable(value):
+                return value
+            execution.thread = None  # what follows is cancelled as a coroutine is
+            return await self._run_coroutine(execution, wait_for(value))
+        return await self._run_coroutine(
+            execution, execution.task.call(*context.args, **context.kwargs)
+        )
+
+    async def _run_coroutine(
+        self, execution: Execution, coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
         if execution.options.soft_timeout is None:
             return await coroutine
         return await interruptible(coroutine, lambda: self._take_soft_error(execution))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from aiotaskq import Retry, SoftTimeLimitExceeded, TaskQueue, current_task
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 app = TaskQueue("process_tasks", broker="memory://")
 
@@ -148,3 +155,30 @@ def _unbound() -> int:
 
 
 unbound = app.task(executor="process", name="unbound")(_unbound)
+
+
+def plainly(fn: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return fn(*args, **kwargs)
+
+    return call
+
+
+@app.task(executor="process")
+@plainly
+async def wrapped(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+@app.task(executor="process", retry=Retry(max_attempts=3, delay=0.01))
+def odd_again(runs: str) -> object:
+    with Path(runs).open("a") as file:
+        file.write("x")
+    return object()
+
+
+@app.task(executor="process", ignore_result=True)
+def odd_ignored() -> object:
+    return object()

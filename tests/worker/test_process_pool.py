@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from aiotaskq import TaskFailed, TaskHandle, TaskRevoked, TaskStatus
+from aiotaskq.events import Succeeded
 from aiotaskq.worker import Worker, process_pool
 from tests.worker import process_tasks as tasks
 from tests.worker.events import LONG, until
@@ -265,3 +266,29 @@ async def test_a_signal_to_the_process_group_leaves_the_pool_to_the_worker(
     pid = await pid_of(started)
     os.kill(pid, signal.SIGTERM)
     assert await handle.result(LONG) == pid
+
+
+async def test_a_plain_function_around_a_coroutine_function_runs_its_body(worker: Worker) -> None:
+    assert await (await tasks.wrapped.kiq(4)).result(LONG) == 5
+
+
+async def test_a_value_without_a_form_is_no_reason_to_run_again(
+    worker: Worker, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    outcome = await (await tasks.odd_again.kiq(str(runs))).wait(LONG)
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "EncodeError"
+    assert runs.read_text() == "x"
+
+
+async def test_an_ignored_value_is_not_encoded(worker: Worker) -> None:
+    ended = asyncio.Event()
+
+    def succeeded(event: Succeeded) -> None:
+        if event.message.task == tasks.odd_ignored.name:
+            ended.set()
+
+    tasks.app.observers.add(Succeeded, succeeded)
+    await tasks.odd_ignored.kiq()
+    await asyncio.wait_for(ended.wait(), LONG)
