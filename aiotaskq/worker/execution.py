@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from aiotaskq.context import State, TaskContext
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
+from aiotaskq.errors import SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.effective import EffectiveOptions
 from aiotaskq.worker.thread_call import ThreadCall
@@ -101,6 +102,52 @@ class Execution:
     def took(self) -> float:
         """Seconds since its function was called."""
         return time.perf_counter() - self.started
+
+    # Limits of time
+
+    def start_timers(
+        self, loop: asyncio.AbstractEventLoop, time_out: Callable[[Execution], None]
+    ) -> None:
+        """Begin to count: at the soft limit it is told, at the hard one `time_out` is called."""
+        timeout, soft = self.options.timeout, self.options.soft_timeout
+        self.timers = []
+        if timeout is not None:
+            self.timers.append(loop.call_later(timeout, time_out, self))
+        if soft is not None and self.options.executor != "process":  # that sees to it there
+            self.timers.append(loop.call_later(soft, self._soften))
+
+    def stop_timers(self) -> None:
+        """Count no longer."""
+        for timer in self.timers or ():
+            timer.cancel()
+
+    def _soften(self) -> None:
+        if self.stop is not None or self.work is None:
+            return
+        if self.thread is not None:
+            self.thread.interrupt(self.soft_error)
+            return
+        self.softened = True
+        self.work.cancel()
+
+    def take_soft_error(self) -> BaseException | None:
+        """Return the exception to raise in place of a cancellation; None: a real cancellation."""
+        if not self.softened or self.stop is not None:
+            return None
+        self.softened = False
+        assert self.work is not None  # it was cancelled
+        self.work.uncancel()
+        return self.soft_error()
+
+    def soft_error(self) -> SoftTimeLimitExceeded:
+        """Return the exception of its soft limit."""
+        return SoftTimeLimitExceeded(
+            f"it ran longer than its soft_timeout of {self.options.soft_timeout:g} s"
+        )
+
+    def hard_error(self) -> TimeLimitExceeded:
+        """Return the exception of its hard limit."""
+        return TimeLimitExceeded(f"it ran longer than its timeout of {self.options.timeout:g} s")
 
     def __str__(self) -> str:
         return str(self.message)

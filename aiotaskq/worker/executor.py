@@ -29,7 +29,7 @@ from aiotaskq import events, forks
 from aiotaskq.context import TaskContext, enter
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
-from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
+from aiotaskq.errors import DecodeError, TimeLimitExceeded
 from aiotaskq.middleware import wrap_run
 from aiotaskq.readable import get_logger
 from aiotaskq.tasks.option_table import Executor as ExecutorName
@@ -249,7 +249,7 @@ class Executor:
 
     def _note_end(self, execution: Execution) -> None:
         if execution.timers is not None:
-            self._stop_timers(execution)
+            execution.stop_timers()
         if execution.has_slot:
             self._free_slot(execution)
         if self._stuck and execution in self._stuck:
@@ -276,7 +276,7 @@ class Executor:
         execution.started = time.perf_counter()
         try:
             if execution.options.is_limited:
-                self._start_timers(execution)
+                execution.start_timers(self._loop, self._time_out)
             if self._plain and execution.timers is None and execution.options.executor == "loop":
                 value = await execution.task.call(*context.args, **context.kwargs)
             else:
@@ -324,7 +324,7 @@ class Executor:
             self._end_stopped(execution, error)
         elif execution.softened and isinstance(error, asyncio.CancelledError):
             self._end.raised(
-                execution, self._soft_error(execution)
+                execution, execution.soft_error()
             )  # outside the function, in middleware
         elif isinstance(error, OutcomeExists):
             self._end.outcome_exists(execution)
@@ -363,69 +363,27 @@ class Executor:
     ) -> Any:
         if execution.options.soft_timeout is None:
             return await coroutine
-        return await interruptible(coroutine, lambda: self._take_soft_error(execution))
+        return await interruptible(coroutine, execution.take_soft_error)
 
-    # Limits
-
-    def _start_timers(self, execution: Execution) -> None:
-        timeout, soft = execution.options.timeout, execution.options.soft_timeout
-        execution.timers = []
-        if timeout is not None:
-            execution.timers.append(self._loop.call_later(timeout, self._time_out, execution))
-        if soft is not None and execution.options.executor != "process":  # that sees to it there
-            execution.timers.append(self._loop.call_later(soft, self._soften, execution))
-
-    def _stop_timers(self, execution: Execution) -> None:
-        for timer in execution.timers or ():
-            timer.cancel()
+    # Stop
 
     def _time_out(self, execution: Execution) -> None:
         self._cancel(execution, Stop.TIMEOUT)
-
-    def _soften(self, execution: Execution) -> None:
-        if execution.stop is not None or execution.work is None:
-            return
-        if execution.thread is not None:
-            execution.thread.interrupt(lambda: self._soft_error(execution))
-            return
-        execution.softened = True
-        execution.work.cancel()
-
-    def _take_soft_error(self, execution: Execution) -> BaseException | None:
-        """Return the exception to raise in place of a cancellation; None: a real cancellation."""
-        if not execution.softened or execution.stop is not None:
-            return None
-        execution.softened = False
-        assert execution.work is not None  # it was cancelled
-        execution.work.uncancel()
-        return self._soft_error(execution)
-
-    def _soft_error(self, execution: Execution) -> SoftTimeLimitExceeded:
-        return SoftTimeLimitExceeded(
-            f"it ran longer than its soft_timeout of {execution.options.soft_timeout:g} s"
-        )
-
-    def _hard_error(self, execution: Execution) -> TimeLimitExceeded:
-        return TimeLimitExceeded(
-            f"it ran longer than its timeout of {execution.options.timeout:g} s"
-        )
 
     def _interruption(self, execution: Execution) -> Callable[[], BaseException] | None:
         """Return what is raised in a thread whose execution is cancelled; None: give it up."""
         if execution.stop is None or execution not in self._running:  # the loop or the worker ends
             return None
         if execution.stop is Stop.TIMEOUT:
-            return lambda: self._hard_error(execution)
+            return execution.hard_error
         return asyncio.CancelledError
-
-    # Stop
 
     def _end_stopped(self, execution: Execution, error: BaseException | None = None) -> None:
         """Tell the end of an execution that this worker cancelled, unless it was abandoned."""
         if execution.stop is Stop.RELEASE:
             self._end.released(execution)
         elif execution.stop is Stop.TIMEOUT:
-            late = self._hard_error(execution)
+            late = execution.hard_error()
             if execution.thread is not None and isinstance(error, TimeLimitExceeded):
                 late = error  # it was raised there
             else:
@@ -519,7 +477,7 @@ class Executor:
         if execution not in self._running:
             return
         held = execution.stop is Stop.TIMEOUT and self._end.retries(
-            execution, self._hard_error(execution)
+            execution, execution.hard_error()
         )
         if not held:
             self._end_stopped(execution)
