@@ -82,8 +82,10 @@ class Completer:
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
         self._under_way = 0
+        self._settled = 0  # batches, for `settled`
         self._size = 0  # bytes of results that wait to be stored
         self._wake = asyncio.Event()
+        self._ended = asyncio.Event()  # a batch has
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -142,6 +144,14 @@ class Completer:
         """Wait until all that was added is stored and settled."""
         await self._idle.wait()
 
+    async def settled(self) -> None:
+        """Wait until all that was added before is settled; more may be added meanwhile."""
+        batches = -(-len(self._settlements) // _BATCH) + (self._under_way > 0)
+        last = self._settled + batches
+        while self._settled < last:
+            self._ended.clear()
+            await self._ended.wait()
+
     async def run(self) -> None:
         """Complete tasks as they are added, until cancelled."""
         while True:
@@ -172,6 +182,8 @@ class Completer:
             refused.update(settlement.delivery.id for settlement in settlements)
         finally:
             self._under_way = 0
+            self._settled += bool(settlements)
+            self._ended.set()
             self._size -= size
         if refused:
             self._health.refused(refused)
