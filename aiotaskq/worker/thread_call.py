@@ -71,7 +71,7 @@ class ThreadCall:
 
     @property
     def unheard(self) -> bool:
-        """Whether an exception was sent and not raised yet, because the function runs C code."""
+        """The state of an exception: True if it was sent and not raised yet, as C code runs."""
         return self._sent and not self._heard and not self._over
 
     @property
