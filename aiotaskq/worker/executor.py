@@ -54,6 +54,7 @@ logger = get_logger("aiotaskq.worker")
 
 _NULL = Raw(b"null")
 _CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
+_C_CODE = 1.0  # seconds for a cancelled function in a thread to return from C code
 _LEAVE_WAIT = 0.1  # seconds for what is stuck to hear that nobody waits for it
 
 
@@ -128,8 +129,8 @@ class Executor:
     @property
     def stuck(self) -> int:
         """The number of tasks that run on after they were cancelled, in threads as well."""
-        here = sum(execution.thread is None for execution in self._stuck)
-        return here + self._pools.stuck
+        calls = [execution.thread for execution in self._stuck]
+        return sum(call is None or call.over for call in calls) + self._pools.stuck
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
         """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
@@ -450,13 +451,15 @@ class Executor:
             await asyncio.wait(works, timeout=_LEAVE_WAIT)
 
     async def _cancel_all(self, stop: Stop) -> None:
-        works = []
         for execution in list(self._running):
             self._cancel(execution, stop)
-            if execution.work is not None:
-                works.append(execution.work)
-        if works:
-            await asyncio.wait(works, timeout=self._grace)
+        soon = min(_C_CODE, self._grace)
+        for seconds in (soon, self._grace - soon):
+            works = [one.work for one in self._running if one.work is not None]
+            if works:
+                await asyncio.wait(works, timeout=seconds)
+            for execution in list(self._running):
+                self._give_up_unheard(execution)
 
     def _cancel(self, execution: Execution, stop: Stop) -> None:
         first = execution.stop is None
@@ -466,8 +469,16 @@ class Executor:
         if execution.begun and execution.work is not None:
             execution.work.cancel()
         if first and stop in (Stop.TIMEOUT, Stop.REVOKE):
-            timer = self._loop.call_later(self._grace, self._give_up, execution)
-            execution.timers = [*(execution.timers or ()), timer]
+            later, soon = self._grace, min(_C_CODE, self._grace)
+            timers = [self._loop.call_later(later, self._give_up, execution)]
+            if execution.thread is not None:
+                timers.append(self._loop.call_later(soon, self._give_up_unheard, execution))
+            execution.timers = [*(execution.timers or ()), *timers]
+
+    def _give_up_unheard(self, execution: Execution) -> None:
+        """Give up a function in a thread that runs C code, and so does not even begin to end."""
+        if execution.thread is not None and execution.thread.unheard:
+            self._give_up(execution)
 
     def _give_up(self, execution: Execution) -> None:
         """Tell the end of an execution that does not end, and free its slot.
