@@ -89,6 +89,10 @@ test: $(VENV)/.dev servers ## Run all tests; installs and starts the servers for
 test-fast: $(VENV)/.dev ## Run the fast tests that need no server
 	$(BIN)/python -m pytest -m "not slow and not server" $(ARGS)
 
+.PHONY: test-pythons
+test-pythons: ## Run the fast tests on every Python at hand; all tests: make test-pythons ARGS=tests
+	@scripts/test-pythons $(ARGS)
+
 .PHONY: conformance
 conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
@@ -146,5 +150,5 @@ build: $(VENV)/.made ## Build the wheel and the sdist into dist/
 
 .PHONY: clean
 clean: ## Remove all generated files
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/.venvs
+	rm -rf $(VENV) $(VENV)-* build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/.venvs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -112,14 +112,15 @@ class TaskRegistry(ABC):
                 `task_default_queue`.
             priority: 0 to 9 within the queue, 9 runs first. By default `task_default_priority`.
             timeout: Seconds that one run may take. A coroutine is cancelled then, a process of the
-                pool ended. By default `task_time_limit`.
+                pool ended, and in a thread `TimeLimitExceeded` is raised. By default
+                `task_time_limit`.
             time_limit: Celery's name of `timeout`.
             soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised inside a run, so
                 that it can come to an end by itself. By default `task_soft_time_limit`.
             soft_time_limit: Celery's name of `soft_timeout`.
             retry: When the task runs again after a failure. By default `task_default_retry`.
-            executor: Where a plain function runs: ``"thread"``, the default, or ``"process"``.
-                Coroutine functions run on the event loop.
+            executor: Where a plain function runs: ``"thread"`` or ``"process"``. By default
+                `task_default_executor`. Coroutine functions run on the event loop.
             ignore_result: Whether no result is kept. By default `task_ignore_result`.
             track_started: Whether the status says STARTED while the task runs. By default
                 `task_track_started`.

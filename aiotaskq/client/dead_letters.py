@@ -26,10 +26,12 @@ from aiotaskq.encoding.codec import Codec, decode_plain, encode_json
 from aiotaskq.errors import BatchRefused, CodecError, ConfigError, DecodeError
 from aiotaskq.tasks.application import Application
 
+_FAR = 6e10  # seconds: two thousand years; within them, time zones do not leave the calendar
 _PAGE = 50  # letters read at once; each may be as large as a message may be
 
 # It accepts every serializer and unpickles nothing: pickled arguments remain bytes.
-_codec = Codec(accept=("json", "msgpack", "pickle"))
+# Letters that are too large for a worker are read as well: people decide about them.
+_codec = Codec(accept=("json", "msgpack", "pickle"), max_payload=2**40)
 
 
 class Which(TypedDict, total=False):
@@ -218,11 +220,28 @@ class DeadLetters:
 
 
 async def _forget_failures(backend: ResultBackend, page: Sequence[DeadLetter]) -> None:
-    outcomes = await backend.load([letter.id for letter in page if letter.id])
+    ids = [letter.id for letter in page if letter.id]
+    try:
+        outcomes = await backend.load(ids)
+    except DecodeError:  # another program wrote one of them, and the others are to be read
+        await _forget_failures_singly(backend, ids)
+        return
     # A task that has succeeded has a result: another caller may have retried it just now.
     failed = [of for of, one in outcomes.items() if one.status is not TaskStatus.SUCCESS]
     if failed:
         await backend.forget(failed)
+
+
+async def _forget_failures_singly(backend: ResultBackend, ids: Sequence[str]) -> None:
+    for task_id in ids:
+        try:
+            outcome = (await backend.load([task_id])).get(task_id)
+        except DecodeError:
+            succeeded = False
+        else:
+            succeeded = outcome is None or outcome.status is TaskStatus.SUCCESS
+        if not succeeded:
+            await backend.forget([task_id])
 
 
 async def _queues(broker: Broker) -> Sequence[str]:
@@ -298,7 +317,7 @@ def read(letter: DeadLetter) -> DeadTask:
         reason=letter.reason,
         crashes=letter.crashes,
         crash_note=details.crash_note,
-        died_at=datetime.fromtimestamp(letter.died_at, UTC),
+        died_at=moment(letter.died_at),
         worker=details.worker,
         attempts=details.attempts if message is None else message.history,
         payload=letter.body,
@@ -329,6 +348,11 @@ def renewed(letter: DeadLetter) -> Envelope:
     )
 
 
+def moment(at: float) -> datetime:
+    """Return a Unix time that anybody may have written; the epoch for one far off the present."""
+    return datetime.fromtimestamp(at if -_FAR < at < _FAR else 0.0, UTC)
+
+
 def _task_of(letter: DeadLetter) -> str:
     return _details(letter).task or read(letter).task
 
@@ -336,7 +360,7 @@ def _task_of(letter: DeadLetter) -> str:
 def _details(letter: DeadLetter) -> DeathDetails:
     try:
         return msgspec.json.decode(letter.details or b"{}", type=DeathDetails)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return DeathDetails()  # not written by a worker of this package
 
 
@@ -351,7 +375,10 @@ def _text(raw: Raw) -> str:
     encoded = bytes(raw)
     if encoded[:1] in (b"", b"[", b"{"):
         return encoded.decode(errors="replace")
-    value = decode_plain(encoded, json=False)
+    try:
+        value = decode_plain(encoded, json=False)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return f"cannot be read: {error}"
     try:
         return encode_json(value).decode()
     except CodecError:  # MessagePack has keys that JSON has not

@@ -111,8 +111,6 @@ def seal(prepared: PreparedMessage, codec: Codec) -> Envelope:
 
 def check_traits(prepared: PreparedMessage, traits: Traits, url: str) -> None:
     """Raise `Unsupported` if a broker lacks a trait that a call needs."""
-    if prepared.unique and not traits.unique:
-        raise Unsupported(f"{url} cannot store a task_id only once: leave it out")
     if prepared.message.priority and not traits.priorities:
         raise Unsupported(f"{url} has no priorities, and {prepared.message.task} asks for one")
 

@@ -32,6 +32,7 @@ Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 _WRAPPED = b'{"$'  # the beginning of a wrapped result
 _KINDS = ("$json", "$text", "$msgpack", "$pickle")
 _NULL = Raw(b"null")
+_MOST_HISTORY = 256 * 1024  # bytes that a worker may have added to a message: its earlier attempts
 
 ReadResult: TypeAlias = Callable[[bytes, bool], Any]
 """Decodes a result: the bytes, and True for JSON or False for MessagePack."""
@@ -252,13 +253,19 @@ class Codec:
         """Decode a message in either encoding.
 
         Raises:
-            DecodeError: The bytes are not a message, or its serializer is not accepted.
+            DecodeError: The bytes are not a message, its serializer is not accepted, or they are
+                more than a sender may send.
         """
+        # Whoever can write to the store sends what they like. A worker adds the earlier attempts.
+        if len(body) > self._max_payload + _MOST_HISTORY:
+            raise self._too_large_to_read(body)
         framing = "json" if is_json(body) else "msgpack"
         try:
             message = (_decode_json_message if framing == "json" else _decode_msgpack_message)(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"not a message: {error}") from error
+        if len(body) > self._max_payload and not (message.history or message.unknown_for):
+            raise self._too_large_to_read(body)
         if message.pickled is not None:
             framing = "pickle"
         if framing not in self._accept:
@@ -267,6 +274,12 @@ class Codec:
                 f" ({', '.join(sorted(self._accept))})"
             )
         return message
+
+    def _too_large_to_read(self, body: bytes) -> DecodeError:
+        return DecodeError(
+            f"not read: it has {len(body):,} bytes, and max_payload_size allows"
+            f" {self._max_payload:,}"
+        )
 
     def encode_result(self, value: Any, writer: Writer | None = None) -> Raw:
         """Encode the return value of a task, as JSON.

@@ -7,9 +7,10 @@ of a change holds up nobody.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
@@ -22,6 +23,7 @@ from aiotaskq.encoding.codec import Codec, to_builtin
 from aiotaskq.encoding.forms import UNKNOWN_FORM
 from aiotaskq.encoding.tags import resolve
 from aiotaskq.errors import ConfigError, EncodeError
+from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import GRACE, Misfire, Overlap, Schedule, Timing
 from aiotaskq.retry import Retry, for_call
 from aiotaskq.tasks.application import Application
@@ -29,6 +31,8 @@ from aiotaskq.tasks.call import Call
 from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.task import Task
+
+logger = get_logger("aiotaskq.scheduler")
 
 _ATTEMPTS = 100  # attempts of a change while other changes are faster each time
 
@@ -90,6 +94,10 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class UnreadableSchedule(ConfigError):
+    """A stored record is no schedule of this package."""
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ScheduleRecord).decode
 
@@ -98,16 +106,33 @@ def read(stored: StoredSchedule) -> ScheduleRecord:
     """Return the record of a stored schedule.
 
     Raises:
-        ConfigError: It cannot be read.
+        UnreadableSchedule: It cannot be read.
     """
     try:
         record = _decode(stored.body)
         record.definition.arguments()
-        return record
-    except (msgspec.MsgspecError, ConfigError, ValueError) as error:
-        raise ConfigError(
+        for moment in (record.state.due, record.state.last_due, record.state.last_at):
+            if moment is not None:
+                datetime.fromtimestamp(moment, UTC)  # beyond the calendar it raises
+        if not math.isfinite(record.definition.grace):
+            raise ValueError("grace is not finite")
+    except (
+        msgspec.MsgspecError,
+        ConfigError,
+        ArithmeticError,
+        ValueError,
+        OSError,
+        RecursionError,
+    ) as error:
+        raise UnreadableSchedule(
             f"the stored schedule {stored.id!r} cannot be read: {error}; remove it and add it again"
         ) from error
+    return record
+
+
+def parked(stored: StoredSchedule) -> StoredSchedule:
+    """Return a schedule that is not due any more and stays as it is, as a new revision."""
+    return StoredSchedule(id=stored.id, body=stored.body, due_at=None, revision=uuid.uuid4().hex)
 
 
 def define(
@@ -165,11 +190,26 @@ async def change_record(
     store: ScheduleStore,
     schedule_id: str,
     change: Callable[[ScheduleRecord | None], ScheduleRecord | None],
+    *,
+    replace_unreadable: bool = False,
 ) -> ScheduleRecord | None:
-    """Change a schedule; `change` gets the present record, anew while other changes are faster."""
+    """Change a schedule; `change` gets the present record, anew while other changes are faster.
+
+    Args:
+        store: The store.
+        schedule_id: The id of the schedule.
+        change: Returns the record in place of the present one; None: there is nothing to change.
+        replace_unreadable: Whether one that cannot be read counts as none.
+    """
     for _ in range(_ATTEMPTS):
         found = await store.load([schedule_id])
-        known = read(found[0]) if found else None
+        try:
+            known = read(found[0]) if found else None
+        except UnreadableSchedule as error:
+            if not replace_unreadable:
+                raise
+            logger.error("%s: it is replaced", error)
+            known = None
         record = change(known)
         if record is None or record == known:
             return record

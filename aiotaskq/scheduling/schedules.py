@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.errors import ConfigError
+from aiotaskq.errors import ConfigError, EncodeError
 from aiotaskq.recurrence import Entry, Misfire, Overlap, Schedule, Timing, every
 from aiotaskq.scheduling.record import (
     ScheduleDefinition,
@@ -138,7 +138,7 @@ class Schedules:
                 )
             return record
 
-        record = await change_record(store, schedule_id, change)
+        record = await change_record(store, schedule_id, change, replace_unreadable=replace)
         assert record is not None  # it was just made
         return _info(schedule_id, record)
 
@@ -202,7 +202,7 @@ class Schedules:
         return _info_of(found[0]) if found else None
 
     async def _store(self) -> ScheduleStore:
-        return (await self._app.broker()).schedules()
+        return await self._app.schedule_store()
 
     async def _alter(
         self, schedule_id: str, change: Callable[[ScheduleRecord], ScheduleRecord]
@@ -276,15 +276,15 @@ async def _declare(
             )
         return renewed(known, definition, now) if changed else cast("ScheduleRecord", known)
 
-    await change_record(store, name, change)
+    await change_record(store, name, change, replace_unreadable=True)  # the code has a right one
     return changed
 
 
 def _define_entry(app: Application, name: str, entry: Entry) -> ScheduleDefinition:
-    check_name("a schedule's id", name)
     try:
+        check_name("a schedule's id", name)
         return define(app, entry.task, entry.schedule)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, EncodeError, TypeError) as error:
         raise ConfigError(f"the schedule {name!r}: {error}") from error
 
 

@@ -87,7 +87,7 @@ class TaskKeywords(TypedDict, total=False):
 class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options given where a task is defined, checked; None: not given."""
 
-    executor: Executor = "loop"
+    executor: Executor | None = "loop"  # None: a plain function that has none of its own
     bind: bool = False
     queue: str | None = None
     priority: int | None = None
@@ -139,9 +139,6 @@ def task_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOption
     options = translate(given)
     check_limits(options.get("soft_timeout"), options.get("timeout"))
     options["executor"] = choose_executor(fn, options.get("executor"))
-    check_soft(
-        getattr(fn, "__qualname__", repr(fn)), options.get("soft_timeout"), options["executor"]
-    )
     return TaskOptions(**options)
 
 
@@ -151,15 +148,6 @@ def check_limits(soft_timeout: float | None, timeout: float | None) -> None:
         raise ConfigError(
             f"soft_timeout is {soft_timeout:g} and timeout {timeout:g}; soft_timeout must be less,"
             " so that the task has the time between them to come to an end"
-        )
-
-
-def check_soft(name: str, soft_timeout: float | None, executor: Executor) -> None:
-    """Raise a `ConfigError` if nothing can be raised inside a task while it runs."""
-    if soft_timeout is not None and executor == "thread":
-        raise ConfigError(
-            f"soft_timeout cannot interrupt {name}, a plain function in a thread; choose"
-            ' executor="process", or write `async def`'
         )
 
 
@@ -174,8 +162,8 @@ def check_args(args: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Executor:
-    """Return where a function runs.
+def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Executor | None:
+    """Return where a function runs; None: it is plain, and `task_default_executor` holds.
 
     Raises:
         ConfigError: It cannot run there.
@@ -195,15 +183,21 @@ def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Execut
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         raise ConfigError(f"{name} is a generator; a task returns one value")
     if executor is None or executor == "thread":
-        return "thread"
+        return executor
     if executor == "loop":
         raise ConfigError(
             f"{name} is a plain function and would block the event loop: write"
             ' `async def`, or choose executor="thread" or "process"'
         )
+    check_process(fn)
+    return "process"
+
+
+def check_process(fn: Callable[..., Any]) -> None:
+    """Raise a `ConfigError` if a plain function cannot run in another process."""
+    name = getattr(fn, "__qualname__", repr(fn))
     if "<locals>" in name or name == "<lambda>" or not inspect.isfunction(fn):
         raise ConfigError(
-            f"{name} runs in another process, which finds it by its name: define it at the"
-            " top level of a module"
+            f"{name} runs in another process, which finds it by its name: define it at"
+            ' the top level of a module, or give it executor="thread"'
         )
-    return "process"

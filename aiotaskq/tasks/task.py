@@ -19,7 +19,6 @@ from aiotaskq.tasks.options import (
     check_args,
     check_call_options,
     check_limits,
-    check_soft,
 )
 
 P = ParamSpec("P")
@@ -134,7 +133,6 @@ class Task(_Callable[P, R], BoundTask):
         """
         checked = check_call_options(options)
         if "soft_timeout" in checked:
-            check_soft(self.name, checked["soft_timeout"], self.options.executor)
             check_limits(checked["soft_timeout"], checked.get("timeout", self.options.timeout))
         return checked
 

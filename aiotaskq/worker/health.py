@@ -12,11 +12,13 @@ from collections.abc import Collection
 
 from aiotaskq import events
 from aiotaskq.backoff import Backoff
-from aiotaskq.contract.message import on_one_line
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.events import Observers
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
+
+_BUDGET_PERIOD = 60.0  # seconds
 
 SICK_AFTER = 5.0
 """Seconds for which a server may be away before the worker says that it is not healthy."""
@@ -30,7 +32,8 @@ class Health:
             end when they were cancelled), `buried` tasks (they became dead letters), `reclaimed`
             tasks (this worker took them back from dead workers), `unknown` tasks (they went back to
             their queue), `lost` leases, `trimmed` dead letters (the oldest, dropped), `blocked`
-            event loops and `unsettled` deliveries (the broker refused to settle them).
+            event loops, `unsettled` deliveries (the broker refused to settle them) and entries of
+            the store that were set `aside` (the driver could not read them).
     """
 
     def __init__(self, observers: Observers, worker: str) -> None:
@@ -69,6 +72,37 @@ class Health:
             logger.warning("the outcome of %s came too late and was dropped", on_one_line(task_id))
             if self._observers.heard(events.Refused):
                 self._observers.emit(events.Refused(task_id=task_id))
+
+
+class LineBudget:
+    """A bound on the lines of one kind in the log: anybody can send messages that cause them.
+
+    Args:
+        what: The kind, in words, for the line that tells how many were left out.
+        most: The most lines in each `_BUDGET_PERIOD`.
+    """
+
+    def __init__(self, what: str, most: int) -> None:
+        self._what = what
+        self._most = most
+        self._since = time.monotonic()
+        self._written = 0
+        self._left_out = 0
+
+    def level(self) -> int:
+        """Return the level for the next line: errors as far as the bound allows, then debug."""
+        now = time.monotonic()
+        if now >= self._since + _BUDGET_PERIOD:
+            if self._left_out:
+                logger.error("%d more %s since then", self._left_out, self._what)
+            self._since, self._written, self._left_out = now, 0, 0
+        if self._written >= self._most:
+            self._left_out += 1
+            if self._left_out == 1:
+                logger.error("there are more %s; they are counted for now", self._what)
+            return logging.DEBUG
+        self._written += 1
+        return logging.ERROR
 
 
 class Outage:

@@ -5,8 +5,8 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import ClassVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import pytest
 
@@ -185,6 +185,11 @@ async def harness(
 class TestRabbitBroker(BrokerConformance):
     lease: ClassVar[float] = 5.0
     delay: ClassVar[float] = 1.0  # a consumer, which reads a stream, has to open within half of it
+    impossible: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"queue": "é" * 45},
+        {"queue": "q" * 255},
+        {"id": "i" * 1001},
+    )
 
 
 class TestRabbitBackend(ResultConformance):

@@ -198,11 +198,23 @@ class Programs:
         return program
 
     def run(
-        self, *arguments: str, typed: str | None = None, **more: str
+        self,
+        *arguments: str,
+        typed: str | None = None,
+        stdin: str | None = None,
+        stdout: str | None = None,
+        stderr: str | None = None,
+        **more: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command to its end; for other streams see `Shell.run`."""
+        streams = {"in": stdin, "out": stdout, "err": stderr}
         return self._shell.run(
-            *arguments, cwd=self.folder, env=environment(**more), typed=typed, timeout=LONG
+            *arguments,
+            cwd=self.folder,
+            env=environment(**more),
+            typed=typed,
+            timeout=LONG,
+            streams={name: to for name, to in streams.items() if to is not None},
         )
 
     def call(self, *arguments: str) -> str:

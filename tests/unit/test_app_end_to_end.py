@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from aiotaskq import (
     ConfigError,
-    DecodeError,
     EncodeError,
     PayloadTooLarge,
     ResultTimeout,
@@ -111,10 +110,9 @@ async def test_bad_input_has_a_clear_end(app: TaskQueue) -> None:
 
     app.conf.max_result_size = 1000
     async with app.worker():
-        with pytest.raises(DecodeError, match="number") as refused:
+        with pytest.raises(TaskFailed, match=r"DecodeError: .*number"):
             await (await take.kiq("five")).result(30)  # type: ignore[arg-type]  # that is the point
-        assert isinstance(refused.value, TaskFailed)
-        with pytest.raises(EncodeError, match="object"):
+        with pytest.raises(TaskFailed, match=r"EncodeError: .*object"):
             await (await give.kiq(0)).result(30)
         with pytest.raises(TaskFailed, match="max_result_size") as large:
             await (await give.kiq(2000)).result(30)
@@ -160,7 +158,7 @@ async def test_hostile_classes_fail_their_task_and_not_the_worker(app: TaskQueue
         with pytest.raises(TaskFailed) as caught:
             await (await fail.kiq()).result(30)
         assert caught.value.exc_type == "Thorny"
-        with pytest.raises(DecodeError, match="argument"):
+        with pytest.raises(TaskFailed, match=r"DecodeError: .*argument"):
             await (await app.send(take.name, ({"n": 1},))).result(30)
         assert await (await fine.kiq()).result(30) == 1
 

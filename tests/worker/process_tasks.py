@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from aiotaskq import Retry, TaskQueue, current_task
+from aiotaskq import Retry, SoftTimeLimitExceeded, TaskQueue, current_task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +78,76 @@ def die_once(marker: str) -> int:
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return current_task().attempt
+
+
+@app.task(executor="process")
+def spread(numbers: list[int]) -> list[int]:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        spawned: list[int] = list(pool.map(abs, numbers))
+    with multiprocessing.get_context("fork").Pool(2) as forked:
+        again: list[int] = forked.map(abs, numbers)
+    return spawned + again
+
+
+@app.task(executor="process")
+def interrupt() -> int:
+    command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+        return program.wait()
+
+
+@app.task(executor="process")
+def blocked() -> list[int]:
+    return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+
+
+language: ContextVar[str] = ContextVar("language", default="en")
+
+
+@app.task(executor="process")
+def speak(other: str) -> str:
+    before = language.get()
+    language.set(other)
+    return before
+
+
+@app.task
+def speak_in_thread(other: str) -> str:
+    before = language.get()
+    language.set(other)
+    return before
+
+
+@app.task
+async def speak_in_loop(other: str) -> str:
+    before = language.get()
+    language.set(other)
+    return before
+
+
+@app.task(executor="process")
+def fork_and_exit(status: int) -> int:
+    child = os.fork()
+    if child == 0:
+        sys.exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@app.task(executor="process")
+def told_or(seconds: float) -> str:
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded as told:
+        return str(told)
+    return "in time"
+
+
+@app.task
+def anywhere() -> int:
+    return os.getpid()
 
 
 def _unbound() -> int:

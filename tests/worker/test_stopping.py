@@ -133,6 +133,7 @@ async def test_a_task_that_swallows_its_cancellation_is_handed_back_all_the_same
 
 
 async def test_tasks_that_were_not_begun_are_released(app: TaskQueue) -> None:
+    app.conf.task_cancel_grace = 0.05
     ran = 0
 
     @app.task
@@ -142,10 +143,8 @@ async def test_tasks_that_were_not_begun_are_released(app: TaskQueue) -> None:
         release.wait(LONG)
 
     release = threading.Event()
-    recorded = EventRecorder(app, Received)
     async with app.worker(threads=1, grace_period=0):
         await app.kiq_many([plain.s() for _ in range(5)])
-        await recorded.count(5)
         await until(lambda: ran == 1)
     release.set()
     assert await depth(app) == (5, 0, 0, 0)

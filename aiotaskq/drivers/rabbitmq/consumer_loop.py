@@ -144,7 +144,8 @@ class ConsumerLoop:
             ConfigError: The server refuses the connection, or has a queue with other arguments.
             Unavailable: The server cannot be reached.
         """
-        await self._topology.ensure(self._queues)
+        for error in (await self._topology.ensure(self._queues)).values():
+            raise error
         address = self._connection.address
         try:
             transport = self._transport = await connect(address)

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import threading
@@ -38,7 +37,6 @@ from pamqp.commands import Basic, Queue
 
 from aiotaskq.backoff import Backoff
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpError,
@@ -49,14 +47,16 @@ from aiotaskq.drivers.rabbitmq.channel import (
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.url import parse_url
-from aiotaskq.errors import BackendUnavailable, ConfigError
+from aiotaskq.errors import BackendUnavailable, BatchRefused, ConfigError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _KEPT = 10_000  # outcomes in the memory of a process, the latest
 _UNREAD_FOR = 3600.0  # seconds after which the queue of a client that is gone is removed
 _AHEAD = 1000  # outcomes that the server sends before the first is acknowledged
 _MOST = 1000  # outcomes in one batch
+_LONGEST_TTL = 2**32 - 1  # milliseconds; the server refuses more
 _DELETE_WAIT = 1.0  # seconds in which the queue is deleted at the end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds between attempts to consume
 
@@ -226,21 +226,38 @@ class RabbitBackend:
         connection = self._connection.get()
         # An outcome without an address is for this process, or for nobody.
         refused = self._outcomes.put([one for one in batch if not one.reply_to], ttl)
-        expiration = None if ttl is None else str(max(1, round(ttl * 1000)))
+        expiration = None if ttl is None else str(max(1, min(round(ttl * 1000), _LONGEST_TTL)))
         properties = Basic.Properties(
             content_type="application/json", delivery_mode=2, expiration=expiration
         ).marshal()
-        replies = [
-            AmqpPublication("", one.reply_to, properties, _encode(one))
-            for one in batch
-            if one.reply_to
-        ]
+        replies: list[AmqpPublication] = []
+        places: list[int] = []
+        for place, one in enumerate(batch):
+            if not one.reply_to:
+                continue
+            if self._names.is_replies(one.reply_to):
+                replies.append(AmqpPublication("", one.reply_to, properties, _encode(one)))
+                places.append(place)
+            else:
+                # The message chose it. A result must not become a task, nor go anywhere else.
+                logger.warning(
+                    "A task asked for its result to be sent to what is no queue of results: it is"
+                    " dropped",
+                    extra={
+                        "event": "rabbitmq_reply_refused",
+                        "task_id": one.task_id,
+                        "reply_to": ascii(one.reply_to[:300]),
+                    },
+                )
         if not replies:
             await connection.ping()
-        for some in slices(replies, _MOST):
+        refusals: dict[int, Exception] = {}
+        for start in range(0, len(replies), _MOST):
             # Not strict: a client that is gone waits for nothing.
-            confirmation = await connection.begin_publish(some)
-            await connection.finish_publish(confirmation, strict=False)
+            some = await connection.publish(replies[start : start + _MOST], strict=False)
+            refusals |= {places[start + number]: error for number, error in some.items()}
+        if refusals:
+            raise BatchRefused(refusals, answer=refused)
         return refused
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:

@@ -43,7 +43,7 @@ class RabbitAddress:
     port: int
     virtual_host: str
     mechanism: str
-    user: str
+    user: str = field(repr=False)
     password: str = field(repr=False)
     queue_type: str = "quorum"
     heartbeat: int = _HEARTBEAT

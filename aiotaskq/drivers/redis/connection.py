@@ -28,7 +28,6 @@ Between any two steps the server may go away, a caller may be cancelled, or anot
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
@@ -52,8 +51,9 @@ from aiotaskq.drivers.redis.scripts import RedisScript
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.drivers.redis.transport import RedisTransport
 from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 Word: TypeAlias = str | bytes | int | float
 """One word of a command: its name, a key or an argument."""
@@ -124,6 +124,7 @@ class RedisConnection:
 
     async def _check(self) -> None:
         """Connect, and check the kind and the version of the server."""
+        await self._server.files.check(self._server.url)
         try:
             transport = await self.transport()
             info = await self._send(transport, ("INFO",), self._server.timeout)

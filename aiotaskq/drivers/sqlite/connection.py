@@ -23,14 +23,13 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import msgspec
 
+from aiotaskq import native
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import ConfigError, Unavailable
@@ -63,11 +62,13 @@ class _SQLiteThread:
     """
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._main, name="aiotaskq-sqlite", daemon=True).start()
+        self._jobs: native.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            native.SimpleQueue()
+        )
+        native.Thread(self._main, name="aiotaskq-sqlite").start()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
+        future: Future[T] = native.make_future()
         self._jobs.put((future, job))
         return future
 

@@ -26,20 +26,20 @@ import contextlib
 import os
 import re
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from aiotaskq import forks
 from aiotaskq.backoff import jittered
-from aiotaskq.drivers.common import forks
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier
 from aiotaskq.drivers.sqlite.process_identity import this_network, this_process
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import ConfigError
+from aiotaskq.native import make_reentrant_lock
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class SQLiteDatabase:
     def __init__(self, url: SQLiteUrl, prefix: str) -> None:
         self._url = url
         self._prefix = prefix
-        self._use = threading.RLock()
+        self._use = make_reentrant_lock()
         self._closed_for_fork = False
         self._notifier = SQLiteNotifier()
         self._connection: sqlite3.Connection | None = None
@@ -271,7 +271,7 @@ class SQLiteDatabase:
 _connections: set[sqlite3.Connection] = set()
 
 _databases: WeakSet[SQLiteDatabase] = WeakSet()
-_registering = threading.RLock()  # held during a fork, so that no object is made then
+_registering = make_reentrant_lock()  # held during a fork, so that no object is made then
 _stopped: list[SQLiteDatabase] = []  # those that the current fork has stopped
 
 

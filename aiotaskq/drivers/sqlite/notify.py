@@ -40,6 +40,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import ClassVar
 
+from aiotaskq import forks
 from aiotaskq.drivers.sqlite.process_identity import this_network
 from aiotaskq.errors import ConfigError, Unavailable
 
@@ -215,6 +216,7 @@ def bind_port() -> socket.socket:
     try:
         bound.setblocking(False)
         bound.bind((_LOOPBACK, 0))
+        forks.keep_private(bound.fileno())
     except OSError:
         bound.close()
         raise

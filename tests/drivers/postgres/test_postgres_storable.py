@@ -9,6 +9,7 @@ from msgspec import UNSET, Raw
 from aiotaskq.contract.message import Attempt
 from aiotaskq.contract.outcome import RemoteError, TaskStatus
 from aiotaskq.encoding.codec import Codec
+from aiotaskq.errors import BatchRefused
 from tests.drivers.postgres.tools import (
     HISTORY,
     Make,
@@ -104,7 +105,9 @@ async def test_arguments_that_cannot_be_stored_do_not_fail_the_task(make: Make) 
 @pytest.mark.parametrize("task_id", ["a\0b", "\ud800"])
 async def test_an_id_that_cannot_be_stored_harms_no_other(make: Make, task_id: str) -> None:
     backend = await make()
-    await backend.store([outcome("a"), outcome(task_id), outcome("b")], None)
+    with pytest.raises(BatchRefused) as refused:
+        await backend.store([outcome("a"), outcome(task_id), outcome("b")], None)
+    assert list(refused.value.errors) == [1]
     assert set(await backend.load(["a", task_id, "b"])) == {"a", "b"}
     assert await backend.forget(["a", task_id]) == 1
 
