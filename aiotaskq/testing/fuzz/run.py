@@ -9,8 +9,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +92,6 @@ async def fuzz(url: str, attacks: Sequence[Attack], *, seconds: float, seed: int
     made: list[str] = []
     order = list(attacks)
     random.Random(seed).shuffle(order)
-    end = time.monotonic() + seconds
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app)
         scheduled = (await app.broker()).traits.schedules
@@ -100,38 +99,52 @@ async def fuzz(url: str, attacks: Sequence[Attack], *, seconds: float, seed: int
             app.conf.beat_schedule = {"tick": {"task": _TICK, "schedule": 0.25}}
             await stack.enter_async_context(app.scheduler())
         await stack.enter_async_context(app.worker(concurrency=10))
-        try:
-            stage = "good tasks"
-            await _run_good(app, good, 0)
-            for attack in order:
-                if time.monotonic() >= end:
-                    break
-                made.append(attack.name)
-                if asyncio.iscoroutinefunction(attack.make):
-                    await attack.make()
-                else:
-                    await asyncio.to_thread(attack.make)
-                await _run_good(app, good, len(made))
-            stage = "the runs of a schedule"
-            if scheduled:  # a new one: an attack may have removed the others
+        await _run_good(good, 0)
+        end = time.monotonic() + seconds
+        for attack in order:
+            if time.monotonic() >= end:
+                break
+            made.append(attack.name)
+            with _report("good tasks", made, seed):
+                await _make(attack)
+                await _run_good(good, len(made))
+        if scheduled:  # a new one: an attack may have removed the others
+            with _report("the runs of a schedule", made, seed):
                 await app.schedules.add(f"fresh {seed}", _TICK, every(0.25))
-                async with asyncio.timeout(PATIENCE):
-                    while not ticks.locked():  # the runs of before do not count
-                        await ticks.acquire()
-                    for _ in range(_TICKS):
-                        await ticks.acquire()
-        except Exception as error:
-            raise AssertionError(
-                f"{stage} do not come (seed {seed}): {error!r}; the last attacks: "
-                + "; ".join(made[-3:])
-            ) from error
+                await _wait_for(ticks)
     return len(made)
 
 
-async def _run_good(app: TaskQueue, good: Any, number: int) -> None:
+@contextmanager
+def _report(what: str, made: Sequence[str], seed: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        last = "; ".join(made[-3:])
+        raise AssertionError(
+            f"{what} did not end well (seed {seed}): {error!r}; the last attacks: {last}"
+        ) from error
+
+
+async def _make(attack: Attack) -> None:
+    if asyncio.iscoroutinefunction(attack.make):
+        await attack.make()
+    else:
+        await asyncio.to_thread(attack.make)
+
+
+async def _wait_for(ticks: asyncio.Semaphore) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not ticks.locked():  # the runs of before do not count
+            await ticks.acquire()
+        for _ in range(_TICKS):
+            await ticks.acquire()
+
+
+async def _run_good(good: Any, number: int) -> None:
     """Run good tasks to their end, one of them delayed."""
     async with asyncio.timeout(PATIENCE):
-        handles = await app.kiq_many([good.s(number + n) for n in range(_GOOD)])
+        handles = await asyncio.gather(*(good.kiq(number + n) for n in range(_GOOD)))
         handles.append(await good.with_options(countdown=0.01).kiq(number + _GOOD))
         values = [await handle.result(timeout=PATIENCE) for handle in handles]
     assert values == [number + n for n in range(_GOOD + 1)]
