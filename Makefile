@@ -97,6 +97,13 @@ conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 faults: $(VENV)/.dev servers ## Run the long fault tests, with a new seed each time: half an hour
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
 
+# Seconds for each driver: make fuzz FUZZ=600
+FUZZ ?= 120
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev servers ## Write hostile entries into every store beside good tasks, with a new seed each time
+	AIOTASKQ_TESTS_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+
 # Number and duration: make soak TASKS=100000000 MINUTES=480
 TASKS ?= 10000000
 MINUTES ?= 60
