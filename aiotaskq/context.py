@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
+from aiotaskq import forks
 from aiotaskq.contract.message import Attempt, Message, RetryPolicy
 from aiotaskq.errors import Verdict
 
@@ -169,6 +170,9 @@ enter = _current.set
 def find_task() -> TaskContext | None:
     """Return the context of the running task; None outside of a task."""
     return _current.get(None)
+
+
+forks.when_task_runs(find_task)
 
 
 def current_task() -> TaskContext:

@@ -15,7 +15,6 @@ others of its round: each caller hears of its own envelopes alone.
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import TypeAlias, TypeVar
@@ -24,8 +23,9 @@ from aiotaskq.backoff import Backoff
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Envelope
 from aiotaskq.errors import BatchRefused, BrokerFull, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 T = TypeVar("T")
 # The envelopes of one caller, and its answer: the ids that were refused as duplicates.

@@ -7,7 +7,6 @@ looked at before anything is stored outside of one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -20,10 +19,11 @@ from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.errors import BatchRefused
 from aiotaskq.events import Sent
 from aiotaskq.middleware import Middleware, wrap_send
+from aiotaskq.readable import get_logger
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.call import Call
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 Publish: TypeAlias = Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]
 # Messages with one destination, and their positions among the calls.
@@ -51,6 +51,11 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
     broker = session.broker
     for prepared in batch:
         check_traits(prepared, broker.traits, broker.url)
+    if not broker.traits.unique:  # a task_id is an id there, and not refused the second time
+        batch = [
+            one if "connection" in call.options else one._replace(unique=False)
+            for call, one in zip(calls, batch, strict=True)
+        ]
     groups = await _groups(session, calls, batch)
     ids = [prepared.message.id for prepared in batch]
     if any(type(one).send is not Middleware.send for one in app.middlewares):
@@ -59,11 +64,13 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
                 await _send_through(app, publish, prepared)
     else:
         await _send_groups(app, groups, ids)
+    session.note_sent(one.message for one in batch)
     # A task in the outbox is not at the broker yet, which may be away.
     named = {
         one.message.id: one.message
         for call, one in zip(calls, batch, strict=True)
-        if one.unique and ("connection" not in call.options or session.is_transactional)
+        if "task_id" in call.options
+        and ("connection" not in call.options or session.is_transactional)
     }
     if named:
         await _tell_cancelled(app, session, named)

@@ -13,30 +13,34 @@ that (`_until_closed`).
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
     Collection,
+    Iterable,
     Sequence,
 )
 from functools import partial
 
+from aiotaskq.client.audience import Audience
 from aiotaskq.client.outbox import Outbox
 from aiotaskq.client.publisher import Publisher, persist
+from aiotaskq.client.schedule_store import RelayedSchedules
 from aiotaskq.client.waiters import Waiters
 from aiotaskq.contract.broker import Broker, Transactional
-from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.results import ReplyBackend, ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.errors import (
     ConfigError,
     Unsupported,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 
 class Session:
@@ -51,15 +55,18 @@ class Session:
         broker: Broker,
         backend: ResultBackend | None,
         outbox: Outbox | None = None,
+        schedules: Broker | None = None,
         *,
         publish_timeout: float,
     ) -> None:
         self.broker = broker
         self._backend = backend
         self._outbox = outbox
+        self._schedules = schedules
         given: object = backend
         self._replies = given if isinstance(given, ReplyBackend) else None
         self.publisher = Publisher(broker, publish_timeout)
+        self._audience = Audience(broker)
         self._patience = publish_timeout
         self._waiters = Waiters(backend) if backend is not None else None
         self._opened: set[str] = set()
@@ -81,6 +88,11 @@ class Session:
         if "broker" not in self._opened:
             await self._open_once("broker", self.broker.open, self._patience)
 
+    def note_sent(self, messages: Iterable[Message]) -> None:
+        """Note messages that were sent, so that the log tells of those that nobody takes."""
+        if "broker" in self._opened:  # it may be away, where all went into the outbox
+            self._audience.note(messages)
+
     async def enlist(
         self, connection: object
     ) -> Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]:
@@ -100,6 +112,18 @@ class Session:
             )
         await self._open_once("outbox", self._outbox.open, self._patience)
         return partial(self._outbox.publish_in, connection)
+
+    async def schedules(self) -> ScheduleStore:
+        """Return the store of the schedules, connected.
+
+        Raises:
+            BrokerUnavailable: It could not be reached for as long as sending tries to.
+        """
+        if self._schedules is None:
+            await self.open()
+            return self.broker.schedules()
+        await self._open_once("schedules", self._schedules.open, self._patience)
+        return RelayedSchedules(self._schedules.schedules())
 
     async def results(self, patience: float | None = None) -> ResultBackend:
         """Return the result backend, connected.
@@ -174,9 +198,11 @@ class Session:
     async def _close(self) -> None:
         self._opened.clear()
         await self.publisher.close()
+        await self._audience.close()
         if self._waiters is not None and self._backend is not None:
             await self._waiters.close()
             await self._backend.close()
-        if self._outbox is not None:
-            await self._outbox.close()
+        for store in (self._outbox, self._schedules):
+            if store is not None:
+                await store.close()
         await self.broker.close()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from aiotaskq.backoff import Backoff
@@ -25,8 +24,9 @@ from aiotaskq.errors import (
     ConfigError,
     Unavailable,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while the store is away, and the longest
 _SAFETY_LOOK = 5.0  # seconds between looks that rely on no push

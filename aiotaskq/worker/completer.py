@@ -23,7 +23,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -31,16 +30,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from aiotaskq.contract.broker import Consumer
-from aiotaskq.contract.message import Delivery, on_one_line
+from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.results import ResultBackend, Transaction, TransactionalResults
 from aiotaskq.contract.settlement import Dead, Settlement
 from aiotaskq.encoding.exceptions import describe, encode_error
 from aiotaskq.errors import BatchRefused, ConfigError, Unavailable, Unsupported
+from aiotaskq.readable import get_logger, on_one_line
 from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.heartbeat import Heartbeat
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 T = TypeVar("T")
 Entry = TypeVar("Entry", Outcome, Settlement)
@@ -128,6 +128,11 @@ class Completer:
                 self._on_refused[id(settlement.delivery)] = on_refused
         self._idle.clear()
         self._wake.set()
+
+    @property
+    def keeps_results(self) -> bool:
+        """Return whether outcomes are stored at all."""
+        return self._backend is not None
 
     @property
     def wants_arguments(self) -> bool:

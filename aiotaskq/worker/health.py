@@ -12,11 +12,11 @@ from collections.abc import Collection
 
 from aiotaskq import events
 from aiotaskq.backoff import Backoff
-from aiotaskq.contract.message import on_one_line
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.events import Observers
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _BUDGET_PERIOD = 60.0  # seconds
 

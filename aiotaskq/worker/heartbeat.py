@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
 
 from aiotaskq.contract.broker import Lease
 from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _MARGIN = 0.15  # the part of the lease by which it is trusted for less than the broker grants
 

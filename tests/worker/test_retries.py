@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from aiotaskq import (
-    MaxRetriesExceededError,
     Reject,
     Retry,
     RetryLater,
@@ -101,7 +100,8 @@ async def test_when_the_retries_are_used_up_the_error_itself_is_the_end(app: Tas
         unknown = await (await job.kiq(False)).wait(LONG)
     assert (known.attempts, len(known.history)) == (3, 2)
     assert isinstance(known.error, OSError)
-    assert isinstance(unknown.error, MaxRetriesExceededError)
+    assert isinstance(unknown.error, TaskFailed)
+    assert unknown.error.exc_type == "MaxRetriesExceededError"
     assert "has had its 3 attempts" in str(unknown.error)
     assert unknown.attempts == 3
 
@@ -248,7 +248,7 @@ async def test_a_rejected_task_is_kept_and_not_tried_again(app: TaskQueue) -> No
         ended = await (await job.kiq(7)).wait(LONG)
         await failed.count(1)
         (letter,) = await (await app.broker()).dead("default")
-    assert isinstance(ended.error, Reject | TaskFailed)
+    assert type(ended.error) is TaskFailed
     assert "no customer 7" in str(ended.error)
     assert ended.attempts == 1
     assert (letter.id, letter.reason) == (ended.task_id, "no customer 7")
@@ -295,7 +295,7 @@ async def processes() -> AsyncIterator[Worker]:
     await retry_tasks.app.close()
 
 
-@pytest.mark.timeout(120)  # a process may take long to start on a busy machine
+@pytest.mark.timeout(400)  # a process may take long to start on a busy machine
 async def test_tasks_in_processes_have_the_same_requests(processes: Worker, tmp_path: Path) -> None:
     handle = await retry_tasks.twice.kiq(4)
     ended = await handle.wait(LONG)

@@ -23,7 +23,6 @@ connection is first needed. Each call borrows a connection, uses it, and returns
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
@@ -31,11 +30,13 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 
 from aiotaskq.drivers.common.opening import OpenOnce
+from aiotaskq.drivers.postgres.begin_session import begin_session
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.url import PostgresUrl
 from aiotaskq.errors import AioTaskQError, ConfigError, EncodeError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -163,6 +164,7 @@ class PostgresPool:
         """
 
         async def make() -> _Pool:
+            await self.url.files.check(self.url.shown)
             if prepare is not None:
                 await self.once(prepare)
             return await self._make_pool()
@@ -340,7 +342,9 @@ class PostgresPool:
         if listens and self.url.listen is not None:
             arguments |= self.url.listen.arguments
         with self.errors():
-            return await asyncpg.connect(**arguments)
+            connection: Connection = await asyncpg.connect(**arguments)
+        await begin_session(connection, isolate=False)
+        return connection
 
     async def listen(
         self, callbacks: Mapping[str, Callable[..., None]], *, ended: Callable[[object], None]
@@ -390,10 +394,13 @@ class PostgresPool:
                 min_size=0,
                 max_size=self._pool_size,
                 reset=nothing,
-                # With `_SETTINGS` the level is set already.
-                init=_choose_isolation if self._own_isolation and not self._by_index else None,
+                init=self._begin_session,
                 **self._arguments,
             )
+
+    async def _begin_session(self, connection: Connection) -> None:
+        # With `_SETTINGS` the level is set already.
+        await begin_session(connection, isolate=self._own_isolation and not self._by_index)
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -445,22 +452,6 @@ class PostgresPool:
         if isinstance(error, asyncpg.PostgresError) and not _may_pass(error):
             return ConfigError(f"PostgreSQL at {self.url.shown} says: {text}; correct the set-up")
         return self._unavailable(f"PostgreSQL at {self.url.shown} cannot be reached: {text}")
-
-
-async def _choose_isolation(connection: Connection) -> None:
-    """Set the isolation level of a new session, where its database has another default.
-
-    Not behind a pooler, where the session is not ours alone: its server process has another number
-    than the one that we were told.
-    """
-    found = await connection.fetchrow(
-        "SELECT current_setting('default_transaction_isolation') AS level, pg_backend_pid() AS pid"
-    )
-    assert found is not None  # there is a row in any case
-    if found["level"] != "read committed" and found["pid"] == connection.get_server_pid():
-        await connection.execute(
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
-        )
 
 
 def is_notify_full(error: Exception) -> bool:

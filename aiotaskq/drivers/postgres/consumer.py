@@ -24,7 +24,6 @@ answer of the server:
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -46,8 +45,9 @@ from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
 from aiotaskq.drivers.postgres.storable import storable_text
 from aiotaskq.errors import BatchRefused, BrokerUnavailable, LeaseLost
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 Receipt: TypeAlias = tuple[int, int]
 

@@ -16,8 +16,8 @@ results gets no tables of the broker. The table ``<prefix>_migrations`` lists th
 
 from __future__ import annotations
 
-from importlib.abc import Traversable
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
 import asyncpg

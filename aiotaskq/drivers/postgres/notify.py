@@ -22,15 +22,15 @@ is lost, every waiting consumer is woken, and the next one that waits connects a
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 
 from aiotaskq.drivers.postgres.connection import PING_EVERY, Connection, PostgresPool
 from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
 from aiotaskq.errors import AioTaskQError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 _TEST_TIMEOUT = 3.0  # seconds until a notice to this process itself must have arrived
 _MOST_WOKEN = 1000  # consumers, by one statement

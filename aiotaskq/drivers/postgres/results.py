@@ -20,7 +20,6 @@ pools and the time of its last sweep. It is closed or open.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -45,8 +44,9 @@ from aiotaskq.drivers.postgres.subscription import PostgresSubscription
 from aiotaskq.drivers.postgres.transactions import PostgresTransaction
 from aiotaskq.drivers.postgres.url import parse_url
 from aiotaskq.errors import BackendUnavailable, BatchRefused
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 _CHUNK_ROWS = 500
 _CHUNK_IDS = 5000  # asked for in one statement
@@ -61,8 +61,8 @@ class PostgresBackend:
     """A result backend in the table ``<prefix>_results``, which it makes itself.
 
     Results are `jsonb`: a dict comes back in another order of keys, and a float that is a whole
-    number beyond 1e15 as an int. A result that PostgreSQL cannot store (NUL in a string) is stored
-    as a failure that says so.
+    number beyond 1e15 as an int. One with a NUL in a string, which `jsonb` cannot contain, is
+    stored as a text of JSON. A result that PostgreSQL cannot store is a failure that says so.
 
     Each subscription has a connection of its own, which has to reach the server directly or through
     a pooler in session mode: LISTEN has no effect in transaction mode.

@@ -7,7 +7,6 @@ loses its connection ends with an error; `PostgresBackend.subscribe` begins anot
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Self
@@ -16,8 +15,9 @@ import msgspec
 
 from aiotaskq.drivers.postgres.connection import PING_EVERY, Connection, PostgresPool
 from aiotaskq.errors import BackendUnavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 _decode_ids = msgspec.json.Decoder(list[str]).decode
 

@@ -6,10 +6,10 @@ A broker is closed or open. An open one has one connection, which comes back by 
 failure, and on it the membership and the topology.
 
 `publish` sends batches of limited size and waits for the confirms of each, so a failure leaves the
-first batches stored, perhaps a part of one, and none of the rest. The unconfirmed batches of a call
-are remembered under its `call_id` for `CALLS_FOR` seconds: the same call made again publishes only
+first batches stored, perhaps a part of one, and none of the rest. What was not confirmed of a call
+is remembered under its `call_id` for `CALLS_FOR` seconds: the same call made again publishes only
 those. A part of the batch that failed in the middle may be stored twice; so the trait `idempotent`
-is false.
+is false. An envelope that cannot be stored is left out, and told at the end with `BatchRefused`.
 
 The shared facts (consumers, cancellations, queues) are asked of the membership at the moment of the
 call; nothing is cached here. Dead letters are held by one reader at a time. `revive` publishes the
@@ -34,7 +34,8 @@ from aiotaskq.drivers.common.batches import portions
 from aiotaskq.drivers.common.dead_letter_keys import not_a_key
 from aiotaskq.drivers.common.opening import OpenOnce
 from aiotaskq.drivers.common.retention import CALLS_FOR
-from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
+from aiotaskq.drivers.rabbitmq.channel import AmqpPublication, AmqpRefused
+from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.dead_letters import HeldDeadLetter, hold_dead_letters
 from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
@@ -42,10 +43,17 @@ from aiotaskq.drivers.rabbitmq.lease import RabbitLease
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import is_key, publication_of
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.queue_watch import QueueWatch
 from aiotaskq.drivers.rabbitmq.results import RabbitBackend
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
 from aiotaskq.drivers.rabbitmq.url import parse_url
-from aiotaskq.errors import BrokerFull, BrokerUnavailable, Unsupported
+from aiotaskq.errors import (
+    BatchRefused,
+    BrokerFull,
+    BrokerUnavailable,
+    ConfigError,
+    Unsupported,
+)
 
 _MOST = 1000  # messages that wait for their confirms at once
 _MOST_BYTES = 4 * 2**20
@@ -85,8 +93,8 @@ class RabbitBroker:
         self._connection = OpenOnce[RabbitConnection](
             lambda: BrokerUnavailable(f"{self.url}: the broker is not open")
         )
-        # The time of each call, and the envelopes that it did not store; the oldest first.
-        self._calls: OrderedDict[str, tuple[float, Sequence[Envelope]]] = OrderedDict()
+        # The time of each call, and the places of what it did not store; the oldest first.
+        self._calls: OrderedDict[str, tuple[float, Sequence[int]]] = OrderedDict()
 
     @property
     def url(self) -> str:
@@ -105,6 +113,7 @@ class RabbitBroker:
         connection = await self._new_connection().opened()
         self._membership = RabbitMembership(connection)
         self._topology = RabbitTopology(connection, self._membership)
+        self._watch = QueueWatch(connection, self._membership)
         self._trim_at: dict[str, float] = {}  # when a dead letter of a queue may be too old
         return connection
 
@@ -124,23 +133,33 @@ class RabbitBroker:
     ) -> Collection[str]:
         if not batch:
             return ()
-        if any(envelope.unique for envelope in batch):
-            raise Unsupported(f"{self.url} cannot store an id only once")
-        left = self._recall(batch, call_id)
+        places, left = self._recall(batch, call_id)
         stored = 0
+        refused: dict[int, Exception] = {}
         sizes = [len(envelope.body) for envelope in left]
         try:
             for some in portions(left, sizes, most=_MOST, most_bytes=_MOST_BYTES):
-                await self._publish(some)
+                for place, error in (await self._publish(some)).items():
+                    refused[places[stored + place]] = error
                 stored += len(some)
         finally:
             if call_id is not None:
-                self._calls[call_id] = (asyncio.get_running_loop().time(), left[stored:])
+                rest = [one for one in places[:stored] if one in refused] if refused else []
+                now = asyncio.get_running_loop().time()
+                self._calls[call_id] = (now, [*rest, *places[stored:]])
                 self._calls.move_to_end(call_id)
+        if len(refused) == len(batch):
+            full = [one for one in refused.values() if isinstance(one, BrokerFull)]
+            if len(full) == len(refused):
+                raise full[0]
+        if refused:
+            raise BatchRefused(refused)
         return ()
 
-    def _recall(self, batch: Sequence[Envelope], call_id: str | None) -> Sequence[Envelope]:
-        """Return the part of a call that is still to be stored, as far as this client knows."""
+    def _recall(
+        self, batch: Sequence[Envelope], call_id: str | None
+    ) -> tuple[Sequence[int], Sequence[Envelope]]:
+        """Return what is still to be stored of a call, and its places in the batch."""
         now = asyncio.get_running_loop().time()
         while self._calls:
             at, _ = next(iter(self._calls.values()))
@@ -148,19 +167,48 @@ class RabbitBroker:
                 break
             self._calls.popitem(last=False)
         known = None if call_id is None else self._calls.get(call_id)
-        return batch if known is None else known[1]
+        if known is None:
+            return range(len(batch)), batch
+        return known[1], [batch[place] for place in known[1]]
 
-    async def _publish(self, batch: Sequence[Envelope], *, anew: bool = False) -> None:
+    async def _publish(
+        self, batch: Sequence[Envelope], *, anew: bool = False
+    ) -> Mapping[int, Exception]:
+        """Store envelopes; return the reasons of those refused, by their position."""
         now = time.time()
-        paths = [hops(delay_of(envelope, now)) for envelope in batch]
+        refused: dict[int, Exception] = {}
+        publications: list[AmqpPublication] = []
+        places: list[int] = []
+        paths = []
+        for place, envelope in enumerate(batch):
+            try:
+                if envelope.unique:
+                    raise Unsupported(f"{self.url} cannot store an id only once")
+                path = hops(delay_of(envelope, now))
+                one = publication_of(envelope, self._names, path, now, anew=anew)
+            except ConfigError as error:
+                refused[place] = error
+                continue
+            publications.append(one)
+            places.append(place)
+            if path:
+                paths.append(path)
+        if not publications:
+            return refused
         connection = self._connection.get()
-        await self._topology.ensure({one.queue for one in batch}, paths)
-        await connection.publish(
-            [
-                publication_of(envelope, self._names, path, now, anew=anew)
-                for envelope, path in zip(batch, paths, strict=True)
-            ]
-        )
+        unusable = await self._topology.ensure({batch[place].queue for place in places}, paths)
+        if unusable:
+            refused |= {
+                place: unusable[batch[place].queue]
+                for place in places
+                if batch[place].queue in unusable
+            }
+            good = [number for number, place in enumerate(places) if place not in refused]
+            publications = [publications[number] for number in good]
+            places = [places[number] for number in good]
+        for number, reason in (await connection.publish(publications)).items():
+            refused[places[number]] = reason
+        return refused
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         self._connection.get()
@@ -169,14 +217,17 @@ class RabbitBroker:
         return await self._membership.cancel(ids, running=running)
 
     async def purge(self, queue: str) -> int:
-        connection = self._connection.get()
-        if queue not in await self._membership.queues():
-            return 0
-        replies = await connection.declare(
-            Queue.Purge(queue=self._names.suspects(queue)),
-            Queue.Purge(queue=self._names.ready(queue)),
-        )
-        return sum(reply.message_count for reply in replies)
+        connection, names = self._connection.get(), self._names
+        purged = 0
+        for name in (names.suspects(queue), names.ready(queue)):
+            try:
+                [reply] = await connection.call(Queue.Purge(queue=name))
+            except AmqpRefused as error:
+                if error.code != NOT_FOUND:
+                    connection.raise_mapped(error)
+            else:
+                purged += reply.message_count
+        return purged
 
     # --- consuming ------------------------------------------------------------------------------
 
@@ -201,30 +252,14 @@ class RabbitBroker:
     # --- counting -------------------------------------------------------------------------------
 
     async def depth(self) -> Mapping[str, Depth]:
-        waiting = await self._count()
+        self._connection.get()
+        counts = await self._watch.count(list(await self._membership.queues()))
         held = await self._membership.held()
         depths = {
-            queue: Depth(ready=ready, held=held.get(queue, 0), dead=dead)
-            for queue, (ready, dead) in waiting.items()
+            queue: Depth(ready=count.ready, held=held.get(queue, 0), dead=count.dead)
+            for queue, count in counts.items()
         }
         return {queue: depth for queue, depth in depths.items() if depth != Depth()}
-
-    async def _count(self) -> Mapping[str, tuple[int, int]]:
-        """Return the number of messages that wait, and of dead letters, by queue."""
-        connection, names = self._connection.get(), self._names
-        queues = list(await self._membership.queues())
-        await self._topology.ensure(queues)
-        declarations = [
-            declaration(queue)
-            for queue in queues
-            for declaration in (names.declare_ready, names.declare_suspects, names.declare_dead)
-        ]
-        counts = [reply.message_count for reply in await connection.declare(*declarations)]
-        triples = zip(counts[::3], counts[1::3], counts[2::3], strict=True)
-        return {
-            queue: (ready + suspects, dead)
-            for queue, (ready, suspects, dead) in zip(queues, triples, strict=True)
-        }
 
     # --- dead letters ---------------------------------------------------------------------------
 
@@ -232,8 +267,10 @@ class RabbitBroker:
         return await self._membership.cancelled_among(ids)
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
+        self._connection.get()
         trimmed = 0
-        for queue, (_, dead) in (await self._count()).items():
+        for queue, count in (await self._watch.look()).items():
+            dead = count.dead
             if dead > limits.most or (dead and self._may_be_old(queue, limits)):
                 trimmed += await self._trim(queue, limits)
         return Maintained(trimmed=trimmed)
@@ -259,12 +296,13 @@ class RabbitBroker:
             out = [
                 one
                 for number, one in enumerate(letters)
-                if number < beyond or one.letter.died_at <= oldest
+                if number < beyond or 0.0 < one.letter.died_at <= oldest
             ]
             await held.drop(out)
             if limits.age is not None:
-                left = [one.letter for one in letters if one not in out]
-                due = left[0].died_at + limits.age if left else now
+                # Of one that somebody else put there it is not known when it died.
+                left = [one for one in letters if one not in out and one.letter.died_at]
+                due = left[0].letter.died_at + limits.age if left else now + _LONGEST_UNREAD
                 self._trim_at[queue] = min(due, now + _LONGEST_UNREAD)
         return len(out)
 
@@ -292,8 +330,11 @@ class RabbitBroker:
                     missing.append(key)
             if found:
                 await self._membership.restore([one.id for _, one in found])
-                await self._publish([envelope for _, envelope in found], anew=True)
-                await held.drop([letter for letter, _ in found])
+                refusals = await self._publish([envelope for _, envelope in found], anew=True)
+                stored = [pair for place, pair in enumerate(found) if place not in refusals]
+                await held.drop([letter for letter, _ in stored])
+                for reason in refusals.values():
+                    raise reason
         return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:

@@ -43,6 +43,9 @@ from pamqp.base import Frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from aiotaskq.drivers.rabbitmq.frames import raw_properties
+from aiotaskq.drivers.rabbitmq.properties import AmqpProperties
+
 _OVERHEAD = constants.FRAME_HEADER_SIZE + len(constants.FRAME_END_CHAR)  # bytes of a frame
 _METHOD_HEAD = struct.Struct(">3xII")  # the size of a method, and the index that it begins with
 _CONTENT_HEAD = struct.Struct(">BHIHxxQ")  # kind, channel, size of the header; class, size of body
@@ -105,7 +108,7 @@ class AmqpMessage(NamedTuple):
     """A message as it arrived: delivered, fetched or returned."""
 
     method: Any  # Deliver, GetOk or Return
-    properties: Any  # Basic.Properties; pamqp declares other types than it reads
+    properties: AmqpProperties
     body: bytes
 
 
@@ -125,14 +128,12 @@ class AmqpConfirmation:
         done: Done when each publication was confirmed or refused, or the channel failed.
         returned: Routing keys that led to no queue.
         refused: Publications that the server did not take.
-        largest: Bytes of the largest body.
     """
 
     def __init__(self, batch: Sequence[AmqpPublication], loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
         self.returned: set[str] = set()
         self.refused: list[AmqpPublication] = []
-        self.largest = max((len(one.body) for one in batch), default=0)
         self._taken: set[int] = set()  # ids of the objects, which the sender keeps alive
         self._keys = {one.routing_key for one in batch}
         self._left = len(batch)
@@ -149,7 +150,11 @@ class AmqpConfirmation:
 
     def is_stored(self, publication: AmqpPublication) -> bool:
         """Return whether the server has stored this publication, apart from the others."""
-        return id(publication) in self._taken and publication.routing_key not in self.returned
+        return self.is_taken(publication) and publication.routing_key not in self.returned
+
+    def is_taken(self, publication: AmqpPublication) -> bool:
+        """Return whether the server has confirmed this publication, though it led to no queue."""
+        return id(publication) in self._taken
 
     def note_returned(self, routing_key: str) -> None:
         """Note that a publication with this routing key led to no queue."""
@@ -179,7 +184,7 @@ class RabbitChannel:
         self._published = 0
         # The message that is arriving.
         self._carrier: Any = None
-        self._properties: Any = None
+        self._properties = b""
         self._size = 0
         self._bodies: list[bytes] = []
         self.error: Exception | None = None
@@ -306,7 +311,7 @@ class RabbitChannel:
         match part:
             case ContentHeader():
                 self._size = part.body_size
-                self._properties = part.properties
+                self._properties = raw_properties(part.properties)
                 if not self._size:
                     self._complete(b"")
             case ContentBody():
@@ -331,7 +336,7 @@ class RabbitChannel:
     def _complete(self, body: bytes) -> None:
         """Pass the message that has arrived on."""
         method, self._carrier = self._carrier, None
-        message = AmqpMessage(method, self._properties, body)
+        message = AmqpMessage(method, AmqpProperties(self._properties), body)
         if isinstance(method, commands.Basic.Deliver):
             receive = self._consumers.get(str(method.consumer_tag))
             if receive is not None:

@@ -16,16 +16,20 @@ has no memory or disk left, or be killed. Then calls and confirmations fail with
 `publish` may have stored any part of a batch when it fails; from `sent` its caller learns which
 part is known to be stored.
 
-Invariants: on return from `publish` the server has stored every message of the batch. Nothing is
-assumed here about queues: `topology.py`, which remembers its declarations, gets a call of
-`on_connected` for each new transport, and of `on_returned` when a queue has vanished.
+The size of the largest body is not told by the server, which closes the channel of a larger one.
+So a body larger than all those before goes over a channel of its own (`_publish_rest`).
+
+Invariants: on return from `publish` the server has stored every message that is not refused.
+Nothing is assumed here about queues: `topology.py`, which remembers its declarations, gets a call
+of `on_connected` for each new transport, and of `on_returned` when a queue has vanished.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 from pamqp.base import Frame
@@ -44,18 +48,22 @@ from aiotaskq.drivers.rabbitmq.channel import (
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport, connect
 from aiotaskq.drivers.rabbitmq.url import RabbitAddress
-from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.errors import ConfigError, PayloadTooLarge, Unavailable
 
 _CHECK_BLOCKED_EVERY = 0.25  # seconds, while confirmations are missing
 _RECOVERY_PAUSE = 0.1  # seconds
 _MOST_RETRIES = 5  # of publications that were refused
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds before them
 
-NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 404, 405, 406
+_SURELY_TAKEN = 1000  # bytes of a body; what is larger is tried first
+
+ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 403, 404, 405, 406
 # 406 has several meanings. With this text a queue or exchange has other arguments than declared.
 _OTHER_ARGUMENTS = "inequivalent arg"
 _TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
-_HOPELESS = frozenset({402, 403, 530})  # wrong password, no permission, no such virtual host
+_HOPELESS = frozenset(
+    {402, ACCESS_REFUSED, 530}
+)  # wrong password, no permission, no such virtual host
 
 
 class RabbitConnection:
@@ -92,6 +100,8 @@ class RabbitConnection:
         self._control_turn = asyncio.Lock()
         self._opening_publisher = asyncio.Lock()
         self._closed = False
+        self._most: int | None = None  # bytes of the largest body, once the server has told it
+        self._proven = _SURELY_TAKEN  # bytes of a body that it takes
 
     @property
     def is_connected(self) -> bool:
@@ -124,6 +134,7 @@ class RabbitConnection:
             await asyncio.to_thread(lambda: self.address.ssl_context)
         transport = await connect(self.address)
         self._control = self._publisher = None
+        self._most, self._proven = None, _SURELY_TAKEN  # it may be another server
         self._transport = transport
         self.on_connected()
         return transport
@@ -164,7 +175,8 @@ class RabbitConnection:
                 transport = await self.transport()
                 if self._control is None or self._control.error is not None:
                     self._control = await transport.open_channel()
-                return await self._control.call(*methods)
+                with transport.expect_answer():
+                    return await self._control.call(*methods)
             except asyncio.CancelledError:
                 # A refusal of this call would close the channel under the next one.
                 if self._control is not None:
@@ -204,32 +216,126 @@ class RabbitConnection:
     # --- publishing -----------------------------------------------------------------------------
 
     async def publish(
-        self, batch: Sequence[AmqpPublication], sent: list[AmqpConfirmation] | None = None
-    ) -> None:
-        """Publish messages; on return the server has stored them.
+        self,
+        batch: Sequence[AmqpPublication],
+        sent: list[AmqpConfirmation] | None = None,
+        *,
+        strict: bool = True,
+    ) -> Mapping[int, Exception]:
+        """Publish messages; on return the server has stored all but those that are refused.
 
         Args:
             batch: The messages.
             sent: Filled with the confirmations of each attempt, for use after a failure.
+            strict: Whether each message must lead to a queue.
+
+        Returns:
+            The reasons of refusals, by the position in the batch: `PayloadTooLarge` for a body
+            that is larger than the server takes, or the error `full` for a queue that is full.
 
         Raises:
-            ConfigError: One is larger than the server takes.
             Unavailable: There was no answer, the server takes no more, or some lead to no queue.
         """
-        backoff: Backoff | None = None  # made when it is needed, which is hardly ever
-        while True:
+        if not batch:
+            return {}
+        largest = max(len(one.body) for one in batch)
+        if largest <= self._proven:  # so no body can close the channel
             confirmation = await self.begin_publish(batch)
             if sent is not None:
                 sent.append(confirmation)
-            refused = await self.finish_publish(confirmation)
-            if not refused:
-                return
-            # A quorum queue refuses while it has no leader, as after it was made.
-            backoff = backoff or Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-            if backoff.failures == _MOST_RETRIES:
-                raise self._full(f"{self.address.url} takes no more messages: a queue is full")
-            batch = refused
+            error = await self._confirmed(confirmation, strict=strict)
+            if error is None and not confirmation.refused:
+                return {}
+            attempts = [confirmation]
+        else:
+            attempts = []
+        return await self._publish_rest(batch, [] if sent is None else sent, attempts, strict)
+
+    async def _publish_rest(
+        self,
+        batch: Sequence[AmqpPublication],
+        sent: list[AmqpConfirmation],
+        attempts: list[AmqpConfirmation],
+        strict: bool,
+    ) -> Mapping[int, Exception]:
+        """Publish what the attempts made so far have not stored, where something is out of order.
+
+        A body that is larger than all that the server has taken goes alone, over a channel of its
+        own: if it is too large the server closes the channel, and nobody could tell which of the
+        messages before it were stored.
+        """
+        refused: dict[int, Exception] = {}
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        left = list(enumerate(batch))
+        for attempt in attempts:
+            known = attempt.is_stored if strict else attempt.is_taken
+            left = [one for one in left if not known(one[1])]
             await asyncio.sleep(backoff.next())
+        while left:
+            nacked: list[tuple[int, AmqpPublication]] = []
+            while left:
+                some = list(itertools.takewhile(lambda one: self._is_proven(one[1]), left))
+                some = some or left[:1]
+                left = left[len(some) :]
+                place, first = some[0]
+                if too_large := self._too_large(first):
+                    refused[place] = too_large
+                    continue
+                error, stored = await self._attempt([one for _, one in some], sent, strict)
+                rest = [one for one in some if not stored(one[1])]
+                if error is None:
+                    nacked += rest
+                else:  # the limit is known now, or it was a channel of many
+                    left = rest + left
+            if nacked and backoff.failures == _MOST_RETRIES:
+                full = f"{self.address.url} takes no more messages: a queue is full"
+                return refused | {place: self._full(full) for place, _ in nacked}
+            # A quorum queue refuses while it has no leader, as after it was made.
+            if nacked:
+                await asyncio.sleep(backoff.next())
+            left = nacked
+        return refused
+
+    async def _attempt(
+        self, some: Sequence[AmqpPublication], sent: list[AmqpConfirmation], strict: bool
+    ) -> tuple[AmqpRefused | None, Callable[[AmqpPublication], bool]]:
+        """Publish messages that fit together; tell of each whether it is stored."""
+        size = len(some[0].body)
+        channel: RabbitChannel | None = None
+        if size > self._proven:
+            self._check_blocked(await self.transport())
+            try:
+                channel = await (await self.transport()).open_channel(confirms=True)
+                confirmation = channel.publish(some)
+            except AmqpError as error:
+                self.raise_mapped(error)
+        else:
+            confirmation = await self.begin_publish(some)
+        sent.append(confirmation)
+        try:
+            refusal = await self._confirmed(confirmation, strict=strict)
+        finally:
+            if channel is not None:
+                channel.abandon()
+        if refusal is None:
+            # Rounded up, or nearly every message of a growing series would go alone.
+            self._proven = max(self._proven, 1 << size.bit_length())
+        # What led to no queue is nobody's, where that is no error.
+        return refusal, confirmation.is_stored if strict else confirmation.is_taken
+
+    def _is_proven(self, one: AmqpPublication) -> bool:
+        return len(one.body) <= self._proven
+
+    def _too_large(self, one: AmqpPublication) -> Exception | None:
+        size, most = len(one.body), self._most
+        if most is None or size <= most:
+            return None
+        return PayloadTooLarge(
+            f"{self.address.url} takes no message of {size:,} bytes: its max_message_size is"
+            f" {most}",
+            size=size,
+            limit=most,
+        )
 
     async def begin_publish(self, batch: Sequence[AmqpPublication]) -> AmqpConfirmation:
         """Send messages; `finish_publish` waits until the server has stored them."""
@@ -246,40 +352,52 @@ class RabbitConnection:
                 self._publisher = await transport.open_channel(confirms=True)
             return self._publisher
 
-    async def finish_publish(
-        self, confirmation: AmqpConfirmation, *, strict: bool = True
-    ) -> Sequence[AmqpPublication]:
-        """Wait until the server has stored a batch; return the messages that it refused.
-
-        Args:
-            confirmation: The confirmation of the batch.
-            strict: Whether each message must lead to a queue.
+    async def finish_publish(self, confirmation: AmqpConfirmation) -> None:
+        """Wait until the server has stored a batch, or refused some of it.
 
         Raises:
-            ConfigError: One is larger than the server takes.
+            Unavailable: There was no answer, or some lead to no queue.
+        """
+        refusal = await self._confirmed(confirmation, strict=True)
+        if refusal is not None:
+            self.raise_mapped(refusal)
+
+    async def _confirmed(
+        self, confirmation: AmqpConfirmation, *, strict: bool
+    ) -> AmqpRefused | None:
+        """Wait for the confirms of a batch; return the refusal of one message for its size.
+
+        Raises:
             Unavailable: There was no answer, the server takes no more, or some lead to no queue.
         """
         transport = self._transport
         assert transport is not None  # `begin_publish` made it
         try:
-            async with asyncio.timeout(self.address.timeout):
-                while not confirmation.done.done():
-                    # A blocked server has these messages in its buffers, and may store them later.
-                    self._check_blocked(transport)
-                    await asyncio.wait([confirmation.done], timeout=_CHECK_BLOCKED_EVERY)
+            with transport.expect_answer():
+                async with asyncio.timeout(self.address.timeout):
+                    while not confirmation.done.done():
+                        # A blocked server has these messages in its buffers, and may store them.
+                        self._check_blocked(transport)
+                        await asyncio.wait([confirmation.done], timeout=_CHECK_BLOCKED_EVERY)
             confirmation.done.result()
         except TimeoutError:
             transport.fail(AmqpDisconnected("no answer in time"))
             raise self._unavailable(f"{self.address.url}: no answer in time") from None
         except AmqpError as error:
-            self._check_size(confirmation, error)
+            if isinstance(error, AmqpRefused):
+                found = _TOO_LARGE.search(str(error))
+                if found is not None:
+                    self._most = self._proven = int(found[1])
+                    return error
+                if error.code == NOT_FOUND:
+                    self.on_returned()  # an exchange was deleted
             self.raise_mapped(error)
         if confirmation.returned and strict:
             # Somebody deleted a queue: the next call declares it again.
             self.on_returned()
             missing = ", ".join(sorted(confirmation.returned))
             raise self._unavailable(f"{self.address.url}: there is no queue {missing}")
-        return confirmation.refused
+        return None
 
     def _check_blocked(self, transport: RabbitTransport) -> None:
         if transport.blocked:
@@ -293,6 +411,10 @@ class RabbitConnection:
         """Raise the error of the contract for one of a channel or a transport."""
         url = self.address.url
         if isinstance(error, AmqpRefused):
+            if error.code == ACCESS_REFUSED and "access to" in str(error):
+                raise ConfigError(
+                    f"{url}: its user lacks a permission: {error}. Each feature needs other ones"
+                ) from None
             if error.code in _HOPELESS:
                 raise ConfigError(f"{url} refuses the connection: {error}") from None
             if error.code == PRECONDITION_FAILED and _OTHER_ARGUMENTS in str(error):
@@ -305,16 +427,3 @@ class RabbitConnection:
                     f"{url}: another connection has exclusive use of it: {error}"
                 )
         raise self._unavailable(f"{url}: {str(error) or type(error).__name__}") from error
-
-    def _check_size(self, confirmation: AmqpConfirmation, error: Exception) -> None:
-        """Raise if a message of this batch closed the channel, which other callers use as well.
-
-        Raises:
-            ConfigError: One message is larger than the server takes.
-        """
-        found = _TOO_LARGE.search(str(error))
-        if found is not None and confirmation.largest > int(found[1]):
-            raise ConfigError(
-                f"{self.address.url} takes no message of {confirmation.largest} bytes: its"
-                f" max_message_size is {found[1]}"
-            ) from None

@@ -4,6 +4,9 @@ A message can leave a queue only at its head, so all messages of a queue must wa
 time, or one would wait behind another that is due later. So a delay is written as a hexadecimal
 number of milliseconds, and each digit that is not zero is a wait in the queue for this digit at
 this position.
+
+A message with a longer delay goes this way as often as it takes. It arrives early in its own queue,
+and the consumer that gets it delays it for the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from aiotaskq.contract.message import Envelope
-from aiotaskq.errors import Unsupported
 
 DIGIT_HEADER = "aq-digit-"
 """The header with the digit at a position, by which the exchange of that position routes."""
@@ -25,8 +27,8 @@ _MOST_STEPS = 8
 POSITIONS = _DIGITS + _MOST_STEPS
 """The number of queues that a message may have to pass at most."""
 
-LONGEST_DELAY = (_MOST_STEPS + 1) * _STEP / 1000
-"""Seconds."""
+LONGEST_DELAY = _MOST_STEPS * _STEP / 1000
+"""Seconds that one way through the queues may take: 397 days."""
 
 
 class Hop(NamedTuple):
@@ -47,19 +49,13 @@ def delay_of(envelope: Envelope, now: float) -> float:
 def hops(seconds: float) -> list[Hop]:
     """Return the queues in which a message waits, in this order; none if there is no delay.
 
-    Raises:
-        Unsupported: The delay is too long.
+    A delay beyond `LONGEST_DELAY` is begun: the message has to be delayed once more after these.
     """
     if seconds <= 0.0:
         return []
-    if seconds > LONGEST_DELAY:
-        raise Unsupported(
-            f"RabbitMQ cannot delay a task for {seconds / 86_400:.0f} days; the most is"
-            f" {LONGEST_DELAY / 86_400:.0f}"
-        )
     # The server ignores fractions of a millisecond, so a message may leave each queue up to one
     # millisecond early: that is added for each hop.
-    wanted = math.ceil(seconds * 1000)
+    wanted = math.ceil(min(seconds, LONGEST_DELAY) * 1000)
     wanted += sum(1 for _ in _split(wanted))
     # The last digit leads to the message's own queue, so it is never 0.
     return list(_split(wanted if wanted & 15 else wanted + 1))

@@ -2,7 +2,8 @@
 
 Facts that a broker acts on are headers. A message whose only fact is its id needs none. Anybody
 with access to the server can write to a queue, so a header of an odd type or value is read as if it
-were absent; nothing here raises on a message that arrived.
+were absent, and what is longer than anything of ours is cut or dropped: so each message that came
+can also be sent back, or become a dead letter. Nothing here raises on a message that arrived.
 
 Lineage. A message that goes back to its queue uncounted is a copy, and one that is tried again is a
 new message under the same id. The lineage distinguishes them: copies share it, so that losses which
@@ -16,7 +17,6 @@ import struct
 import time
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, TypeAlias
 
 import msgspec
@@ -25,11 +25,14 @@ from pamqp.commands import Basic
 from aiotaskq.contract.message import SUSPECT, Delivery, Envelope
 from aiotaskq.contract.records import DeadLetter
 from aiotaskq.drivers.rabbitmq.channel import AmqpMessage, AmqpPublication
-from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, Hop
+from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, LONGEST_DELAY, Hop, delay_of, hops
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.properties import AmqpProperties
+from aiotaskq.errors import ConfigError
 
 # Times are whole microseconds: pamqp has no AMQP number of 64 bits with a fraction.
 _ID, _LOSSES, _EXPIRES, _LINEAGE = "aq-id", "aq-crashes", "aq-expires", "aq-life"
+_DUE = "aq-due"  # of a message whose delay is longer than one way through the queues of delays
 _KEY, _REASON, _DETAILS = "aq-key", "aq-reason", "aq-details"
 _PAYLOAD = "aq-payload"  # bytes of the payload; reason and details follow it in the body
 _DELIVERY_COUNT = "x-delivery-count"  # of a quorum queue: deliveries that were not acknowledged
@@ -37,13 +40,18 @@ _ACQUIRED_COUNT = "x-acquired-count"  # from RabbitMQ 4.3 on the same under anot
 _CRASH_NOTE = "the connection of its worker to RabbitMQ was lost, as it is when a worker dies"
 
 _PERSISTENT = 2
-_LONGEST_ID = 255  # bytes of AMQP's short string
+_LONGEST_SHORT = 255  # bytes of AMQP's short string
 # All headers go in one frame, and the server closes the connection of a client with a longer one.
-_LONGEST_HEADERS = 2000  # bytes of reason and details; the smallest frame_max of a server is 4096
+# The smallest frame_max of a server is 4096: room for these three, and for our other headers.
+_LONGEST_ID = 1000  # bytes
+_LONGEST_HEADERS = 2000  # bytes of reason and details
+_LONGEST_LINEAGE = 100  # bytes of its mark, as far as it is read
 _LONGEST_REASON = 100_000  # characters
 _LONGEST_DETAILS = 4 * 2**20  # bytes; with the payload they count for the server's max_message_size
 _PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and message id
 _LATEST = 2**53  # microseconds: the year 2255, up to which a float holds them exactly
+_LAST = 2**62  # microseconds: longer than all that AMQP's numbers hold
+_LAST_SECOND = 2**33  # of a date; a larger number is one of milliseconds
 _MOST_LOSSES = 2**31 - 1  # more than any message has; copies continue the count
 _LAST_NANOSECOND = 10**20 - 1  # of a key
 _OUR_KEY = re.compile(r"[0-9]{20}")  # given by `_new_key`
@@ -68,32 +76,64 @@ def publication_of(
         now: The current Unix time.
         anew: Whether a message of this id may have been lost before. Losses of that one must
             not be subtracted from those of this one, so it gets a lineage of its own.
+
+    Raises:
+        ConfigError: Its id or the name of its queue is longer than RabbitMQ takes.
     """
     expires = envelope.expires_at
     if envelope.expires_in is not None:
         expires = now + envelope.expires_in
     key = names.ready(envelope.queue)
-    encoded = envelope.id.encode()
-    if expires is None and not path and not anew and len(encoded) <= _LONGEST_ID:
+    encoded = encode_id(envelope.id)
+    if expires is None and not path and not anew and len(encoded) <= _LONGEST_SHORT:
         return AmqpPublication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
     headers: dict[str, Any] = {}
-    exchange = ""
     if anew:
         headers[_LINEAGE] = uuid.uuid4().hex
     if expires is not None:
-        headers[_EXPIRES] = round(expires * 1e6)
-    if path:
-        exchange = names.delay_exchange(path[0].position)
-        headers |= {f"{DIGIT_HEADER}{position}": 0 for position in range(path[0].position)}
-        headers |= {f"{DIGIT_HEADER}{hop.position}": hop.digit for hop in path}
+        headers[_EXPIRES] = _microseconds(expires)
+    if (delay := delay_of(envelope, now)) > LONGEST_DELAY:
+        headers[_DUE] = _microseconds(now + delay)
+    exchange = _lead(headers, names, path)
     return AmqpPublication(exchange, key, _properties(envelope.id, headers), envelope.body)
+
+
+def encode_id(message_id: str) -> bytes:
+    """Return an id as bytes.
+
+    Raises:
+        ConfigError: It is longer than the driver takes, or no text.
+    """
+    try:
+        encoded = message_id.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the id {message_id[:30]!r} has characters that are no text") from None
+    if len(encoded) > _LONGEST_ID:
+        raise ConfigError(
+            f"an id has {len(encoded):,} bytes ({message_id[:30]!r}...); with RabbitMQ it may have"
+            f" {_LONGEST_ID:,}"
+        )
+    return encoded
+
+
+def _microseconds(seconds: float) -> int:
+    return round(max(-_LAST, min(seconds * 1e6, _LAST)))
+
+
+def _lead(headers: dict[str, Any], names: RabbitNames, path: list[Hop]) -> str:
+    """Add the headers that lead along a path; return the exchange where it begins."""
+    if not path:
+        return ""
+    headers |= {f"{DIGIT_HEADER}{position}": 0 for position in range(path[0].position)}
+    headers |= {f"{DIGIT_HEADER}{hop.position}": hop.digit for hop in path}
+    return names.delay_exchange(path[0].position)
 
 
 def _properties(message_id: str, headers: dict[str, Any]) -> bytes:
     properties = Basic.Properties(
         headers=headers or None, delivery_mode=_PERSISTENT, message_id=message_id
     )
-    if len(message_id.encode()) > _LONGEST_ID:
+    if len(message_id.encode()) > _LONGEST_SHORT:
         properties.headers, properties.message_id = {**headers, _ID: message_id}, None
     return properties.marshal()
 
@@ -110,9 +150,11 @@ class RabbitMessage:
         harmless_losses: Those of them that were no crashes, as far as is known by now.
         redelivered: Whether it was delivered before, and `losses` may not count that.
         from_suspects: Whether it comes from the queue of suspects.
+        path: The queues in which it has to wait once more; empty if it is due.
     """
 
     __slots__ = (
+        "_due",
         "body",
         "expires",
         "from_suspects",
@@ -120,6 +162,7 @@ class RabbitMessage:
         "id",
         "lineage",
         "losses",
+        "path",
         "queue",
         "redelivered",
         "tag",
@@ -127,13 +170,14 @@ class RabbitMessage:
 
     def __init__(self, message: AmqpMessage, queue: str, *, from_suspects: bool = False) -> None:
         properties = message.properties
-        headers: Mapping[str, Any] = properties.headers or {}
+        headers = properties.headers
         self.tag: int = message.method.delivery_tag
         self.queue = queue
         self.from_suspects = from_suspects
         self.body = message.body
         self.id = _id(properties)
-        self.lineage: Lineage = self.id, _text(headers.get(_LINEAGE))
+        mark = _text(headers.get(_LINEAGE))
+        self.lineage: Lineage = self.id, mark if len(mark) <= _LONGEST_LINEAGE else ""
         expires = headers.get(_EXPIRES)
         self.expires: float | None = None
         if isinstance(expires, int) and abs(expires) < _LATEST:
@@ -141,6 +185,9 @@ class RabbitMessage:
         counted = headers.get(_ACQUIRED_COUNT, headers.get(_DELIVERY_COUNT))
         self.losses: int = _count(headers.get(_LOSSES)) + _count(counted)
         self.harmless_losses = 0
+        due = headers.get(_DUE)
+        self._due = min(due, _LAST) if isinstance(due, int) else 0
+        self.path = hops(self._due / 1e6 - time.time()) if self._due else []
         self.redelivered: bool = message.method.redelivered and counted is None
 
     @property
@@ -150,10 +197,13 @@ class RabbitMessage:
 
     def copy(self, names: RabbitNames, *, more: int = 0) -> AmqpPublication:
         """Return the publication of a copy, with `more` losses than this one has."""
-        suspect = self.crashes + more >= SUSPECT
+        suspect = self.crashes + more >= SUSPECT and not self.path
         key = names.suspects(self.queue) if suspect else names.ready(self.queue)
         headers = self._headers(self.losses + more)
-        return AmqpPublication("", key, _properties(self.id, headers), self.body)
+        if self.path:
+            headers[_DUE] = self._due
+        exchange = _lead(headers, names, self.path)
+        return AmqpPublication(exchange, key, _properties(self.id, headers), self.body)
 
     def dead_letter(self, names: RabbitNames, reason: str, details: bytes) -> AmqpPublication:
         """Return the publication that stores it as a dead letter."""
@@ -164,6 +214,7 @@ class RabbitMessage:
             reason = f"{reason[:_LONGEST_REASON]}... and {len(reason) - _LONGEST_REASON} more"
         if len(details) > _LONGEST_DETAILS:
             details = b""  # a part of them cannot be read, and the payload is worth more
+        reason = reason.encode(errors="backslashreplace").decode()
         if len(reason.encode()) + len(details) <= _LONGEST_HEADERS:
             # bytearray: pamqp writes bytes as text, and these need not be text.
             headers |= {_REASON: reason, _DETAILS: bytearray(details)}
@@ -195,7 +246,7 @@ class RabbitMessage:
         if self.lineage[1]:
             headers[_LINEAGE] = self.lineage[1]
         if self.expires is not None:
-            headers[_EXPIRES] = round(self.expires * 1e6)
+            headers[_EXPIRES] = _microseconds(self.expires)
         return headers
 
 
@@ -222,7 +273,7 @@ def is_key(text: str) -> bool:
 
 def read_dead_letter(message: AmqpMessage, queue: str) -> DeadLetter:
     """Read a dead letter from a message of a queue of dead letters."""
-    headers: Mapping[str, Any] = message.properties.headers or {}
+    headers = message.properties.headers
     message_id = _id(message.properties)
     key, reason = _text(headers.get(_KEY)), _text(headers.get(_REASON))
     if not _OUR_KEY.fullmatch(key):  # not written here: the server took it out of its queue
@@ -245,8 +296,9 @@ def read_dead_letter(message: AmqpMessage, queue: str) -> DeadLetter:
 def _removal(headers: Mapping[str, Any]) -> tuple[int, str]:
     """Return the time and the cause of the server's removal of a message, in nanoseconds."""
     match headers.get("x-death"):
-        case [{"time": datetime() as died, **death}, *_]:
-            return int(died.timestamp()) * 10**9, str(death.get("reason", "no reason given"))
+        case [{"time": int() as died, **death}, *_]:
+            seconds = died if died < _LAST_SECOND else died // 1000
+            return seconds * 10**9, str(death.get("reason", "no reason given"))
     return 0, "no reason given"
 
 
@@ -260,17 +312,23 @@ def _split_body(body: bytes, headers: Mapping[str, Any], reason: str) -> tuple[b
     if isinstance(size, int) and 0 <= size < len(body):
         try:
             return body[:size], *_decode_appendix(body[size:])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             pass  # the header is not ours: the whole body is the payload
     details = headers.get(_DETAILS)
-    return body, reason, bytes(details) if isinstance(details, bytes | bytearray) else b""
+    return body, reason, details if isinstance(details, bytes) else b""
 
 
 # --- odd values ---------------------------------------------------------------------------------
 
 
-def _id(properties: Any) -> str:
-    return _text((properties.headers or {}).get(_ID) or properties.message_id)
+def _id(properties: AmqpProperties) -> str:
+    found = _text(properties.headers.get(_ID)) or properties.message_id
+    return found if len(found) <= _LONGEST_ID // 4 else _cut(found)
+
+
+def _cut(message_id: str) -> str:
+    """Return as much of an id as goes back to the server."""
+    return message_id.encode()[:_LONGEST_ID].decode(errors="ignore")
 
 
 def _text(value: Any) -> str:

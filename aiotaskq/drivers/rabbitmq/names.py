@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -10,8 +12,11 @@ from pamqp.commands import Queue
 from aiotaskq.errors import ConfigError
 
 _LONGEST = 255  # bytes: AMQP's short string
+_LONGEST_PREFIX = 80  # bytes
+_LONGEST_KIND = "suspects"
 _PLAIN = "-_.:@#,/ "  # beside letters and digits; pamqp takes these and + in a name
 _LONGEST_HELD = 4_000_000_000  # milliseconds: 46 days; timers of Erlang end soon after that
+_CLIENT = re.compile(r"[0-9a-f]{32}")
 _NEVER = 1_000_000  # deliveries after which the server itself takes a message out of its queue
 
 Declaration = Queue.Declare
@@ -24,6 +29,8 @@ class RabbitNames:
         prefix: The beginning of each name.
         queue_type: ``quorum`` or ``classic``: the type of every queue that holds messages.
 
+    Names of task queues are quoted, and refused with a `ConfigError` if they are too long.
+
     Attributes:
         ledger: The stream of membership records.
         queue_list: The stream of queue names.
@@ -31,11 +38,19 @@ class RabbitNames:
     """
 
     def __init__(self, prefix: str, queue_type: str) -> None:
+        if len(prefix) > _LONGEST_PREFIX:
+            raise ConfigError(
+                f"the prefix {prefix[:30]!r}... has {len(prefix)} bytes; with RabbitMQ it may have"
+                f" {_LONGEST_PREFIX}"
+            )
         self.prefix = prefix
         self.queue_type = queue_type
         self.ledger = f"{prefix}.ledger"
         self.queue_list = f"{prefix}.queues"
         self.dead_exchange = f"{prefix}.dead"
+        # The same for all kinds: a name that is too long for one of them is refused before any of
+        # its queues exists.
+        self._longest = _LONGEST - len(f"{prefix}.{_LONGEST_KIND}.")
 
     def ready(self, queue: str) -> str:
         """Return the queue that holds the messages of a task queue."""
@@ -48,6 +63,20 @@ class RabbitNames:
     def dead(self, queue: str) -> str:
         """Return the queue that holds the dead letters of a task queue."""
         return self._name("dead", queue)
+
+    def mark(self, queue: str) -> str:
+        """Return the exchange that exists while a task queue is on the list of queues."""
+        # pamqp takes no more than 127 bytes for an exchange.
+        digest = hashlib.blake2b(queue.encode(), digest_size=16).hexdigest()
+        return f"{self.prefix}.listed.{digest}"
+
+    def can_name(self, queue: str) -> bool:
+        """Return whether a task queue of this name can exist here."""
+        try:
+            self._name(_LONGEST_KIND, queue)
+        except ConfigError:
+            return False
+        return bool(queue) and "," not in queue
 
     def lock(self, queue: str) -> str:
         """Return the queue that exists while somebody reads the dead letters."""
@@ -68,6 +97,11 @@ class RabbitNames:
     def replies(self, name: str) -> str:
         """Return the queue of results for one client."""
         return f"{self.prefix}.reply.{name}"
+
+    def is_replies(self, queue: str) -> bool:
+        """Return whether this is the name of a queue of results."""
+        start = self.replies("")
+        return queue.startswith(start) and _CLIENT.fullmatch(queue, len(start)) is not None
 
     def declare_ready(self, queue: str) -> Declaration:
         """Return the declaration of `ready`."""
@@ -121,10 +155,16 @@ class RabbitNames:
         return Queue.Declare(queue=name, durable=True, arguments=arguments)
 
     def _name(self, kind: str, queue: str) -> str:
-        name = f"{self.prefix}.{kind}.{quote(queue, safe=_PLAIN).replace('%', '+')}"
-        if len(name) > _LONGEST:
+        try:
+            quoted = quote(queue, safe=_PLAIN).replace("%", "+")
+        except UnicodeEncodeError:
             raise ConfigError(
-                f"the name of the queue {queue[:30]!r}... is too long for RabbitMQ, which takes"
-                f" {_LONGEST} bytes with the prefix: choose a shorter one"
+                f"the name of the queue {queue[:30]!r} has characters that are no text"
+            ) from None
+        if len(quoted) > self._longest:
+            raise ConfigError(
+                f"the name of the queue {queue[:30]!r}... is too long for RabbitMQ: written in"
+                f" ASCII it has {len(quoted)} bytes, and may have {self._longest} behind the prefix"
+                f" {self.prefix!r}. Choose a shorter one"
             )
-        return name
+        return f"{self.prefix}.{kind}.{quoted}"

@@ -2,26 +2,30 @@
 
 Theory of operation
 -------------------
-`ensure` declares the missing ones and remembers them for one transport. On a new transport, and
-after a message was returned because its queue is gone, everything is declared again when it is next
-needed. Declaring is idempotent: any number of processes may do it at once, and another process
-completes the work of one that dies in the middle.
+`ensure` declares the missing ones and remembers them for one transport, for `_REMEMBERED` seconds.
+On a new transport, and after a message was returned because its queue is gone, everything is
+declared again when it is next needed. Declaring is idempotent: any number of processes may do it at
+once, and another process completes the work of one that dies in the middle.
 
-Invariant: a queue is on the list of queues (`membership/`) before it exists. So every queue that
-holds a message is found by `RabbitMembership.queues`, though AMQP itself cannot list queues.
+Invariant: a queue is on the list of queues (`membership/`) before it is declared here. So every
+queue that is used is found by `RabbitMembership.queues`, though AMQP itself cannot list queues. A
+queue that was not used for long may be forgotten (`queue_watch.py`); the next use lists it again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pamqp.commands import Exchange, Queue
 
 from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
-from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RabbitConnection
+from aiotaskq.drivers.rabbitmq.connection import ACCESS_REFUSED, NOT_FOUND, RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, POSITIONS, Hop
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
+from aiotaskq.errors import ConfigError
+
+_REMEMBERED = 1800.0  # seconds; a queue is forgotten after a longer time without use
 
 
 class RabbitTopology:
@@ -38,30 +42,46 @@ class RabbitTopology:
         self._membership = membership
         self._declaring = asyncio.Lock()
         self._declared: set[str] = set()  # names, on this transport
-        self._listed: set[str] = set()  # queues that are on the list, which never shrinks
+        self._listed: set[str] = set()  # queues that are on the list
+        self._remembered_until = 0.0
         connection.on_connected = self._declared.clear
         connection.on_returned = self._forget
 
-    async def ensure(self, queues: Iterable[str] = (), paths: Iterable[Sequence[Hop]] = ()) -> None:
+    async def ensure(
+        self, queues: Iterable[str] = (), paths: Iterable[Sequence[Hop]] = ()
+    ) -> Mapping[str, ConfigError]:
         """Declare queues, and the queues of delays before them, unless that was done.
 
+        Returns:
+            The queues that cannot be used, with the reasons: they exist with other arguments, or
+            the user has no right to declare them.
+
         Raises:
-            ConfigError: There is a queue with other arguments.
+            ConfigError: A name is too long, or there is a queue of delays with other arguments.
             Unavailable: The server cannot be reached.
         """
         names = self._names
+        now = asyncio.get_running_loop().time()
+        if now >= self._remembered_until:
+            self._forget()
+            self._remembered_until = now + _REMEMBERED
         if not self._connection.is_connected:
             await self._connection.transport()  # which clears `_declared`
         missing = {name: one for one in queues if (name := names.ready(one)) not in self._declared}
         hops = {names.delay_queue(hop.position, hop.digit): hop for path in paths for hop in path}
         hops = {name: hop for name, hop in hops.items() if name not in self._declared}
+        unusable: dict[str, ConfigError] = {}
         if not missing and not hops:
-            return
+            return unusable
         async with self._declaring:
             for queue in missing.values():
-                await self._declare_queue(queue)
+                try:
+                    await self._declare_queue(queue)
+                except ConfigError as error:
+                    unusable[queue] = error
             for hop in hops.values():
                 await self._declare_hop(hop)
+        return unusable
 
     def _forget(self) -> None:
         self._declared.clear()
@@ -71,25 +91,50 @@ class RabbitTopology:
         names = self._names
         if names.ready(queue) in self._declared:
             return
-        if queue not in self._listed:
-            await self._list(queue)
-        await self._connection.declare(
-            names.declare_dead(queue),
-            Exchange.Declare(exchange=names.dead_exchange, exchange_type="direct", durable=True),
-            Queue.Bind(
-                queue=names.dead(queue),
-                exchange=names.dead_exchange,
-                routing_key=names.dead(queue),
-            ),
-            names.declare_suspects(queue),
-            names.declare_ready(queue),
-        )
+        try:
+            if queue not in self._listed:
+                await self._list(queue)
+            await self._connection.declare(
+                names.declare_dead(queue),
+                Exchange.Declare(
+                    exchange=names.dead_exchange, exchange_type="direct", durable=True
+                ),
+                Queue.Bind(
+                    queue=names.dead(queue),
+                    exchange=names.dead_exchange,
+                    routing_key=names.dead(queue),
+                ),
+                names.declare_suspects(queue),
+                names.declare_ready(queue),
+            )
+        except ConfigError:
+            # A user without the right to make it may still send to it.
+            if not await self._is_usable(queue):
+                raise
         self._declared.add(names.ready(queue))
 
-    async def _list(self, queue: str) -> None:
-        """Put a queue on the list of queues, unless it exists: then it was put there before."""
+    async def _is_usable(self, queue: str) -> bool:
+        """Return whether a queue exists that this user has no right to declare."""
+        ready = self._names.declare_ready(queue)
         try:
-            await self._connection.call(Queue.Declare(queue=self._names.ready(queue), passive=True))
+            await self._connection.call(ready)
+        except AmqpRefused as error:
+            if error.code == ACCESS_REFUSED:
+                return await self._exists(ready.queue)
+        return False
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self._connection.call(Queue.Declare(queue=name, passive=True))
+        except AmqpRefused:
+            return False
+        return True
+
+    async def _list(self, queue: str) -> None:
+        """Put a queue on the list of queues, unless its mark says that it is there."""
+        mark = self._names.mark(queue)
+        try:
+            await self._connection.call(Exchange.Declare(exchange=mark, passive=True))
         except AmqpRefused as error:
             if error.code != NOT_FOUND:
                 self._connection.raise_mapped(error)

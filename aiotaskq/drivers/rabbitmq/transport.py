@@ -24,10 +24,11 @@ channel, or that number would stay taken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex, cast
 from urllib.parse import quote
 
@@ -38,16 +39,21 @@ from pamqp import commands, frame
 from pamqp.constants import AMQP, FRAME_MAX_SIZE
 from pamqp.exceptions import PAMQPException
 
+from aiotaskq import forks
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpDisconnected,
+    AmqpError,
     AmqpNoAnswer,
     AmqpRefused,
     RabbitChannel,
     time_limit,
 )
+from aiotaskq.drivers.rabbitmq.frames import FrameRewriter
 from aiotaskq.drivers.rabbitmq.url import RabbitAddress
 
 _CLOSING_WAIT = 1.0  # seconds for an orderly end of the connection
+_QUIET = 1.0  # seconds without a word from the server, while an answer is missing
+_SILENT_STEPS, _STEP = 6, 0.25  # times, seconds: after which it is asked in vain
 _MOST_CHANNELS = 65535
 _CODES: dict[type[Exception], int] = {kind: code for code, kind in EXCEPTION_MAPPING.items()}
 
@@ -63,17 +69,29 @@ class _AiormqConnection(aiormq.Connection):
     FRAME_BUFFER_SIZE = 0  # an unbounded write queue: a channel sends without waiting
 
 
-class _HandshakeReader(asyncio.StreamReader):
-    """A reader that keeps the bytes of the handshake: aiormq does not report a refusal's reason."""
+class _ServerReader(asyncio.StreamReader):
+    """A reader of frames that pamqp can read: see `frames.py`.
+
+    It keeps the bytes of the handshake: aiormq does not report a refusal's reason.
+
+    Attributes:
+        heard_at: The time of the event loop at which the server sent something last.
+    """
 
     def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
         super().__init__(loop=asyncio.get_running_loop())
         self._kept: bytearray | None = bytearray()
+        self._rewriter = FrameRewriter()
+        self.heard_at = self._clock()
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        received = bytes(data)
+        self.heard_at = self._clock()
         if self._kept is not None:
-            self._kept.extend(data)
-        super().feed_data(data)
+            self._kept.extend(received)
+        if readable := self._rewriter.feed(received):
+            super().feed_data(readable)
 
     def forget(self) -> None:
         """Keep no more bytes: the handshake is done."""
@@ -122,6 +140,7 @@ class RabbitTransport:
         self,
         connection: aiormq.Connection,
         socket: asyncio.WriteTransport,
+        reader: _ServerReader,
         answer_timeout: float,
     ) -> None:
         tune = connection.connection_tune
@@ -132,6 +151,10 @@ class RabbitTransport:
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self._connection = connection
         self._socket = socket
+        self._reader = reader
+        self._expected = 0  # callers that wait for an answer
+        self._looking: asyncio.TimerHandle | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._most_channels = tune.channel_max or _MOST_CHANNELS
         # In turn: frames for a number that has just become free may still be on their way.
@@ -174,6 +197,51 @@ class RabbitTransport:
             raise
         return channel
 
+    @contextlib.contextmanager
+    def expect_answer(self) -> Iterator[None]:
+        """Watch the server while an answer is missing; the connection fails soon if it is gone.
+
+        An answer may take long, but a server that lives says something when it is asked. So a
+        connection whose packets are dropped is noticed within three seconds, and the caller has
+        time to try another one.
+        """
+        self._expected += 1
+        if self._looking is None:
+            self._looking = self.loop.call_later(_QUIET, self._look, self._reader.heard_at)
+        try:
+            yield
+        finally:
+            self._expected -= 1
+
+    def _look(self, before: float) -> None:
+        """Ask the server for a sign of life, if an answer is missing and it is quiet."""
+        self._looking = None
+        if not self._expected or self.error is not None:
+            return
+        now = self._reader.heard_at
+        if now == before and self._checking is None:
+            self._checking = self.loop.create_task(self._check(), name="aiotaskq-rabbitmq")
+        self._looking = self.loop.call_later(_QUIET, self._look, now)
+
+    async def _check(self) -> None:
+        """Ask for any answer, and give the connection up if there is none."""
+        asked = self._reader.heard_at
+        # The server opens a channel at once, whatever its queues are doing.
+        opening = self.loop.create_task(self.open_channel())
+        # In steps: a blocked event loop receives nothing, and must not count for more than one.
+        for _ in range(_SILENT_STEPS):
+            await asyncio.wait({opening}, timeout=_STEP)
+            if self._reader.heard_at > asked:
+                break
+        else:
+            self.fail(AmqpNoAnswer("the server gives no sign of life"))
+        try:
+            await (await opening).close()
+        except AmqpError:
+            pass  # it has failed, or fails now
+        finally:
+            self._checking = None
+
     def write(self, data: bytes) -> None:
         """Send bytes, which must be whole frames."""
         if self.error is None:
@@ -188,6 +256,8 @@ class RabbitTransport:
             cast("RabbitChannel", channel).fail(error)
         # aiormq would wait for minutes where the server does not read.
         self._socket.abort()
+        if self._looking is not None:
+            self._looking.cancel()
         self._end()
         self.closed.set_result(None)
 
@@ -199,7 +269,7 @@ class RabbitTransport:
                 await asyncio.wait({self._end()}, timeout=_CLOSING_WAIT)
         finally:
             self.fail(AmqpDisconnected("the connection was closed"))
-        await asyncio.wait({self._watching})
+        await asyncio.wait({self._watching, *([self._checking] if self._checking else [])})
 
     def _end(self) -> asyncio.Task[None]:
         """Have aiormq end its tasks."""
@@ -224,36 +294,47 @@ class RabbitTransport:
 
 
 async def connect(address: RabbitAddress) -> RabbitTransport:
-    """Return an open connection.
+    """Return an open connection to the first of the hosts that answers.
 
     Raises:
         AmqpRefused: The server refuses the user, the password or the virtual host.
-        AmqpDisconnected: It cannot be reached, or did not answer in time.
+        AmqpDisconnected: None can be reached, or the last did not answer in time.
     """
+    *others, last = address.hosts
+    for host, port in others:
+        with contextlib.suppress(AmqpDisconnected):
+            return await _connect_to(address, host, port)
+    return await _connect_to(address, *last)
+
+
+async def _connect_to(address: RabbitAddress, host: str, port: int) -> RabbitTransport:
     async with time_limit(address.connect_timeout, "no answer to the greeting in time"):
-        reader, writer = await _open_streams(address)
+        reader, writer = await _open_streams(address, host, port)
         return await _shake_hands(address, reader, writer)
 
 
-async def _open_streams(address: RabbitAddress) -> tuple[_HandshakeReader, asyncio.StreamWriter]:
+async def _open_streams(
+    address: RabbitAddress, host: str, port: int
+) -> tuple[_ServerReader, asyncio.StreamWriter]:
     loop = asyncio.get_running_loop()
-    reader = _HandshakeReader()
+    reader = _ServerReader()
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     try:
         socket, _ = await loop.create_connection(
-            lambda: protocol, address.host, address.port, ssl=address.ssl_context
+            lambda: protocol, host, port, ssl=address.ssl_context
         )
     except ssl.SSLCertVerificationError as error:
         raise AmqpRefused(
             403, f"its certificate is not to be trusted: {error.verify_message}"
         ) from error
     except OSError as error:
-        raise AmqpDisconnected(str(error)) from error
+        raise AmqpDisconnected(f"{host}:{port}: {error}") from error
+    forks.keep_transport_private(socket)
     return reader, asyncio.StreamWriter(socket, protocol, reader, loop)
 
 
 async def _shake_hands(
-    address: RabbitAddress, reader: _HandshakeReader, writer: asyncio.StreamWriter
+    address: RabbitAddress, reader: _ServerReader, writer: asyncio.StreamWriter
 ) -> RabbitTransport:
     connection = _AiormqConnection(
         _aiormq_url(address),
@@ -281,15 +362,14 @@ async def _shake_hands(
     except (aiormq.AMQPError, OSError) as error:
         raise reader.refusal() or _mapped(error) from None
     reader.forget()
-    return RabbitTransport(connection, writer.transport, address.timeout)
+    return RabbitTransport(connection, writer.transport, reader, address.timeout)
 
 
 def _aiormq_url(address: RabbitAddress) -> str:
     """Return the URL that aiormq is given: it reads the account and the heartbeat from it."""
     user, password = quote(address.user, safe=""), quote(address.password, safe="")
-    host = f"[{address.host}]" if ":" in address.host else address.host
     query = f"auth={address.mechanism.lower()}&heartbeat={address.heartbeat}"
-    return f"amqp://{user}:{password}@{host}:{address.port}/?{query}"
+    return f"amqp://{user}:{password}@host/?{query}"
 
 
 def _mapped(error: BaseException | None) -> Exception:

@@ -6,7 +6,7 @@ is stored. The same goes for a retry or a dead letter, which takes the place of 
 Theory of operation
 -------------------
 A message is held (`held`) from its arrival until it is acknowledged or the channel fails. While it
-is held, the server gives it to nobody else; once the channel has failed, all that was held is void
+is held, the server gives it to nobody else; once its channel has failed, all that was held is void
 and belongs to others. In between it is in one of these states:
 
 - `arrived`: it was not sorted yet;
@@ -46,7 +46,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pamqp.commands import Basic
 
 from aiotaskq.contract.message import SUSPECT, Delivery
-from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
+from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpConfirmation,
     AmqpDisconnected,
@@ -59,7 +59,9 @@ from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import Lineage, RabbitMessage, publication_of
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import BatchRefused, ConfigError, Unavailable
+
+_TAGS = 2**48  # more than a channel gives
 
 
 class UnackedMessages:
@@ -72,8 +74,9 @@ class UnackedMessages:
         consumer_id: The consumer.
 
     Attributes:
-        channel: The channel on which they arrived.
-        held: All of them, by delivery tag.
+        channel: The channel on which they arrive; None before the first `move_to`.
+        held: All of them, by delivery tag. Tags of later channels are larger, by a multiple of
+            `_TAGS`.
         arrived: Those that were not sorted yet.
         returning: The copies of those that could not be returned yet, by delivery tag.
         available: Those that can be handed out.
@@ -93,6 +96,8 @@ class UnackedMessages:
         self._id = consumer_id
         self._attempts: dict[int, tuple[AmqpPublication, list[AmqpConfirmation]]] = {}
         self._settling = asyncio.Lock()
+        self._base = -_TAGS
+        self._bases: dict[RabbitChannel, int] = {}  # channels, and what is added to their tags
         self.channel: RabbitChannel | None = None
         self.held: dict[int, RabbitMessage] = {}
         self.arrived: list[RabbitMessage] = []
@@ -109,8 +114,23 @@ class UnackedMessages:
         """Return whether the next message must be handed out alone."""
         return bool(self.available) and self.available[0].crashes >= SUSPECT
 
-    def add(self, message: RabbitMessage) -> None:
-        """Take in a message that has arrived."""
+    def move_to(self, channel: RabbitChannel) -> None:
+        """Go on with a new channel; what is held stays on the channel where it arrived."""
+        self._base += _TAGS
+        self._bases[channel] = self._base
+        self.channel = channel
+
+    def retire(self, channel: RabbitChannel) -> bool:
+        """Give an earlier channel up, unless a message is held on it; return whether it is."""
+        base = self._bases[channel]
+        if any(base < tag < base + _TAGS for tag in self.held):
+            return False
+        del self._bases[channel]
+        return True
+
+    def add(self, message: RabbitMessage, channel: RabbitChannel) -> None:
+        """Take in a message that has arrived on a channel."""
+        message.tag += self._bases[channel]
         self.held[message.tag] = message
         self.arrived.append(message)
 
@@ -163,11 +183,8 @@ class UnackedMessages:
                 message.harmless_losses = self._membership.harmless_losses(message.lineage)
             if message.id in cancelled:
                 drop.append(message.tag)
-            elif message.redelivered:
-                # Its queue does not count losses: so it is counted before it can do any harm.
-                self.returning[message.tag] = message.copy(self._names, more=1)
-            elif message.crashes >= SUSPECT and not message.from_suspects:
-                self.returning[message.tag] = message.copy(self._names)
+            elif (copy := self._needed_copy(message)) is not None:
+                self.returning[message.tag] = copy
             else:
                 keep.append(message)
         alone = len(keep) == 1 and len(self.held) == 1 + len(self.returning) + len(drop)
@@ -177,10 +194,28 @@ class UnackedMessages:
             else:
                 self.available.append(message.delivery((self._id, message.tag)))
         self._ack(drop)
+        await self._return_or_keep()
+
+    async def _return_or_keep(self) -> None:
         try:
-            await self._return(dict(self.returning))
+            refused = await self._return(dict(self.returning))
         except Unavailable:
             return  # the server has no memory, for example; available messages must not wait
+        for tag, error in refused.items():
+            if not isinstance(error, Unavailable):  # it can never return: so a worker gets it
+                del self.returning[tag]
+                self.available.append(self.held[tag].delivery((self._id, tag)))
+
+    def _needed_copy(self, message: RabbitMessage) -> AmqpPublication | None:
+        """Return the copy as which a message has to return at once; None: it need not."""
+        if message.path:  # it has waited for a part of its delay
+            return message.copy(self._names)
+        if message.redelivered:
+            # Its queue does not count losses: so it is counted before it can do any harm.
+            return message.copy(self._names, more=1)
+        if message.crashes >= SUSPECT and not message.from_suspects:
+            return message.copy(self._names)
+        return None
 
     async def return_available(self) -> None:
         """Return the available messages; those that cannot return now stay available.
@@ -207,19 +242,29 @@ class UnackedMessages:
             await self._return({message.tag: message.copy(self._names) for message in messages})
             await self._round_trip()
 
-    async def _return(self, copies: Mapping[int, AmqpPublication]) -> None:
+    async def _return(self, copies: Mapping[int, AmqpPublication]) -> Mapping[int, Exception]:
+        """Return messages as copies; return the reasons why some of them cannot."""
         if not copies:
-            return
+            return {}
         try:
-            await self._topology.ensure({self.held[tag].queue for tag in copies})
-            await self._replace(copies)
+            messages = [self.held[tag] for tag in copies]
+            await self._topology.ensure(
+                {one.queue for one in messages}, [one.path for one in messages if one.path]
+            )
+            return await self._replace(copies)
         finally:
             if not self._lost:
                 self._ack([tag for tag in copies if self._is_replaced(tag)])
                 self.available = deque(one for one in self.available if one.receipt[1] in self.held)
 
-    async def _replace(self, publications: Mapping[int, AmqpPublication]) -> None:
-        """Publish replacements of messages, except those that an earlier attempt has stored."""
+    async def _replace(
+        self, publications: Mapping[int, AmqpPublication]
+    ) -> Mapping[int, Exception]:
+        """Publish replacements of messages, except those that an earlier attempt has stored.
+
+        Returns:
+            The reasons of refusals, by the tag of the message.
+        """
         # A server without memory has earlier attempts in its buffers, and may store them yet.
         attempts = [self._attempts[tag] for tag in publications if tag in self._attempts]
         unfinished = {one for _, sent in attempts for one in sent if not one.done.done()}
@@ -227,15 +272,17 @@ class UnackedMessages:
             await self._connection.finish_publish(confirmation)
         missing = {tag: one for tag, one in publications.items() if not self._is_replaced(tag)}
         if not missing:
-            return
+            return {}
         # The channel may be gone without a sign, and all these messages in the hands of others.
         await self._round_trip()
         sent: list[AmqpConfirmation] = []
         try:
-            await self._connection.publish(list(missing.values()), sent)
+            refused = await self._connection.publish(list(missing.values()), sent)
         finally:
             if sent:
                 self._attempts |= {tag: (one, sent) for tag, one in missing.items()}
+        tags = list(missing)
+        return {tags[place]: error for place, error in refused.items()}
 
     def _is_replaced(self, tag: int) -> bool:
         """Return whether the replacement of a message is stored."""
@@ -246,17 +293,21 @@ class UnackedMessages:
 
     async def _round_trip(self) -> None:
         """Wait for an answer: earlier frames were read, and every message is still held here."""
-        assert self.channel is not None  # the messages arrived on it
-        await self.channel.call(Basic.Qos(prefetch_count=1))
+        for channel in list(self._bases):
+            await channel.call(Basic.Qos(prefetch_count=1))
 
     def _ack(self, tags: Sequence[int]) -> None:
-        if tags:
-            assert self.channel is not None  # the messages arrived on it
-            self.channel.ack(tags, among=list(self.held))
-            for tag in tags:
-                self.held.pop(tag, None)
-                self.returning.pop(tag, None)
-                self._attempts.pop(tag, None)
+        if not tags:
+            return
+        for channel, base in self._bases.items():
+            some = [tag - base for tag in tags if base < tag < base + _TAGS]
+            if some:
+                among = [tag - base for tag in self.held if base < tag < base + _TAGS]
+                channel.ack(some, among)
+        for tag in tags:
+            self.held.pop(tag, None)
+            self.returning.pop(tag, None)
+            self._attempts.pop(tag, None)
 
     # --- settling -------------------------------------------------------------------------------
 
@@ -264,60 +315,83 @@ class UnackedMessages:
         """Apply settlements; return the deliveries that were not held.
 
         Raises:
+            BatchRefused: The messages in place of some can never be stored; the others are settled.
             Unavailable: The server cannot be reached; any part may have been applied.
         """
         async with self._settling:
             taken: dict[int, tuple[RabbitMessage, Settlement]] = {}
+            places: dict[int, int] = {}
             gone: list[Delivery] = []
-            for settlement in batch:
+            for place, settlement in enumerate(batch):
                 consumer, tag = settlement.delivery.receipt
                 message = self.held.get(tag)
                 if consumer != self._id or message is None or tag in taken or self._lost:
                     gone.append(settlement.delivery)
                 else:
                     taken[tag] = message, settlement
+                    places[tag] = place
             if self._lost:
                 await self._connection.ping()
                 return gone
             try:
-                await self._publish(taken.values())
-                self._ack(list(taken))
+                refused = await self._publish(taken.values())
+                self._ack([tag for tag in taken if tag not in refused])
                 await self._round_trip()
             except AmqpError as error:
                 # Also after a refusal the same call may be made again, and then returns the
                 # deliveries that are void.
                 self._connection.raise_mapped(AmqpDisconnected(str(error)))
+            if refused:
+                raise BatchRefused(
+                    {places[tag]: error for tag, error in refused.items()}, answer=gone
+                )
             return gone
 
     @property
     def _lost(self) -> bool:
         return self.channel is not None and self.channel.error is not None
 
-    async def _publish(self, pairs: Collection[tuple[RabbitMessage, Settlement]]) -> None:
-        """Publish the replacements of messages that are settled."""
+    async def _publish(
+        self, pairs: Collection[tuple[RabbitMessage, Settlement]]
+    ) -> Mapping[int, Exception]:
+        """Publish the replacements of messages that are settled.
+
+        Returns:
+            The reasons why some cannot be stored, by the tag of the message.
+        """
         now = time.time()
         batch: dict[int, AmqpPublication] = {}
-        queues: set[str] = set()
+        queues: dict[int, str] = {}
+        refused: dict[int, Exception] = {}
         paths = []
         # Released messages go behind those that wait, in their old order.
         for message, settlement in pairs:
+            queue = message.queue
             match settlement:
                 case Done():
                     continue
                 case Again(envelope=envelope):
                     path = hops(delay_of(envelope, now))
-                    queues.add(envelope.queue)
-                    paths.append(path)
+                    queue = envelope.queue
                     # A lineage of its own, where losses of this message or of an earlier one may
                     # be known under the old lineage.
                     anew = message.losses > 0 or bool(message.lineage[1])
-                    batch[message.tag] = publication_of(envelope, self._names, path, now, anew=anew)
+                    try:
+                        one = publication_of(envelope, self._names, path, now, anew=anew)
+                    except ConfigError as error:
+                        refused[message.tag] = error
+                        continue
+                    paths.append(path)
                 case Dead(reason=reason, details=details):
-                    queues.add(message.queue)
-                    batch[message.tag] = message.dead_letter(self._names, reason, details)
-                case Release():
-                    queues.add(message.queue)
-                    batch[message.tag] = message.copy(self._names)
+                    one = message.dead_letter(self._names, reason, details)
+                case _:  # a release
+                    one = message.copy(self._names)
+            batch[message.tag], queues[message.tag] = one, queue
         if batch:
-            await self._topology.ensure(queues, paths)
-            await self._replace(batch)
+            unusable = await self._topology.ensure(set(queues.values()), paths)
+            for tag, queue in queues.items() if unusable else ():
+                if queue in unusable:
+                    refused[tag] = unusable[queue]
+                    del batch[tag]
+            refused |= await self._replace(batch)
+        return refused

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import uuid
 import weakref
 from collections.abc import (
@@ -69,8 +68,9 @@ from aiotaskq.drivers.redis.scripts import RedisScript
 from aiotaskq.drivers.redis.server_settings import warn_of_data_loss
 from aiotaskq.drivers.redis.url import parse_url
 from aiotaskq.errors import BatchRefused, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 _MAINTAINED = 100  # messages of each queue, at most, that one call of a script moves
 _TRIMMED = 1000  # dead letters of each queue, at most, that one call of a script drops

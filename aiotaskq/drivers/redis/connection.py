@@ -32,7 +32,6 @@ Between any two steps the server may go away, a caller may be cancelled, or anot
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -58,8 +57,9 @@ from aiotaskq.drivers.redis.scripts import SET_ASIDE, RedisScript
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.drivers.redis.transport import RedisTransport
 from aiotaskq.errors import ConfigError, EncodeError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 Word: TypeAlias = str | bytes | int | float
 """One word of a command: its name, a key or an argument."""
@@ -141,6 +141,7 @@ class RedisConnection:
 
     async def _check(self) -> None:
         """Connect, and check the kind and the version of the server."""
+        await self._server.files.check(self._server.url)
         try:
             transport = await self.transport()
             info = await self._send(transport, ("INFO",), self._server.timeout)
@@ -366,7 +367,7 @@ def is_malformed_data(error: BaseException | None) -> bool:
     return (
         type(error) is ResponseError
         and ("WRONGTYPE" in text or "user_script" in text)
-        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS", text)
+        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS|user executing", text)
     )
 
 

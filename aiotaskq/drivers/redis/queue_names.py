@@ -8,12 +8,12 @@ the set. This is logged once, and the broker goes on with new messages.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 
 from aiotaskq.drivers.redis.client import RedisClient
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 _SCANNED = 500  # queues, about, that one round of maintenance goes over, beside the caller's own
 _MOST_UNREADABLE = 100  # names that are remembered, so that each is logged once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from aiotaskq.contract.message import Envelope
@@ -11,8 +10,9 @@ from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import RedisClient
 from aiotaskq.drivers.redis.connection import Word
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 _LOADED = 100  # schedules in one call of a script
 

@@ -37,6 +37,8 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from aiotaskq import forks
+
 _NOTHING: Any = object()  # there is no complete reply yet
 
 
@@ -70,6 +72,7 @@ class RedisTransport(asyncio.Protocol):
         self.closed = self._loop.create_task(self._close_when_failed())
         writer = connection._writer
         assert writer is not None  # it is connected
+        forks.keep_transport_private(writer.transport)
         self._transport = writer.transport
         self._transport.set_protocol(self)
 

@@ -23,15 +23,15 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, TypeVar
 
 import msgspec
 
+from aiotaskq import native
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.messages import UNSTORABLE_ERRORS, unstorable
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
@@ -69,13 +69,15 @@ class _SQLiteThread:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._jobs: native.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            native.SimpleQueue()
+        )
         self._loop = loop
         self.abandon: Callable[[], None] = lambda: None
-        threading.Thread(target=self._main, name="aiotaskq-sqlite", daemon=True).start()
+        native.Thread(self._main, name="aiotaskq-sqlite").start()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
+        future: Future[T] = native.make_future()
         self._jobs.put((future, job))
         return future
 

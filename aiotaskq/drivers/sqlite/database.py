@@ -31,30 +31,30 @@ the process and closes all connections first. Parent and child connect again at 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import secrets
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from aiotaskq import forks
 from aiotaskq.backoff import jittered
-from aiotaskq.drivers.common import forks
 from aiotaskq.drivers.sqlite import spoilt_keys, sql
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier
 from aiotaskq.drivers.sqlite.process_identity import this_network, this_process
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import ConfigError
+from aiotaskq.native import make_reentrant_lock
+from aiotaskq.readable import get_logger
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
 
-_logger = logging.getLogger("aiotaskq.drivers.sqlite")
+_logger = get_logger("aiotaskq.drivers.sqlite")
 
 _SECRET = "secret"  # the key in the table `meta`
 _KEY_GAP = 1_000_000
@@ -74,7 +74,7 @@ class SQLiteDatabase:
     def __init__(self, url: SQLiteUrl, prefix: str) -> None:
         self._url = url
         self._prefix = prefix
-        self._use = threading.RLock()
+        self._use = make_reentrant_lock()
         self._closed_for_fork = False
         self._notifier = SQLiteNotifier()
         self._connection: sqlite3.Connection | None = None
@@ -381,7 +381,7 @@ class SQLiteDatabase:
 _connections: set[sqlite3.Connection] = set()
 
 _databases: WeakSet[SQLiteDatabase] = WeakSet()
-_registering = threading.RLock()  # held during a fork, so that no object is made then
+_registering = make_reentrant_lock()  # held during a fork, so that no object is made then
 _stopped: list[SQLiteDatabase] = []  # those that the current fork has stopped
 
 

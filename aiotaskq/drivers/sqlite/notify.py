@@ -45,6 +45,7 @@ import weakref
 from collections.abc import Collection, Iterable
 from typing import ClassVar, Protocol
 
+from aiotaskq import forks
 from aiotaskq.drivers.sqlite.process_identity import this_network
 from aiotaskq.errors import ConfigError, Unavailable
 
@@ -250,6 +251,7 @@ def bind_port() -> socket.socket:
     try:
         bound.setblocking(False)
         bound.bind((_LOOPBACK, 0))
+        forks.keep_private(bound.fileno())
     except OSError:
         bound.close()
         raise

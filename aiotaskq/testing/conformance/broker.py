@@ -12,6 +12,7 @@ from aiotaskq.testing.conformance.lifecycle import LifecycleTests
 from aiotaskq.testing.conformance.outages import OutageTests
 from aiotaskq.testing.conformance.publish import PublishTests, UniqueTests
 from aiotaskq.testing.conformance.queues import QueueTests
+from aiotaskq.testing.conformance.refusals import RefusalTests
 from aiotaskq.testing.conformance.schedules import ScheduleTests
 from aiotaskq.testing.conformance.settle import SettlementTests
 from aiotaskq.testing.conformance.suspects import SuspectTests
@@ -21,6 +22,7 @@ class BrokerConformance(
     LifecycleTests,
     PublishTests,
     UniqueTests,
+    RefusalTests,
     ClockTests,
     FetchTests,
     SuspectTests,
@@ -37,5 +39,5 @@ class BrokerConformance(
     """Everything that a broker must do. Derive from it and give the fixture `harness`.
 
     The class attributes `lease` and `delay` are seconds; lower them where the harness's
-    `pass_time` really sleeps.
+    `pass_time` really sleeps. Set `impossible` if the broker cannot store all that the core sends.
     """

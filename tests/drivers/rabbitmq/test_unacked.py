@@ -14,13 +14,13 @@ import pytest
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.rabbitmq import RabbitBroker, consumer_loop
-from aiotaskq.drivers.rabbitmq.channel import AmqpConfirmation, AmqpPublication
+from aiotaskq.drivers.rabbitmq.channel import AmqpConfirmation, AmqpPublication, AmqpRefused
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 from tests.servers import RabbitServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def envelope(name: str, delay: float = 0.0, queue: str = "q") -> Envelope:
@@ -46,18 +46,18 @@ def connection_of(consumer: RabbitConsumer) -> RabbitConnection:
 @pytest.fixture
 def failures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RabbitConnection, Exception]]:
     """Connections whose next batch is confirmed, and whose caller gets an error instead."""
-    finish = RabbitConnection.finish_publish
+    confirmed = RabbitConnection._confirmed
     given: list[tuple[RabbitConnection, Exception]] = []
 
     async def fail(
-        connection: RabbitConnection, confirmation: AmqpConfirmation, *, strict: bool = True
-    ) -> Sequence[AmqpPublication]:
-        refused = await finish(connection, confirmation, strict=strict)
+        connection: RabbitConnection, confirmation: AmqpConfirmation, *, strict: bool
+    ) -> AmqpRefused | None:
+        refusal = await confirmed(connection, confirmation, strict=strict)
         if given and given[0][0] is connection:
             raise given.pop(0)[1]
-        return refused
+        return refusal
 
-    monkeypatch.setattr(RabbitConnection, "finish_publish", fail)
+    monkeypatch.setattr(RabbitConnection, "_confirmed", fail)
     return given
 
 
@@ -216,18 +216,18 @@ async def test_messages_being_settled_during_close_are_not_handed_back_too(
     await broker.publish([envelope(one) for one in "ab"])
     consumer = await consume(broker)
     a, b = await consumer.fetch(2, PATIENCE)
-    finish, connection = RabbitConnection.finish_publish, connection_of(consumer)
+    confirmed, connection = RabbitConnection._confirmed, connection_of(consumer)
     loop, begun = asyncio.get_running_loop(), asyncio.Event()
 
     async def linger(
-        one: RabbitConnection, confirmation: AmqpConfirmation, *, strict: bool = True
-    ) -> Sequence[AmqpPublication]:
+        one: RabbitConnection, confirmation: AmqpConfirmation, *, strict: bool
+    ) -> AmqpRefused | None:
         if one is connection and not begun.is_set():
             loop.call_soon_threadsafe(begun.set)
             await asyncio.sleep(0.3)
-        return await finish(one, confirmation, strict=strict)
+        return await confirmed(one, confirmation, strict=strict)
 
-    monkeypatch.setattr(RabbitConnection, "finish_publish", linger)
+    monkeypatch.setattr(RabbitConnection, "_confirmed", linger)
     settling = asyncio.create_task(consumer.settle([Done(a), Again(b, envelope("b"))]))
     await asyncio.wait_for(begun.wait(), PATIENCE)
     settling.cancel()

@@ -12,7 +12,7 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.errors import Unavailable
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 Value = TypeVar("Value")
 
 

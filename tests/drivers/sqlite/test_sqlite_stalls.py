@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 30.0  # seconds until a test gives up; never part of one that passes
+PATIENCE = 120.0  # seconds until a test gives up; never part of one that passes
 LEASE = 600.0  # seconds
 STEP = LEASE + 1.0
 

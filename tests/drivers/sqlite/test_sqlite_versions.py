@@ -19,7 +19,7 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Dead, Done
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker, sql
 
-PATIENCE = 60.0  # seconds until a test gives up; never part of one that passes
+PATIENCE = 120.0  # seconds until a test gives up; never part of one that passes
 
 # The tables as the first release made them. Not by our own code: that may change.
 VERSION_1 = """

@@ -37,7 +37,9 @@ records. Three invariants hold:
    it fails or is cancelled in between, this process goes on restoring in the background: otherwise
    the retry of a held message would be dropped, and its caller would wait for ever. If this process
    dies in between, that can happen.
-3. A queue is on the list before it is declared (`topology.py`), and never leaves it.
+3. A queue is on the list before it is declared (`topology.py`). An exchange marks that it is there:
+   a sender need not read the list. `forget_queue` removes the mark first and looks at it again at
+   the end, so a queue that somebody lists meanwhile stays listed.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ import contextlib
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
+from pamqp.commands import Exchange
+
 from aiotaskq.contract.records import ConsumerInfo
+from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger
 from aiotaskq.drivers.rabbitmq.membership.member import ConsumerMember, HeldMessages
@@ -60,9 +65,13 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 from aiotaskq.drivers.rabbitmq.membership.survey import ConsumerSurvey
 from aiotaskq.errors import Unavailable
+from aiotaskq.readable import get_logger
 
 __all__ = ["ConsumerMember", "RabbitMembership"]
 
+logger = get_logger("aiotaskq.rabbitmq")
+
+_FORGOTTEN = b"\0"  # before a name on the list: the queue is taken off
 _RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the background
 
 
@@ -88,10 +97,11 @@ class RabbitMembership:
         self.harmless_losses = self._ledger.harmless.count
         self._survey = ConsumerSurvey(connection, self._ledger)
         self._queues: dict[str, None] = {}
+        self._odd_queue_logged = False
         self._queue_list = RabbitStream(
             connection,
             connection.names.declare_stream(connection.names.queue_list),
-            lambda body: self._queues.update({body.decode(): None} if body else {}),
+            self._read_queue,
             b"",
         )
         self._tasks: set[asyncio.Task[None]] = set()
@@ -129,7 +139,7 @@ class RabbitMembership:
         return await self._survey.is_present(consumer_id)
 
     async def queues(self) -> Collection[str]:
-        """Return the names of all queues that were ever used.
+        """Return the names of all queues that were used and not forgotten.
 
         Raises:
             Unavailable: The server cannot be reached.
@@ -147,6 +157,44 @@ class RabbitMembership:
         """
         await self._queue_list.declare()
         await self._queue_list.write(queue.encode())
+        # After the record: a queue that has the mark is not put on the list again.
+        mark = self._connection.names.mark(queue)
+        await self._connection.declare(
+            Exchange.Declare(exchange=mark, exchange_type="direct", durable=True)
+        )
+
+    async def forget_queue(self, queue: str) -> None:
+        """Take a queue off the list of queues; its next use puts it there again.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        mark = self._connection.names.mark(queue)
+        await self._connection.declare(Exchange.Delete(exchange=mark))
+        await self._queue_list.write(_FORGOTTEN + queue.encode())
+        try:
+            await self._connection.call(Exchange.Declare(exchange=mark, passive=True))
+        except AmqpRefused:
+            self._queues.pop(queue, None)
+        else:
+            await self.add_queue(queue)  # somebody did that in between
+
+    def _read_queue(self, body: bytes) -> None:
+        """Apply a record of the list of queues. Others may have written it: it may be anything."""
+        try:
+            queue = body.removeprefix(_FORGOTTEN).decode()
+        except UnicodeDecodeError:
+            queue = ""
+        if body.startswith(_FORGOTTEN):
+            self._queues.pop(queue, None)
+        elif self._connection.names.can_name(queue):
+            self._queues[queue] = None
+        elif body and not self._odd_queue_logged:
+            self._odd_queue_logged = True
+            logger.warning(
+                "The list of queues has a name that no queue can have; it is skipped",
+                extra={"event": "rabbitmq_odd_queue", "queue": ascii(body[:100])},
+            )
 
     async def cancel(self, ids: Collection[str], *, running: bool) -> Collection[str]:
         """Cancel messages, as `Broker.cancel` does.

@@ -18,6 +18,7 @@ finds it gone and writes it for all.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 
@@ -39,6 +40,9 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 
 _DAYS = round(CANCELLED_IDS_FOR / 86_400)  # for which the server keeps records
+
+
+_CONSUMER = re.compile(r".*:[0-9a-f]{32}", re.DOTALL)  # an id that `consumer.py` gives
 
 
 class RecentNames:
@@ -110,6 +114,8 @@ class Ledger:
     def _apply(self, body: bytes) -> None:
         record = decode_record(body)
         match record:
+            case ConsumerJoined() if not _CONSUMER.fullmatch(record.consumer):
+                return  # nobody of us: it cannot be asked
             case ConsumerJoined():
                 self.consumers[record.consumer] = ConsumerInfo(
                     id=record.consumer, queues=record.queues, about=record.about

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Collection, Coroutine
 from typing import Any, Protocol
 
@@ -38,6 +37,7 @@ from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger, RecentNames
 from aiotaskq.drivers.rabbitmq.membership.losses import LossReporter
 from aiotaskq.drivers.rabbitmq.membership.records import (
+    REPLIES,
     ConsumerAnswer,
     ConsumerJoined,
     ConsumerLeft,
@@ -50,9 +50,11 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 from aiotaskq.drivers.rabbitmq.messages import Lineage
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
 from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
+_LONGEST_MARK = 40  # characters of a survey's mark
 _RECORD_WAIT = 1.0  # seconds that an answer waits for the record which the question refers to
 _JOIN_EVERY = 86_400.0  # seconds: the ledger drops old records
 _READ_PAUSE = 0.2  # seconds between attempts to read the ledger again
@@ -183,6 +185,9 @@ class ConsumerMember:
 
     async def _answer(self, message: AmqpMessage) -> None:
         question = decode_question(message.body)
+        mark, address = message.properties.correlation_id, message.properties.reply_to
+        if question is None or not address.startswith(REPLIES) or len(mark) > _LONGEST_MARK:
+            return  # not from a survey: no answer goes to a queue of somebody's choice
         try:
             async with asyncio.timeout(_RECORD_WAIT):
                 while question.after and question.after not in self._read_records:
@@ -192,8 +197,7 @@ class ConsumerMember:
             return  # no answer is better than a wrong one
         ids = self._held.handed_out_ids().intersection(question.ids)
         answer = encode(ConsumerAnswer(self._consumer.id, tuple(ids), self._held.counts()))
-        properties = Basic.Properties(correlation_id=message.properties.correlation_id).marshal()
-        address = message.properties.reply_to or ""
+        properties = Basic.Properties(correlation_id=mark).marshal()
         with contextlib.suppress(Unavailable):  # the asker waits for a limited time
             await self._connection.begin_publish([AmqpPublication("", address, properties, answer)])
 

@@ -13,6 +13,9 @@ import msgspec
 
 from aiotaskq.drivers.rabbitmq.messages import Lineage
 
+REPLIES = "amq.rabbitmq.reply-to"
+"""The address that the server replaces with one of the connection that asks, which it begins."""
+
 
 class ConsumerJoined(msgspec.Struct, frozen=True, tag="join"):
     """A consumer is about to work."""
@@ -106,19 +109,36 @@ class ConsumerAnswer(msgspec.Struct, frozen=True):
     counts: dict[str, int]
 
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode_record = msgspec.msgpack.Decoder(LedgerRecord).decode
 encode = msgspec.msgpack.Encoder().encode
-decode_question = msgspec.msgpack.Decoder(ConsumerQuestion).decode
-decode_answer = msgspec.msgpack.Decoder(ConsumerAnswer).decode
+_decode_question = msgspec.msgpack.Decoder(ConsumerQuestion).decode
+_decode_answer = msgspec.msgpack.Decoder(ConsumerAnswer).decode
 
 
 def decode_record(body: bytes) -> LedgerRecord:
-    """Read a record; one of a later version becomes one that changes nothing."""
+    """Read a record; one of a later version, or of nobody of us, changes nothing."""
     try:
         record: LedgerRecord = _decode_record(body)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return LedgerRead()
     return record
+
+
+def decode_question(body: bytes) -> ConsumerQuestion | None:
+    """Read a question; None if it is none: anybody may write to the queue of a consumer."""
+    try:
+        return _decode_question(body)
+    except _UNREADABLE:
+        return None
+
+
+def decode_answer(body: bytes) -> ConsumerAnswer | None:
+    """Read an answer; None if it is none."""
+    try:
+        return _decode_answer(body)
+    except _UNREADABLE:
+        return None
 
 
 def new_record_name() -> str:

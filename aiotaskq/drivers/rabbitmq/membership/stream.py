@@ -157,10 +157,10 @@ class RabbitStream:
             raise AmqpDisconnected(str(error)) from None
 
     def _receive(self, channel: RabbitChannel, message: AmqpMessage) -> None:
-        offset = message.properties.headers[_OFFSET]
+        offset = message.properties.headers.get(_OFFSET)
         if channel.error is None:
             channel.ack([message.method.delivery_tag])
-        if channel is not self._channel or offset <= self._offset:
+        if channel is not self._channel or not isinstance(offset, int) or offset <= self._offset:
             return
         self._offset = offset
         self._missed.append(message.body)
@@ -177,8 +177,10 @@ class RabbitStream:
         arrived = asyncio.Event()
 
         def receive(message: AmqpMessage) -> None:
-            found.append(message.properties.headers[_OFFSET])
-            arrived.set()
+            offset = message.properties.headers.get(_OFFSET)
+            if isinstance(offset, int):
+                found.append(offset)
+                arrived.set()
 
         channel.listen(_TAG, receive)
         try:

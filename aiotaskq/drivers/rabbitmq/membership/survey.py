@@ -38,6 +38,7 @@ from aiotaskq.drivers.rabbitmq.channel import (
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.membership.ledger import Ledger
 from aiotaskq.drivers.rabbitmq.membership.records import (
+    REPLIES,
     ConsumerAnswer,
     ConsumerLeft,
     ConsumerQuestion,
@@ -46,7 +47,6 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 )
 
 _ANSWER_WAIT = 2.0  # seconds: a consumer answers in its own thread, unless its process stands still
-_REPLIES = "amq.rabbitmq.reply-to"
 
 
 class ConsumerSurvey:
@@ -93,11 +93,13 @@ class ConsumerSurvey:
         def receive(message: AmqpMessage) -> None:
             if message.properties.correlation_id == mark:
                 answer = decode_answer(message.body)
+                if answer is None or answer.consumer not in known:
+                    return
                 answers[answer.consumer] = answer
                 arrived.set()
 
         channel.listen("replies", receive)
-        properties = Basic.Properties(reply_to=_REPLIES, correlation_id=mark).marshal()
+        properties = Basic.Properties(reply_to=REPLIES, correlation_id=mark).marshal()
         keys = {self._connection.names.consumer(name): name for name in known}
         confirmation = channel.publish(
             [AmqpPublication("", key, properties, question) for key in keys]
@@ -119,7 +121,7 @@ class ConsumerSurvey:
         if channel is None or channel.error is not None:
             transport = await self._connection.transport()
             channel = self._channel = await transport.open_channel(confirms=True)
-            await channel.call(Basic.Consume(queue=_REPLIES, consumer_tag="replies", no_ack=True))
+            await channel.call(Basic.Consume(queue=REPLIES, consumer_tag="replies", no_ack=True))
         return channel
 
     async def is_present(self, consumer_id: str) -> bool:

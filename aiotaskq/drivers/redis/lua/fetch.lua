@@ -7,7 +7,8 @@
 --       4  receipt number to begin with, above all that the consumer used before
 --       5  '', or the lowest receipt number of earlier fetches whose replies did not arrive
 --       6  `suspects` or `others` to hand out nothing else, or ''
---       7  numbers of the queues, 1 being the first, if this call drains them in another order
+--       7  numbers of the queues, 1 being the first, if this call drains them in another order, or
+--          not all of them
 -- Return false if the consumer was given up, else
 --       1  seconds until the next item falls due, or ''
 --       2  1 if the call stopped early and may be made again at once, else 0
@@ -40,8 +41,13 @@ local now = clock(ARGV[1])
 local consumer, left, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local queues, order, runs, dropped, wait = #KEYS - 1, {}, {}, 0, nil
 
+for i = 7, #ARGV do
+  order[i - 6] = tonumber(ARGV[i])
+end
 for i = 1, queues do
-  order[i] = tonumber(ARGV[6 + i] or i)
+  if #ARGV < 7 then
+    order[i] = i
+  end
   if not redis.call('ZSCORE', KEYS[i] .. 'consumers', consumer) then
     return false
   end

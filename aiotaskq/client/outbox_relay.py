@@ -13,14 +13,14 @@ two steps does no harm::
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from aiotaskq.client.outbox import Outbox, disclose
 from aiotaskq.contract.broker import Broker, Consumer
-from aiotaskq.contract.message import Delivery, Envelope, on_one_line
+from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
 from aiotaskq.errors import (
     AioTaskQError,
@@ -30,16 +30,27 @@ from aiotaskq.errors import (
     LeaseLost,
     Unavailable,
 )
-from aiotaskq.worker.health import Health, Outage
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.outbox")
 
 _FIRST = 10  # envelopes taken at first, while their size is unknown
 _BATCH = 1000  # envelopes passed on in one call
 _BATCH_BYTES = 8 * 1024 * 1024
 _WAIT = 2.0  # seconds that an idle fetch waits; a commit wakes it earlier
-_PAUSES = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
 _AGAIN = 60.0  # seconds until an envelope that the broker refused is offered to it again
+
+
+class OutageNotes(Protocol):
+    """The part of a worker, or of a scheduler, that hears of outages."""
+
+    def pause(self, error: Exception) -> float:
+        """Note a failure and return the seconds to wait, longer each time."""
+        ...
+
+    def over(self) -> None:
+        """Note a success."""
+        ...
 
 
 class OutboxRelay:
@@ -48,20 +59,20 @@ class OutboxRelay:
     Args:
         outbox: The closed outbox.
         broker: The open broker.
-        health: Hears of servers that are away.
-        name: The name of the worker.
+        outage: Hears of servers that are away.
+        name: The name of the worker or the scheduler.
         lease: Seconds after which another relay takes the envelopes of one that died.
     """
 
     def __init__(
-        self, outbox: Outbox, broker: Broker, health: Health, *, name: str, lease: float
+        self, outbox: Outbox, broker: Broker, outage: OutageNotes, *, name: str, lease: float
     ) -> None:
         self._outbox = outbox
         self._broker = broker
         self._name = name
         self._lease = lease
         self._limit = _FIRST
-        self._outage = Outage(health, "tasks wait in the outbox", _PAUSES)
+        self._outage = outage
 
     async def run(self) -> None:
         """Pass envelopes on, until cancelled."""
