@@ -106,6 +106,13 @@ faults: $(VENV)/.dev servers ## Run the long fault tests and random histories, w
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/conformance -k histories
 
+# Seconds for each driver: make fuzz FUZZ=600
+FUZZ ?= 120
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev servers ## Write hostile entries into every store beside good tasks, with a new seed each time
+	AIOTASKQ_TESTS_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+
 # Number and duration: make soak TASKS=100000000 MINUTES=480
 TASKS ?= 10000000
 MINUTES ?= 60

@@ -221,7 +221,10 @@ class SettingsTable:
         "The encodings that a worker reads; messages in others go to the dead letters.",
     )
     max_payload_size = Setting(
-        value_types.whole(1, of="of bytes"), 1_048_576, "The largest message, in bytes.", ours=True
+        value_types.whole(1, of="of bytes"),
+        1_048_576,
+        "The largest message, sent or read, in bytes.",
+        ours=True,
     )
     max_result_size = Setting(
         value_types.whole(1, of="of bytes"), 1_048_576, "The largest result, in bytes.", ours=True

@@ -112,6 +112,22 @@ async def test_a_key_of_a_wrong_type_is_set_aside(
         assert any("was renamed" in one.getMessage() for one in caplog.records)
 
 
+@pytest.mark.parametrize("key", ["aiotaskq:cancelled", f"{BASE}wake", f"{BASE}levels"])
+async def test_a_waiting_message_is_not_lost_by_a_key_of_a_wrong_type(
+    broker: RedisBroker, redis_url: str, key: str
+) -> None:
+    consumer = broker.consumer(["q"], name="w", lease=60)
+    await consumer.open()
+    await broker.publish([envelope("a"), envelope("b")])
+    await run(redis_url, ("DEL", key), ("HSET", key, "a", "b"))
+    got = await consumer.fetch(1, 1.0)
+    await run(redis_url, ("DEL", key), ("HSET", key, "a", "b"))
+    assert not await consumer.settle([Release(one) for one in got])
+    await run(redis_url, ("DEL", key), ("HSET", key, "a", "b"))
+    assert [one.id for one in await consumer.fetch(10, 1.0)] == ["a", "b"]
+    await consumer.close()
+
+
 async def test_keys_of_one_consumer_of_a_wrong_type_are_set_aside(
     broker: RedisBroker, redis_url: str
 ) -> None:

@@ -11,6 +11,7 @@ for i = 1, #KEYS - 1 do
   local held = base .. 'held:' .. ARGV[1]
   if redis.call('ZSCORE', base .. 'consumers', ARGV[1]) then
     local numbers = receipts_of(base, ARGV[1])
+    allow_when_full(base)
     for n = #numbers, 1, -1 do
       give_back(base, redis.call('HGET', held, numbers[n]), KEYS[#KEYS])
       redis.call('HDEL', held, numbers[n])

@@ -74,7 +74,8 @@ elseif number < (finite(redis.call('GET', KEYS[1] .. 'floor:' .. consumer)) or 0
   return { '', 0, {}, text(now) }
 end
 
-local cancels = redis.call('EXISTS', KEYS[#KEYS]) == 1
+-- It fails here, and not behind the first removal, where the key is of another type.
+local cancels = redis.call('ZCARD', KEYS[#KEYS]) > 0
 
 -- Return the items that are not cancelled, and count the others.
 local function without_cancelled(items)

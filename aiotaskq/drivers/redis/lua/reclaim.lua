@@ -19,6 +19,7 @@
 
 -- Give a consumer up. A fenced consumer can neither renew nor settle.
 local function fence(base, consumer, now)
+  allow_when_full(base)
   redis.call('ZADD', base .. 'fenced', text(now), consumer)
   redis.call('ZREM', base .. 'consumers', consumer)
   redis.call('HDEL', base .. 'meta', 'lease:' .. consumer, 'about:' .. consumer)
@@ -48,6 +49,7 @@ local function take_back(base, consumer, limit, now, cancelled)
   local held, numbers = base .. 'held:' .. consumer, receipts_of(base, consumer)
   local count, note = math.min(#numbers, limit), nil
   if count > 0 then
+    allow_when_full(base)
     note = quoted(redis.call('HGET', base .. 'meta', 'note:' .. consumer)
       or 'the lease of ' .. consumer .. ' ran out')
   end

@@ -158,8 +158,9 @@ local function promote(base, now, most, cancelled)
       table.insert(lists[level], item)
     end
   end
+  redis.call('SCARD', base .. 'levels') -- these fail before anything is removed
   for level in pairs(lists) do
-    redis.call('LLEN', list_of(base, level)) -- it fails before anything is removed
+    redis.call('LLEN', base .. (level == 0 and 'ready' or 'ready:' .. level))
   end
   redis.call('ZREM', base .. 'delayed', unpack(due))
   for level, items in pairs(lists) do
