@@ -46,7 +46,6 @@ import contextlib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from pamqp.commands import Basic
 
@@ -61,6 +60,7 @@ from aiotaskq.drivers.rabbitmq.channel import (
     RabbitChannel,
 )
 from aiotaskq.drivers.rabbitmq.connection import PRECONDITION_FAILED, RabbitConnection
+from aiotaskq.drivers.rabbitmq.lanes import ConsumerLanes, Source
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import RabbitMessage
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
@@ -77,9 +77,6 @@ _RETRY = 1.0  # seconds between attempts to return a message
 _MOST_RETURNING = 100  # messages that wait to be returned while more are taken
 _CLOSING_WAIT = 5.0  # seconds in which messages are handed back at the end
 _LONGEST_WAIT = 60.0  # seconds until a waiting fetch counts again, which should find nothing
-
-_Source: TypeAlias = tuple[str, bool]
-"""A task queue, and whether its queue of suspects is meant."""
 
 
 @dataclass(slots=True, eq=False)
@@ -111,25 +108,29 @@ class ConsumerLoop:
 
     def __init__(self, connection: RabbitConnection, consumer: ConsumerInfo) -> None:
         self._connection = connection
-        self._names = connection.names
         self._consumer = consumer
         self._queues = list(consumer.queues)
         self._membership = RabbitMembership(connection)
         self._topology = RabbitTopology(connection, self._membership)
+        self._wake = asyncio.Event()
+        self._lanes = ConsumerLanes(
+            *(connection.names, self._topology, self._membership, self._queues),
+            on_stale=self._wake.set,
+        )
         self.unacked = UnackedMessages(connection, self._topology, self._membership, consumer.id)
         self._member = self._membership.member(consumer, self.unacked)
         self._transport: RabbitTransport | None = None
         self._channel: RabbitChannel | None = None
         self._turn = asyncio.Lock()
         self._call: FetchCall | None = None  # that is under way
-        self._count_request = b""  # packed; its replies say how many messages wait
-        self._expected: dict[str, int] = {}  # messages of each queue, as counted a moment ago
+        self._counted: list[Source] = []
+        self._count_request = b""  # packed; its replies say how many messages wait there
+        self._expected: dict[Source, int] = {}  # messages as counted a moment ago
         self._counted_at = -_RECENTLY
         self._wanted = 0  # arrived messages at which `_wake` is set
-        self._wake = asyncio.Event()
         self._ended: set[str] = set()  # tags of consuming that ended after the last count
         self._ended_before: set[str] = set()  # after the count before that one
-        self._waiting: dict[_Source, str] = {}  # tags that wait for their one message
+        self._waiting: dict[Source, str] = {}  # tags that wait for their one message
         self._returning: asyncio.Task[None] | None = None
 
     @property
@@ -144,7 +145,7 @@ class ConsumerLoop:
             ConfigError: The server refuses the connection, or has a queue with other arguments.
             Unavailable: The server cannot be reached.
         """
-        for error in (await self._topology.ensure(self._queues)).values():
+        for error in (await self._topology.ensure((one, 0) for one in self._queues)).values():
             raise error
         address = self._connection.address
         try:
@@ -156,10 +157,8 @@ class ConsumerLoop:
             self._channel = self.unacked.channel = await transport.open_channel()
             self._channel.on_cancelled = self._on_queue_deleted
             self._channel.on_failed = self._on_channel_failed
-            self._count_request = self._channel.pack(
-                *(self._names.declare_suspects(queue) for queue in self._queues),
-                *(self._names.declare_ready(queue) for queue in self._queues),
-            )
+            await self._lanes.find()
+            self._count_lanes(self._channel)
         except AmqpError as error:
             if self._transport is not None:
                 self._transport.fail(AmqpDisconnected("it was not opened"))
@@ -208,13 +207,30 @@ class ConsumerLoop:
         await unacked.sort_arrived()
         while not call.is_over:
             channel = await self._open_channel()
+            failed = self._lanes.stale and not await self._find_lanes(channel)
             await self._take_ready(channel, call.limit, call.order)
             left = until - loop.time()
             if unacked.available or left <= 0:
                 return
-            longest = _RETRY if unacked.returning else _LONGEST_WAIT
+            if self._lanes.stale and not failed:
+                continue
+            longest = _RETRY if unacked.returning or failed else _LONGEST_WAIT
             await self._wait_for_one(channel, call, min(left, longest))
             await unacked.sort_arrived()
+
+    async def _find_lanes(self, channel: RabbitChannel) -> bool:
+        """Add lanes that are new; return whether the server could be reached for that."""
+        try:
+            await self._lanes.find()
+        except Unavailable:
+            return False
+        self._count_lanes(channel)
+        return True
+
+    def _count_lanes(self, channel: RabbitChannel) -> None:
+        self._counted = self._lanes.sources
+        self._count_request = channel.pack(*map(self._lanes.declare, self._counted))
+        self._expected = {}
 
     async def _take_ready(self, channel: RabbitChannel, limit: int, order: Sequence[str]) -> None:
         """Take messages that wait in the queues, suspects first, until the limit is reached."""
@@ -225,35 +241,37 @@ class ConsumerLoop:
             and len(unacked.returning) < _MOST_RETURNING
         ):
             room = limit - len(unacked.available)
-            if self._expects(order[0], room):
-                self._expected[order[0]] -= room
-                await self._take(channel, {(order[0], False): room})
+            first = self._lanes.of[order[0]][0]
+            if self._expects(first, room):
+                self._expected[first] -= room
+                await self._take(channel, {first: room})
                 continue
-            suspects, ready = await self._count(channel)
+            counts = await self._count(channel)
             if not unacked.held:
-                queue = next((one for one in order if suspects[one]), None)
+                queue = next((one for one in order if counts[one, None]), None)
                 if queue is not None:
-                    await self._take(channel, {(queue, True): 1})
+                    await self._take(channel, {(queue, None): 1})
                     continue
-            plan: dict[_Source, int] = {}
+            plan: dict[Source, int] = {}
             for queue in order:
-                count = min(room, ready[queue])
-                if count:
-                    plan[queue, False] = count
-                    self._expected[queue] -= count
-                    room -= count
+                for lane in self._lanes.of[queue]:
+                    count = min(room, counts[lane])
+                    if count:
+                        plan[lane] = count
+                        self._expected[lane] -= count
+                        room -= count
             if not plan:
                 return
             await self._take(channel, plan)
 
-    def _expects(self, queue: str, count: int) -> bool:
+    def _expects(self, source: Source, count: int) -> bool:
         """Return whether a queue has that many messages, by a count of a moment ago."""
         recently = asyncio.get_running_loop().time() - self._counted_at < _RECENTLY
-        return recently and self._expected.get(queue, 0) >= max(2 * count, _FEW + 1)
+        return recently and self._expected.get(source, 0) >= max(2 * count, _FEW + 1)
 
-    async def _count(self, channel: RabbitChannel) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """Return the number of suspects and of other messages that wait, by queue."""
-        count = len(self._queues)
+    async def _count(self, channel: RabbitChannel) -> Mapping[Source, int]:
+        """Return the number of messages that wait."""
+        counted = self._counted
         ended, before = set(self._ended), set(self._ended_before)
         replies = await channel.send(self._count_request)
         self._ended -= ended
@@ -262,26 +280,28 @@ class ConsumerLoop:
         # that: nothing can arrive for them any more.
         for tag in before:
             channel.unlisten(tag)
-        counts = [reply.message_count for reply in replies]
-        ready = dict(zip(self._queues, counts[count:], strict=True))
-        self._expected = dict(ready)
+        counts = dict(zip(counted, (reply.message_count for reply in replies), strict=True))
+        self._expected = dict(counts)
         self._counted_at = asyncio.get_running_loop().time()
-        return dict(zip(self._queues, counts[:count], strict=True)), ready
+        return counts
 
-    async def _take(self, channel: RabbitChannel, plan: Mapping[_Source, int]) -> None:
-        """Take a number of messages from each queue, or as many as are left, and sort them."""
+    async def _take(self, channel: RabbitChannel, plan: Mapping[Source, int]) -> None:
+        """Take a number of messages from each queue in turn, or as many as are left; sort them."""
         few = {source: count for source, count in plan.items() if count <= _FEW}
         many = {source: count for source, count in plan.items() if count > _FEW}
         for source, count in few.items():
-            get = channel.pack(Basic.Get(queue=self._name(source)))
+            get = channel.pack(Basic.Get(queue=self._lanes.name(source)))
             for message in await channel.send(get * count):
                 if isinstance(message, AmqpMessage):
                     self._receive(message, source)
         if many:
             await self._take_many(channel, many)
+        if len(plan) > 1:  # those of several queues have arrived in any order
+            places = {source: place for place, source in enumerate(plan)}
+            self.unacked.arrived.sort(key=lambda one: places.get((one.queue, one.priority), 0))
         await self.unacked.sort_arrived()
 
-    async def _take_many(self, channel: RabbitChannel, plan: Mapping[_Source, int]) -> None:
+    async def _take_many(self, channel: RabbitChannel, plan: Mapping[Source, int]) -> None:
         self._wanted = len(self.unacked.arrived) + sum(plan.values())
         self._wake.clear()
         begun = [self._consume(channel, source, count) for source, count in plan.items()]
@@ -296,13 +316,13 @@ class ConsumerLoop:
             await channel.call(Basic.Qos(prefetch_count=1))
         self._end_consuming(channel, [tag for tag, _ in begun])
 
-    def _consume(self, channel: RabbitChannel, source: _Source, count: int) -> tuple[str, bytes]:
+    def _consume(self, channel: RabbitChannel, source: Source, count: int) -> tuple[str, bytes]:
         """Return the tag of a consuming, and the packed methods that begin it."""
         tag = uuid.uuid4().hex
         channel.listen(tag, lambda message: self._receive(message, source))
         return tag, channel.pack(
             Basic.Qos(prefetch_count=count),
-            Basic.Consume(queue=self._name(source), consumer_tag=tag),
+            Basic.Consume(queue=self._lanes.name(source), consumer_tag=tag),
         )
 
     def _end_consuming(self, channel: RabbitChannel, tags: Collection[str]) -> None:
@@ -311,9 +331,8 @@ class ConsumerLoop:
             channel.send_unanswered(channel.pack(*(Basic.Cancel(tag, nowait=True) for tag in tags)))
             self._ended.update(tags)
 
-    def _receive(self, message: AmqpMessage, source: _Source) -> None:
-        queue, suspects = source
-        self.unacked.add(RabbitMessage(message, queue, from_suspects=suspects))
+    def _receive(self, message: AmqpMessage, source: Source) -> None:
+        self.unacked.add(RabbitMessage(message, *source))
         if len(self.unacked.arrived) >= self._wanted:
             self._wake.set()
 
@@ -321,8 +340,8 @@ class ConsumerLoop:
         """Wait until a message arrives, consuming one of each queue."""
         self._wanted = 1
         self._wake.clear()
-        kinds = (False,) if self.unacked.held else (False, True)
-        sources = [(queue, kind) for queue in self._queues for kind in kinds]
+        busy = self.unacked.held
+        sources = [one for one in self._counted if one[1] is not None or not busy]
         packed = [self._consume_one(channel, one) for one in sources if one not in self._waiting]
         if packed:
             await channel.send(b"".join(packed))
@@ -332,7 +351,7 @@ class ConsumerLoop:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
-    def _consume_one(self, channel: RabbitChannel, source: _Source) -> bytes:
+    def _consume_one(self, channel: RabbitChannel, source: Source) -> bytes:
         """Return the packed methods that begin to wait for one message of a queue."""
         tag, packed = self._consume(channel, source, 1)
         self._waiting[source] = tag
@@ -347,10 +366,6 @@ class ConsumerLoop:
 
         channel.listen(tag, receive)
         return packed
-
-    def _name(self, source: _Source) -> str:
-        queue, suspects = source
-        return self._names.suspects(queue) if suspects else self._names.ready(queue)
 
     # --- unclaimed messages ---------------------------------------------------------------------
 
@@ -397,12 +412,12 @@ class ConsumerLoop:
         """
         try:
             channel = await self._open_channel()
-            suspects, _ = await self._count(channel)
+            counts = await self._count(channel)
         except AmqpError as error:
             await self._check_lost()
             self._connection.raise_mapped(error)
         cancelled = self._member.take_cancelled()
-        return News(cancelled=cancelled, suspects=any(suspects.values()))
+        return News(cancelled=cancelled, suspects=any(counts[one, None] for one in self._queues))
 
     # --- the end --------------------------------------------------------------------------------
 
