@@ -21,8 +21,8 @@ from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import ConsumerInfo, Grant, News
 from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
-from aiotaskq.drivers.rabbitmq.consumer_loop import ConsumerLoop, FetchCall
-from aiotaskq.drivers.rabbitmq.consumer_thread import ConsumerThread
+from aiotaskq.drivers.rabbitmq.consumer_loop import ConsumerLoop
+from aiotaskq.drivers.rabbitmq.consumer_thread import ConsumerThread, FetchCall
 from aiotaskq.errors import BrokerUnavailable
 
 _open_consumers: WeakValueDictionary[str, RabbitConsumer] = WeakValueDictionary()

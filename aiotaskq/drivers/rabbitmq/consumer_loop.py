@@ -23,6 +23,9 @@ A count may be out of date when it arrives, because others take messages too. So
 brings fewer than counted is ended after a short wait. While queues are long, a count is used for a
 moment (`_expected`), which saves the next fetches a round trip.
 
+Channels. When a queue is deleted under the consumer, it goes on with another channel (`_move`). An
+earlier one stays open while a message is held on it, or awaited.
+
 Cancelling. RabbitMQ counts a message as lost if it is on its way while the consuming that brings it
 is cancelled, and it fails when a consuming is cancelled before its beginning was answered. So a
 consuming is cancelled only after the answer, and one that waits for a message is never cancelled:
@@ -45,7 +48,6 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from pamqp.commands import Basic
 
@@ -60,9 +62,11 @@ from aiotaskq.drivers.rabbitmq.channel import (
     RabbitChannel,
 )
 from aiotaskq.drivers.rabbitmq.connection import PRECONDITION_FAILED, RabbitConnection
-from aiotaskq.drivers.rabbitmq.lanes import ConsumerLanes, Source
+from aiotaskq.drivers.rabbitmq.consumer_thread import FetchCall
+from aiotaskq.drivers.rabbitmq.lanes import ConsumerLanes
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import RabbitMessage
+from aiotaskq.drivers.rabbitmq.names import Source
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport, connect
 from aiotaskq.drivers.rabbitmq.unacked import UnackedMessages
@@ -77,22 +81,6 @@ _RETRY = 1.0  # seconds between attempts to return a message
 _MOST_RETURNING = 100  # messages that wait to be returned while more are taken
 _CLOSING_WAIT = 5.0  # seconds in which messages are handed back at the end
 _LONGEST_WAIT = 60.0  # seconds until a waiting fetch counts again, which should find nothing
-
-
-@dataclass(slots=True, eq=False)
-class FetchCall:
-    """A call of `Consumer.fetch`, passed from the worker's event loop to the consumer's.
-
-    Attributes:
-        is_over: Whether it must end soon: its caller is gone.
-        taken: Its result. If the caller is gone, these deliveries become available again.
-    """
-
-    limit: int
-    wait: float
-    order: Sequence[str]
-    is_over: bool = False
-    taken: Sequence[Delivery] = ()
 
 
 class ConsumerLoop:
@@ -130,7 +118,10 @@ class ConsumerLoop:
         self._wanted = 0  # arrived messages at which `_wake` is set
         self._ended: set[str] = set()  # tags of consuming that ended after the last count
         self._ended_before: set[str] = set()  # after the count before that one
-        self._waiting: dict[Source, str] = {}  # tags that wait for their one message
+        # Channels and tags that wait for their one message.
+        self._waiting: dict[Source, tuple[RabbitChannel, str]] = {}
+        self._earlier: list[RabbitChannel] = []  # before `_channel`
+        self._vanished = False  # whether a queue has vanished under this channel
         self._returning: asyncio.Task[None] | None = None
 
     @property
@@ -154,15 +145,31 @@ class ConsumerLoop:
             transport.answer_timeout = max(transport.answer_timeout, 2 * address.heartbeat)
             transport.closed.add_done_callback(lambda _: self._wake.set())
             await self._member.join(transport)
-            self._channel = self.unacked.channel = await transport.open_channel()
-            self._channel.on_cancelled = self._on_queue_deleted
-            self._channel.on_failed = self._on_channel_failed
             await self._lanes.find()
-            self._count_lanes(self._channel)
+            await self._move(transport)
         except AmqpError as error:
             if self._transport is not None:
                 self._transport.fail(AmqpDisconnected("it was not opened"))
             self._connection.raise_mapped(error)
+
+    async def _move(self, transport: RabbitTransport) -> None:
+        """Go on with a new channel; close earlier ones on which nothing is held or awaited."""
+        channel = await transport.open_channel()
+        channel.on_cancelled = self._on_queue_deleted
+        channel.on_failed = lambda: self._on_channel_failed(channel)
+        self._count_lanes(channel)
+        if self._channel is not None:
+            self._earlier.append(self._channel)
+        self._channel = channel
+        self.unacked.move_to(channel)
+
+    async def _close_earlier(self) -> None:
+        for channel in list(self._earlier):
+            awaited = any(one is channel for one, _ in self._waiting.values())
+            if not awaited and self.unacked.retire(channel):
+                self._earlier.remove(channel)
+                channel.on_failed = lambda: None
+                await channel.close()
 
     # --- fetching -------------------------------------------------------------------------------
 
@@ -207,6 +214,8 @@ class ConsumerLoop:
         await unacked.sort_arrived()
         while not call.is_over:
             channel = await self._open_channel()
+            if self._vanished or self._earlier:
+                channel = await self._on_vanished(channel)
             failed = self._lanes.stale and not await self._find_lanes(channel)
             await self._take_ready(channel, call.limit, call.order)
             left = until - loop.time()
@@ -252,16 +261,11 @@ class ConsumerLoop:
                 if queue is not None:
                     await self._take(channel, {(queue, None): 1})
                     continue
-            plan: dict[Source, int] = {}
-            for queue in order:
-                for lane in self._lanes.of[queue]:
-                    count = min(room, counts[lane])
-                    if count:
-                        plan[lane] = count
-                        self._expected[lane] -= count
-                        room -= count
+            plan = self._lanes.plan(counts, order, room)
             if not plan:
                 return
+            for source, count in plan.items():
+                self._expected[source] -= count
             await self._take(channel, plan)
 
     def _expects(self, source: Source, count: int) -> bool:
@@ -293,13 +297,10 @@ class ConsumerLoop:
             get = channel.pack(Basic.Get(queue=self._lanes.name(source)))
             for message in await channel.send(get * count):
                 if isinstance(message, AmqpMessage):
-                    self._receive(message, source)
+                    self._receive(channel, message, source)
         if many:
             await self._take_many(channel, many)
-        if len(plan) > 1:  # those of several queues have arrived in any order
-            places = {source: place for place, source in enumerate(plan)}
-            self.unacked.arrived.sort(key=lambda one: places.get((one.queue, one.priority), 0))
-        await self.unacked.sort_arrived()
+        await self.unacked.sort_arrived(plan)
 
     async def _take_many(self, channel: RabbitChannel, plan: Mapping[Source, int]) -> None:
         self._wanted = len(self.unacked.arrived) + sum(plan.values())
@@ -319,7 +320,7 @@ class ConsumerLoop:
     def _consume(self, channel: RabbitChannel, source: Source, count: int) -> tuple[str, bytes]:
         """Return the tag of a consuming, and the packed methods that begin it."""
         tag = uuid.uuid4().hex
-        channel.listen(tag, lambda message: self._receive(message, source))
+        channel.listen(tag, lambda message: self._receive(channel, message, source))
         return tag, channel.pack(
             Basic.Qos(prefetch_count=count),
             Basic.Consume(queue=self._lanes.name(source), consumer_tag=tag),
@@ -331,8 +332,8 @@ class ConsumerLoop:
             channel.send_unanswered(channel.pack(*(Basic.Cancel(tag, nowait=True) for tag in tags)))
             self._ended.update(tags)
 
-    def _receive(self, message: AmqpMessage, source: Source) -> None:
-        self.unacked.add(RabbitMessage(message, *source))
+    def _receive(self, channel: RabbitChannel, message: AmqpMessage, source: Source) -> None:
+        self.unacked.add(RabbitMessage(message, *source), channel)
         if len(self.unacked.arrived) >= self._wanted:
             self._wake.set()
 
@@ -354,13 +355,13 @@ class ConsumerLoop:
     def _consume_one(self, channel: RabbitChannel, source: Source) -> bytes:
         """Return the packed methods that begin to wait for one message of a queue."""
         tag, packed = self._consume(channel, source, 1)
-        self._waiting[source] = tag
+        self._waiting[source] = channel, tag
 
         def receive(message: AmqpMessage) -> None:
             # It has its one message, and no other can be on its way to it.
             self._waiting.pop(source, None)
             self._end_consuming(channel, [tag])
-            self._receive(message, source)
+            self._receive(channel, message, source)
             if self._call is None:
                 self._return_unclaimed_soon()
 
@@ -457,13 +458,28 @@ class ConsumerLoop:
 
     def _on_queue_deleted(self, tag: str) -> None:
         # The next count declares it again.
-        self._waiting = {key: one for key, one in self._waiting.items() if one != tag}
+        self._waiting = {key: one for key, one in self._waiting.items() if one[1] != tag}
+        self._vanished = True
         self._wake.set()
 
-    def _on_channel_failed(self) -> None:
+    async def _on_vanished(self, channel: RabbitChannel) -> RabbitChannel:
+        """Return the channel to go on with after a queue has vanished.
+
+        The server may take a new queue of the same name for the old one, as far as this channel
+        is concerned: it then gives messages to this consumer that never arrive.
+        """
+        if self._vanished:
+            assert self._transport is not None  # it is open
+            self._vanished = False
+            await self._move(self._transport)
+            channel = await self._open_channel()
+        await self._close_earlier()
+        return channel
+
+    def _on_channel_failed(self, channel: RabbitChannel) -> None:
         """Give up the connection: all that the channel held is with others now."""
-        channel, transport = self._channel, self._transport
-        if transport is not None and transport.error is None and channel is not None:
+        transport = self._transport
+        if transport is not None and transport.error is None:
             error = channel.error
             if (
                 isinstance(error, AmqpRefused)

@@ -21,10 +21,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from aiotaskq.contract.message import Delivery
+
 _Value = TypeVar("_Value")
+
+
+@dataclass(slots=True, eq=False)
+class FetchCall:
+    """A call of `Consumer.fetch`, passed from the worker's event loop to the consumer's.
+
+    Attributes:
+        is_over: Whether it must end soon: its caller is gone.
+        taken: Its result. If the caller is gone, these deliveries become available again.
+    """
+
+    limit: int
+    wait: float
+    order: Sequence[str]
+    is_over: bool = False
+    taken: Sequence[Delivery] = ()
 
 
 class ConsumerThread:

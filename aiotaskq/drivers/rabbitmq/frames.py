@@ -59,7 +59,7 @@ class FrameRewriter:
         self._foreign = False  # whether it is no AMQP
 
     def feed(self, data: bytes) -> bytes:
-        """Return what is to be read in place of these bytes; empty if a frame is not whole yet."""
+        """Return the bytes to read in place of these; empty if a frame is not whole yet."""
         if self._passing >= len(data) or self._foreign:
             self._passing = max(self._passing - len(data), 0)
             return data

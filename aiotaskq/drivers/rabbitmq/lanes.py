@@ -12,18 +12,14 @@ adds it. A lane that cannot be declared is left out for good, with a warning: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
 
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
-from aiotaskq.drivers.rabbitmq.names import Declaration, Lane, RabbitNames
+from aiotaskq.drivers.rabbitmq.names import Declaration, Lane, RabbitNames, Source
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.rabbitmq")
-
-Source: TypeAlias = tuple[str, int | None]
-"""A task queue and a priority; None: its queue of suspects is meant."""
 
 
 class ConsumerLanes:
@@ -100,6 +96,25 @@ class ConsumerLanes:
                 self.of[lane[0]].append(lane)
                 self.of[lane[0]].sort(reverse=True)
         self._note_sources()
+
+    def plan(
+        self, counts: Mapping[Source, int], order: Sequence[str], most: int
+    ) -> dict[Source, int]:
+        """Return how many messages to take from each source: task queues in order, then priorities.
+
+        Args:
+            counts: The number of messages that wait in each source.
+            order: The task queues.
+            most: The largest number to take.
+        """
+        plan: dict[Source, int] = {}
+        for queue in order:
+            for lane in self.of[queue]:
+                count = min(most, counts[lane])
+                if count:
+                    plan[lane] = count
+                    most -= count
+        return plan
 
     def name(self, source: Source) -> str:
         """Return the name of a source at the server."""

@@ -25,6 +25,9 @@ Declaration = Queue.Declare
 Lane: TypeAlias = tuple[str, int]
 """A task queue and a priority: what one queue of the server holds."""
 
+Source: TypeAlias = tuple[str, int | None]
+"""The same, or None in place of the priority: the queue of suspects of a task queue."""
+
 
 class RabbitNames:
     """Names that begin with a prefix, followed by a word for the kind of object.

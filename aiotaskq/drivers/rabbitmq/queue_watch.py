@@ -36,7 +36,7 @@ _UNUSED_FOR = 3600.0  # seconds
 
 
 class QueueCount(NamedTuple):
-    """The messages of a queue, suspects included, its dead letters, and those who wait for one."""
+    """The messages of a queue, suspects included, its dead letters, and its waiting consumers."""
 
     ready: int
     dead: int

@@ -24,11 +24,11 @@ channel, or that number would stay taken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import ssl
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, SupportsIndex, cast
 from urllib.parse import quote
 
@@ -197,7 +197,7 @@ class RabbitTransport:
             raise
         return channel
 
-    @contextmanager
+    @contextlib.contextmanager
     def expect_answer(self) -> Iterator[None]:
         """Watch the server while an answer is missing; the connection fails soon if it is gone.
 
@@ -294,31 +294,41 @@ class RabbitTransport:
 
 
 async def connect(address: RabbitAddress) -> RabbitTransport:
-    """Return an open connection.
+    """Return an open connection to the first of the hosts that answers.
 
     Raises:
         AmqpRefused: The server refuses the user, the password or the virtual host.
-        AmqpDisconnected: It cannot be reached, or did not answer in time.
+        AmqpDisconnected: None can be reached, or the last did not answer in time.
     """
+    *others, last = address.hosts
+    for host, port in others:
+        with contextlib.suppress(AmqpDisconnected):
+            return await _connect_to(address, host, port)
+    return await _connect_to(address, *last)
+
+
+async def _connect_to(address: RabbitAddress, host: str, port: int) -> RabbitTransport:
     async with time_limit(address.connect_timeout, "no answer to the greeting in time"):
-        reader, writer = await _open_streams(address)
+        reader, writer = await _open_streams(address, host, port)
         return await _shake_hands(address, reader, writer)
 
 
-async def _open_streams(address: RabbitAddress) -> tuple[_ServerReader, asyncio.StreamWriter]:
+async def _open_streams(
+    address: RabbitAddress, host: str, port: int
+) -> tuple[_ServerReader, asyncio.StreamWriter]:
     loop = asyncio.get_running_loop()
     reader = _ServerReader()
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     try:
         socket, _ = await loop.create_connection(
-            lambda: protocol, address.host, address.port, ssl=address.ssl_context
+            lambda: protocol, host, port, ssl=address.ssl_context
         )
     except ssl.SSLCertVerificationError as error:
         raise AmqpRefused(
             403, f"its certificate is not to be trusted: {error.verify_message}"
         ) from error
     except OSError as error:
-        raise AmqpDisconnected(str(error)) from error
+        raise AmqpDisconnected(f"{host}:{port}: {error}") from error
     forks.keep_transport_private(socket)
     return reader, asyncio.StreamWriter(socket, protocol, reader, loop)
 
@@ -358,9 +368,8 @@ async def _shake_hands(
 def _aiormq_url(address: RabbitAddress) -> str:
     """Return the URL that aiormq is given: it reads the account and the heartbeat from it."""
     user, password = quote(address.user, safe=""), quote(address.password, safe="")
-    host = f"[{address.host}]" if ":" in address.host else address.host
     query = f"auth={address.mechanism.lower()}&heartbeat={address.heartbeat}"
-    return f"amqp://{user}:{password}@{host}:{address.port}/?{query}"
+    return f"amqp://{user}:{password}@host/?{query}"
 
 
 def _mapped(error: BaseException | None) -> Exception:

@@ -6,7 +6,7 @@ is stored. The same goes for a retry or a dead letter, which takes the place of 
 Theory of operation
 -------------------
 A message is held (`held`) from its arrival until it is acknowledged or the channel fails. While it
-is held, the server gives it to nobody else; once the channel has failed, all that was held is void
+is held, the server gives it to nobody else; once its channel has failed, all that was held is void
 and belongs to others. In between it is in one of these states:
 
 - `arrived`: it was not sorted yet;
@@ -58,9 +58,11 @@ from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import Lineage, RabbitMessage, publication_of
-from aiotaskq.drivers.rabbitmq.names import Lane
+from aiotaskq.drivers.rabbitmq.names import Lane, Source
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
 from aiotaskq.errors import BatchRefused, ConfigError, Unavailable
+
+_TAGS = 2**48  # more than a channel gives
 
 
 class UnackedMessages:
@@ -73,8 +75,9 @@ class UnackedMessages:
         consumer_id: The consumer.
 
     Attributes:
-        channel: The channel on which they arrived.
-        held: All of them, by delivery tag.
+        channel: The channel on which they arrive; None before the first `move_to`.
+        held: All of them, by delivery tag. Tags of later channels are larger, by a multiple of
+            `_TAGS`.
         arrived: Those that were not sorted yet.
         returning: The copies of those that could not be returned yet, by delivery tag.
         available: Those that can be handed out.
@@ -94,6 +97,8 @@ class UnackedMessages:
         self._id = consumer_id
         self._attempts: dict[int, tuple[AmqpPublication, list[AmqpConfirmation]]] = {}
         self._settling = asyncio.Lock()
+        self._base = -_TAGS
+        self._bases: dict[RabbitChannel, int] = {}  # channels, and what is added to their tags
         self.channel: RabbitChannel | None = None
         self.held: dict[int, RabbitMessage] = {}
         self.arrived: list[RabbitMessage] = []
@@ -110,8 +115,23 @@ class UnackedMessages:
         """Return whether the next message must be handed out alone."""
         return bool(self.available) and self.available[0].crashes >= SUSPECT
 
-    def add(self, message: RabbitMessage) -> None:
-        """Take in a message that has arrived."""
+    def move_to(self, channel: RabbitChannel) -> None:
+        """Go on with a new channel; what is held stays on the channel where it arrived."""
+        self._base += _TAGS
+        self._bases[channel] = self._base
+        self.channel = channel
+
+    def retire(self, channel: RabbitChannel) -> bool:
+        """Give an earlier channel up, unless a message is held on it; return whether it is."""
+        base = self._bases[channel]
+        if any(base < tag < base + _TAGS for tag in self.held):
+            return False
+        del self._bases[channel]
+        return True
+
+    def add(self, message: RabbitMessage, channel: RabbitChannel) -> None:
+        """Take in a message that has arrived on a channel."""
+        message.tag += self._bases[channel]
         self.held[message.tag] = message
         self.arrived.append(message)
 
@@ -147,13 +167,20 @@ class UnackedMessages:
 
     # --- returning to the queues ----------------------------------------------------------------
 
-    async def sort_arrived(self) -> None:
+    async def sort_arrived(self, order: Collection[Source] = ()) -> None:
         """Move messages on that have arrived; those that cannot return now stay in `returning`.
+
+        Args:
+            order: The sources that they were taken from together, and so came in any order; in the
+                order in which their messages are handed out.
 
         Raises:
             AmqpError: The channel failed, and all that was held is void.
         """
         arrived, self.arrived = self.arrived, []
+        if len(order) > 1:
+            places = {source: place for place, source in enumerate(order)}
+            arrived.sort(key=lambda one: places.get((one.queue, one.priority), 0))
         drop: list[int] = []
         keep: list[RabbitMessage] = []
         cancelled = self._membership.cancelled
@@ -275,17 +302,21 @@ class UnackedMessages:
 
     async def _round_trip(self) -> None:
         """Wait for an answer: earlier frames were read, and every message is still held here."""
-        assert self.channel is not None  # the messages arrived on it
-        await self.channel.call(Basic.Qos(prefetch_count=1))
+        for channel in list(self._bases):
+            await channel.call(Basic.Qos(prefetch_count=1))
 
     def _ack(self, tags: Sequence[int]) -> None:
-        if tags:
-            assert self.channel is not None  # the messages arrived on it
-            self.channel.ack(tags, among=list(self.held))
-            for tag in tags:
-                self.held.pop(tag, None)
-                self.returning.pop(tag, None)
-                self._attempts.pop(tag, None)
+        if not tags:
+            return
+        for channel, base in self._bases.items():
+            some = [tag - base for tag in tags if base < tag < base + _TAGS]
+            if some:
+                among = [tag - base for tag in self.held if base < tag < base + _TAGS]
+                channel.ack(some, among)
+        for tag in tags:
+            self.held.pop(tag, None)
+            self.returning.pop(tag, None)
+            self._attempts.pop(tag, None)
 
     # --- settling -------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from urllib.parse import SplitResult, unquote
 
 from aiotaskq.drivers.common.url import (
     Reader,
+    host_and_port,
     masked_url,
     one_of,
     read_flag,
@@ -31,6 +33,7 @@ class RabbitAddress:
 
     Attributes:
         url: The URL for people: without the password.
+        hosts: Names and ports of the nodes of one cluster; the first that answers is used.
         queue_type: The type of queues that are made: ``quorum`` or ``classic``.
         heartbeat: Seconds; a connection is given up after three times that without a sign of life.
         timeout: Seconds that an answer may take.
@@ -39,8 +42,7 @@ class RabbitAddress:
     """
 
     url: str
-    host: str
-    port: int
+    hosts: tuple[tuple[str, int], ...]
     virtual_host: str
     mechanism: str
     user: str = field(repr=False)
@@ -93,20 +95,26 @@ _TLS_OPTIONS: dict[str, Reader] = {
     "keyfile": str,
     "verify": read_flag,
 }
+_SEVERAL = re.compile(r"[;,]\s*amqps?://", re.IGNORECASE)
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 def parse_url(url: str) -> RabbitAddress:
     """Read a URL.
 
-    ``amqp://[user[:password]@]host[:port][/virtual host][?option=value&...]``, the same with
-    ``amqps`` for TLS. An empty virtual host is ``/``.
+    ``amqp://[user[:password]@]host[:port][,host[:port]...][/virtual host][?option=value&...]``, the
+    same with ``amqps`` for TLS. An empty virtual host is ``/``.
 
     Raises:
         ConfigError: It is not such a URL, or has an unknown option.
     """
+    if _SEVERAL.search(url):
+        raise ConfigError(
+            "not a RabbitMQ URL, but several: name all hosts in one, as in"
+            " amqp://user:password@host1:5672,host2:5672/vhost"
+        )
     parts = split_url(url, system="RabbitMQ", schemes=_PORTS)
-    port = _port(parts)
+    hosts = _hosts(parts)
     readers = _OPTIONS | (_TLS_OPTIONS if parts.scheme == "amqps" else {})
     options = read_options(parts, readers)
     tls = None
@@ -115,8 +123,7 @@ def parse_url(url: str) -> RabbitAddress:
     external = parts.scheme == "amqps" and parts.username is None and "certfile" in dict(tls or ())
     return RabbitAddress(
         url=masked_url(parts),
-        host=unquote(parts.hostname or "localhost"),
-        port=port,
+        hosts=hosts,
         virtual_host=unquote(parts.path.removeprefix("/")) or "/",
         # Without a user, the client's certificate authenticates it.
         mechanism="EXTERNAL" if external else "PLAIN",
@@ -127,10 +134,8 @@ def parse_url(url: str) -> RabbitAddress:
     )
 
 
-def _port(parts: SplitResult) -> int:
-    try:
-        return parts.port or _PORTS[parts.scheme]
-    except ValueError:  # it would quote the text, which may be a part of a password
-        raise ConfigError(
-            "not a RabbitMQ URL: it names a host as host:port, with a port from 0 to 65535"
-        ) from None
+def _hosts(parts: SplitResult) -> tuple[tuple[str, int], ...]:
+    places = parts.netloc.rpartition("@")[2].split(",")
+    if len(places) > 1 and not all(places):
+        raise ConfigError("not a RabbitMQ URL: a host is missing before or behind a comma")
+    return tuple(host_and_port(one, _PORTS[parts.scheme], system="RabbitMQ") for one in places)

@@ -1,4 +1,4 @@
-"""Frames and properties of any content: what is read of them, without a server."""
+"""Frames and properties of any content are read, without a server."""
 
 from __future__ import annotations
 

@@ -17,12 +17,24 @@ from aiotaskq.errors import ConfigError
         ("amqp://h?queue_type=mirrored", "'mirrored' is not a value"),
         ("amqp://h?cafile=x", "no option 'cafile'"),
         ("amqp://h:port", "not a RabbitMQ URL"),
+        ("amqp://a,b:port/", "not a RabbitMQ URL"),
+        ("amqp://a,/", "a host is missing"),
+        ("amqp://a//;amqp://b//", "name all hosts in one"),
+        ("amqp://u:s3cret@a:1//;amqp://u:s3cret@b:2//", "name all hosts in one"),
         ("http://h", "may begin with amqp:// or amqps://"),
     ],
 )
 def test_a_url_that_is_wrong_is_refused(given: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         RabbitBroker(given)
+
+
+def test_a_url_may_name_several_hosts() -> None:
+    address = parse_url("amqp://user:s3cret@a:5673,b,[::1]:5674/v?timeout=3")
+    assert address.hosts == (("a", 5673), ("b", 5672), ("::1", 5674))
+    assert address.url == "amqp://user:***@a:5673,b,[::1]:5674/v?timeout=3"
+    assert (address.virtual_host, address.timeout) == ("v", 3.0)
+    assert parse_url("amqps://").hosts == (("localhost", 5671),)
 
 
 def test_no_password_is_shown() -> None:
