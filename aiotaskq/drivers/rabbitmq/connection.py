@@ -57,11 +57,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds before them
 
 _SURELY_TAKEN = 1000  # bytes of a body; what is larger is tried first
 
-NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 404, 405, 406
+ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 403, 404, 405, 406
 # 406 has several meanings. With this text a queue or exchange has other arguments than declared.
 _OTHER_ARGUMENTS = "inequivalent arg"
 _TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
-_HOPELESS = frozenset({402, 403, 530})  # wrong password, no permission, no such virtual host
+_HOPELESS = frozenset(
+    {402, ACCESS_REFUSED, 530}
+)  # wrong password, no permission, no such virtual host
 
 
 class RabbitConnection:
@@ -409,6 +411,10 @@ class RabbitConnection:
         """Raise the error of the contract for one of a channel or a transport."""
         url = self.address.url
         if isinstance(error, AmqpRefused):
+            if error.code == ACCESS_REFUSED and "access to" in str(error):
+                raise ConfigError(
+                    f"{url}: its user lacks a permission: {error}. Each feature needs other ones"
+                ) from None
             if error.code in _HOPELESS:
                 raise ConfigError(f"{url} refuses the connection: {error}") from None
             if error.code == PRECONDITION_FAILED and _OTHER_ARGUMENTS in str(error):

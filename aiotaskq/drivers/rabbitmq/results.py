@@ -5,9 +5,8 @@ kept in the memory of the process, where all its event loops find them.
 
 Theory of operation
 -------------------
-`RabbitOutcomes` is the memory of one process, shared by all backends of the same URL and prefix; a
-forked child has another one. It is used from several threads under a lock. The first final outcome
-of an id stays. Listeners are notified after the outcome was put, so that they find it.
+`RabbitOutcomes` (`outcomes.py`) has the outcomes of one process, for all backends of the same URL
+and prefix; a forked child has others.
 
 A backend receives nothing until `reply_address` is called. Then one task (`_receive_replies`)
 consumes from the client's queue as long as the backend is open, and connects again when the
@@ -23,12 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import threading
-import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -46,104 +42,23 @@ from aiotaskq.drivers.rabbitmq.channel import (
 )
 from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.drivers.rabbitmq.outcomes import RabbitOutcomes
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BackendUnavailable, BatchRefused, ConfigError
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.rabbitmq")
 
-_KEPT = 10_000  # outcomes in the memory of a process, the latest
 _UNREAD_FOR = 3600.0  # seconds after which the queue of a client that is gone is removed
 _AHEAD = 1000  # outcomes that the server sends before the first is acknowledged
 _MOST = 1000  # outcomes in one batch
+_SWEEP_EVERY = 5.0  # seconds
 _LONGEST_TTL = 2**32 - 1  # milliseconds; the server refuses more
 _DELETE_WAIT = 1.0  # seconds in which the queue is deleted at the end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds between attempts to consume
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Outcome).decode
-
-
-class RabbitOutcomes:
-    """The outcomes that a process has received, for all its event loops."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._outcomes: OrderedDict[str, tuple[Outcome, float]] = OrderedDict()  # with expiry
-        self._listeners: set[RabbitOutcomeListener] = set()
-
-    def put(self, outcomes: Sequence[Outcome], ttl: float | None = None) -> list[str]:
-        """Keep outcomes for some seconds; return the ids of those whose task has ended before."""
-        until = math.inf if ttl is None else time.monotonic() + ttl
-        refused: list[str] = []
-        final: list[Outcome] = []
-        with self._lock:
-            for outcome in outcomes:
-                known = self._find(outcome.task_id)
-                if known is not None and known.status.final:
-                    refused.append(outcome.task_id)
-                    continue
-                self._outcomes[outcome.task_id] = outcome, until
-                self._outcomes.move_to_end(outcome.task_id)
-                if outcome.status.final:
-                    final.append(outcome)
-            while len(self._outcomes) > _KEPT:
-                self._outcomes.popitem(last=False)
-            listeners = list(self._listeners)
-        if final:
-            for listener in listeners:
-                listener.notify(final)
-        return refused
-
-    def get(self, ids: Collection[str]) -> dict[str, Outcome]:
-        """Return the outcomes of those ids that have one."""
-        with self._lock:
-            return {one: found for one in ids if (found := self._find(one)) is not None}
-
-    def forget(self, ids: Collection[str]) -> int:
-        """Drop outcomes; return how many there were."""
-        with self._lock:
-            there = [one for one in set(ids) if self._find(one) is not None]
-            for one in there:
-                del self._outcomes[one]
-        return len(there)
-
-    def _find(self, task_id: str) -> Outcome | None:
-        outcome, until = self._outcomes.get(task_id, (None, math.inf))
-        if time.monotonic() < until:
-            return outcome
-        del self._outcomes[task_id]
-        return None
-
-    def notify_missed(self) -> None:
-        """Notify all listeners that they may have missed outcomes."""
-        for listener in list(self._listeners):
-            listener.notify([])
-
-    def listen(self) -> RabbitOutcomeListener:
-        """Return a new listener for the running event loop."""
-        listener = RabbitOutcomeListener()
-        with self._lock:
-            self._listeners.add(listener)
-        return listener
-
-    def unlisten(self, listener: RabbitOutcomeListener) -> None:
-        """Drop a listener."""
-        with self._lock:
-            self._listeners.discard(listener)
-
-
-class RabbitOutcomeListener:
-    """Passes outcomes from any thread to the event loop in which it was made."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.batches: asyncio.Queue[Sequence[Outcome]] = asyncio.Queue()
-
-    def notify(self, outcomes: Sequence[Outcome]) -> None:
-        """Pass outcomes on. Safe to call in any thread."""
-        with contextlib.suppress(RuntimeError):  # its event loop is closed
-            self._loop.call_soon_threadsafe(self.batches.put_nowait, outcomes)
 
 
 _outcomes: dict[tuple[int, str, str], RabbitOutcomes] = {}
@@ -262,7 +177,7 @@ class RabbitBackend:
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         self._connection.get()
-        return self._outcomes.get(ids)
+        return await self._outcomes.get(ids)
 
     async def subscribe(self) -> AsyncGenerator[Sequence[str | Outcome], None]:
         listener = self._outcomes.listen()
@@ -293,7 +208,11 @@ class RabbitBackend:
                 ended = await self._consume(channel)
                 backoff.reset()
                 self._outcomes.notify_missed()
-                await ended.wait()
+                while not ended.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_SWEEP_EVERY):
+                            await ended.wait()
+                    await asyncio.to_thread(self._outcomes.sweep)
                 await channel.close()
             except (AmqpError, BackendUnavailable, ConfigError) as error:
                 if not backoff.failures:
@@ -317,8 +236,14 @@ class RabbitBackend:
 
         def receive(message: AmqpMessage) -> None:
             channel.ack([message.method.delivery_tag])
-            with contextlib.suppress(msgspec.MsgspecError):  # not written by this package
-                self._outcomes.put([_decode(message.body)])
+            try:
+                outcome = _decode(message.body)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return  # not written by this package
+            # The server counts this time only while the result waits there.
+            lasts = message.properties.expiration
+            known = lasts.isascii() and lasts.isdecimal()
+            self._outcomes.put([outcome], int(lasts) / 1000 if known else None)
 
         channel.listen("replies", receive)
         await channel.call(

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pamqp.commands import Exchange, Queue
 
 from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
-from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RabbitConnection
+from aiotaskq.drivers.rabbitmq.connection import ACCESS_REFUSED, NOT_FOUND, RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, POSITIONS, Hop
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.names import Lane
@@ -98,12 +98,17 @@ class RabbitTopology:
             return
         if priority:
             await self._declare_lane(queue, 0)
-        if (queue, priority) not in self._listed:
-            await self._list(queue, priority)
-        if priority:
-            await self._connection.declare(names.declare_ready(queue, priority))
-        else:
-            await self._declare_queue(queue)
+        try:
+            if (queue, priority) not in self._listed:
+                await self._list(queue, priority)
+            if priority:
+                await self._connection.declare(names.declare_ready(queue, priority))
+            else:
+                await self._declare_queue(queue)
+        except ConfigError:
+            # A user without the right to make it may still send to it.
+            if not await self._is_usable(queue, priority):
+                raise
         self._declared.add(name)
 
     async def _declare_queue(self, queue: str) -> None:
@@ -119,6 +124,23 @@ class RabbitTopology:
             names.declare_suspects(queue),
             names.declare_ready(queue),
         )
+
+    async def _is_usable(self, queue: str, priority: int) -> bool:
+        """Return whether a lane exists that this user has no right to declare."""
+        ready = self._names.declare_ready(queue, priority)
+        try:
+            await self._connection.call(ready)
+        except AmqpRefused as error:
+            if error.code == ACCESS_REFUSED:
+                return await self._exists(ready.queue)
+        return False
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self._connection.call(Queue.Declare(queue=name, passive=True))
+        except AmqpRefused:
+            return False
+        return True
 
     async def _list(self, queue: str, priority: int) -> None:
         """Put a lane on the list of queues, unless its mark says that it is there."""
