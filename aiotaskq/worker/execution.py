@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from aiotaskq.context import State, TaskContext
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
+from aiotaskq.errors import SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.effective import EffectiveOptions
 from aiotaskq.worker.thread_call import ThreadCall
@@ -104,6 +105,17 @@ class Execution:
 
     def __str__(self) -> str:
         return str(self.message)
+
+
+def soft_error(execution: Execution) -> SoftTimeLimitExceeded:
+    """Return the exception that is raised inside an execution at its soft limit."""
+    soft = execution.options.soft_timeout
+    return SoftTimeLimitExceeded(f"it ran longer than its soft_timeout of {soft:g} s")
+
+
+def hard_error(execution: Execution) -> TimeLimitExceeded:
+    """Return the exception with which an execution ends at its limit."""
+    return TimeLimitExceeded(f"it ran longer than its timeout of {execution.options.timeout:g} s")
 
 
 class OutcomeExists(Exception):

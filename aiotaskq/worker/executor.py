@@ -30,14 +30,22 @@ from aiotaskq.context import TaskContext, enter
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
 from aiotaskq.contract.settlement import Release
-from aiotaskq.errors import DecodeError, SoftTimeLimitExceeded, TimeLimitExceeded
+from aiotaskq.errors import DecodeError, TimeLimitExceeded
 from aiotaskq.middleware import wrap_run
 from aiotaskq.tasks.option_table import Executor as ExecutorName
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.endings import Endings
 from aiotaskq.worker.environment import WorkerEnvironment
-from aiotaskq.worker.execution import Execution, ExecutionContext, OutcomeExists, Stop, starter
+from aiotaskq.worker.execution import (
+    Execution,
+    ExecutionContext,
+    OutcomeExists,
+    Stop,
+    hard_error,
+    soft_error,
+    starter,
+)
 from aiotaskq.worker.interrupt import interruptible
 from aiotaskq.worker.thread_call import ThreadCall
 from aiotaskq.worker.waiting_room import WaitingRoom
@@ -45,6 +53,7 @@ from aiotaskq.worker.waiting_room import WaitingRoom
 logger = logging.getLogger("aiotaskq.worker")
 
 _CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
+_C_CODE = 1.0  # seconds for a cancelled function in a thread to return from C code
 _LEAVE_WAIT = 0.1  # seconds for what is stuck to hear that nobody waits for it
 
 
@@ -117,8 +126,8 @@ class Executor:
     @property
     def stuck(self) -> int:
         """The number of tasks that run on after they were cancelled, in threads as well."""
-        here = sum(execution.thread is None for execution in self._stuck)
-        return here + self._pools.stuck
+        calls = [execution.thread for execution in self._stuck]
+        return sum(call is None or call.over for call in calls) + self._pools.stuck
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
         """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
@@ -293,7 +302,7 @@ class Executor:
             self._end_stopped(execution, error)
         elif execution.softened and isinstance(error, asyncio.CancelledError):
             self._end.raised(
-                execution, self._soft_error(execution)
+                execution, soft_error(execution)
             )  # outside the function, in middleware
         elif isinstance(error, OutcomeExists):
             self._end.outcome_exists(execution)
@@ -339,7 +348,7 @@ class Executor:
         if execution.stop is not None or execution.work is None:
             return
         if execution.thread is not None:
-            execution.thread.interrupt(lambda: self._soft_error(execution))
+            execution.thread.interrupt(lambda: soft_error(execution))
             return
         execution.softened = True
         execution.work.cancel()
@@ -351,24 +360,14 @@ class Executor:
         execution.softened = False
         assert execution.work is not None  # it was cancelled
         execution.work.uncancel()
-        return self._soft_error(execution)
-
-    def _soft_error(self, execution: Execution) -> SoftTimeLimitExceeded:
-        return SoftTimeLimitExceeded(
-            f"it ran longer than its soft_timeout of {execution.options.soft_timeout:g} s"
-        )
-
-    def _hard_error(self, execution: Execution) -> TimeLimitExceeded:
-        return TimeLimitExceeded(
-            f"it ran longer than its timeout of {execution.options.timeout:g} s"
-        )
+        return soft_error(execution)
 
     def _interruption(self, execution: Execution) -> Callable[[], BaseException] | None:
         """Return what is raised in a thread whose execution is cancelled; None: give it up."""
         if execution.stop is None or execution not in self._running:  # the loop or the worker ends
             return None
         if execution.stop is Stop.TIMEOUT:
-            return lambda: self._hard_error(execution)
+            return lambda: hard_error(execution)
         return asyncio.CancelledError
 
     # Stop
@@ -378,7 +377,7 @@ class Executor:
         if execution.stop is Stop.RELEASE:
             self._end.released(execution)
         elif execution.stop is Stop.TIMEOUT:
-            late = self._hard_error(execution)
+            late = hard_error(execution)
             if execution.thread is not None and isinstance(error, TimeLimitExceeded):
                 late = error  # it was raised there
             else:
@@ -445,13 +444,15 @@ class Executor:
             await asyncio.wait(works, timeout=_LEAVE_WAIT)
 
     async def _cancel_all(self, stop: Stop) -> None:
-        works = []
         for execution in list(self._running):
             self._cancel(execution, stop)
-            if execution.work is not None:
-                works.append(execution.work)
-        if works:
-            await asyncio.wait(works, timeout=self._grace)
+        soon = min(_C_CODE, self._grace)
+        for seconds in (soon, self._grace - soon):
+            works = [one.work for one in self._running if one.work is not None]
+            if works:
+                await asyncio.wait(works, timeout=seconds)
+            for execution in list(self._running):
+                self._give_up_unheard(execution)
 
     def _cancel(self, execution: Execution, stop: Stop) -> None:
         first = execution.stop is None
@@ -461,8 +462,16 @@ class Executor:
         if execution.begun and execution.work is not None:
             execution.work.cancel()
         if first and stop in (Stop.TIMEOUT, Stop.REVOKE):
-            timer = self._loop.call_later(self._grace, self._give_up, execution)
-            execution.timers = [*(execution.timers or ()), timer]
+            later, soon = self._grace, min(_C_CODE, self._grace)
+            timers = [self._loop.call_later(later, self._give_up, execution)]
+            if execution.thread is not None:
+                timers.append(self._loop.call_later(soon, self._give_up_unheard, execution))
+            execution.timers = [*(execution.timers or ()), *timers]
+
+    def _give_up_unheard(self, execution: Execution) -> None:
+        """Give up a function in a thread that runs C code, and so does not even begin to end."""
+        if execution.thread is not None and execution.thread.unheard:
+            self._give_up(execution)
 
     def _give_up(self, execution: Execution) -> None:
         """Tell the end of an execution that does not end, and free its slot.
@@ -472,7 +481,7 @@ class Executor:
         if execution not in self._running:
             return
         held = execution.stop is Stop.TIMEOUT and self._end.retries(
-            execution, self._hard_error(execution)
+            execution, hard_error(execution)
         )
         if not held:
             self._end_stopped(execution)
