@@ -49,11 +49,11 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.retention import CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, MAX_QUEUES, RedisClient
 from aiotaskq.drivers.redis.connection import (
     RedisConnection,
-    UnstorableValue,
     Word,
     is_malformed_data,
 )

@@ -48,9 +48,10 @@ from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
-from aiotaskq.drivers.redis.connection import UnstorableValue, Word
+from aiotaskq.drivers.redis.connection import Word
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, RedisNotifier
 from aiotaskq.errors import BatchRefused, LeaseLost, Unavailable
 
