@@ -245,7 +245,7 @@ class RedisBroker:
 
     async def cancelled_among(self, ids: Collection[str]) -> set[str]:
         key, found = self._client.keys.cancelled, set[str]()
-        for part in slices(list(ids), MAX_ENTRIES):
+        for part in slices([one for one in ids if items.is_text(one)], MAX_ENTRIES):
             packed = map(items.pack_id, part)
             scores = await self._client.connection.command("ZMSCORE", key, *packed)
             found |= {name for name, at in zip(part, scores, strict=True) if at is not None}
