@@ -186,7 +186,8 @@ class PydanticType:
             # The setting: msgspec wrote the bytes.
             row: Any = tuple
             self._adapter = TypeAdapter(row[annotation], config=ConfigDict(val_json_bytes="base64"))
-            self._adapter.rebuild(raise_errors=True)
+            if hasattr(self._adapter, "rebuild"):  # from 2.10 on; it resolves what is left
+                self._adapter.rebuild(raise_errors=True)
         except Exception as error:  # it may ask the annotated classes, whose code is arbitrary
             raise ConfigError(f"{problem}; annotate the parameter otherwise") from error
         self._settings = _by_name()

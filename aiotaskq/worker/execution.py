@@ -21,13 +21,18 @@ from collections.abc import Awaitable, Callable, Coroutine
 from enum import IntEnum, auto
 from typing import Any, TypeAlias
 
+from msgspec import Raw
+
 from aiotaskq.context import State, TaskContext
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
+from aiotaskq.encoding.codec import Codec
 from aiotaskq.errors import SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.effective import EffectiveOptions
 from aiotaskq.worker.thread_call import ThreadCall
+
+_NULL = Raw(b"null")
 
 Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
@@ -102,6 +107,26 @@ class Execution:
     def took(self) -> float:
         """Seconds since its function was called."""
         return time.perf_counter() - self.started
+
+    def encode(self, value: Any, codec: Codec, *, kept: bool) -> Raw:
+        """Encode the value of its function; one that nobody gets needs no form.
+
+        Args:
+            value: The value; encoded already where a process of the pool returned it.
+            codec: The codec of results.
+            kept: Whether results are kept at all.
+
+        Raises:
+            UnwritableResult: The value has no form.
+        """
+        if type(value) is Raw:
+            return value
+        if not kept or self.options.ignore_result:
+            return _NULL
+        try:
+            return codec.encode_result(value, self.task.arguments.result())
+        except Exception as error:  # methods of the value may raise anything
+            raise UnwritableResult from error
 
     # Limits of time
 

@@ -46,14 +46,14 @@ from aiotaskq.worker.execution import (
     starter,
 )
 from aiotaskq.worker.garbage import GarbageWatch, drop_tracebacks
-from aiotaskq.worker.interrupt import interruptible, wait_for
+from aiotaskq.worker.interrupt import as_coroutine, interruptible
 from aiotaskq.worker.thread_call import ThreadCall
 from aiotaskq.worker.waiting_room import WaitingRoom
 
 logger = get_logger("aiotaskq.worker")
 
-_NULL = Raw(b"null")
 _CANCELLED_EARLY_FOR = 10.0  # seconds by which the news of a cancel may arrive before its task
+_C_CODE = 1.0  # seconds for a cancelled function in a thread to return from C code
 _LEAVE_WAIT = 0.1  # seconds for what is stuck to hear that nobody waits for it
 
 
@@ -100,6 +100,7 @@ class Executor:
         self._call = wrap_run(app.middlewares, self._call_function)
         self._plain = self._call == self._call_function  # no middleware to go through
         self._begin_transaction = completer.begin
+        self._keeps_results = completer.keeps_results
         self._max_crashes = app.conf.max_crashes
         self._grace = app.conf.task_cancel_grace
         self._result_ttl = app.conf.result_expires
@@ -128,8 +129,8 @@ class Executor:
     @property
     def stuck(self) -> int:
         """The number of tasks that run on after they were cancelled, in threads as well."""
-        here = sum(execution.thread is None for execution in self._stuck)
-        return here + self._pools.stuck
+        calls = [execution.thread for execution in self._stuck]
+        return sum(call is None or call.over for call in calls) + self._pools.stuck
 
     def describe(self, work: asyncio.Task[Any] | None) -> str:
         """Return the name and id of the task that an asyncio task runs; empty if it runs none."""
@@ -284,7 +285,7 @@ class Executor:
             forks.end_child(self._generation)
             if context.verdict is not None:
                 raise context.verdict
-            encoded = self._encode(execution, value)
+            encoded = execution.encode(value, self._codec, kept=self._keeps_results)
             if execution.transaction is not None:
                 await self._commit(execution, execution.transaction, encoded)
         except BaseException as error:  # SystemExit included: it ends the task only
@@ -300,17 +301,6 @@ class Executor:
             else:
                 self._end_stopped(execution)
 
-    def _encode(self, execution: Execution, value: Any) -> Raw:
-        """Encode the value of a task; one that nobody gets has no need of a form."""
-        if type(value) is Raw:
-            return value
-        if execution.options.ignore_result or not self._completer.keeps_results:
-            return _NULL
-        try:
-            return self._codec.encode_result(value, execution.task.arguments.result())
-        except Exception as error:  # methods of the value may raise anything
-            raise UnwritableResult from error
-
     async def _commit(self, execution: Execution, transaction: Transaction, encoded: Raw) -> None:
         """Commit the writes of a task and its outcome together, or neither."""
         if not execution.may_succeed:  # the function has hidden its cancellation
@@ -323,9 +313,7 @@ class Executor:
         if execution.stop is not None:  # whatever the function raised instead of its cancellation
             self._end_stopped(execution, error)
         elif execution.softened and isinstance(error, asyncio.CancelledError):
-            self._end.raised(
-                execution, execution.soft_error()
-            )  # outside the function, in middleware
+            self._end.raised(execution, execution.soft_error())  # in middleware
         elif isinstance(error, OutcomeExists):
             self._end.outcome_exists(execution)
         elif isinstance(error, UnwritableResult) and isinstance(error.__cause__, Exception):
@@ -342,28 +330,25 @@ class Executor:
                 execution.task,
                 execution.delivery.body,
                 execution.options.soft_timeout,
-                keeps_result=self._completer.keeps_results and not execution.options.ignore_result,
+                keeps_result=self._keeps_results and not execution.options.ignore_result,
             )
         if executor == "thread":
             execution.thread = ThreadCall(execution.task.call, context.args, context.kwargs)
             value = await self._pools.threads().call(
                 execution.thread, lambda: self._interruption(execution)
             )
-            # A plain function around a coroutine function returns its coroutine.
             if not isawaitable(value):
                 return value
-            execution.thread = None  # what follows is cancelled as a coroutine is
-            return await self._run_coroutine(execution, wait_for(value))
-        return await self._run_coroutine(
-            execution, execution.task.call(*context.args, **context.kwargs)
-        )
+            # A plain function around a coroutine function has returned its coroutine.
+            execution.thread = None
+            return await self._run_coroutine(execution, as_coroutine(value))
+        body = execution.task.call(*context.args, **context.kwargs)
+        return await self._run_coroutine(execution, body)
 
-    async def _run_coroutine(
-        self, execution: Execution, coroutine: Coroutine[Any, Any, Any]
-    ) -> Any:
+    async def _run_coroutine(self, execution: Execution, body: Coroutine[Any, Any, Any]) -> Any:
         if execution.options.soft_timeout is None:
-            return await coroutine
-        return await interruptible(coroutine, execution.take_soft_error)
+            return await body
+        return await interruptible(body, execution.take_soft_error)
 
     # Stop
 
@@ -450,13 +435,15 @@ class Executor:
             await asyncio.wait(works, timeout=_LEAVE_WAIT)
 
     async def _cancel_all(self, stop: Stop) -> None:
-        works = []
         for execution in list(self._running):
             self._cancel(execution, stop)
-            if execution.work is not None:
-                works.append(execution.work)
-        if works:
-            await asyncio.wait(works, timeout=self._grace)
+        soon = min(_C_CODE, self._grace)
+        for seconds in (soon, self._grace - soon):
+            works = [one.work for one in self._running if one.work is not None]
+            if works:
+                await asyncio.wait(works, timeout=seconds)
+            for execution in list(self._running):
+                self._give_up_unheard(execution)
 
     def _cancel(self, execution: Execution, stop: Stop) -> None:
         first = execution.stop is None
@@ -466,8 +453,16 @@ class Executor:
         if execution.begun and execution.work is not None:
             execution.work.cancel()
         if first and stop in (Stop.TIMEOUT, Stop.REVOKE):
-            timer = self._loop.call_later(self._grace, self._give_up, execution)
-            execution.timers = [*(execution.timers or ()), timer]
+            later, soon = self._grace, min(_C_CODE, self._grace)
+            timers = [self._loop.call_later(later, self._give_up, execution)]
+            if execution.thread is not None:
+                timers.append(self._loop.call_later(soon, self._give_up_unheard, execution))
+            execution.timers = [*(execution.timers or ()), *timers]
+
+    def _give_up_unheard(self, execution: Execution) -> None:
+        """Give up a function in a thread that runs C code, and so does not even begin to end."""
+        if execution.thread is not None and execution.thread.unheard:
+            self._give_up(execution)
 
     def _give_up(self, execution: Execution) -> None:
         """Tell the end of an execution that does not end, and free its slot.

@@ -30,6 +30,7 @@ _PAUSES = (0.05, 5.0)  # seconds: the first pause while the broker is away, and 
 _BURST_LOOK = 0.1  # seconds between fetches of a burst that only waits for running tasks to end
 _LOOK = 0.02  # seconds between looks into the other queues, while one is left out
 _HOLD = 0.05  # seconds for which a delivery may wait for a thread or a process, and
+_RETURN_WAIT = 1.0  # seconds for them to be back; longer only if a server is away
 _HOLD_MIXED = 0.5  # the same while others of its queue get past it
 
 
@@ -89,6 +90,7 @@ class Fetching:
         self._rotation = QueueRotation(options.weights) if options.weights else None
         self._plan = FetchPlan(options.concurrency, executors)
         self._slot_free = asyncio.Event()
+        self._handed_back = False  # and maybe not settled yet
 
     def slot_freed(self) -> None:
         """Note that there is room for another delivery."""
@@ -136,6 +138,11 @@ class Fetching:
         order = None if self._rotation is None else self._rotation.next()
         if self._plan.is_open:
             return self._accept(await self._ask(self._room(), wait, order))
+        if self._handed_back:  # first these, so that they come before those behind them
+            self._handed_back = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETURN_WAIT):
+                    await self._completer.settled()
         self._slot_free.clear()
         calls = self._plan.calls(order or self._options.queues)
         deliveries: list[Delivery] = []
@@ -202,6 +209,7 @@ class Fetching:
         back = self._executor.hand_back(executor)
         self._quota.spend(-len(back))
         self._plan.handed_back(executor, back)
+        self._handed_back = self._handed_back or bool(back)
 
     async def _something_ended(self, late_in: float | None) -> None:
         """Wait until there may be room again, or the quiet time for a suspect is over."""

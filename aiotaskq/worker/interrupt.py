@@ -30,7 +30,7 @@ SoftCancelledError.__name__ = SoftCancelledError.__qualname__ = SoftTimeLimitExc
 SoftCancelledError.__module__ = SoftTimeLimitExceeded.__module__
 
 
-async def wait_for(awaitable: Awaitable[T]) -> T:
+async def as_coroutine(awaitable: Awaitable[T]) -> T:
     """Return the value of anything that can be awaited, as a coroutine does."""
     return await awaitable
 

@@ -38,7 +38,7 @@ from aiotaskq.errors import Reject, RetryLater, Snooze, SoftTimeLimitExceeded, V
 from aiotaskq.processes.parent import watch_parent
 from aiotaskq.processes.standard_streams import guard_streams
 from aiotaskq.tasks.task import Task
-from aiotaskq.worker.interrupt import wait_for
+from aiotaskq.worker.interrupt import as_coroutine
 
 
 class ImportModule(msgspec.Struct, frozen=True, tag=True):
@@ -85,7 +85,7 @@ class ProcessReply(msgspec.Struct, frozen=True):
     error: bytes | None = None
     traceback: str = ""
     verdict: ProcessVerdict | None = None
-    is_final: bool = False  # another run would fail in the same way
+    is_final: bool = False  # another attempt would end in the same way
 
 
 _requests: msgspec.msgpack.Decoder[PoolRequest] = msgspec.msgpack.Decoder(PoolRequest)
@@ -155,7 +155,7 @@ def _run(request: RunTask, codec: Codec) -> ProcessReply:
         with _told_in(request.soft_timeout):
             value = task.call(*args, **kwargs)
             if isawaitable(value):  # a plain function around a coroutine function
-                value = asyncio.run(wait_for(value))
+                value = asyncio.run(as_coroutine(value))
         forks.end_child(generation)
         if context.verdict is not None:
             raise context.verdict

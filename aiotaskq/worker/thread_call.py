@@ -46,6 +46,7 @@ class ThreadCall:
         "_args",
         "_context",
         "_function",
+        "_heard",
         "_instead",
         "_kwargs",
         "_lock",
@@ -65,7 +66,13 @@ class ThreadCall:
         self._thread: int | None = None  # the one that makes the call; None: it has not begun
         self._instead: Callable[[], BaseException] | None = None  # raised in place of the call
         self._sent = False
+        self._heard = False  # what was sent last
         self._over = False
+
+    @property
+    def unheard(self) -> bool:
+        """The state of an exception: True if it was sent and not raised yet, as C code runs."""
+        return self._sent and not self._heard and not self._over
 
     @property
     def over(self) -> bool:
@@ -87,10 +94,15 @@ class ThreadCall:
             return
         try:
             if not self._over:
-                self._sent = True
-                _set_async_exception(ctypes.c_ulong(thread), ctypes.py_object(_class_of(error)))
+                self._sent, self._heard = True, False
+                kind = _class_of(lambda: self._hear(error))
+                _set_async_exception(ctypes.c_ulong(thread), ctypes.py_object(kind))
         finally:
             self._lock.release()
+
+    def _hear(self, error: Callable[[], BaseException]) -> BaseException:
+        self._heard = True
+        return error()
 
     def __call__(self) -> Any:
         """Call the function and return its value. Once this has ended, nothing is raised."""

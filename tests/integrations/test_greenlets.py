@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.integrations.programs import LONG, Programs, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
+PREFIX = f"green{os.getpid()}"  # the server of RabbitMQ is shared
 PATCHES = {
     "gevent": ("import gevent as green", "from gevent import monkey; monkey.patch_all()"),
     "eventlet": ("import eventlet as green", "green.monkey_patch()"),
@@ -30,7 +32,7 @@ def send(programs: Programs, library: str, code: str, url: str, *, late: bool = 
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "sender.py"],
         cwd=programs.folder,
-        env=environment(AIOTASKQ_BROKER_URL=url),
+        env=environment(AIOTASKQ_BROKER_URL=url, AIOTASKQ_PREFIX=PREFIX),
         capture_output=True,
         text=True,
         timeout=LONG,
@@ -51,7 +53,7 @@ def test_greenlets_send_and_wait_and_let_the_others_run(
     url = "sqlite:///q.db"
     if broker == "redis":
         url = request.getfixturevalue("redis_url").replace("127.0.0.1", "localhost")
-    worker = programs.worker("tasks:app", AIOTASKQ_BROKER_URL=url)
+    worker = programs.worker("tasks:app", AIOTASKQ_BROKER_URL=url, AIOTASKQ_PREFIX=PREFIX)
     code = """
         ticks, results = [], []
 
@@ -108,7 +110,8 @@ def test_a_patched_program_that_forks_can_send_in_both(programs: Programs, libra
         print(status)
     """
     assert send(programs, library, code, "sqlite:///q.db") == "0\n"
-    shown = programs.run("queues", "tasks:app", AIOTASKQ_BROKER_URL="sqlite:///q.db").stdout
+    more = {"AIOTASKQ_BROKER_URL": "sqlite:///q.db", "AIOTASKQ_PREFIX": PREFIX}
+    shown = programs.run("queues", "tasks:app", **more).stdout
     assert " 3 " in shown
 
 
@@ -137,3 +140,24 @@ def test_nothing_starts_a_thread_while_the_interpreter_ends(
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("broker", ["postgres", "rabbitmq"])
+def test_greenlets_send_to_every_server(
+    programs: Programs, request: pytest.FixtureRequest, broker: str
+) -> None:
+    url = (
+        request.getfixturevalue("postgres_url")
+        if broker == "postgres"
+        else request.getfixturevalue("rabbit_server").url()
+    ).replace("127.0.0.1", "localhost")
+    code = """
+        def send():
+            for _ in range(3):
+                add.delay(1, 2)
+
+        green.joinall([green.spawn(send) for _ in range(3)])
+        print("sent")
+    """
+    assert send(programs, "gevent", code, url) == "sent\n"

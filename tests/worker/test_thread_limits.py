@@ -189,6 +189,28 @@ async def test_a_worker_that_stops_hands_back_what_runs_in_threads(app: TaskQueu
         assert await handle.result(LONG) == "done"
 
 
+async def test_c_code_is_not_given_the_time_to_clean_up(app: TaskQueue) -> None:
+    app.conf.task_cancel_grace = 10 * LONG
+    begun, end = threading.Event(), threading.Event()
+
+    @app.task
+    def hang() -> None:
+        begun.set()
+        end.wait(10 * LONG)
+
+    try:
+        async with asyncio.timeout(LONG):
+            async with app.worker(grace_period=0):
+                outcome = await (await hang.with_options(timeout=0.05).kiq()).wait(LONG)
+                assert isinstance(outcome.error, TimeLimitExceeded)
+                begun.clear()
+                handle = await hang.kiq()
+                await until(begun.is_set)
+            assert await handle.status() is TaskStatus.PENDING  # it was handed back
+    finally:
+        end.set()
+
+
 async def test_c_code_is_left_behind_and_takes_no_thread_from_others(app: TaskQueue) -> None:
     app.conf.task_cancel_grace = 0.02
     end = threading.Event()

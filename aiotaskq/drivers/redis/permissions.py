@@ -98,8 +98,8 @@ def _commands_in(source: str) -> frozenset[str]:
 _SENDER = RedisRole(
     meaning="sends tasks, and does nothing else",
     scripts=(scripts.PUBLISH,),
-    sends=("sadd", "smembers", "smismember", "time"),
-    keys=_QUEUES,
+    sends=("sadd", "smembers", "smismember", "time", "zmscore"),
+    keys=(*_QUEUES, "cancelled"),
 )
 _READER = RedisRole(
     meaning="reads results, and waits for them",

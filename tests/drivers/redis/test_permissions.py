@@ -19,8 +19,9 @@ from aiotaskq import Retry, Schedule, TaskQueue, bridge
 from aiotaskq.cli import main
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers import redis as driver
-from aiotaskq.drivers.redis import RedisBroker
+from aiotaskq.drivers.redis import RedisBroker, scripts
 from aiotaskq.drivers.redis.permissions import ROLES, TOPOLOGY_COMMANDS, cluster_role
+from aiotaskq.drivers.redis.scripts import RedisScript
 from aiotaskq.errors import TaskFailed, TaskRevoked
 from tests.servers import RedisServer
 
@@ -266,11 +267,9 @@ def test_the_commands_of_the_roles_are_those_that_the_driver_sends() -> None:
     assert topology - {"sentinel"} <= {
         word.partition("|")[0] for words in TOPOLOGY_COMMANDS.values() for word in words
     }
-    scripts = [
-        one for one in vars(driver.scripts).values() if isinstance(one, driver.scripts.RedisScript)
-    ]
+    loaded = [one for one in vars(scripts).values() if isinstance(one, RedisScript)]
     used = {one.digest for one in cluster_role(ROLES["all"]).scripts}
-    assert {one.digest for one in scripts} == used
+    assert {one.digest for one in loaded} == used
     lua = "".join(path.read_text() for path in (folder / "lua").glob("*.lua"))
     called = {word.lower() for word in re.findall(r"redis\.p?call\(\s*'([A-Z]+)'", lua)}
     assert called <= set(cluster_role(ROLES["all"]).commands())
