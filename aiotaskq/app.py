@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
-import msgspec
-
-from aiotaskq import bridge
+from aiotaskq import bridge, forks, native
 from aiotaskq.client.cancel import cancel_task
 from aiotaskq.client.dead_letters import DeadLetters
 from aiotaskq.client.outbox import QUEUE as OUTBOX
 from aiotaskq.client.outbox import Outbox
+from aiotaskq.client.schedule_store import create_schedule_broker
 from aiotaskq.client.send import send_calls
 from aiotaskq.client.session import Session
 from aiotaskq.config import Config
 from aiotaskq.contract.broker import Broker, Transactional
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.contract.records import WorkerInfo
+from aiotaskq.contract.records import WorkerInfo, read_worker_info
 from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.drivers import EMBEDDED, create_backend, create_broker
+from aiotaskq.drivers.common.url import shown_url
 from aiotaskq.encoding.codec import Codec
-from aiotaskq.errors import ConfigError
+from aiotaskq.errors import BatchRefused, ConfigError
 from aiotaskq.middleware import Middleware
 from aiotaskq.registry import TaskRegistry
 from aiotaskq.scheduling.schedules import Schedules
@@ -82,13 +81,17 @@ class TaskQueue(TaskRegistry):
     ) -> None:
         for what, given in (("broker", broker), ("backend", backend)):
             _check_driver(what, given)
+        if "://" in name:
+            raise ConfigError(
+                "the first argument of TaskQueue is its name; a URL is given as broker=..."
+            )
         super().__init__(name, middlewares)
         self.conf = Config()
         self.conf.update(settings)
         self._broker = broker
         self._backend = backend
         self._templates: tuple[Broker, ResultBackend | None] | None = None
-        self._lock = threading.Lock()
+        self._lock = native.make_lock()
         self._codec: Codec | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         _apps.add(self)
@@ -175,6 +178,12 @@ class TaskQueue(TaskRegistry):
             raise ConfigError(f"outbox_url is {broker.url}; it must be a PostgreSQL database")
         return broker
 
+    def schedule_broker(self) -> Broker | None:
+        """Return the closed broker that stores the schedules; None: the broker itself does."""
+        return create_schedule_broker(
+            self.conf, self.drivers()[0], self._backend or self.conf.result_backend
+        )
+
     @property
     def broker_url(self) -> str | None:
         """The URL of the broker with its password; None where the broker is a driver object."""
@@ -234,9 +243,21 @@ class TaskQueue(TaskRegistry):
             EncodeError: An argument has no form in the serializer, or the arguments of a call are
                 too large. No call is sent then, unless a middleware wraps the sending.
             Unsupported: The broker does not support an option of a call; no call is sent.
+            BatchRefused: The broker refused some of the calls, which are not stored; all others
+                are. `errors` has the reasons, and `answer` the handles of all, both by position.
             BrokerUnavailable: The broker could not be reached; some may be stored.
         """
-        return [TaskHandle(task_id, self) for task_id in await self.publish_calls(calls)]
+        calls = list(calls)
+
+        def handles(ids: Iterable[str]) -> list[TaskHandle[R]]:
+            pairs = zip(ids, calls, strict=True)
+            return [TaskHandle(task_id, self, call.name) for task_id, call in pairs]
+
+        try:
+            return handles(await self.publish_calls(calls))
+        except BatchRefused as error:
+            error.answer = handles(error.answer)
+            raise
 
     async def publish_calls(self, calls: Iterable[Call[Any]]) -> list[str]:
         """Send many calls as `kiq_many` does, and return the ids of their tasks."""
@@ -265,7 +286,7 @@ class TaskQueue(TaskRegistry):
         """Send a task by its name from plain code; when this returns, it is stored."""
         call = self._call_by_name(name, args, kwargs, options)
         handle = bridge.run(self.send_call(call), instead="`await app.send(...)`")
-        return AsyncResult(handle.id, self)
+        return AsyncResult(handle.id, self, call.name)
 
     def _call_by_name(
         self, name: str, args: Sequence[Any], kwargs: dict[str, Any] | None, options: CallOptions
@@ -340,6 +361,7 @@ class TaskQueue(TaskRegistry):
                 broker,
                 backend,
                 None if store is None else Outbox(store),
+                self.schedule_broker(),
                 publish_timeout=self.conf.broker_publish_timeout,
             )
             self._sessions[loop] = session
@@ -354,16 +376,16 @@ class TaskQueue(TaskRegistry):
         """Return the broker, open on the running loop, such as to count or purge queues."""
         return (await self._open_session()).broker
 
+    async def schedule_store(self) -> ScheduleStore:
+        """Return the store of the schedules, open on the running loop."""
+        return await self._session().schedules()
+
     async def workers(self) -> list[WorkerInfo]:
         """Return the live workers, one for each process, as they describe themselves."""
         session = await self._open_session()
-        found = []
-        for consumer in await session.broker.consumers():
-            try:
-                found.append(msgspec.json.decode(consumer.about, type=WorkerInfo))
-            except msgspec.DecodeError:
-                continue  # a worker of another version, or of another package
-        return found
+        found = [read_worker_info(one.about) for one in await session.broker.consumers()]
+        # One that cannot be read is a worker of another version, or of another package.
+        return [info for info in found if info is not None]
 
     async def backend(self) -> ResultBackend | None:
         """Return the result backend, open on the running loop; None if no results are kept."""
@@ -453,20 +475,20 @@ class TaskQueue(TaskRegistry):
 _apps: WeakSet[TaskQueue] = WeakSet()
 
 
-def _after_fork() -> None:
+def _renew_locks() -> None:
     """Give a forked child new locks: a thread that does not exist there may hold the old ones."""
     for app in _apps:
-        app._lock = threading.Lock()
+        app._lock = native.make_lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.register(in_child=_renew_locks)
 
 
 def _check_driver(what: str, given: object) -> None:
     if given is None or (isinstance(given, str) and "://" in given) or hasattr(given, "clone"):
         return
-    shown = given if isinstance(given, str) else type(given).__name__
+    # Not the text itself: where two slashes are missing, no part of it is safe to show.
+    shown = shown_url(given) if isinstance(given, str) else type(given).__name__
     raise ConfigError(
-        f"{what} is {shown!r}; it must be a URL, such as redis://localhost:6379/0, or a driver"
+        f"{what} is {shown}; it must be a URL, such as redis://localhost:6379/0, or a driver"
     )

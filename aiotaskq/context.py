@@ -12,7 +12,9 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
+from aiotaskq import forks
 from aiotaskq.contract.message import Attempt, Message, RetryPolicy
+from aiotaskq.errors import Verdict
 
 
 class State(SimpleNamespace):
@@ -39,9 +41,11 @@ class TaskContext:
         state: The objects of the worker's lifespan, shared by its tasks. It is empty in a process
             pool, which has no lifespan.
         worker: The name of the worker.
+        verdict: The verdict with which the run ends even if its function does not raise it, as
+            after ``self.retry(throw=False)``; None: there is none.
     """
 
-    __slots__ = ("_message", "args", "kwargs", "state", "worker")
+    __slots__ = ("_message", "args", "kwargs", "state", "verdict", "worker")
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class TaskContext:
         self.kwargs = kwargs
         self.state = state
         self.worker = worker
+        self.verdict: Verdict | None = None
 
     @property
     def id(self) -> str:
@@ -145,6 +150,13 @@ class TaskContext:
         """
         raise RuntimeError("only a coroutine task that a worker runs has a transaction")
 
+    def judge(self, error: BaseException) -> BaseException:
+        """Return the exception with which the run ends if its function raised `error`."""
+        if self.verdict is None or not isinstance(error, Exception) or isinstance(error, Verdict):
+            return error
+        self.verdict.__cause__ = error
+        return self.verdict
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.name}[{self.id}] attempt {self.attempt}>"
 
@@ -158,6 +170,9 @@ enter = _current.set
 def find_task() -> TaskContext | None:
     """Return the context of the running task; None outside of a task."""
     return _current.get(None)
+
+
+forks.when_task_runs(find_task)
 
 
 def current_task() -> TaskContext:

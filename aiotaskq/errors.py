@@ -224,14 +224,17 @@ class TaskFailed(ResultError):
     """The task failed.
 
     The exception that the caller gets is also an instance of the task's exception type, if that
-    is a builtin or its module is already imported in the caller. For safety, nothing is imported
-    because a result names it.
+    is a builtin or its module is already imported in the caller, and has those of its attributes
+    that are plain data. For safety, nothing is imported because a result names it. Exceptions of
+    this package are an exception: ``except ResultTimeout`` catches no failure of a task that itself
+    waited in vain, and a `Reject` of one task is none of the task that waits for it.
 
     Attributes:
         task_id: The id of the task.
         exc_type: The name of the task's exception type, such as ``"ZeroDivisionError"``.
         exc_module: The module of that type, such as ``"builtins"``.
         exc_message: The message of the task's exception, from ``str()``.
+        args: The arguments of the task's exception where they are plain data; else its message.
         remote_traceback: The traceback in the worker as text, or None.
     """
 
@@ -256,6 +259,7 @@ class TaskFailed(ResultError):
         Exception.__init__(self, message)
         # Not by assignment: a remote type that is a frozen dataclass raises on assignment.
         vars(self).update(
+            _text=message,
             task_id=task_id,
             exc_type=exc_type,
             exc_module=exc_module,
@@ -266,7 +270,20 @@ class TaskFailed(ResultError):
             vars(self)["__notes__"] = ["\nIn the worker:\n" + remote_traceback.rstrip()]
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(vars(self)["_text"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _task_failed, (self.args, vars(self))
+
+
+def _task_failed(args: tuple[Any, ...], facts: dict[str, Any]) -> TaskFailed:
+    error = TaskFailed("")
+    error.args = args
+    vars(error).update(facts)
+    return error
 
 
 class TaskRevoked(ResultError):

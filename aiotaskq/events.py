@@ -7,7 +7,6 @@ the exception is logged and otherwise ignored. An event without observers is not
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,8 +14,9 @@ import msgspec
 
 from aiotaskq.contract.message import Message
 from aiotaskq.errors import ConfigError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.events")
+logger = get_logger("aiotaskq.events")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class Failed(TaskEvent, frozen=True, kw_only=True):
     It raised, could not be called, or its value could not be encoded.
     """
 
-    error: BaseException
+    error: BaseException  # its traceback is dropped once the observers have been called
     traceback: str  # as it is stored; a very long one is shortened
     execution_time: float  # seconds
 
@@ -62,7 +62,7 @@ class Failed(TaskEvent, frozen=True, kw_only=True):
 class Retried(TaskEvent, frozen=True, kw_only=True):
     """The task failed and will run again."""
 
-    error: BaseException
+    error: BaseException  # as for `Failed`
     delay: float  # seconds
 
 

@@ -7,8 +7,11 @@ starts run `worker_process.py`; the other files are shared by several commands.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,9 +19,11 @@ import typer
 
 from aiotaskq.cli import call, dead, migrate, queues, result, schedule, scheduler, worker
 from aiotaskq.cli.common import GROUP_SETTINGS, GlobalOptions, print_error
-from aiotaskq.cli.exit_status import SETUP_ERROR, STOPPED
+from aiotaskq.cli.exit_status import OUTPUT_LOST, SETUP_ERROR, STOPPED
+from aiotaskq.cli.output import say, say_traceback
 from aiotaskq.errors import AioTaskQError
 from aiotaskq.ids import version
+from aiotaskq.processes.standard_streams import guard_streams, output_failure
 
 ROOT_HELP = """A task queue for asyncio.
 
@@ -59,7 +64,7 @@ cli.add_typer(schedule.cli, name="schedule")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"aiotaskq {version()}")
+        say(f"aiotaskq {version()}")
         raise typer.Exit
 
 
@@ -83,23 +88,51 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    guard_streams()
     try:
-        status = cli(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        words = [_readable(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        status = cli(words, standalone_mode=False)
     except AioTaskQError as error:
         print_error(str(error))
         status = SETUP_ERROR
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped", err=True)
+        say("stopped", err=True)
         status = STOPPED
     except Exception as error:
         # Typer's own usage errors; it carries its copy of click, whose classes are not public.
         describe = getattr(error, "format_message", None)
-        if describe is None:
-            raise
+        if describe is None:  # a fault of ours, or of the application
+            say_traceback("".join(traceback.format_exception(error)))
+            raise SystemExit(1) from None
         if message := _with_advice(describe()):  # empty where the help was shown instead
             print_error(message)
         status = SETUP_ERROR
-    raise SystemExit(status)
+    raise SystemExit(status or _output_status())
+
+
+def _readable(word: str) -> str:
+    """Return a word of the command line as UTF-8 where the locale, such as C, could not read it."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(word).decode(errors="backslashreplace")
+    return word
+
+
+def _output_status() -> int:
+    """Return the exit status that tells whether the output was written; 0: it was.
+
+    A reader that has seen enough, such as ``head``, is no mistake, and ends the process as it ends
+    any other: by SIGPIPE.
+    """
+    failure = output_failure()
+    if failure is None:
+        return 0
+    if isinstance(failure, BrokenPipeError):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    print_error(f"the output cannot be written: {failure.strerror}")
+    return OUTPUT_LOST
 
 
 def _with_advice(message: str) -> str:

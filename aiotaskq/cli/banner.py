@@ -7,10 +7,10 @@ from aiotaskq.ids import host_name, version
 from aiotaskq.worker.worker_options import WorkerOptions
 
 
-def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) -> str:
-    """Return the banner of a worker: its connections, without passwords, its queues and tasks."""
+def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) -> list[str]:
+    """Return the lines of a worker's banner: connections without passwords, queues, tasks."""
     broker, backend = app.drivers()
-    lines = [
+    return [
         f"aiotaskq {version()} on {options.name}",
         "",
         f".> app:         {app.name} ({target})",
@@ -29,19 +29,20 @@ def banner(app: TaskQueue, target: str, options: WorkerOptions, processes: int) 
         *([] if app.tasks else ["  (none: does the module import those that define them?)"]),
         "",
     ]
-    return "\n".join(lines)
 
 
-def scheduler_banner(app: TaskQueue, target: str) -> str:
-    """Return the banner of a scheduler: its connection, and the schedules of the code."""
+def scheduler_banner(app: TaskQueue, target: str) -> list[str]:
+    """Return the lines of a scheduler's banner: its connection, and the schedules of the code."""
     broker, _ = app.drivers()
+    store = app.schedule_broker()
     declared = sorted(app.declared_schedules().items())
     zone = app.conf.timezone
-    lines = [
+    return [
         f"aiotaskq {version()} scheduler on {host_name()}",
         "",
         f".> app:         {app.name} ({target})",
         f".> transport:   {broker.url}",
+        *([] if store is None else [f".> schedules:   {store.url}"]),
         "",
         "[schedules of the code]",
         *(
@@ -51,7 +52,6 @@ def scheduler_banner(app: TaskQueue, target: str) -> str:
         *([] if declared else ["  (none; those made at run time are in the store)"]),
         "",
     ]
-    return "\n".join(lines)
 
 
 def _queue_line(queue: str, options: WorkerOptions) -> str:

@@ -10,6 +10,7 @@ import typer
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import choose_app, run_with_app
 from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
+from aiotaskq.config.names import nearest
 from aiotaskq.errors import ConfigError
 from aiotaskq.tasks.option_table import OPTIONS
 from aiotaskq.tasks.options import CallOptions
@@ -47,6 +48,10 @@ def call(
     expires: Annotated[float | None, _call_option("--expires", "expires")] = None,
     priority: Priority = None,
     task_id: Annotated[str | None, _call_option("--task-id", "task_id")] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Send it even if no task of this name is registered here."),
+    ] = False,
     wait: Wait = False,
     timeout: Timeout = None,
 ) -> None:
@@ -75,12 +80,17 @@ def call(
         args = [read_argument(text) for text in texts]
         if waits:
             check_keeps_results(app, target)
+        if name not in app.tasks and not force:
+            meant = nearest(name, app.tasks)
+            hint = "." if meant is None else f"; did you mean {meant!r}?"
+            raise ConfigError(
+                f"{target} has no task {name!r}{hint} With --force it is sent, for the workers of"
+                " another application"
+            )
         try:
             handle = await app.send(name, args, read_keywords(keywords or []), **chosen)
         except TypeError as error:  # the task is registered here and the call does not fit it
             raise ConfigError(str(error)) from error
-        if name not in app.tasks:
-            typer.echo(f"{name} is not registered in {target}; sent all the same", err=True)
         return await wait_for(handle, timeout) if waits else handle.id
 
     print_result(run_with_app(target, work))

@@ -13,7 +13,9 @@ from typer.core import TyperGroup
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.find_app import find_app, import_tasks
+from aiotaskq.cli.output import say
 from aiotaskq.errors import ConfigError
+from aiotaskq.readable import get_logger
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ def run_with_app(target: str, work: Callable[[TaskQueue], Awaitable[T]]) -> T:
 
 def print_error(message: str) -> None:
     """Print an error in one line on stderr."""
-    typer.echo(f"aiotaskq: {' '.join(message.split())}", err=True)
+    say(f"aiotaskq: {' '.join(message.split())}", err=True)
 
 
 def read_log_level(text: str) -> str:
@@ -114,3 +116,4 @@ def set_up_logging(app: TaskQueue, level: str) -> None:
         logging.getLogger().handlers[:] = [handler]
         logging.getLogger().setLevel(level)
     logging.getLogger("aiotaskq").setLevel(level)
+    get_logger("asyncio")  # it reports failed callbacks, with the errors of tasks

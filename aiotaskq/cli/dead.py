@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
 from aiotaskq.cli.exit_status import NOT_DONE
-from aiotaskq.cli.formatting import duration, indented, local_time, printable, task_count
-from aiotaskq.client.dead_letters import DeadTask, Which
-from aiotaskq.errors import ConfigError
+from aiotaskq.cli.formatting import duration, fact_lines, local_time, task_count
+from aiotaskq.cli.output import ask, cell, say, say_json, say_lines, say_table
+from aiotaskq.client.dead_letters import DeadTask, Which, moment
+from aiotaskq.errors import BatchRefused, ConfigError
+from aiotaskq.readable import on_lines
 
 _REASON_LENGTH = 200  # characters of a reason that a list shows
 _UNREADABLE_LENGTH = 2000  # bytes of a payload that cannot be read as a message
@@ -78,11 +78,11 @@ def list_dead(
     if as_json:
         _print_json(shown, payload=False)
     elif not found:
-        typer.echo(f"no dead letters at {url}{_describe_filters(which)}")
+        say(f"no dead letters at {url}{_describe_filters(which)}")
     else:
-        Console().print(_letters_table(url, shown))
+        say_table(_letters_table(url, shown))
         if len(found) > limit:
-            typer.echo(f"there are more than these {limit:,}: --limit shows them", err=True)
+            say(f"there are more than these {limit:,}: --limit shows them", err=True)
 
 
 @cli.command()
@@ -100,7 +100,8 @@ def show(
     if as_json:
         _print_json(found, payload=True)
     elif found:
-        typer.echo("\n\n".join(_describe(one) for one in found))
+        for number, one in enumerate(found):
+            say_lines([*([""] if number else []), *_describe(one)])
     _report_missing(ids, {one.id for one in found})
 
 
@@ -114,22 +115,34 @@ def retry(
     everything: _All = False,
     limit: _Limit = None,
     yes: _Yes = False,
+    as_json: _Json = False,
 ) -> None:
     """Run dead tasks again, under their old ids and from the first attempt on.
 
-    Their stored failures are forgotten. The command asks first if there are several.
+    Their stored failures are forgotten. The command asks first if there are several, but not with
+    --json.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
-    if _confirm(selection, which, limit, yes=yes, question="Run {} again?", refused="retried"):
-        count = run_with_app(
-            target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
-        )
-        typer.echo(
-            f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}"
+    question = _Question("Run {} again?", "retried", yes=yes, as_json=as_json)
+    count, refused = 0, list[Exception]()
+    if _confirm(selection, which, limit, question):
+        try:
+            count = run_with_app(
+                target, lambda app: app.dead.retry(everything=everything, limit=limit, **which)
+            )
+        except BatchRefused as error:
+            count, refused = error.answer, list(error.errors.values())
+        if not as_json:
+            say(f"sent {task_count(count)} back to {'its queue' if count == 1 else 'their queues'}")
+    if as_json:
+        _print_count("retried", count, set(ids) - set(selection.ids))
+    if refused:
+        raise ConfigError(
+            f"{task_count(len(refused))} can never go back, and stay dead letters: {refused[0]}"
         )
     _report_missing(ids, selection.ids)
 
@@ -144,19 +157,27 @@ def discard(
     everything: _All = False,
     limit: _Limit = None,
     yes: _Yes = False,
+    as_json: _Json = False,
 ) -> None:
-    """Drop dead letters. It cannot be undone; the command asks first if there are several.
+    """Drop dead letters. It cannot be undone.
+
+    The command asks first if there are several, but not with --json.
 
     Exit status 1: there is no dead letter of one of these ids, or the answer was no.
     """
     target, ids = choose_app(context, words or [])
     which: Which = {"id": ids or None, "queue": queue, "task": task, "reason": reason}
     selection = _select(target, which, everything=everything)
-    if _confirm(selection, which, limit, yes=yes, question="Drop {} for good?", refused="dropped"):
+    question = _Question("Drop {} for good?", "dropped", yes=yes, as_json=as_json)
+    count = 0
+    if _confirm(selection, which, limit, question):
         count = run_with_app(
             target, lambda app: app.dead.discard(everything=everything, limit=limit, **which)
         )
-        typer.echo(f"dropped {task_count(count)}")
+        if not as_json:
+            say(f"dropped {task_count(count)}")
+    if as_json:
+        _print_count("dropped", count, set(ids) - set(selection.ids))
     _report_missing(ids, selection.ids)
 
 
@@ -190,15 +211,23 @@ def _select(target: str, which: Which, *, everything: bool) -> _Selection:
     return run_with_app(target, look)
 
 
-def _confirm(
-    selection: _Selection,
-    which: Which,
-    limit: int | None,
-    *,
-    yes: bool,
-    question: str,
-    refused: str,
-) -> bool:
+class _Question(NamedTuple):
+    """The question before several letters are changed.
+
+    Attributes:
+        text: The question, with a place for the number of tasks.
+        refused: What was not done, where the answer is no.
+        yes: Whether the answer was given with the command.
+        as_json: Whether a program reads the output. It is not asked, and told in JSON.
+    """
+
+    text: str
+    refused: str
+    yes: bool
+    as_json: bool
+
+
+def _confirm(selection: _Selection, which: Which, limit: int | None, question: _Question) -> bool:
     """Return whether there is something to do, after asking where it is more than one letter.
 
     Raises:
@@ -206,12 +235,13 @@ def _confirm(
     """
     count = selection.total if limit is None else min(selection.total, limit)
     if not count:
-        if not which.get("id"):  # missing ids are told one by one
-            typer.echo(f"no dead letters at {selection.url}{_describe_filters(which)}")
+        if not which.get("id") and not question.as_json:  # missing ids are told one by one
+            say(f"no dead letters at {selection.url}{_describe_filters(which)}")
         return False
-    asked = f"{question.format(task_count(count))} They are at {selection.url}."
-    if count > 1 and not yes and not typer.confirm(asked):
-        typer.echo(f"nothing was {refused}", err=True)
+    asked = f"{question.text.format(task_count(count))} They are at {selection.url}."
+    asks = count > 1 and not (question.yes or question.as_json)
+    if asks and not ask(asked):
+        say(f"nothing was {question.refused}", err=True)
         raise typer.Exit(NOT_DONE)
     return True
 
@@ -220,7 +250,7 @@ def _report_missing(ids: Sequence[str], found: Collection[str]) -> None:
     """Tell which ids have no dead letter, and exit if there are any."""
     missing = [task_id for task_id in ids if task_id not in found]
     for task_id in missing:
-        typer.echo(f"no dead letter has the id {task_id}", err=True)
+        say(f"no dead letter has the id {task_id}", err=True)
     if missing:
         raise typer.Exit(NOT_DONE)
 
@@ -236,7 +266,7 @@ def _describe_filters(which: Which) -> str:
 def _letters_table(url: str, letters: Sequence[DeadTask]) -> Table:
     """Return a table that fits 80 columns, as an id alone takes 36: two lines for each letter."""
     title = f"dead letters at {url}"
-    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD)
+    table = Table(title=cell(title), title_justify="left", title_style="", box=SIMPLE_HEAD)
     table.add_column("id\nreason", min_width=36)
     table.add_column("task\nqueue", overflow="fold")
     table.add_column("died", no_wrap=True)
@@ -244,19 +274,17 @@ def _letters_table(url: str, letters: Sequence[DeadTask]) -> Table:
     now = datetime.now(UTC)
     for one in letters:
         reason = textwrap.shorten(one.reason, _REASON_LENGTH, placeholder=" ...")
-        cells = (
-            f"{one.id or 'without an id'}\n{reason}",
-            f"{one.task or 'cannot be read'}\n{one.queue}",
-            f"{one.died_at.astimezone():%m-%d %H:%M}\n{duration(one.died_at, now)} ago",
-            f"{_attempt_count(one)}\n{one.crashes}",
+        table.add_row(
+            cell(one.id or "without an id", reason),
+            cell(one.task or "cannot be read", one.queue),
+            cell(f"{one.died_at.astimezone():%m-%d %H:%M}", f"{duration(one.died_at, now)} ago"),
+            cell(str(_attempt_count(one)), str(one.crashes)),
         )
-        # Text: brackets in a reason would be taken for markup.
-        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
-def _describe(one: DeadTask) -> str:
-    """Return everything that is known of a dead letter, as lines."""
+def _describe(one: DeadTask) -> Iterator[str]:
+    """Yield everything that is known of a dead letter, as lines."""
     now = datetime.now(UTC)
     facts = {
         "task": one.task or "cannot be read",
@@ -273,13 +301,12 @@ def _describe(one: DeadTask) -> str:
     }
     if not one.args:
         facts["payload"] += f": {one.payload[:_UNREADABLE_LENGTH]!r}"
-    lines = [one.id or "without an id"]
-    lines += [f"  {name:<10} {indented(value, 13)}" for name, value in facts.items() if value]
+    yield one.id or "without an id"
+    yield from fact_lines(facts)
     for attempt in one.attempts:
-        at = local_time(datetime.fromtimestamp(attempt.at, UTC))
-        lines.append(f"  attempt {attempt.number}, {at}, {attempt.worker}: {attempt.error}")
-        lines += [f"    {line}" for line in attempt.traceback.rstrip().splitlines()]
-    return printable("\n".join(lines))
+        at = local_time(moment(attempt.at))
+        yield f"  attempt {attempt.number}, {at}, {attempt.worker}: {attempt.error}"
+        yield from on_lines(attempt.traceback.rstrip(), indent="    ").split("\n")
 
 
 def _attempt_count(one: DeadTask) -> int:
@@ -294,4 +321,8 @@ def _print_json(letters: Sequence[DeadTask], *, payload: bool) -> None:
             del fields["payload"]
         shown.append(fields)
     # Base64 for the payload, which need not be text.
-    typer.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
+    say_json(shown)
+
+
+def _print_count(what: str, count: int, missing: Collection[str]) -> None:
+    say_json({what: count, "missing": sorted(missing)})

@@ -18,3 +18,6 @@ NO_RESULT = 3
 
 STOPPED = 130
 """Ctrl-C, or the end of the input where an answer was wanted."""
+
+OUTPUT_LOST = 74  # EX_IOERR
+"""The command did its work, and its output could not be written, as to a full disk."""

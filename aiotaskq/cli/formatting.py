@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
 
-from aiotaskq.encoding.codec import encode_json
-from aiotaskq.errors import EncodeError
+from aiotaskq.readable import on_lines
 
 
-def printable(text: str) -> str:
-    """Return a text without control characters, which somebody may have sent to the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def indented(text: str, width: int) -> str:
-    """Return a text with all lines but the first indented."""
-    return ("\n" + " " * width).join(text.splitlines())
+def fact_lines(facts: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield facts as lines, each with its name; those without a value are left out."""
+    for name, value in facts.items():
+        if value:
+            first, *others = on_lines(value.rstrip()).split("\n")
+            yield f"  {name:<10} {first}"
+            yield from (f"{'':<13}{line}" for line in others)
 
 
 def local_time(at: datetime) -> str:
@@ -36,11 +34,3 @@ def duration(first: datetime, second: datetime) -> str:
 def task_count(count: int) -> str:
     """Return a number of tasks, such as "1 task"."""
     return "1 task" if count == 1 else f"{count:,} tasks"
-
-
-def json_or_repr(value: Any) -> str:
-    """Return a value as JSON, or its `repr` where JSON has no form for it."""
-    try:
-        return encode_json(value).decode()
-    except EncodeError:
-        return repr(value)

@@ -11,6 +11,7 @@ import typer
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import only_app
 from aiotaskq.cli.find_app import find_app, import_tasks
+from aiotaskq.cli.output import say, say_lines
 
 
 @runtime_checkable
@@ -54,6 +55,7 @@ async def _migrate(app: TaskQueue, *, dry_run: bool, sql: bool) -> None:
         ("broker", broker),
         ("results", backend),
         ("outbox", app.outbox_broker()),
+        ("schedules", app.schedule_broker()),
     ):
         if driver is None:
             continue
@@ -65,10 +67,10 @@ async def _migrate(app: TaskQueue, *, dry_run: bool, sql: bool) -> None:
             done = " is missing" if dry_run else " applied"
             _print_note(f"{role} {driver.url}: {name}{done}", sql)
             if sql:
-                typer.echo(statements)
+                say_lines(statements.split("\n"))
         if not steps:
             _print_note(f"{role} {driver.url}: up to date", sql)
 
 
 def _print_note(text: str, sql: bool) -> None:
-    typer.echo(f"-- {text}" if sql else text)  # a comment among the statements
+    say(f"-- {text}" if sql else text)  # a comment among the statements

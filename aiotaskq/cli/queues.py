@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
 from aiotaskq.cli.exit_status import NOT_DONE
 from aiotaskq.cli.formatting import task_count
+from aiotaskq.cli.output import ask, cell, say, say_table
 from aiotaskq.contract.records import Depth
 from aiotaskq.errors import ConfigError
 
@@ -42,15 +42,15 @@ def list_queues(
 
     url, depths = run_with_app(target, work)
     if not depths:
-        typer.echo(f"no queue at {url} holds anything")
+        say(f"no queue at {url} holds anything")
         return
-    table = Table("queue", title=f"queues at {url}", title_justify="left", title_style="")
+    table = Table("queue", title=cell(f"queues at {url}"), title_justify="left", title_style="")
     for state in ("ready", "delayed", "held", "dead"):
         table.add_column(state, justify="right")
     for queue, depth in sorted(depths.items()):
         counts = (depth.ready, depth.delayed, depth.held, depth.dead)
-        table.add_row(queue, *(f"{count:,}" for count in counts))
-    Console().print(table)
+        table.add_row(cell(queue), *(f"{count:,}" for count in counts))
+    say_table(table)
 
 
 @cli.command()
@@ -80,9 +80,9 @@ def purge(
     url, depth = run_with_app(target, count)
     waiting = depth.ready + depth.delayed
     if not waiting:
-        typer.echo(f"nothing waits in {queue!r} at {url}")
+        say(f"nothing waits in {queue!r} at {url}")
         return
-    if not yes and not typer.confirm(f"Drop {task_count(waiting)} waiting in {queue!r} at {url}?"):
-        typer.echo("nothing was dropped", err=True)
+    if not yes and not ask(f"Drop {task_count(waiting)} waiting in {queue!r} at {url}?"):
+        say("nothing was dropped", err=True)
         raise typer.Exit(NOT_DONE)
-    typer.echo(f"dropped {task_count(run_with_app(target, drop))}")
+    say(f"dropped {task_count(run_with_app(target, drop))}")

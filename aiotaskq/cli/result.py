@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from aiotaskq.app import TaskQueue
-from aiotaskq.cli.common import choose_app, run_with_app
+from aiotaskq.cli.common import choose_app, print_error, run_with_app
 from aiotaskq.cli.exit_status import NO_RESULT, TASK_FAILED
-from aiotaskq.cli.formatting import json_or_repr
+from aiotaskq.cli.output import say, say_traceback, say_value
 from aiotaskq.errors import ConfigError, ResultError, ResultTimeout, TaskFailed
 from aiotaskq.tasks.handle import TaskHandle
 from aiotaskq.tasks.result import TaskResult
@@ -46,7 +46,7 @@ def result(
         outcome = await app.load_outcome(task_id)
         if outcome is None or not outcome.status.final:
             status = await handle.status()
-            typer.echo(f"{task_id} is {status}", err=True)
+            say(f"{task_id} is {status}", err=True)
             raise typer.Exit(NO_RESULT)
         return app.read(outcome)
 
@@ -64,20 +64,20 @@ async def wait_for(handle: TaskHandle[Any], timeout: float | None) -> TaskResult
     try:
         return await handle.wait(timeout)
     except ResultTimeout as error:
-        typer.echo(f"aiotaskq: {error}", err=True)
+        print_error(str(error))
         raise typer.Exit(NO_RESULT) from error
 
 
 def print_result(ended: TaskResult[Any] | str) -> None:
     """Print the id of a task, or its result; exit if the task failed."""
     if isinstance(ended, str):
-        typer.echo(ended)
+        say(ended)
     elif ended.error is None:
-        typer.echo(json_or_repr(ended.return_value))
+        say_value(ended.return_value)
     else:
         if ended.traceback:
-            typer.echo(ended.traceback.rstrip(), err=True)
-        typer.echo(f"{ended.status}: {_reason(ended.error)}", err=True)
+            say_traceback(ended.traceback)
+        say(f"{ended.status}: {_reason(ended.error)}", err=True)
         raise typer.Exit(TASK_FAILED)
 
 

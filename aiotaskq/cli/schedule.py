@@ -6,15 +6,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.call import Keywords, Priority, Queue, read_argument, read_keywords
 from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
 from aiotaskq.cli.exit_status import NOT_DONE
 from aiotaskq.cli.formatting import local_time
+from aiotaskq.cli.output import say, say_json, say_lines, say_table
 from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
 from aiotaskq.cli.schedule_table import (
     ScheduleListing,
@@ -59,11 +58,11 @@ def list_schedules(context: typer.Context, words: _Words = None, as_json: _Json 
         _print_json(listing.schedules)
         return
     if listing.schedules:
-        Console().print(schedule_table(listing))
+        say_table(schedule_table(listing))
     else:
-        typer.echo(f"no schedules at {listing.url}")
+        say(f"no schedules at {listing.url}")
     for note in listing_notes(target, listing):
-        typer.echo(note, err=True)
+        say(note, err=True)
 
 
 @cli.command("show")
@@ -77,7 +76,8 @@ def show_schedules(context: typer.Context, words: _Ids = None, as_json: _Json = 
     if as_json:
         _print_json(listing.schedules)
     elif listing.schedules:
-        typer.echo("\n\n".join(describe_schedule(one, listing.now) for one in listing.schedules))
+        for number, one in enumerate(listing.schedules):
+            say_lines([*([""] if number else []), *describe_schedule(one, listing.now)])
     there = {one.id for one in listing.schedules}
     _report_missing([one for one in ids if one not in there], listing.not_stored)
 
@@ -197,8 +197,8 @@ def add(
 
     added, now, known = run_with_app(target, work)
     if not known:
-        typer.echo(f"{name} is not registered in {target}; added all the same", err=True)
-    typer.echo(f"added {added.id}: {next_run(added, now)}")
+        say(f"{name} is not registered in {target}; added all the same", err=True)
+    say(f"added {added.id}: {next_run(added, now)}")
 
 
 @cli.command()
@@ -292,7 +292,7 @@ def run(
 
 async def _read(app: TaskQueue, ids: Iterable[str] | None) -> ScheduleListing:
     """Return some schedules, or all of them, and the ids of others that stand in the code."""
-    url, now = (await app.broker()).url, await _store_time(app)
+    url, now = (app.schedule_broker() or app.drivers()[0]).url, await _store_time(app)
     if ids is None:
         found = await app.schedules.list()
     else:
@@ -306,7 +306,7 @@ async def _read(app: TaskQueue, ids: Iterable[str] | None) -> ScheduleListing:
 
 async def _store_time(app: TaskQueue) -> datetime:
     """Return the time by the clock of the store, which decides when schedules run."""
-    return datetime.fromtimestamp((await (await app.broker()).schedules().due(1)).now, UTC)
+    return datetime.fromtimestamp((await (await app.schedule_store()).due(1)).now, UTC)
 
 
 async def _check_new(
@@ -352,7 +352,7 @@ def _change_each(
             if done is None:
                 missing.append(schedule_id)
             else:
-                typer.echo(done)
+                say(done)
         _report_missing(missing, app.declared_schedules())
 
     run_with_app(target, work)
@@ -404,10 +404,10 @@ def _report_missing(ids: Sequence[str], declared: Collection[str]) -> None:
             if schedule_id in declared
             else ""
         )
-        typer.echo(f"no schedule has the id {schedule_id}{yet}", err=True)
+        say(f"no schedule has the id {schedule_id}{yet}", err=True)
     if ids:
         raise typer.Exit(NOT_DONE)
 
 
 def _print_json(schedules: Sequence[ScheduleInfo]) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(schedules), indent=2).decode())
+    say_json(schedules)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
-from aiotaskq.cli.formatting import duration, indented, json_or_repr, local_time, printable
+from aiotaskq.cli.formatting import duration, fact_lines, local_time
+from aiotaskq.cli.output import cell, json_or_repr
+from aiotaskq.readable import on_one_line
 from aiotaskq.scheduling.schedules import ScheduleInfo
 
 _MOST_NAMED = 5  # schedules that a note names
@@ -37,20 +38,18 @@ class ScheduleListing(NamedTuple):
 def schedule_table(listing: ScheduleListing) -> Table:
     """Return a table that fits in 80 columns, with two lines for each schedule."""
     title = f"schedules at {listing.url}"
-    shown = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD)
+    shown = Table(title=cell(title), title_justify="left", title_style="", box=SIMPLE_HEAD)
     shown.add_column("id\ntask", overflow="fold")
     shown.add_column("when", overflow="fold")
     shown.add_column("next run\nlast run", no_wrap=True)
     shown.add_column("state", no_wrap=True)
     for one in listing.schedules:
-        cells = (
-            f"{one.id}\n{one.task}",
-            one.when,
-            f"{_short_time(one.next_at, listing.now)}\n{_short_time(one.last_at, listing.now)}",
-            f"{'in code' if one.in_code else 'run time'}\n{_halt(one)}",
+        shown.add_row(
+            cell(one.id, one.task),
+            cell(one.when),
+            cell(_short_time(one.next_at, listing.now), _short_time(one.last_at, listing.now)),
+            cell("in code" if one.in_code else "run time", _halt(one)),
         )
-        # Text: brackets in an id would be taken for markup.
-        shown.add_row(*(Text(printable(cell)) for cell in cells))
     return shown
 
 
@@ -96,14 +95,14 @@ def listing_notes(target: str, listing: ScheduleListing) -> Iterator[str]:
 
 
 def _names(ids: Sequence[str]) -> str:
-    named = ", ".join(map(printable, ids[:_MOST_NAMED]))
+    named = ", ".join(map(on_one_line, ids[:_MOST_NAMED]))
     return named if len(ids) <= _MOST_NAMED else f"{named} and {len(ids) - _MOST_NAMED:,} more"
 
 
-def describe_schedule(one: ScheduleInfo, now: datetime) -> str:
-    """Return everything that is known of a schedule, as lines."""
+def describe_schedule(one: ScheduleInfo, now: datetime) -> Iterator[str]:
+    """Yield everything that is known of a schedule, as lines."""
     state = ("stands in the code" if one.in_code else "made at run time", _halt(one))
-    facts = {
+    facts: dict[str, str | None] = {
         "task": one.task,
         "when": one.when,
         "state": ", ".join(filter(None, state)),
@@ -120,8 +119,8 @@ def describe_schedule(one: ScheduleInfo, now: datetime) -> str:
         "start": "" if one.start is None else _exact_time(one.start, now),
         "end": "" if one.end is None else _exact_time(one.end, now),
     }
-    lines = [f"  {name:<10} {indented(value, 13)}" for name, value in facts.items() if value]
-    return printable("\n".join([one.id, *lines]))
+    yield one.id
+    yield from fact_lines(facts)
 
 
 def _exact_time(at: datetime, now: datetime) -> str:

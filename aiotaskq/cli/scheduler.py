@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from typing import Annotated
 
@@ -18,11 +17,15 @@ from aiotaskq.cli.common import (
     read_log_level,
     set_up_logging,
 )
-from aiotaskq.errors import ConfigError
+from aiotaskq.cli.output import say_lines
+from aiotaskq.processes.standard_streams import forgive_output
+from aiotaskq.readable import get_logger
 from aiotaskq.scheduling.scheduler import Scheduler
 from aiotaskq.scheduling.schedules import define_all
 
-logger = logging.getLogger("aiotaskq.scheduler")
+logger = get_logger("aiotaskq.scheduler")
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def scheduler(
@@ -49,8 +52,9 @@ def scheduler(
     app = load_app(target)
     check_schedules(app)
     set_up_logging(app, level)
-    print(scheduler_banner(app, target), flush=True)
+    say_lines(scheduler_banner(app, target))
     asyncio.run(_run(app))
+    forgive_output()  # nobody waits for the banner
 
 
 async def _run(app: TaskQueue) -> None:
@@ -61,16 +65,21 @@ async def _run(app: TaskQueue) -> None:
         logger.warning("stopping")
         running.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    def told(*_: object) -> None:
+        # The first signal says all. A further one may come until the process has ended, when no
+        # event loop handles it any more, and must not end it with another exit status.
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        loop.call_soon_threadsafe(stop)
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, told)
     await run_scheduler(app, running)
 
 
 def check_schedules(app: TaskQueue) -> None:
     """Raise a `ConfigError` if the schedules of an application cannot be run."""
-    broker, _ = app.drivers()
-    if not broker.traits.schedules:
-        raise ConfigError(f"{broker.url} keeps no schedules, so there is nothing to run them from")
+    app.schedule_broker()
     define_all(app, app.declared_schedules())
 
 

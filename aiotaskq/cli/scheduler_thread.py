@@ -15,15 +15,15 @@ divides into three parts:
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.scheduler import run_scheduler
 from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.readable import get_logger
 from aiotaskq.scheduling.scheduler import Scheduler
 
-logger = logging.getLogger("aiotaskq.scheduler")
+logger = get_logger("aiotaskq.scheduler")
 
 _STOP_WAIT = 35.0  # seconds for runs that are being sent
 

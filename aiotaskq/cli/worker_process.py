@@ -2,8 +2,8 @@
 
 Theory of operation. The process goes through these steps, in this order:
 
-1. It leaves the process group of the supervisor, so that Ctrl-C in a terminal reaches the
-   supervisor alone, which passes it on.
+1. It begins a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone, which
+   passes it on, and so that what its tasks have started can be found and ended.
 2. It imports the application and checks the set-up. A mistake is one line on stderr and exit
    status `SETUP_ERROR`. Until an event loop handles them, the stop signals end the process.
 3. It runs one `Worker` in one event loop. The supervisor is told when tasks are taken, and of each
@@ -39,22 +39,25 @@ import msgspec
 from aiotaskq.app import TaskQueue
 from aiotaskq.cli.banner import banner
 from aiotaskq.cli.common import load_app, print_error, set_up_logging
+from aiotaskq.cli.output import say_lines
 from aiotaskq.cli.scheduler import check_schedules
 from aiotaskq.cli.scheduler_thread import SchedulerThread
 from aiotaskq.contract.records import Grant
 from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.events import WorkerReady
-from aiotaskq.processes.operating_system import own_resident_memory
+from aiotaskq.processes.operating_system import end_own_session, kill_session, own_resident_memory
 from aiotaskq.processes.parent import watch_parent
-from aiotaskq.processes.pipe import RECYCLE, SETUP_ERROR, SupervisorPipe
+from aiotaskq.processes.pipe import RECYCLE, SETUP_ERROR, SupervisorPipe, WorkerProcessReady
+from aiotaskq.readable import get_logger
 from aiotaskq.worker import Worker
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _CLEANUP_TIME = 20.0  # seconds beyond both graces: to store what ended, to close connections
 _MEMORY_LOOK_INTERVAL = 1.0  # seconds
 _ORPHAN_PATIENCE = 8.0  # seconds to hand tasks back after the death of the parent
 _TICK_INTERVAL = 1.0  # seconds between ticks of the event loop; less where the limit is short
+_ORPHANS_PATIENCE = 1.0  # seconds to end for processes that tasks have left behind
 _EXIT_WAIT = 5.0  # seconds to exit once the worker has stopped
 GC_THRESHOLD = 10_000
 """Objects made before the garbage collector looks at them; Python's own default is 700."""
@@ -88,7 +91,7 @@ def run_worker_process(
         replaces: Whether it replaces another process of this number, which has printed it.
         supervisor: The pipe to the supervisor.
     """
-    os.setpgrp()
+    os.setsid()
     try:
         status = _run(options, number, replaces, supervisor)
     except (ConfigError, Unavailable) as error:
@@ -122,7 +125,9 @@ def _run(
     with asyncio.Runner(loop_factory=factory) as runner:
         status = runner.run(process.run(show_banner=number == 1 and not replaces))
         _exit_within(_EXIT_WAIT, status)
-        return status
+    if app.conf.worker_end_orphans:
+        end_own_session(_ORPHANS_PATIENCE)
+    return status
 
 
 def _exit_within(seconds: float, status: int) -> None:
@@ -159,10 +164,10 @@ class _WorkerProcess:
         """Run a worker until it stops, and return the exit status."""
         worker = self._create_worker()
         if show_banner:
-            print(banner(self._app, self._options.app, worker.options, self._processes), flush=True)
+            say_lines(banner(self._app, self._options.app, worker.options, self._processes))
         self._app.observers.add(WorkerReady, lambda _: self._tell_ready(worker))
         _handle_signals(worker)
-        _stop_when_orphaned(worker)
+        _stop_when_orphaned(worker, end_orphans=self._app.conf.worker_end_orphans)
         watches = self._start_watches(worker)
         # One scheduler is enough: its process is replaced when it dies.
         scheduler = SchedulerThread(self._app) if self._options.beat and self._number == 1 else None
@@ -202,9 +207,12 @@ class _WorkerProcess:
     def _tell_ready(self, worker: Worker) -> None:
         conf = self._app.conf
         self._supervisor.ready(
-            processes=self._processes,
-            patience=worker.options.grace_period + conf.task_cancel_grace + _CLEANUP_TIME,
-            block_limit=conf.worker_loop_block_limit,
+            WorkerProcessReady(
+                processes=self._processes,
+                patience=worker.options.grace_period + conf.task_cancel_grace + _CLEANUP_TIME,
+                block_limit=conf.worker_loop_block_limit,
+                end_orphans=conf.worker_end_orphans,
+            )
         )
 
     def _tell_lease(self, grant: Grant, held: bool) -> None:
@@ -284,9 +292,10 @@ def _handle_signals(worker: Worker) -> None:
     loop.add_signal_handler(signal.SIGINT, partial(stop, again=True))
 
 
-def _stop_when_orphaned(worker: Worker) -> None:
+def _stop_when_orphaned(worker: Worker, *, end_orphans: bool) -> None:
     loop = asyncio.get_running_loop()
     watch_parent(
         lambda: loop.call_soon_threadsafe(lambda: worker.stop(hurry=True)),
         patience=_ORPHAN_PATIENCE,
+        on_exit=lambda: kill_session(os.getpid()) if end_orphans else None,
     )

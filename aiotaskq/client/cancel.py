@@ -21,16 +21,17 @@ async def cancel_task(session: Session, task_id: str, *, running: bool, ttl: flo
     if running:
         # The outcome first: if the second step fails, the callers that wait have been told, and the
         # task's own outcome will be refused. The other way round there would be neither.
-        await _store_revoked(session, task_id, ttl)
+        await store_revoked(session, task_id, ttl)
         await session.broker.cancel([task_id])
     # Here only the broker knows whether it runs, and so whether that is its outcome: stored
     # first, it would stand against the value of a running task. If the second step fails, the
     # caller hears of it, and may do it all again.
     elif task_id not in await session.broker.cancel([task_id], running=False):
-        await _store_revoked(session, task_id, ttl)
+        await store_revoked(session, task_id, ttl)
 
 
-async def _store_revoked(session: Session, task_id: str, ttl: float | None) -> None:
+async def store_revoked(session: Session, task_id: str, ttl: float | None) -> None:
+    """Store the outcome of a cancelled task, unless it has another one, or none are kept."""
     if session.keeps_results:
         revoked = Outcome(
             task_id=task_id,

@@ -23,13 +23,15 @@ from aiotaskq.contract.outcome import TaskStatus
 from aiotaskq.contract.records import DeadLetter, DeathDetails
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.encoding.codec import Codec, decode_plain, encode_json
-from aiotaskq.errors import CodecError, ConfigError, DecodeError
+from aiotaskq.errors import BatchRefused, CodecError, ConfigError, DecodeError
 from aiotaskq.tasks.application import Application
 
+_FAR = 6e10  # seconds: two thousand years; within them, time zones do not leave the calendar
 _PAGE = 50  # letters read at once; each may be as large as a message may be
 
 # It accepts every serializer and unpickles nothing: pickled arguments remain bytes.
-_codec = Codec(accept=("json", "msgpack", "pickle"))
+# Letters that are too large for a worker are read as well: people decide about them.
+_codec = Codec(accept=("json", "msgpack", "pickle"), max_payload=2**40)
 
 
 class Which(TypedDict, total=False):
@@ -143,11 +145,15 @@ class DeadLetters:
 
         Raises:
             ConfigError: Neither conditions nor `everything` are given.
+            BatchRefused: These letters can never go back and are still there; the others went.
+                `answer` has their number.
             Unavailable: A server is away; the letters that were not retried are still there.
         """
         chosen = _Chosen(which, everything=everything)
         broker, backend = await self._app.broker(), await self._app.backend()
         count = 0
+        refused: dict[int, Exception] = {}  # by the position among all that were chosen
+        seen = 0
         async for page in self._pages(chosen, limit):
             # The failure goes first: the first final outcome of an id stays, so the new run could
             # not store its own. After a crash between the two steps the letter is still there to be
@@ -156,7 +162,17 @@ class DeadLetters:
                 await _forget_failures(backend, page)
             # The oldest first, as they were sent.
             letters = [(letter.key, renewed(letter)) for letter in reversed(page)]
-            count += len(page) - len(await broker.revive(page[0].queue, letters))
+            try:
+                missing = await broker.revive(page[0].queue, letters)
+            except BatchRefused as error:
+                missing = error.answer
+                last = seen + len(page) - 1
+                refused |= {last - at: why for at, why in error.errors.items()}
+                count -= len(error.errors)
+            count += len(page) - len(missing)
+            seen += len(page)
+        if refused:
+            raise BatchRefused(refused, answer=count)
         return count
 
     async def discard(
@@ -204,11 +220,28 @@ class DeadLetters:
 
 
 async def _forget_failures(backend: ResultBackend, page: Sequence[DeadLetter]) -> None:
-    outcomes = await backend.load([letter.id for letter in page if letter.id])
+    ids = [letter.id for letter in page if letter.id]
+    try:
+        outcomes = await backend.load(ids)
+    except DecodeError:  # another program wrote one of them, and the others are to be read
+        await _forget_failures_singly(backend, ids)
+        return
     # A task that has succeeded has a result: another caller may have retried it just now.
     failed = [of for of, one in outcomes.items() if one.status is not TaskStatus.SUCCESS]
     if failed:
         await backend.forget(failed)
+
+
+async def _forget_failures_singly(backend: ResultBackend, ids: Sequence[str]) -> None:
+    for task_id in ids:
+        try:
+            outcome = (await backend.load([task_id])).get(task_id)
+        except DecodeError:
+            succeeded = False
+        else:
+            succeeded = outcome is None or outcome.status is TaskStatus.SUCCESS
+        if not succeeded:
+            await backend.forget([task_id])
 
 
 async def _queues(broker: Broker) -> Sequence[str]:
@@ -284,7 +317,7 @@ def read(letter: DeadLetter) -> DeadTask:
         reason=letter.reason,
         crashes=letter.crashes,
         crash_note=details.crash_note,
-        died_at=datetime.fromtimestamp(letter.died_at, UTC),
+        died_at=moment(letter.died_at),
         worker=details.worker,
         attempts=details.attempts if message is None else message.history,
         payload=letter.body,
@@ -315,6 +348,11 @@ def renewed(letter: DeadLetter) -> Envelope:
     )
 
 
+def moment(at: float) -> datetime:
+    """Return a Unix time that anybody may have written; the epoch for one far off the present."""
+    return datetime.fromtimestamp(at if -_FAR < at < _FAR else 0.0, UTC)
+
+
 def _task_of(letter: DeadLetter) -> str:
     return _details(letter).task or read(letter).task
 
@@ -322,7 +360,7 @@ def _task_of(letter: DeadLetter) -> str:
 def _details(letter: DeadLetter) -> DeathDetails:
     try:
         return msgspec.json.decode(letter.details or b"{}", type=DeathDetails)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return DeathDetails()  # not written by a worker of this package
 
 
@@ -337,7 +375,10 @@ def _text(raw: Raw) -> str:
     encoded = bytes(raw)
     if encoded[:1] in (b"", b"[", b"{"):
         return encoded.decode(errors="replace")
-    value = decode_plain(encoded, json=False)
+    try:
+        value = decode_plain(encoded, json=False)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return f"cannot be read: {error}"
     try:
         return encode_json(value).decode()
     except CodecError:  # MessagePack has keys that JSON has not

@@ -1,10 +1,13 @@
-"""The outbox: tasks that are stored in PostgreSQL in the transaction of their sender.
+"""The outbox: tasks that wait in another store than the broker until a relay passes them on.
+
+Mostly they are stored in PostgreSQL, in the transaction of their sender.
 
 It is for applications whose broker is another system: no transaction spans both. A task is stored
 beside the rows of its sender, and it is there if and only if these are. A relay in each worker
-(`aiotaskq.worker.outbox_relay`) passes it on to the broker.
+(`outbox_relay.py`) passes it on to the broker. The runs of schedules take the same way where the
+broker stores no schedules (`schedule_store.py`).
 
-The outbox is one queue of a PostgreSQL broker, whose leases, batches and recovery keep it from
+The outbox is one queue of another broker, whose leases, batches and recovery keep it from
 losing anything. Its messages are encoded envelopes.
 """
 
@@ -53,14 +56,15 @@ class Outbox:
             The ids that were refused as they were stored before.
         """
         assert isinstance(self.store, Transactional)  # see TaskQueue
-        return await self.store.publish_in(connection, [_enclose(one) for one in batch])
+        return await self.store.publish_in(connection, [enclose(one) for one in batch])
 
     def consumer(self, *, name: str, lease: float) -> Consumer:
         """Return a closed consumer of the outbox."""
         return self.store.consumer([QUEUE], name=name, lease=lease)
 
 
-def _enclose(envelope: Envelope) -> Envelope:
+def enclose(envelope: Envelope) -> Envelope:
+    """Return an envelope of the outbox around an envelope for the broker."""
     # Times relative to the storing go to this store and, inside the body, to the next one: they
     # begin anew there, later by the time that the relay takes.
     return Envelope(

@@ -8,7 +8,8 @@
 
 There is one sending task at most, so that envelopes are stored in the order of their callers. It
 ends when nobody waits, and the next caller starts another. A caller that is cancelled does not take
-its envelopes back: they may be on their way.
+its envelopes back: they may be on their way. Nor does one whose envelopes are refused concern the
+others of its round: each caller hears of its own envelopes alone.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from aiotaskq.backoff import Backoff
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Envelope
-from aiotaskq.errors import (
-    BrokerFull,
-    BrokerUnavailable,
-)
+from aiotaskq.errors import BatchRefused, BrokerFull, Unavailable
+from aiotaskq.readable import get_logger
+
+logger = get_logger("aiotaskq.session")
 
 T = TypeVar("T")
+# The envelopes of one caller, and its answer: the ids that were refused as duplicates.
+_Caller: TypeAlias = tuple[Sequence[Envelope], "asyncio.Future[Collection[str]]"]
 
 _ROUND = 1000  # envelopes in one call
 _ROUND_BYTES = 8 * 1024 * 1024
-_PAUSES = (0.05, 1.0)  # seconds: the first pause while the broker is away, and the longest
+_TELL_EVERY = 30.0  # seconds between lines in the log about one outage
+_PAUSES = (0.05, 1.0)  # seconds: the first pause while the server is away, and the longest
 
 
 class Publisher:
@@ -47,15 +51,17 @@ class Publisher:
     def __init__(self, broker: Broker, timeout: float) -> None:
         self._broker = broker
         self._timeout = timeout
-        self._waiting: list[tuple[Sequence[Envelope], asyncio.Future[Collection[str]]]] = []
+        self._waiting: list[_Caller] = []
         self._sender: asyncio.Task[None] | None = None
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Collection[str]:
         """Store envelopes; return the ids that were refused as they were stored before.
 
         Raises:
+            BatchRefused: Some of several envelopes were refused; all others are stored.
             BrokerUnavailable: The broker could not be reached for `timeout` seconds.
             BrokerFull: The broker has no room left. Raised at once: waiting makes no room.
+            Exception: The reason why the only envelope, or each of them, was refused.
         """
         sent = asyncio.get_running_loop().create_future()
         self._waiting.append((envelopes, sent))
@@ -67,26 +73,37 @@ class Publisher:
         try:
             while self._waiting:
                 callers = self._next_round()
-                batch = [envelope for envelopes, _ in callers for envelope in envelopes]
                 try:
-                    refused = await self._send(batch)
-                except Exception as error:  # every caller is told
-                    _tell(callers, error)
+                    await self._send_round(callers)
                 except BaseException:
                     for _, sent in callers:
                         sent.cancel()
                     raise
-                else:
-                    for _, sent in callers:
-                        if not sent.done():
-                            sent.set_result(refused)
         finally:
             self._sender = None
             for _, sent in self._waiting:  # only when cancelled: the session closes
                 sent.cancel()
             self._waiting.clear()
 
-    def _next_round(self) -> list[tuple[Sequence[Envelope], asyncio.Future[Collection[str]]]]:
+    async def _send_round(self, callers: Sequence[_Caller]) -> None:
+        """Send the envelopes of some callers together, and tell each of them of its own."""
+        try:
+            refused = await self._send([one for envelopes, _ in callers for one in envelopes])
+        except BatchRefused as error:
+            _tell_each(callers, error)
+        except Exception as error:
+            if len(callers) == 1 or isinstance(error, Unavailable):
+                _tell(callers, error)
+                return
+            # Nothing of the round is stored. Sent alone, each caller hears of its own envelopes.
+            for caller in callers:
+                await self._send_round([caller])
+        else:
+            for _, sent in callers:
+                if not sent.done():
+                    sent.set_result(refused)
+
+    def _next_round(self) -> list[_Caller]:
         """Take as many waiting callers as fit one call, at least one."""
         count = size = taken = 0
         for envelopes, _ in self._waiting:
@@ -109,25 +126,51 @@ class Publisher:
 
 
 async def persist(call: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """Repeat a call while the broker is away, for up to `timeout` seconds."""
+    """Repeat a call while its server is away, for up to `timeout` seconds.
+
+    The log tells of the outage at its beginning, and each half minute.
+
+    Raises:
+        Unavailable: The server was away for that time, or (`BrokerFull`) has no room.
+    """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
+    begun = loop.time()
+    deadline, tell_at = begun + timeout, begun
     backoff = Backoff(*_PAUSES)
     while True:
         try:
             return await call()
         except BrokerFull:
             raise
-        except BrokerUnavailable:
-            left = deadline - loop.time()
+        except Unavailable as error:
+            now = loop.time()
+            left = deadline - now
             if left <= 0:
                 raise
+            if now >= tell_at:
+                tell_at = now + _TELL_EVERY
+                logger.warning("trying again: %s", error)
         await asyncio.sleep(min(backoff.next(), left))
 
 
-def _tell(
-    callers: Iterable[tuple[Sequence[Envelope], asyncio.Future[Collection[str]]]], error: Exception
-) -> None:
+def _tell(callers: Iterable[_Caller], error: Exception) -> None:
     for _, sent in callers:
         if not sent.done():
             sent.set_exception(error)
+
+
+def _tell_each(callers: Iterable[_Caller], error: BatchRefused) -> None:
+    """Tell each caller which of its own envelopes were refused, if any."""
+    first = 0  # the position of the caller's first envelope
+    for envelopes, sent in callers:
+        after = first + len(envelopes)
+        own = {at - first: why for at, why in error.errors.items() if first <= at < after}
+        first = after
+        if sent.done():
+            continue
+        if not own:
+            sent.set_result(error.answer)
+        elif len(own) == len(envelopes):
+            sent.set_exception(own[0])
+        else:
+            sent.set_exception(BatchRefused(own, answer=error.answer))

@@ -6,14 +6,14 @@ push up, since a push may be lost with its connection.
 
 Two tasks serve all waiters, one that listens and one that loads. They start with the first waiter.
 If one of them fails for good (a wrong password), all waiters are told and the next one starts them
-again. An outcome that cannot be read fails its own waiters and no others.
+again; after any other error it begins anew by itself. An outcome that cannot be read fails its own
+waiters and no others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from aiotaskq.backoff import Backoff
@@ -24,8 +24,9 @@ from aiotaskq.errors import (
     ConfigError,
     Unavailable,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.session")
+logger = get_logger("aiotaskq.session")
 
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while the store is away, and the longest
 _SAFETY_LOOK = 5.0  # seconds between looks that rely on no push
@@ -70,9 +71,20 @@ class Waiters:
             ]
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff(*_PAUSES)
         try:
-            await work()
-        except Exception as error:  # such as a wrong password: all waiters are told
+            while True:
+                try:
+                    await work()
+                    return
+                except ConfigError:
+                    raise
+                except Exception:  # whatever others have sent, the waiters wait on
+                    if not backoff.failures:
+                        logger.exception("waiting for results failed, beginning again")
+                    self._look(self._waiting)
+                    await asyncio.sleep(backoff.next())
+        except ConfigError as error:  # such as a wrong password: all waiters are told
             for task_id in self._waiting:
                 self._fail(task_id, error)
             tasks, self._tasks = self._tasks, []  # the next to wait tries anew

@@ -9,6 +9,7 @@ and the error names the setting.
 - `celery`: Celery's old names, and Celery's settings that do not exist here.
 - `names`: the lookup of a name, and the suggestion for an unknown one.
 - `sources`: reading settings from modules, classes, mappings and the environment.
+- `service_links`: variables of Kubernetes and Docker that are no settings.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ from aiotaskq.config.names import NAMES, UnknownSetting, resolve
 from aiotaskq.config.settings import SETTINGS, Setting, SettingsTable
 from aiotaskq.config.sources import FoundSetting, read_environment, read_items, read_source
 from aiotaskq.config.value_types import EMPTY, Serializer
+from aiotaskq.drivers.common.url import shown_url
 from aiotaskq.errors import ConfigError
 
 __all__ = ["Config", "Serializer", "Setting", "UnknownSetting"]
 
-# A value is masked before a driver has checked it, so it may be a URL that cannot be split.
-# Greedy, up to the last "@": a password may contain one, and hiding too much does no harm.
-_USER_INFO = re.compile(r"(://[^:/@]*):.*@", re.DOTALL)
-_SECRET_QUERY = re.compile(r"([?&;][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+_ACCOUNT = re.compile(r"://|:.*@", re.DOTALL)  # a text like this may hold a password
 
 
 class Config(SettingsTable):
@@ -43,7 +42,8 @@ class Config(SettingsTable):
     Args:
         environ: The environment variables; they are read once. The variable of a setting is
             ``AIOTASKQ_`` and the upper-case name of the setting. An empty variable counts as not
-            set. Variables that begin with ``AIOTASKQ_TESTS_`` are ignored.
+            set. Ignored are variables that begin with ``AIOTASKQ_TESTS_``, and those that
+            Kubernetes and Docker set for services, such as ``AIOTASKQ_PORT=tcp://10.0.0.1:6379``.
 
     Raises:
         ConfigError: A variable that begins with ``AIOTASKQ_`` has a wrong value, or there is no
@@ -173,7 +173,10 @@ class Config(SettingsTable):
         return len(SETTINGS)
 
     def __repr__(self) -> str:
-        items = (f"{name}={_masked(value)!r}" for name, value in self._values.items())
+        items = (
+            f"{name}={_masked(value, SETTINGS[name].secret)!r}"
+            for name, value in self._values.items()
+        )
         return f"Config({', '.join(items)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -235,9 +238,10 @@ def _restored(values: Mapping[str, object]) -> Config:
     return config
 
 
-def _masked(value: object) -> object:
+def _masked(value: object, secret: bool) -> object:
+    """Return a value of a setting for people: no driver has checked its URLs yet."""
     if isinstance(value, str):
-        return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub(r"\1:***@", value))
+        return shown_url(value) if secret or _ACCOUNT.search(value) else value
     if isinstance(value, Mapping):
-        return {key: _masked(item) for key, item in value.items()}
+        return {key: _masked(item, secret) for key, item in value.items()}
     return value

@@ -7,12 +7,16 @@ documentation is generated from the same lines.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Generic, Self, overload
 
 from aiotaskq.config import value_types
 from aiotaskq.config.value_types import InvalidValue, ReadT, ValueType, WriteT
 from aiotaskq.errors import ConfigError
+
+_MAY_BE_URL = re.compile(r":/|/:|@|pass", re.IGNORECASE)
+"""Signs of a URL that was given to the wrong setting, with a password in it perhaps."""
 
 
 class Setting(Generic[ReadT, WriteT]):
@@ -70,7 +74,9 @@ class Setting(Generic[ReadT, WriteT]):
             return self.value_type.check(value)
         except InvalidValue as error:
             label = spelled or self.name
-            reason = error.reason or f"wants {self.wants}"
+            reason = f"wants {self.wants}"
+            if error.reason and not _MAY_BE_URL.search(repr(value)):
+                reason = error.reason
             raise ConfigError(f"{label}{self._shown(value)}: {reason}") from None
 
     def parse(self, text: str) -> ReadT:
@@ -87,9 +93,9 @@ class Setting(Generic[ReadT, WriteT]):
         return self.check(value, spelled=self.variable)
 
     def _shown(self, value: object) -> str:
-        if self.secret:
-            return ""
         text = repr(value)
+        if self.secret or _MAY_BE_URL.search(text):
+            return ""
         return f" = {text}" if len(text) <= 100 else f" = {text[:97]}..."
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -167,6 +173,14 @@ class SettingsTable:
         secret=True,
         ours=True,
     )
+    schedule_store = Setting(
+        value_types.optional(value_types.url()),
+        None,
+        "The store of schedules: Redis, PostgreSQL or SQLite. None: the broker; for one that keeps "
+        "none, such as RabbitMQ, the store of the results, else the embedded SQLite file.",
+        secret=True,
+        ours=True,
+    )
     prefix = Setting(
         value_types.prefix(),
         "aiotaskq",
@@ -207,7 +221,10 @@ class SettingsTable:
         "The encodings that a worker reads; messages in others go to the dead letters.",
     )
     max_payload_size = Setting(
-        value_types.whole(1, of="of bytes"), 1_048_576, "The largest message, in bytes.", ours=True
+        value_types.whole(1, of="of bytes"),
+        1_048_576,
+        "The largest message, sent or read, in bytes.",
+        ours=True,
     )
     max_result_size = Setting(
         value_types.whole(1, of="of bytes"), 1_048_576, "The largest result, in bytes.", ours=True
@@ -255,6 +272,13 @@ class SettingsTable:
         None,
         "Seconds after which SoftTimeLimitExceeded is raised inside a run, for tasks without a "
         "soft_timeout; None: never.",
+    )
+    task_default_executor = Setting(
+        value_types.plain_executor(),
+        "thread",
+        'Where plain functions run that do not set executor: "thread", or "process" as with '
+        "Celery's prefork.",
+        ours=True,
     )
     task_cancel_grace = Setting(
         value_types.seconds(zero=True),
@@ -394,6 +418,13 @@ class SettingsTable:
         None,
         "Seconds after which a process with a blocked event loop is killed and replaced; "
         "None: never.",
+        ours=True,
+    )
+    worker_end_orphans = Setting(
+        value_types.flag(),
+        True,
+        "Whether processes that tasks have started end with their worker process; those in a "
+        "session of their own go on.",
         ours=True,
     )
     worker_hijack_root_logger = Setting(

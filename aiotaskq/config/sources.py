@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from aiotaskq.config.celery import CELERY_ONLY, OLD_STARTS
 from aiotaskq.config.names import LOWER_NAMES, NAMES, nearest, resolve, unknown
+from aiotaskq.config.service_links import is_service_link
 from aiotaskq.config.settings import SETTINGS
 from aiotaskq.errors import ConfigError
 
@@ -69,6 +70,8 @@ def read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
         if not variable.startswith(_ENVIRONMENT) or variable.startswith(_ENVIRONMENT_OF_TESTS):
             continue
         name = variable.removeprefix(_ENVIRONMENT).lower()
+        if name not in SETTINGS and is_service_link(variable, environ):
+            continue
         if name in CELERY_ONLY:
             raise ConfigError(f"{variable} is not supported: {CELERY_ONLY[name].reason}")
         if name not in SETTINGS:

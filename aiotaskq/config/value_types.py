@@ -124,7 +124,7 @@ def schedules() -> ValueType[Mapping[str, Entry], Mapping[str, Any] | None]:
     def check(value: Any) -> Mapping[str, Entry]:
         if value is None:
             return NO_SCHEDULES
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, Mapping):
             raise InvalidValue
         try:
             return MappingProxyType(read_entries(value))
@@ -342,6 +342,21 @@ def serializer() -> ValueType[Serializer, Serializer]:
         raise InvalidValue
 
     return ValueType(", ".join(f'"{name}"' for name in names[:-1]) + f' or "{names[-1]}"', check)
+
+
+PlainExecutor: TypeAlias = Literal["thread", "process"]
+
+
+def plain_executor() -> ValueType[PlainExecutor, PlainExecutor]:
+    """Return the type of an executor for plain functions."""
+
+    def check(value: Any) -> PlainExecutor:
+        for name in get_args(PlainExecutor):
+            if value == name:
+                return name  # type: ignore[no-any-return]  # one of them
+        raise InvalidValue
+
+    return ValueType('"thread" or "process"', check)
 
 
 _MIME: Mapping[str, Serializer] = {

@@ -31,7 +31,8 @@ differ in what they do otherwise:
 - Names of queues and ids are 1 to 200 printable characters; names of queues have no commas.
 - A limit is 1 or more. Lengths of time are finite and not negative; priorities are 0 to 9.
 - Of `not_before` and `delay` at most one is given, and of `expires_at` and `expires_in`.
-- A consumer has one queue or more, each named once; `order` names the same queues.
+- A consumer has one queue or more, each named once; `order` names the same queues, or some of them
+  where a call does not wait.
 - A batch of settlements has one for each delivery at most, and only deliveries of this consumer.
 - A `call_id` is not empty, and comes again only with the same batch.
 - A schedule in `compare_and_swap` has the id that is given beside it.
@@ -44,10 +45,10 @@ else: a message becomes a delivery that the worker refuses or a dead letter, a c
 is skipped. A value that comes from the server never makes a call raise, or repeat without end.
 
 Refusals. An entry of a batch that can never be stored (a delay, a name or a body beyond the limits
-of the server) is not an outage. `publish`, `settle` and `ResultBackend.store` apply all the other
-entries of the batch and then raise `BatchRefused`, which has the reason of each. A `ConfigError` of
-these calls says that the set-up does not work any more (a password was changed, a table dropped);
-it holds for every entry.
+of the server) is not an outage. `publish`, `settle`, `revive` and `ResultBackend.store` apply all
+the other entries of the batch and then raise `BatchRefused`, which has the reason of each. A
+`ConfigError` of these calls says that the set-up does not work any more (a password was changed, a
+table dropped); it holds for every entry.
 """
 
 from __future__ import annotations
@@ -187,9 +188,10 @@ class Consumer(Protocol):
         Args:
             limit: The largest number of messages to take; at least 1.
             wait: Seconds; 0 returns at once.
-            order: All queues of the consumer, in the order in which this call empties them; None:
-                the order in which the consumer was made. Messages that an earlier, cancelled call
-                took come first all the same.
+            order: The queues of the consumer, in the order in which this call empties them; None:
+                the order in which the consumer was made. A call that does not wait may leave queues
+                out, and takes nothing from them. Messages that an earlier, cancelled call took come
+                first all the same.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.
@@ -326,6 +328,16 @@ class Broker(Protocol):
         """
         ...
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        """Return those of the ids that stay cancelled, so that a message with one is dropped.
+
+        An id stays cancelled for a week, unless its message is revived.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached now.
+        """
+        ...
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         """Do the maintenance: deliver due messages, take back messages of dead consumers.
 
@@ -376,6 +388,11 @@ class Broker(Protocol):
 
         Returns:
             The keys for which there is no dead letter. Their envelopes are not stored.
+
+        Raises:
+            BatchRefused: These envelopes can never be stored, and their dead letters stay. The
+                others are stored; `answer` has the keys for which there is no dead letter.
+            BrokerUnavailable: The broker cannot be reached now.
         """
         ...
 

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw
 
+from aiotaskq.readable import on_one_line
+
 SUSPECT = 2
 """The number of crashes from which on a message is delivered alone, as a *suspect*.
 
@@ -76,11 +78,6 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     def __str__(self) -> str:
         """Return the name and the id, safe to print on one line of a log."""
         return f"{on_one_line(self.task)}[{on_one_line(self.id)}]"
-
-
-def on_one_line(name: str) -> str:
-    """Return a name for a line of a log; unprintable characters, such as newlines, are escaped."""
-    return name if name.isprintable() else repr(name)
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -51,9 +51,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reply_to: str | UnsetType = UNSET  # that of the `Message`, if it has one
 
 
-class RemoteError(msgspec.Struct, frozen=True):
-    """An exception in `Outcome.result`, in the same form as Celery stores it."""
+class RemoteError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An exception in `Outcome.result`, in the same form as Celery stores it.
+
+    The fields that Celery has not are left out where they say nothing more.
+    """
 
     exc_type: str
     exc_message: list[Any]
     exc_module: str
+    exc_args: list[Any] | None = None  # its arguments; None: `exc_message` has them
+    exc_attributes: dict[str, Any] | None = None
+    exc_members: list[RemoteError] | None = None  # of an exception group

@@ -41,6 +41,17 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[str, ...]  # the names of the tasks that it knows
 
 
+def read_worker_info(about: bytes) -> WorkerInfo | None:
+    """Return the description in the `about` of a consumer; None if another program wrote it."""
+    try:
+        return _decode_worker_info(about)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+_decode_worker_info = msgspec.json.Decoder(WorkerInfo).decode
+
+
 class DeadLimits(msgspec.Struct, frozen=True):
     """Limits of the dead letters of a queue, in number and in age; the oldest are deleted first."""
 
@@ -103,3 +114,4 @@ class Maintained(msgspec.Struct, frozen=True):
     promoted: int = 0  # delayed messages that became ready
     reclaimed: int = 0  # messages taken back from consumers whose leases had lapsed
     trimmed: int = 0  # dead letters deleted because there were too many, or they were too old
+    aside: int = 0  # entries that no driver can have written, set aside since the call before

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.results import ResultBackend
-from aiotaskq.drivers.common.forks import importing
 from aiotaskq.drivers.entry_points import (
     BACKEND,
     BROKER,
@@ -24,6 +23,7 @@ from aiotaskq.drivers.entry_points import (
     find_driver,
 )
 from aiotaskq.errors import ConfigError
+from aiotaskq.forks import importing
 
 __all__ = [
     "EMBEDDED",

@@ -1,8 +1,9 @@
 """Encoding of exceptions as data, and decoding.
 
-A failure is stored as the name of its type, its message and its traceback as text. For safety,
-nothing is imported or unpickled because a result names it. The caller gets a `TaskFailed`, which is
-also an instance of the remote type if that type is already loaded in the caller.
+A failure is stored as the name of its type, its message, its traceback as text, and those of its
+arguments and attributes that are plain data. For safety, nothing is imported or unpickled because a
+result names it. The caller gets a `TaskFailed`, which is also an instance of the remote type if
+that type is already loaded in the caller, and none of this package.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import builtins
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +19,7 @@ import msgspec
 from msgspec import Raw
 
 from aiotaskq.contract.outcome import Outcome, RemoteError, TaskStatus
+from aiotaskq.encoding import exception_parts as parts
 from aiotaskq.encoding.codec import encode_json
 from aiotaskq.errors import ResultError, TaskFailed, TaskRevoked
 
@@ -25,6 +28,9 @@ _TRACEBACK_LIMIT = 60_000
 _SUMMARY_LIMIT = 300
 
 _OURS = "aiotaskq."  # modules with frames between the event loop and a task
+
+_PACKAGE = __name__.partition(".")[0]
+_DEPTH = 5  # groups in one another
 
 # If one of these leaves a coroutine, it has a special meaning for Python.
 _NEVER_MIXED = (StopIteration, StopAsyncIteration)
@@ -36,15 +42,9 @@ def describe(error: BaseException) -> tuple[Raw, str]:
     This works for any exception, even if its `__str__` raises or its arguments cannot be encoded.
     The worker's own frames are removed from the beginning of the traceback.
     """
-    kind = type(error)
     # Not by assignment: an exception that is a frozen dataclass raises on assignment.
     BaseException.with_traceback(error, _of_the_task(error.__traceback__))
-    remote = RemoteError(
-        exc_type=_encodable(str(kind.__qualname__)),
-        exc_message=_plain_arguments(error),
-        exc_module=_encodable(str(kind.__module__)),
-    )
-    return Raw(encode_json(remote)), _traceback(error)
+    return Raw(encode_json(_to_remote(error))), _traceback(error)
 
 
 def encode_error(kind: str, message: str, module: str = "aiotaskq.errors") -> Raw:
@@ -60,9 +60,35 @@ def to_exception(outcome: Outcome) -> ResultError:
     return rebuild(outcome.result, outcome.task_id, outcome.traceback)
 
 
-def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
-    """Return the exception for an encoded `RemoteError`."""
-    remote = _read(error)
+def rebuild(error: Raw, task_id: str, traceback: str | None, *, own: bool = False) -> TaskFailed:
+    """Return the exception for an encoded `RemoteError`.
+
+    Args:
+        error: The encoded error.
+        task_id: The id of the task that failed.
+        traceback: Its traceback, as text.
+        own: Whether it comes from another process of this same run, so that a type of this package
+            is what the task itself has raised.
+    """
+    return _from_remote(_read(error), task_id, traceback, own)
+
+
+def _to_remote(error: BaseException, depth: int = _DEPTH) -> RemoteError:
+    kind = type(error)
+    message = _plain_arguments(error)
+    arguments = parts.arguments(error)
+    members = parts.members(error) if depth else ()
+    return RemoteError(
+        exc_type=_encodable(str(kind.__qualname__)),
+        exc_message=message,
+        exc_module=_encodable(str(kind.__module__)),
+        exc_args=None if arguments == message else arguments,
+        exc_attributes=parts.attributes(error) or None,
+        exc_members=[_to_remote(one, depth - 1) for one in members] or None,
+    )
+
+
+def _from_remote(remote: RemoteError, task_id: str, traceback: str | None, own: bool) -> TaskFailed:
     message = _message(remote)
     facts: dict[str, Any] = {
         "task_id": task_id,
@@ -71,14 +97,46 @@ def rebuild(error: Raw, task_id: str, traceback: str | None) -> TaskFailed:
         "exc_message": message,
         "remote_traceback": traceback,
     }
-    kind = _failed_class(remote)
-    if kind is not None:
-        try:
-            return kind(message, **facts)
-        except Exception:  # the __new__ of the type takes other arguments, or raises
-            pass
-    # With the plain TaskFailed, only the message can name the type.
-    return TaskFailed(f"{remote.exc_type}: {message}", **facts)
+    attributes = remote.exc_attributes or {}
+    members = [_from_remote(one, task_id, None, own) for one in remote.exc_members or ()]
+    group = str(attributes.get("message", message)), members
+    kind = _failed_class(remote, own)
+    failure = None if kind is None else _make(kind, message, facts, group)
+    if failure is None:  # with the plain TaskFailed, only the message can name the type
+        failure = TaskFailed(f"{remote.exc_type}: {message}", **facts)
+    _set_args(failure, remote.exc_message if remote.exc_args is None else remote.exc_args)
+    parts.restore(failure, attributes)
+    return failure
+
+
+def _make(
+    kind: type[TaskFailed],
+    text: str,
+    facts: dict[str, Any],
+    group: tuple[str, Sequence[TaskFailed]],
+) -> TaskFailed | None:
+    """Make a failure of a mixed class; None if that does not work.
+
+    Args:
+        kind: The class.
+        text: The text of the failure, for `str()`.
+        facts: The attributes of every `TaskFailed`.
+        group: The message and the members, for an exception group.
+    """
+    try:
+        if not issubclass(kind, ExceptionGroup):
+            return kind(text, **facts)
+        failure = kind.__new__(kind, *group)
+        TaskFailed.__init__(failure, text, **facts)
+        return failure
+    except Exception:  # the __new__ of the type takes other arguments, or raises
+        return None
+
+
+def _set_args(failure: TaskFailed, arguments: Iterable[Any]) -> None:
+    if not isinstance(failure, ExceptionGroup):  # its arguments are its message and its members
+        # Not by assignment: the type may have an `args` of its own, or allow none.
+        BaseException.args.__set__(failure, tuple(arguments))  # type: ignore[attr-defined]  # a slot
 
 
 def is_error(error: Raw, kind: type[BaseException]) -> bool:
@@ -149,8 +207,12 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _failed_class(remote: RemoteError) -> type[TaskFailed] | None:
-    """Return a subclass of `TaskFailed` and the remote type; None if the type is not loaded."""
+def _failed_class(remote: RemoteError, own: bool) -> type[TaskFailed] | None:
+    """Return a subclass of `TaskFailed` and the remote type.
+
+    None if the type is not loaded, or is one of this package: such a failure of one task must not
+    act on another one that waits for it.
+    """
     module = builtins if remote.exc_module == "builtins" else sys.modules.get(remote.exc_module)
     found: Any = module
     for part in remote.exc_type.split("."):
@@ -161,8 +223,13 @@ def _failed_class(remote: RemoteError) -> type[TaskFailed] | None:
         and issubclass(found, Exception)
         and not issubclass(found, (*_NEVER_MIXED, TaskFailed))
         and found is not Exception
+        and (own or not _is_ours(found))
     )
     return _mixed(found) if usable else None
+
+
+def _is_ours(kind: type) -> bool:
+    return any(str(one.__module__).partition(".")[0] == _PACKAGE for one in kind.__mro__)
 
 
 _classes: dict[type, type[TaskFailed] | None] = {}
@@ -172,8 +239,7 @@ def _mixed(kind: type[Exception]) -> type[TaskFailed] | None:
     if kind not in _classes:
         members = {
             "__module__": TaskFailed.__module__,
-            # Pickled by its parts: the class itself cannot be imported by its name.
-            "__reduce__": lambda self: (_unpickle, (kind, self.args[0], vars(self))),
+            "__reduce__": _reduce,
         }
         try:
             _classes[kind] = type(f"TaskFailed[{kind.__name__}]", (TaskFailed, kind), members)
@@ -182,7 +248,26 @@ def _mixed(kind: type[Exception]) -> type[TaskFailed] | None:
     return _classes[kind]
 
 
-def _unpickle(kind: type[Exception], message: str, facts: dict[str, Any]) -> TaskFailed:
-    error = (_mixed(kind) or TaskFailed)(message)
-    vars(error).update(facts)
-    return error
+def _reduce(failure: TaskFailed) -> tuple[Any, ...]:
+    kind = type(failure).__bases__[1]  # the class itself cannot be imported by its name
+    group: tuple[str, Sequence[Any]] = "", ()
+    if isinstance(failure, ExceptionGroup):
+        group = failure.message, failure.exceptions
+    args = BaseException.args.__get__(failure)  # type: ignore[attr-defined]  # as above
+    return _unpickle, (kind, args, vars(failure), dict(parts.slots(failure)), group)
+
+
+def _unpickle(
+    kind: type[Exception],
+    args: Sequence[Any],
+    facts: dict[str, Any],
+    slots: dict[str, Any],
+    group: tuple[str, Sequence[TaskFailed]],
+) -> TaskFailed:
+    mixed = _mixed(kind)
+    made = None if mixed is None else _make(mixed, facts["_text"], {}, group)
+    failure = TaskFailed("") if made is None else made
+    _set_args(failure, args)
+    vars(failure).update(facts)
+    parts.restore(failure, slots)
+    return failure

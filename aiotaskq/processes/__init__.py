@@ -8,5 +8,6 @@
       └─ file watcher ─────── reload.py, both sides; only with --reload
 
 `pipe.py` has the messages between them, `parent.py` how a child notices that its parent has died,
-and `operating_system.py` how processes are started, signalled and observed.
+`operating_system.py` how processes are started, signalled and observed, and `standard_streams.py`
+how they write to stdout and stderr.
 """

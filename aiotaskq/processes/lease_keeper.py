@@ -23,7 +23,6 @@ that grows while they keep dying.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -32,6 +31,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from aiotaskq.backoff import Backoff
+from aiotaskq.forks import keep_private
 from aiotaskq.processes.lease_keeper_process import run_lease_keeper_process
 from aiotaskq.processes.operating_system import ChildProcess, start_process
 from aiotaskq.processes.pipe import (
@@ -44,8 +44,9 @@ from aiotaskq.processes.pipe import (
     has_room,
     send,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.keeper")
+logger = get_logger("aiotaskq.keeper")
 
 _STOP_WAIT = 1.0  # seconds that the lease keeper gets to end by itself
 _RESTART_PAUSES = (0.1, 30.0)  # seconds before one that died is replaced: the first, the longest
@@ -81,9 +82,9 @@ class LeaseKeeper:
         """The time of the next call of `check`, by the monotonic clock."""
 
     @property
-    def sentinels(self) -> list[int]:
-        """File descriptors; `check` is to be called when one of them is readable."""
-        return [] if self._process is None else [self._process.sentinel]
+    def processes(self) -> list[ChildProcess]:
+        """The process, if there is one; `check` is to be called when it ends."""
+        return [] if self._process is None else [self._process]
 
     def lease_begun(self, pid: int, name: str, lease: LeaseBegun) -> None:
         """Have a lease renewed while the worker process `pid` runs."""
@@ -129,10 +130,11 @@ class LeaseKeeper:
     def _start(self) -> None:
         self.due = None
         childs_end, pipe = multiprocessing.Pipe(duplex=False)
+        keep_private(pipe.fileno())  # no copy keeps the pipe from ending with the supervisor
         try:
             self._process = start_process(
                 run_lease_keeper_process,
-                (childs_end, pipe, os.getpid()),
+                (childs_end, os.getpid()),
                 name="keeper",
                 ignore_stop_signals=True,
                 daemon=True,

@@ -61,8 +61,9 @@ from aiotaskq.processes.pipe import (
     lease_keeper_messages,
     receive,
 )
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.keeper")
+logger = get_logger("aiotaskq.keeper")
 
 PROCESS_TITLE = "aiotaskq-keeper"
 """The name that `ps` and `top` show for the process, where the system allows it."""
@@ -73,17 +74,13 @@ _END_PAUSES = (0.1, 1.0)  # seconds before a lease is ended again after a failur
 _STOP_WAIT = 0.6  # seconds at the end for leases that are being ended
 
 
-def run_lease_keeper_process(
-    pipe: Connection, supervisors_end: Connection, supervisor_pid: int
-) -> None:
+def run_lease_keeper_process(pipe: Connection, supervisor_pid: int) -> None:
     """Be the process, and exit.
 
     Args:
         pipe: The end of the pipe that the supervisor's messages are read from.
-        supervisors_end: The other end, which a fork has copied.
         supervisor_pid: The parent.
     """
-    supervisors_end.close()  # while it is open here, the supervisor's death would not end the pipe
     set_process_title(PROCESS_TITLE)
     try:
         asyncio.run(LeaseKeeperProcess(pipe, supervisor_pid).run())

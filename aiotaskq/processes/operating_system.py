@@ -1,85 +1,210 @@
-"""Processes as the operating system has them: starting, signalling and observing them.
+"""Processes as the operating system has them: starting, signalling, observing and ending them.
 
-Theory of operation. Every process below the supervisor is started by `start_process`, and two
-things are true of all of them:
+Theory of operation. Every process of ours is started by `start_process`, and three things are true
+of all of them:
 
-- `_run_in_child` is the first code of ours in the new process. A fork copies the supervisor: its
-  signal handlers, its signal mask and the file descriptor that signals wake it by. All that a new
-  process must not share with the supervisor is put right there, and nowhere else. The stop signals
-  are held back from before the start until then, so none is handled by a copy of the supervisor's
-  handler.
-- `ChildProcess` is the supervisor's only source for "this process has ended" (`sentinel` to wait
-  for it, `is_alive` to ask) and for its exit status. A dead process stays a zombie, and its pid is
-  not given to another process, until `is_alive`, `join` or `collect` has seen it dead; so a signal
-  sent by `send_signal` never reaches a stranger.
+- `_run_in_child` is the first code of ours in the new process, and sets its signals. The stop
+  signals are held back from before the start until then, so none is handled by a copy of the
+  parent's handler. All else that a fork must not share is cut off by `aiotaskq.forks`.
+- `ChildProcess` is the only source for "this process has ended" (`is_alive` to ask, `wait_for` to
+  wait) and for its exit status. It asks the kernel about the process itself, and relies on nothing
+  that a child of that process may hold open. A dead process stays a zombie, and its pid is not
+  given to another process, until it is collected; so a signal never reaches a stranger.
+- Code of users may wait for any child of its process (`os.wait`), and so take an exit status that
+  is ours. The end of the process is seen all the same, and its status is None.
 
-Limit: the sentinel is the end of a pipe that the child holds open. Where the child has forked a
-process of its own, that one holds the pipe open too, and the sentinel is not readable before both
-have ended. `is_alive` asks the kernel and is right at any time.
+Processes that tasks have started, and that outlive their worker process, are found by their
+session: a worker process leads one, and its children are in it unless they begin one themselves
+(`kill_session`). Each process of a pool leads a process group within it (`ChildProcess.kill`).
 
-The process pool of `aiotaskq.worker` spawns its processes itself: a worker has threads and sockets.
+Limits: without /proc only the process group of a worker process is found. Without pidfds (before
+Linux 5.3) the end of a process is noticed up to a tenth of a second late.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
 import resource
+import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Iterator
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""The signals that stop a worker. The supervisor gets them and tells the other processes."""
+from aiotaskq.forks import STOP_SIGNALS, register
 
 _PROC = Path("/proc")
 _NOT_RUNNING = frozenset("TtZXx")  # states in /proc/<pid>/stat: stopped, dead; see proc(5)
+_DEAD = frozenset("ZXx")
+_LOOK_INTERVAL = 0.1  # seconds between looks where there are no pidfds
+_END_LOOK_INTERVAL = 0.02  # seconds between looks whether processes that were told to end have
+
+_running: WeakSet[ChildProcess] = WeakSet()  # those that were not collected
 
 
 class ChildProcess:
-    """A process that this process has started.
+    """A process that this process has started. It may be used from several threads.
 
     Attributes:
         pid: Its process id.
+        daemon: Whether it is killed at our exit.
+        sentinel: A file descriptor that becomes readable when the process ends, whoever has a copy
+            of what it held open; None where the system has no pidfds.
     """
 
-    def __init__(self, process: BaseProcess) -> None:
+    def __init__(self, process: BaseProcess, *, daemon: bool) -> None:
         assert process.pid is not None, "the process was not started"
+        self.daemon = daemon
         self.pid = process.pid
+        self.sentinel = open_pidfd(self.pid)
         self._process = process
-
-    @property
-    def sentinel(self) -> int:
-        """A file descriptor that becomes readable when the process ends; see the limit above."""
-        return self._process.sentinel
+        self._lock = threading.Lock()  # held while it is signalled or collected
+        self._collected = False
+        _running.add(self)
 
     def is_alive(self) -> bool:
         """Return whether the process has not ended yet."""
-        return self._process.is_alive()
+        if self._collected:
+            return False
+        if self.sentinel is not None:
+            return not _is_readable(self.sentinel)
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # somebody else has waited for it
+            return False
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
-        if self.is_alive():
-            os.kill(self.pid, number)
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if not self.is_alive():
+                return
+            if self.sentinel is not None:
+                signal.pidfd_send_signal(self.sentinel, number)
+            else:
+                os.kill(self.pid, number)
 
-    def join(self, timeout: float) -> None:
-        """Wait for the end of the process, for so many seconds at most."""
-        self._process.join(timeout)
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the process group that the process leads, whether it lives or not.
 
-    def collect(self) -> int:
+        It has no effect once the process is collected, as another group may have the number then,
+        nor while the process does not lead a group yet.
+        """
+        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            if not self._collected:
+                os.killpg(self.pid, number)
+
+    def join(self, timeout: float | None) -> None:
+        """Wait for the end of the process, for so many seconds at most; None: for ever."""
+        wait_for([], [self], timeout)
+
+    def collect(self) -> int | None:
         """Wait for the end of the process, free its resources, and return its exit status.
 
-        A negative status is the number of the signal that killed the process. The object cannot be
-        used afterwards.
+        A negative status is the number of the signal that killed the process; None: other code of
+        this process has waited for it, and its status is not known. The object is of no use
+        afterwards.
         """
-        self._process.join()
-        status = self._process.exitcode
+        self.join(None)
+        with self._lock:
+            self._process.join()
+            status = self._process.exitcode
+            self.forget()
+        return status
+
+    def forget(self) -> None:
+        """Free the resources of the process, which has ended or is no child of this process."""
+        self._collected = True
+        if self._process.exitcode is None:
+            # `multiprocessing` takes it for alive, for ever, and would send signals to its pid.
+            popen: Any = self._process._popen  # type: ignore[attr-defined]  # private, see above
+            popen.returncode = 0
         self._process.close()
-        return 1 if status is None else status
+        if self.sentinel is not None:
+            os.close(self.sentinel)
+        _running.discard(self)
+
+
+def wait_for(
+    readable: Iterable[Any], processes: Iterable[ChildProcess], timeout: float | None
+) -> None:
+    """Wait until an object is readable or a process has ended.
+
+    Args:
+        readable: Objects and file descriptors, as for `multiprocessing.connection.wait`.
+        processes: The processes.
+        timeout: The most seconds to wait; None: any time.
+    """
+    processes = list(processes)
+    sentinels = [process.sentinel for process in processes if process.sentinel is not None]
+    watched = [*readable, *sentinels]
+    if len(sentinels) == len(processes):
+        connection.wait(watched, timeout)
+        return
+    end = None if timeout is None else time.monotonic() + timeout
+    while all(process.is_alive() for process in processes):
+        left = _LOOK_INTERVAL if end is None else min(end - time.monotonic(), _LOOK_INTERVAL)
+        if left <= 0:
+            return
+        if not watched:
+            time.sleep(left)
+        elif connection.wait(watched, left):
+            return
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Return a file descriptor that becomes readable when a process ends; None: there is none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # no Linux, an old one, a sandbox, or no such process
+        return None
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()  # `select.select` takes no file descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@atexit.register
+def _kill_daemons() -> None:
+    # Before `multiprocessing` does: it sends SIGTERM, which processes of ours may ignore, and then
+    # waits for their end.
+    for process in list(_running):
+        if process.daemon:
+            process.send_signal(signal.SIGKILL)
+
+
+def _forget_all() -> None:
+    """Make a forked child leave alone what its parent has started, at its exit too."""
+    for process in list(_running):
+        process.forget()
+
+
+register(in_child=_forget_all)
+
+
+def reap_orphans(own: Container[int]) -> None:
+    """Free the dead processes that were given to this one when their parents died.
+
+    That is the task of process 1, which the supervisor is where it is all that a container runs.
+
+    Args:
+        own: The pids of processes of ours. Where one of them is dead, the others come later.
+    """
+    with contextlib.suppress(ChildProcessError):  # there are none
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in own:
+                return
+            os.waitpid(found.si_pid, 0)
 
 
 def start_process(
@@ -99,7 +224,8 @@ def start_process(
         name: A name, for `multiprocessing`.
         ignore_stop_signals: Whether the process ignores the signals that stop a worker; else they
             end it, until it sets handlers of its own.
-        daemon: As in `multiprocessing`: the process has no children, and is ended at our exit.
+        daemon: Whether the process is killed at our exit; else our exit waits for its end. It may
+            have children either way.
         spawn: Never fork: the process begins with a new interpreter.
 
     Raises:
@@ -111,9 +237,11 @@ def start_process(
     process: BaseProcess = context.Process(
         target=_run_in_child, args=(handler, target, args), name=name, daemon=daemon
     )
+    if method == "spawn":
+        resource_tracker.ensure_running()  # its own start would let the signals through
     with _stop_signals_held_back():
         process.start()
-    return ChildProcess(process)
+    return ChildProcess(process, daemon=daemon)
 
 
 @contextlib.contextmanager
@@ -129,9 +257,8 @@ def _stop_signals_held_back() -> Iterator[None]:
 def _run_in_child(
     handler: signal.Handlers, target: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
-    """Undo what a fork has copied from the supervisor, then run the target."""
-    # First: a signal noted here would wake the supervisor, whose file descriptor this is.
-    signal.set_wakeup_fd(-1)
+    """Set the signals of a new process, then run the target."""
+    multiprocessing.current_process().daemon = False  # a daemon may not have children
     for number in STOP_SIGNALS:
         signal.signal(number, handler)
     # Last: a signal that came since the start is handled now.
@@ -145,30 +272,124 @@ def set_process_title(title: str) -> None:
         (_PROC / "self/comm").write_text(title)
 
 
-def describe_exit_status(status: int) -> str:
+def describe_exit_status(status: int | None) -> str:
     """Return how a process ended, in words; a negative status stands for a signal."""
+    if status is None:
+        return "ended with an exit status that other code has taken"
     if status < 0:
         return f"was killed by signal {-status} ({signal.strsignal(-status)})"
     return f"ended with exit status {status}"
 
 
-def is_running(pid: int) -> bool:
-    """Return whether a process surely lives and is not stopped; False where there is no /proc."""
+class _Stat(NamedTuple):
+    """A process as /proc shows it."""
+
+    state: str
+    session: int
+
+
+def _read_stat(pid: int | str) -> _Stat | None:
+    """Return what /proc knows about a process; None: there is no such process, or no /proc."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
-        return False
+        return None
     # The command stands in parentheses, and may hold any character.
-    state = text.rpartition(")")[2].split(maxsplit=1)[0]
-    return state not in _NOT_RUNNING
+    state, _parent, _group, session, *_ = text.rpartition(")")[2].split()
+    return _Stat(state, int(session))
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process surely lives and is not stopped; False where there is no /proc."""
+    found = _read_stat(pid)
+    return found is not None and found.state not in _NOT_RUNNING
+
+
+def kill_session(leader: int) -> int:
+    """Kill the processes of a session except its leader, and return their number.
+
+    Those that come to be meanwhile are killed as well. The process that frees the shared memory of
+    `multiprocessing` is left alone: it ends by itself when its work is done.
+
+    Args:
+        leader: The pid of the leader, dead or alive, which must not have been collected.
+    """
+    if not _PROC.joinpath("self/stat").exists():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if leader != os.getpid():
+                os.killpg(leader, signal.SIGKILL)
+        return 0
+    killed: set[int] = set()
+    while new := set(_session_members(leader)) - killed:
+        for pid in new:
+            _signal_in_session(pid, leader, signal.SIGKILL)
+        killed |= new
+    return len(killed)
+
+
+def end_own_session(patience: float) -> None:
+    """End the other processes of the session that this process leads.
+
+    Args:
+        patience: Seconds that they get to end by themselves, after SIGTERM.
+    """
+    leader = os.getpid()
+    end = time.monotonic() + patience
+    for pid in _session_members(leader):
+        _signal_in_session(pid, leader, signal.SIGTERM)
+    while _session_members(leader) and time.monotonic() < end:
+        time.sleep(_END_LOOK_INTERVAL)
+    kill_session(leader)
+
+
+def _session_members(leader: int) -> list[int]:
+    """Return the pids of the living processes of a session, without its leader."""
+    members = []
+    for entry in _PROC.glob("[0-9]*"):
+        found = _read_stat(entry.name)
+        if found is None or found.session != leader or found.state in _DEAD:
+            continue
+        pid = int(entry.name)
+        if pid != leader and not _is_resource_tracker(pid):
+            members.append(pid)
+    return members
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
+
+
+def _signal_in_session(pid: int, leader: int, number: signal.Signals) -> None:
+    """Send a signal to a process that is still in a session; its pid may be another's by now."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        pidfd = open_pidfd(pid)
+        if pidfd is None:
+            os.kill(pid, number)
+            return
+        try:
+            found = _read_stat(pid)
+            if found is not None and found.session == leader:
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
 
 
 def resident_memory(pid: int | str) -> int | None:
     """Return the resident memory of a process in bytes; None where it cannot be read."""
     try:
-        pages = int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1])
+        file = os.open(f"{_PROC}/{pid}/statm", os.O_RDONLY)
     except OSError:
         return None
+    try:
+        # Without a file object, as event loops look here: the kernel answers at once.
+        pages = int(os.pread(file, 100, 0).split()[1])
+    except OSError:  # it has just ended
+        return None
+    finally:
+        os.close(file)
     return pages * resource.getpagesize()
 
 

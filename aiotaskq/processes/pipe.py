@@ -43,6 +43,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from aiotaskq.contract.records import Grant
+from aiotaskq.forks import keep_private
 
 SETUP_ERROR = 2
 RECYCLE = 75  # EX_TEMPFAIL: nothing else uses it
@@ -61,11 +62,13 @@ class WorkerProcessReady(msgspec.Struct, frozen=True, tag=True):
         patience: Seconds that each needs to end.
         block_limit: Seconds without an `EventLoopTick` after which the process is to be killed;
             None: it sends none.
+        end_orphans: Whether the processes that it leaves behind are to be killed.
     """
 
     processes: int
     patience: float
     block_limit: float | None = None
+    end_orphans: bool = True
 
 
 class EventLoopTick(msgspec.Struct, frozen=True, tag=True):
@@ -188,10 +191,11 @@ class SupervisorPipe:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+        keep_private(pipe.fileno())
 
-    def ready(self, *, processes: int, patience: float, block_limit: float | None) -> None:
-        """Tell that tasks are taken. See `WorkerProcessReady`."""
-        send(self._pipe, WorkerProcessReady(processes, patience, block_limit))
+    def ready(self, message: WorkerProcessReady) -> None:
+        """Tell that tasks are taken."""
+        send(self._pipe, message)
 
     def tick(self, *, more: bool) -> None:
         """Tell that the event loop runs. See `EventLoopTick`."""

@@ -16,17 +16,18 @@ more; the worker goes on, and the log says so.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import multiprocessing
 import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from aiotaskq.errors import ConfigError
+from aiotaskq.forks import keep_private
 from aiotaskq.processes.operating_system import start_process
 from aiotaskq.processes.parent import is_parent, parent_pid
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.supervisor")
+logger = get_logger("aiotaskq.supervisor")
 
 _PARENT_LOOK_INTERVAL = 200  # milliseconds
 
@@ -47,6 +48,7 @@ class FileWatcher:
                 "--reload needs the library 'watchfiles': pip install 'aiotaskq[reload]'"
             )
         self.pipe, childs_end = multiprocessing.Pipe(duplex=False)
+        keep_private(self.pipe.fileno())
         self._process = start_process(
             _watch_files,
             (childs_end,),

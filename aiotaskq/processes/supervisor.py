@@ -42,24 +42,26 @@ From the first signal on no number is due any more, so the loop ends with the la
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeAlias
 
 from aiotaskq.backoff import Backoff
+from aiotaskq.forks import STOP_SIGNALS, keep_private
 from aiotaskq.processes.lease_keeper import LeaseKeeper
 from aiotaskq.processes.operating_system import (
-    STOP_SIGNALS,
     describe_exit_status,
+    kill_session,
+    reap_orphans,
     start_process,
+    wait_for,
 )
 from aiotaskq.processes.pipe import (
     RECYCLE,
@@ -74,8 +76,9 @@ from aiotaskq.processes.pipe import (
     supervisor_messages,
 )
 from aiotaskq.processes.reload import FileWatcher
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.supervisor")
+logger = get_logger("aiotaskq.supervisor")
 
 WorkerProcessMain: TypeAlias = Callable[[int, bool, SupervisorPipe], None]
 """The function that a worker process runs.
@@ -114,9 +117,11 @@ class _SupervisedProcess:
         self.number = number
         self.name = f"worker-{number}"
         self.pipe, childs_end = multiprocessing.Pipe(duplex=False)
+        keep_private(self.pipe.fileno())
         self.pipe_open = True  # the child's end
         self.block_limit = math.inf
         self.ticked = 0.0  # when its event loop last ran
+        self.end_orphans = True
         self.killed_because: str | None = None
         self.started = time.monotonic()
         try:
@@ -138,9 +143,15 @@ class _SupervisedProcess:
         except EOFError:
             self.pipe_open = False  # the process is about to end
 
-    def collect(self) -> int:
+    def collect(self) -> int | None:
         """Free the resources of the dead process, and return its exit status."""
         self.pipe.close()
+        if self.end_orphans:
+            orphans = kill_session(self.pid)
+            if orphans:
+                logger.warning(
+                    "killed %d processes that worker process %d has left behind", orphans, self.pid
+                )
         return self.process.collect()
 
 
@@ -185,6 +196,7 @@ class Supervisor:
         self._wake, waker = socket.socketpair()
         for end in (self._wake, waker):
             end.setblocking(False)
+            keep_private(end.fileno())
         before = {number: signal.signal(number, self._count_signal) for number in STOP_SIGNALS}
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         try:
@@ -200,7 +212,8 @@ class Supervisor:
                 self._file_watcher.stop()
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # A further signal may come until the process has ended, and must not end it.
+                signal.signal(number, signal.SIG_IGN if self._stopping else handler)
             self._wake.close()
             waker.close()
         return self._status
@@ -221,10 +234,9 @@ class Supervisor:
         watched: list[Any] = [self._wake]
         if self._file_watcher is not None and not self._file_watcher.pipe.closed:
             watched.append(self._file_watcher.pipe)
-        watched += self._lease_keeper.sentinels
-        watched += [child.process.sentinel for child in self._children.values()]
         watched += [child.pipe for child in self._children.values() if child.pipe_open]
-        connection.wait(watched, timeout)
+        processes = [child.process for child in self._children.values()]
+        wait_for(watched, processes + self._lease_keeper.processes, timeout)
         with contextlib.suppress(BlockingIOError):  # it was not a signal that ended the wait
             self._wake.recv(4096)
 
@@ -242,6 +254,12 @@ class Supervisor:
         self._kill_stuck()
         self._start_due()
         self._lease_keeper.check()  # last: no start of a child has to wait for it
+        if os.getpid() == 1:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        processes = [child.process for child in self._children.values()]
+        reap_orphans({process.pid for process in processes + self._lease_keeper.processes})
 
     # --- messages ---
 
@@ -264,6 +282,7 @@ class Supervisor:
         child.ticked = time.monotonic()
         if ready.block_limit is not None:
             child.block_limit = ready.block_limit
+        child.end_orphans = ready.end_orphans
         self._patience = ready.patience
         for number in range(1, ready.processes + 1):
             # Not one that has begun before: it is running, due, or done.
@@ -319,7 +338,7 @@ class Supervisor:
         elif status != 0 and not self._ever_ready:
             if status != SETUP_ERROR:  # else the process has said what is wrong
                 logger.error("worker process %d %s at its start", child.pid, how)
-            self._status = status if status > 0 else 1
+            self._status = status if status is not None and status > 0 else 1
             self._stop()
         elif status != 0 or not self._finite:  # status 0: somebody else told it to stop
             self._replace_later(child.number, lived, f"worker process {child.pid} {how}")

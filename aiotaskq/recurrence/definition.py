@@ -102,7 +102,7 @@ _OF_ENTRY = ("task", "schedule", "args", "kwargs", "options", "relative")
 _OURS = ("timezone", "jitter", "start", "end", "overlap", "misfire", "grace")
 
 
-def read_entries(given: Mapping[str, Any]) -> dict[str, Entry]:
+def read_entries(given: Mapping[Any, Any]) -> dict[str, Entry]:
     """Return the schedules of a `beat_schedule`, as in Celery, by their ids.
 
     Raises:
@@ -110,6 +110,8 @@ def read_entries(given: Mapping[str, Any]) -> dict[str, Entry]:
     """
     entries: dict[str, Entry] = {}
     for name, fields in given.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{name!r} is no id of a schedule; it must be a text")
         try:
             entries[name] = _read_entry(fields)
         except ConfigError as error:
@@ -136,6 +138,10 @@ def _read_entry(fields: Any) -> Entry:
             " move them; leave it out"
         )
     if isinstance(fields["schedule"], Schedule):
+        for name in fields.keys() - {"task", "schedule", "relative"}:
+            raise ConfigError(
+                f"{name!r} stands beside a Schedule(...), which would not see it: write it in there"
+            )
         return Entry(fields["task"], fields["schedule"])
     given = {name: fields[name] for name in _OURS if name in fields}
     for name, empty in (("args", ()), ("kwargs", {}), ("options", {})):

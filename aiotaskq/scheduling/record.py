@@ -7,9 +7,10 @@ of a change holds up nobody.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
@@ -18,8 +19,11 @@ from msgspec.structs import replace
 from aiotaskq.contract.message import RetryPolicy
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.encoding.codec import to_builtin
+from aiotaskq.encoding.codec import Codec, to_builtin
+from aiotaskq.encoding.forms import UNKNOWN_FORM
+from aiotaskq.encoding.tags import resolve
 from aiotaskq.errors import ConfigError, EncodeError
+from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import GRACE, Misfire, Overlap, Schedule, Timing
 from aiotaskq.retry import Retry, for_call
 from aiotaskq.tasks.application import Application
@@ -27,6 +31,8 @@ from aiotaskq.tasks.call import Call
 from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.options import CallOptions, check_args, check_call_options
 from aiotaskq.tasks.task import Task
+
+logger = get_logger("aiotaskq.scheduler")
 
 _ATTEMPTS = 100  # attempts of a change while other changes are faster each time
 
@@ -36,7 +42,7 @@ class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
     task: str
     timing: Timing
-    args: list[Any] = []
+    args: list[Any] = []  # with tagged forms, as the arguments of a message
     kwargs: dict[str, Any] = {}
     options: dict[str, Any] = {}  # options of the calls; a retry as a `RetryPolicy`
     overlap: Overlap = "allow"
@@ -49,9 +55,16 @@ class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_default
         options = dict(self.options)
         if "retry" in options:
             options["retry"] = for_call(msgspec.convert(options["retry"], RetryPolicy), Retry())
-        return Call(
-            self.task, tuple(self.args), self.kwargs, cast("CallOptions", {**options, **extra})
-        )
+        args, kwargs = self.arguments()
+        return Call(self.task, tuple(args), kwargs, cast("CallOptions", {**options, **extra}))
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of its calls as they were given.
+
+        Raises:
+            ValueError: They were not written here.
+        """
+        return resolve(self.args)[0], resolve(self.kwargs)[0]
 
 
 class ScheduleState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,6 +94,10 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class UnreadableSchedule(ConfigError):
+    """A stored record is no schedule of this package."""
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ScheduleRecord).decode
 
@@ -89,14 +106,33 @@ def read(stored: StoredSchedule) -> ScheduleRecord:
     """Return the record of a stored schedule.
 
     Raises:
-        ConfigError: It cannot be read.
+        UnreadableSchedule: It cannot be read.
     """
     try:
-        return _decode(stored.body)
-    except (msgspec.MsgspecError, ConfigError, ValueError) as error:
-        raise ConfigError(
+        record = _decode(stored.body)
+        record.definition.arguments()
+        for moment in (record.state.due, record.state.last_due, record.state.last_at):
+            if moment is not None:
+                datetime.fromtimestamp(moment, UTC)  # beyond the calendar it raises
+        if not math.isfinite(record.definition.grace):
+            raise ValueError("grace is not finite")
+    except (
+        msgspec.MsgspecError,
+        ConfigError,
+        ArithmeticError,
+        ValueError,
+        OSError,
+        RecursionError,
+    ) as error:
+        raise UnreadableSchedule(
             f"the stored schedule {stored.id!r} cannot be read: {error}; remove it and add it again"
         ) from error
+    return record
+
+
+def parked(stored: StoredSchedule) -> StoredSchedule:
+    """Return a schedule that is not due any more and stays as it is, as a new revision."""
+    return StoredSchedule(id=stored.id, body=stored.body, due_at=None, revision=uuid.uuid4().hex)
 
 
 def define(
@@ -123,6 +159,7 @@ def define(
     known = app.tasks.get(name)
     if known is not None:
         known.arguments.check(args, kwargs)
+        _codec.pack(args, kwargs, known.arguments)  # refuses what would not arrive as it is
     for option in ("eta", "task_id", "connection"):
         if option in options:
             raise ConfigError(f"{option} makes no sense for a schedule: each run is another task")
@@ -131,8 +168,8 @@ def define(
     return ScheduleDefinition(
         task=name,
         timing=schedule.timing(app.conf.timezone),
-        args=_plain("args", list(args)),
-        kwargs=_plain("kwargs", kwargs),
+        args=[_argument(value) for value in args],
+        kwargs={name: _argument(value) for name, value in kwargs.items()},
         options=_plain_options(options),
         overlap=schedule.overlap,
         misfire=schedule.misfire,
@@ -153,11 +190,26 @@ async def change_record(
     store: ScheduleStore,
     schedule_id: str,
     change: Callable[[ScheduleRecord | None], ScheduleRecord | None],
+    *,
+    replace_unreadable: bool = False,
 ) -> ScheduleRecord | None:
-    """Change a schedule; `change` gets the present record, anew while other changes are faster."""
+    """Change a schedule; `change` gets the present record, anew while other changes are faster.
+
+    Args:
+        store: The store.
+        schedule_id: The id of the schedule.
+        change: Returns the record in place of the present one; None: there is nothing to change.
+        replace_unreadable: Whether one that cannot be read counts as none.
+    """
     for _ in range(_ATTEMPTS):
         found = await store.load([schedule_id])
-        known = read(found[0]) if found else None
+        try:
+            known = read(found[0]) if found else None
+        except UnreadableSchedule as error:
+            if not replace_unreadable:
+                raise
+            logger.error("%s: it is replaced", error)
+            known = None
         record = change(known)
         if record is None or record == known:
             return record
@@ -190,6 +242,19 @@ def _check_results(app: Application, name: str) -> None:
             f'overlap="skip" has to see whether the last run has ended, and {name} keeps no'
             " results: give it some, or leave overlap out"
         )
+
+
+_codec = Codec()
+
+
+def _argument(value: Any) -> Any:
+    """Return an argument as JSON data; its tags keep the types that JSON has not."""
+    try:
+        return msgspec.json.decode(UNKNOWN_FORM.write(value, json=True))
+    except EncodeError as error:
+        raise EncodeError(
+            f"the arguments of a schedule rest as JSON, and one has no form in it: {error}"
+        ) from error
 
 
 def _plain(what: str, value: Any) -> Any:

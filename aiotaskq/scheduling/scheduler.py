@@ -12,7 +12,8 @@ another would have to wait for: either the step happened, or it did not.
      ▲                                                                                       │
      └── sleep until the next is due, at most a second, as others may add schedules ◀────────┘
 
-A schedule that fails, or hangs in a middleware, is tried again by itself and holds up no other. A
+A schedule that fails, or hangs in a middleware, is tried again by itself and holds up no other. One
+that cannot be read is *parked*: it stays in the store and is not due any more. A
 scheduler whose step came second waits some milliseconds longer the next time (`_POLITE`): where
 many run, one does most of the work, and the others save their queries.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,20 +32,26 @@ from typing import Self
 
 from msgspec.structs import replace
 
+from aiotaskq import forks
 from aiotaskq.backoff import Backoff
+from aiotaskq.client.outbox import Outbox
+from aiotaskq.client.outbox_relay import OutboxRelay
 from aiotaskq.client.prepare import PreparedMessage, check_traits, prepare, seal
+from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import AioTaskQError, ConfigError, Unavailable
 from aiotaskq.events import Sent
+from aiotaskq.ids import host_name
 from aiotaskq.middleware import wrap_send
+from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import Plan, plan
-from aiotaskq.scheduling.record import ScheduleRecord, read
+from aiotaskq.scheduling.record import ScheduleRecord, UnreadableSchedule, parked, read
 from aiotaskq.scheduling.schedules import synchronize
 from aiotaskq.tasks.application import Application
 
-logger = logging.getLogger("aiotaskq.scheduler")
+logger = get_logger("aiotaskq.scheduler")
 
 _LOOK = 1.0  # seconds between looks, at most: new schedules are found by looking
 _AT_ONCE = 1000  # schedules whose runs are sent at the same time, those that hang included
@@ -52,6 +60,23 @@ _PATIENCE = 30.0  # seconds in which the runs of one schedule are to be made and
 _PAUSES = (0.1, 5.0)  # seconds: the first pause while the store is away, and the longest
 _RESTS = (1.0, 60.0)  # the same for one schedule that has failed
 _POLITE = 0.05  # seconds, at most, by which a scheduler waits longer after it came second
+
+
+class _RelayOutage:
+    """The times at which runs cannot be passed on to the broker."""
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(*_PAUSES)
+
+    def pause(self, error: Exception) -> float:
+        if not self._backoff.failures:
+            logger.warning("runs wait to be passed on to the broker, trying again: %s", error)
+        return self._backoff.next()
+
+    def over(self) -> None:
+        if self._backoff.failures:
+            self._backoff.reset()
+            logger.warning("runs are passed on to the broker again")
 
 
 class Scheduler:
@@ -69,7 +94,10 @@ class Scheduler:
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[float, Backoff]] = {}  # by id; the first: when to try again
         self._polite = 0.0
+        self.parked = 0
+        """The number of schedules that this scheduler could not read and has parked."""
         self._main: asyncio.Task[None] | None = None
+        self._relaying: asyncio.Task[None] | None = None
 
     async def run(self, *, patient: bool = True) -> None:
         """Send due runs until told to stop; runs that are being sent then are finished.
@@ -81,9 +109,11 @@ class Scheduler:
             ConfigError: A schedule of the code is wrong, or the broker keeps no schedules.
             BrokerUnavailable: It cannot be reached, and the scheduler is not patient.
         """
+        forks.guard(asyncio.get_running_loop())
         try:
             store = await self._prepare(patient=patient)
             if store is not None:
+                self._start_relay()
                 logger.info("scheduler ready")
                 await self._serve(store)
         finally:
@@ -118,9 +148,11 @@ class Scheduler:
         backoff = Backoff(*_PAUSES)
         while not self._stopping.is_set():
             try:
-                store = (await self._app.broker()).schedules()
+                store = await self._app.schedule_store()
                 put, removed = await synchronize(store, self._app, self._app.declared_schedules())
-            except Unavailable as error:
+            except ConfigError:
+                raise
+            except Exception as error:
                 if not patient:
                     raise
                 await self._outage(error, backoff)
@@ -140,7 +172,7 @@ class Scheduler:
             asked = asyncio.get_running_loop().time()
             try:
                 found = await store.due(limit)
-            except Unavailable as error:
+            except Exception as error:  # whatever the store holds, the other runs are wanted
                 await self._outage(error, backoff)
                 continue
             backoff.reset()
@@ -151,10 +183,11 @@ class Scheduler:
                 self._begin(store, stored, found.now)
             await self._rest(asked, found.now, found.next_at)
 
-    async def _outage(self, error: Unavailable, backoff: Backoff) -> None:
+    async def _outage(self, error: Exception, backoff: Backoff) -> None:
         """Wait while the store is away, longer each time."""
         if not backoff.failures:
-            logger.warning("no runs can be sent now, trying again: %s", error)
+            fault = None if isinstance(error, AioTaskQError) else error
+            logger.warning("no runs can be sent now, trying again: %s", error, exc_info=fault)
         await self._sleep(backoff.next())
 
     async def _rest(self, asked: float, now: float, next_at: float | None) -> None:
@@ -176,6 +209,30 @@ class Scheduler:
             await asyncio.wait(self._busy.values(), timeout=_PATIENCE)
         for task in self._busy.values():
             task.cancel()
+        if self._relaying is not None:
+            self._relaying.cancel()
+            await asyncio.wait([self._relaying])
+
+    # The relay
+
+    def _start_relay(self) -> None:
+        """Pass runs on to the broker, where they are stored elsewhere than there."""
+        store = self._app.schedule_broker()
+        if store is not None:
+            logger.info("schedules are stored at %s, and their runs wait there", store.url)
+            self._relaying = asyncio.create_task(self._relay(store), name="aiotaskq-relay")
+            self._relaying.add_done_callback(_tell_failure)
+
+    async def _relay(self, store: Broker) -> None:
+        outage, broker = _RelayOutage(), None
+        while broker is None:
+            try:
+                broker = await self._app.broker()
+            except Unavailable as error:
+                await asyncio.sleep(outage.pause(error))
+        name = f"{host_name()}:{os.getpid()} scheduler"
+        lease = self._app.conf.worker_lease
+        await OutboxRelay(Outbox(store), broker, outage, name=name, lease=lease).run()
 
     # One schedule
 
@@ -193,7 +250,7 @@ class Scheduler:
         """Send the due runs of one schedule; whatever goes wrong concerns no other."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                first = await self._send(store, stored, now)
+                first = await self._send_or_park(store, stored, now)
         except Exception as error:
             self._note_failure(stored.id, error)
         else:
@@ -203,12 +260,27 @@ class Scheduler:
             del self._busy[stored.id]
             self._wake.set()
 
+    async def _send_or_park(self, store: ScheduleStore, stored: StoredSchedule, now: float) -> bool:
+        try:
+            return await self._send(store, stored, now)
+        except UnreadableSchedule as error:
+            if not await store.compare_and_swap(stored.id, stored.revision, parked(stored)):
+                # Another scheduler was faster; or the store cannot find what it has returned, and
+                # the schedule rests longer and longer.
+                raise
+            self.parked += 1
+            logger.error("a schedule is parked: %s", error)
+            return True
+
     def _note_failure(self, schedule_id: str, error: Exception) -> None:
         failed = self._failed.get(schedule_id)
         backoff = Backoff(*_RESTS, jitter=False) if failed is None else failed[1]
         rest = backoff.next()
         self._failed[schedule_id] = asyncio.get_running_loop().time() + rest, backoff
-        if isinstance(error, Unavailable):
+        if isinstance(error, UnreadableSchedule):
+            level = logging.ERROR if failed is None else logging.DEBUG  # it stays like that
+            logger.log(level, "%s", error)
+        elif isinstance(error, Unavailable):
             logger.warning("the runs of %s cannot be sent now: %s", schedule_id, error)
         elif isinstance(error, TimeoutError):
             logger.error(
@@ -230,7 +302,8 @@ class Scheduler:
         """Send the due runs of one schedule; return whether no other scheduler was faster."""
         record = read(stored)
         due = record.state.due
-        if due is None:  # it has no more runs, so it should not be due
+        if due is None or record.state.paused:  # then it should not be due
+            await store.compare_and_swap(stored.id, stored.revision, record.stored(stored.id))
             return True
         definition = record.definition
         planned = plan(
@@ -278,7 +351,7 @@ class Scheduler:
     ) -> tuple[list[Message], list[Envelope]]:
         """Return the messages of runs that the middleware lets through, and their envelopes."""
         app = self._app
-        broker = await app.broker()
+        broker, _ = app.drivers()  # not opened: its traits are of interest
         messages: list[Message] = []
         envelopes: list[Envelope] = []
         for due in runs:

@@ -14,6 +14,7 @@ from aiotaskq.context import Lifespan
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.results import ResultBackend
+from aiotaskq.contract.schedules import ScheduleStore
 from aiotaskq.encoding.codec import Codec
 from aiotaskq.events import Observers
 from aiotaskq.middleware import Middleware
@@ -70,6 +71,14 @@ class Application(Protocol):
 
     def outbox_broker(self) -> Broker | None:
         """Return the closed broker that stores the outbox; None if there is no outbox."""
+        ...
+
+    def schedule_broker(self) -> Broker | None:
+        """Return the closed broker that stores the schedules; None: the broker itself does."""
+        ...
+
+    async def schedule_store(self) -> ScheduleStore:
+        """Return the store of the schedules, open on the running loop."""
         ...
 
     async def broker(self) -> Broker:

@@ -122,6 +122,9 @@ class BoundTask(TaskDefinition):
     ) -> RetryLater:
         """Ask for another attempt of the run in which this is called, with the same arguments.
 
+        The task runs again after this run, whatever its function returns or raises by then; only
+        another verdict (`Reject`, `Snooze`, `RetryLater`) that it raises counts instead.
+
         Example:
             ::
 
@@ -136,7 +139,7 @@ class BoundTask(TaskDefinition):
             args: Not supported: an attempt has the arguments of its task.
             kwargs: Likewise.
             exc: The failure. It is raised instead if no attempts are left.
-            throw: Whether to raise the request. Otherwise it is returned, and the task raises it.
+            throw: Whether to raise the request. Otherwise it is returned, and the function goes on.
             eta: The time of the next attempt; a naive one is taken in the application's `timezone`.
             countdown: Seconds until the next attempt. By default `default_retry_delay`, else the
                 delay of the task's `Retry`; a task with neither waits for three minutes.
@@ -171,6 +174,7 @@ class BoundTask(TaskDefinition):
             delay = max(0.0, countdown)  # a deadline may have passed
         later = RetryLater(delay, _reason(exc), max_attempts=retries + 1)
         later.__cause__ = exc or sys.exception()
+        context.verdict = later  # so that it holds even if the function hides the exception
         if throw:
             raise later
         return later

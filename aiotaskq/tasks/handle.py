@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from aiotaskq import bridge
 from aiotaskq.contract.outcome import TaskStatus
-from aiotaskq.errors import ResultError, ResultTimeout
+from aiotaskq.errors import ConfigError, ResultError, ResultTimeout
 from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.result import TaskResult
 
@@ -22,11 +22,13 @@ class TaskHandle(Generic[R]):
         id: The id of the task.
     """
 
-    __slots__ = ("_app", "id")
+    __slots__ = ("_app", "_name", "id")
 
-    def __init__(self, task_id: str, app: Application) -> None:
+    def __init__(self, task_id: str, app: Application, name: str = "") -> None:
+        """Make the handle of a task; `name` is the task's name, empty where it is not known."""
         self.id = task_id
         self._app = app
+        self._name = name
 
     @property
     def task_id(self) -> str:
@@ -40,6 +42,7 @@ class TaskHandle(Generic[R]):
             timeout: Seconds to wait; None: without limit, 0: only look. The task itself goes on.
 
         Raises:
+            ConfigError: No result is kept, of this task or at all.
             ResultTimeout: It did not end in time.
             TaskRevoked: It was cancelled, or expired.
             TaskFailed: It raised an exception. The error is also an instance of the remote type
@@ -51,13 +54,20 @@ class TaskHandle(Generic[R]):
         """Wait for the task to end and return how it ended, without raising its failure.
 
         Raises:
+            ConfigError: No result is kept, of this task or at all.
             ResultTimeout: It did not end in time.
         """
+        never = bool(self._name) and self._app.effective_options(self._name).ignore_result
         # Without time to wait, an outcome that is there now still counts.
-        if timeout is not None and timeout <= 0:
+        if never or (timeout is not None and timeout <= 0):
             there = await self._app.load_outcome(self.id)
             if there is not None and there.status.final:
                 return self._app.read(there)
+        if never:  # and the outcome of a cancelled task, for example, is not there
+            raise ConfigError(
+                f"{self._name} keeps no results, so there is nothing to wait for: its"
+                " ignore_result is on; set ignore_result=False where results are wanted"
+            )
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
@@ -99,11 +109,13 @@ class AsyncResult(Generic[R]):
         id: The id of the task.
     """
 
-    __slots__ = ("_app", "id")
+    __slots__ = ("_app", "_name", "id")
 
-    def __init__(self, task_id: str, app: Application) -> None:
+    def __init__(self, task_id: str, app: Application, name: str = "") -> None:
+        """Make the handle of a task; `name` is the task's name, empty where it is not known."""
         self.id = task_id
         self._app = app
+        self._name = name
 
     @property
     def task_id(self) -> str:
@@ -117,9 +129,9 @@ class AsyncResult(Generic[R]):
             propagate: Raise the task's failure; otherwise return the exception.
 
         Raises:
-            ResultTimeout, TaskRevoked, TaskFailed: As `TaskHandle.result` does.
+            ConfigError, ResultTimeout, TaskRevoked, TaskFailed: As `TaskHandle.result` does.
         """
-        handle: TaskHandle[R] = TaskHandle(self.id, self._app)
+        handle: TaskHandle[R] = TaskHandle(self.id, self._app, self._name)
         ended = bridge.run(handle.wait(timeout), instead="`await handle.result()`")
         if ended.error is not None and not propagate:
             return cast("R", ended.error)

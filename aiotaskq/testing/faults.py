@@ -218,6 +218,9 @@ class FlakyBroker:
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         return await self._calls.call("cancel", lambda: self._inner.cancel(ids, running=running))
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        return await self._calls.call("cancelled_among", lambda: self._inner.cancelled_among(ids))
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         return await self._calls.call("maintain", lambda: self._inner.maintain(limits))
 

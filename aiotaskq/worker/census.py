@@ -8,15 +8,11 @@ only for a while after a delivery whose task is unknown here.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from aiotaskq.contract.broker import Broker
-from aiotaskq.contract.records import WorkerInfo
+from aiotaskq.contract.records import read_worker_info
 
 _TAKEN_FOR = 60.0  # seconds after an unknown task
 
@@ -37,7 +33,8 @@ class Census:
         self._consumer = consumer
         self._clock = clock
         self._until = 0.0
-        self._known: frozenset[tuple[str, str]] = frozenset()  # queues and names of tasks
+        # The queues and the tasks of each other worker.
+        self._known: list[tuple[frozenset[str], frozenset[str]]] = []
 
     def note_unknown(self) -> None:
         """Note that a delivery came whose task is unknown here."""
@@ -45,7 +42,7 @@ class Census:
 
     def knows(self, queue: str, task: str) -> bool:
         """Return whether another worker that serves a queue knows a task, as last seen."""
-        return (queue, task) in self._known
+        return any(queue in queues and task in tasks for queues, tasks in self._known)
 
     async def take(self) -> None:
         """Ask the broker, if there is a reason to. Called about once a second.
@@ -54,12 +51,10 @@ class Census:
             BrokerUnavailable: It cannot be reached now.
         """
         if self._clock() >= self._until:
-            self._known = frozenset()
+            self._known = []
             return
-        known: set[tuple[str, str]] = set()
-        for other in await self._broker.consumers():
-            if other.id != self._consumer:
-                with contextlib.suppress(msgspec.MsgspecError):  # of another version, or none
-                    tasks = msgspec.json.decode(other.about, type=WorkerInfo).tasks
-                    known.update(itertools.product(other.queues, tasks))
-        self._known = frozenset(known)
+        self._known = [
+            (frozenset(other.queues), frozenset(info.tasks))
+            for other in await self._broker.consumers()
+            if other.id != self._consumer and (info := read_worker_info(other.about)) is not None
+        ]

@@ -13,41 +13,56 @@
   belong to other workers: nothing more is stored or settled, and the outcomes count as refused.
 - Both calls may be repeated after an error whose effect is unknown: the first final outcome of an
   id stays, and a receipt settles once.
-- One outcome that the store refuses is replaced by a failure that says so. It never stops the
-  others, nor the worker.
+- An outcome or a settlement that is refused for good never stops the others, nor the worker. The
+  outcome is replaced by a failure that says so, the settlement by a dead letter. A delivery that
+  cannot even become one stays held: it goes back when the worker ends.
+- A `ConfigError` says that the set-up does not work any more, and is waited out as an outage is,
+  since somebody may mend it. If others of the same batch take effect, then it was about the entry.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
-from aiotaskq.backoff import jittered
 from aiotaskq.contract.broker import Consumer
+from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.results import ResultBackend, Transaction, TransactionalResults
-from aiotaskq.contract.settlement import Settlement
+from aiotaskq.contract.settlement import Dead, Settlement
 from aiotaskq.encoding.exceptions import describe, encode_error
-from aiotaskq.errors import ConfigError, Unavailable, Unsupported
+from aiotaskq.errors import BatchRefused, ConfigError, Unavailable, Unsupported
+from aiotaskq.readable import get_logger, on_one_line
 from aiotaskq.worker.health import Health, Outage
 from aiotaskq.worker.heartbeat import Heartbeat
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 T = TypeVar("T")
+Entry = TypeVar("Entry", Outcome, Settlement)
 
 _BATCH = 1000  # deliveries settled in one call
 _MOST_WAITING = 10_000  # tasks that have ended and wait to be settled, and
 _MOST_BYTES = 64 * 1024 * 1024  # bytes of their results, at which the worker fetches no more
+_MOST_DOUBTFUL = 10  # entries that fail before the set-up counts as broken
+_SHORT = 200  # characters of a reason that every store can keep
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while a server is away, and the longest
 
 
 class _TakenAway(Exception):
     """The lease was lost before the outcomes of a batch were stored."""
+
+
+class _SetUpBroken(Exception):
+    """No entry took effect, as the set-up does not work any more."""
+
+    def __init__(self, error: ConfigError, left: Sequence[Any]) -> None:
+        self.error = error
+        self.left = left  # the entries that have not taken effect
 
 
 class Completer:
@@ -81,21 +96,45 @@ class Completer:
         self._settling = Outage(health, "finished tasks wait to be settled", _PAUSES)
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
+        # What is done, by the identity of a delivery, if its settlement is refused for good.
+        self._on_refused: dict[int, Callable[[Exception], None]] = {}
         self._under_way = 0
+        self._settled = 0  # batches, for `settled`
         self._size = 0  # bytes of results that wait to be stored
         self._wake = asyncio.Event()
+        self._ended = asyncio.Event()  # a batch has
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def add(self, settlement: Settlement | None, outcome: Outcome | None = None) -> None:
-        """Accept the settlement and outcome of a task that has ended, or an interim outcome."""
+    def add(
+        self,
+        settlement: Settlement | None,
+        outcome: Outcome | None = None,
+        *,
+        on_refused: Callable[[Exception], None] | None = None,
+    ) -> None:
+        """Accept the settlement and outcome of a task that has ended, or an interim outcome.
+
+        Args:
+            settlement: The settlement; None: the task has not ended.
+            outcome: The outcome, which is stored before.
+            on_refused: Called with the reason if the broker refuses the settlement for good; it
+                adds another one.
+        """
         if outcome is not None and self._backend is not None:
             self._outcomes.append(outcome)
             self._size += memoryview(outcome.result).nbytes
         if settlement is not None:
             self._settlements.append(settlement)
+            if on_refused is not None:
+                self._on_refused[id(settlement.delivery)] = on_refused
         self._idle.clear()
         self._wake.set()
+
+    @property
+    def keeps_results(self) -> bool:
+        """Return whether outcomes are stored at all."""
+        return self._backend is not None
 
     @property
     def wants_arguments(self) -> bool:
@@ -142,6 +181,14 @@ class Completer:
         """Wait until all that was added is stored and settled."""
         await self._idle.wait()
 
+    async def settled(self) -> None:
+        """Wait until all that was added before is settled; more may be added meanwhile."""
+        batches = -(-len(self._settlements) // _BATCH) + (self._under_way > 0)
+        last = self._settled + batches
+        while self._settled < last:
+            self._ended.clear()
+            await self._ended.wait()
+
     async def run(self) -> None:
         """Complete tasks as they are added, until cancelled."""
         while True:
@@ -160,50 +207,144 @@ class Completer:
         del self._settlements[:_BATCH]
         self._under_way = len(settlements)
         refused: set[str] = set()
+        stored, broken = False, None
         try:
             if outcomes:
                 refused.update(await self._store(outcomes))
+            stored = True
             if settlements:
-                gone = await self._persist(
-                    lambda: self._consumer.settle(settlements), self._settling
-                )
-                refused.update(delivery.id for delivery in gone)
+                refused.update(delivery.id for delivery in await self._settle(settlements))
         except _TakenAway:
             refused.update(settlement.delivery.id for settlement in settlements)
+        except _SetUpBroken as error:
+            broken = error
         finally:
             self._under_way = 0
+            self._settled += bool(settlements)
+            self._ended.set()
             self._size -= size
         if refused:
             self._health.refused(refused)
+        if broken is None:
+            if self._on_refused:
+                for one in settlements:
+                    self._on_refused.pop(id(one.delivery), None)
+        elif stored:
+            await self._put_back((), broken.left, broken.error, self._settling)
+        else:
+            await self._put_back(broken.left, settlements, broken.error, self._storing)
+
+    async def _put_back(
+        self,
+        outcomes: Sequence[Outcome],
+        settlements: Sequence[Settlement],
+        error: ConfigError,
+        outage: Outage,
+    ) -> None:
+        """Wait with what did not take effect; what ends meanwhile joins it for another try."""
+        self._outcomes[:0] = outcomes
+        self._size += sum(memoryview(one.result).nbytes for one in outcomes)
+        self._settlements[:0] = settlements
+        await asyncio.sleep(outage.pause(error))
+
+    async def _settle(self, batch: Sequence[Settlement]) -> Collection[Delivery]:
+        return await self._apply(
+            batch, self._consumer.settle, self._settling, self._settle_otherwise
+        )
+
+    async def _settle_otherwise(self, one: Settlement, why: Exception) -> Collection[Delivery]:
+        """Add another settlement in place of one that the broker refuses for good."""
+        logger.error("the broker refuses to settle %s: %s", on_one_line(one.delivery.id), why)
+        self._health.counts["unsettled"] += 1
+        on_refused = self._on_refused.pop(id(one.delivery), None)
+        if on_refused is not None:
+            on_refused(why)
+        elif isinstance(one, Dead) and (one.details or len(one.reason) > _SHORT):
+            self.add(Dead(one.delivery, one.reason[:_SHORT]))
+        else:
+            logger.error(
+                "%s stays with this worker, and goes back when it ends",
+                on_one_line(one.delivery.id),
+            )
+        return ()
 
     async def _store(self, outcomes: Sequence[Outcome]) -> Collection[str]:
         backend = self._backend
         assert backend is not None  # add() takes no outcome otherwise
-        try:
-            refused = await self._persist(lambda: backend.store(outcomes, self._ttl), self._storing)
-        except _TakenAway:
-            raise
-        except Exception:
-            logger.exception("a batch of results cannot be stored; storing them one by one")
-            refused = []
-            for outcome in outcomes:
-                refused += await self._store_alone(backend, outcome)
+
+        refused = await self._apply(
+            outcomes,
+            lambda batch: backend.store(batch, self._ttl),
+            self._storing,
+            partial(self._store_otherwise, backend),
+        )
         # The caller that cancelled a task has stored its outcome already: nothing is lost.
         revoked = {one.task_id for one in outcomes if one.status is TaskStatus.REVOKED}
         return set(refused) - revoked
 
-    async def _store_alone(self, backend: ResultBackend, outcome: Outcome) -> Collection[str]:
-        """Store one outcome, or else a failure that says why it cannot be stored."""
+    async def _apply(
+        self,
+        batch: Sequence[Entry],
+        call: Callable[[Sequence[Entry]], Awaitable[Collection[T]]],
+        outage: Outage,
+        otherwise: Callable[[Entry, Exception], Awaitable[Collection[T]]],
+    ) -> list[T]:
+        """Apply a batch, and replace the entries that are refused for good; return the answers.
+
+        Raises:
+            _TakenAway: Other workers have the deliveries.
+            _SetUpBroken: No entry takes effect, as far as could be seen.
+        """
+        refused: Mapping[int, Exception]
         try:
-            return await self._persist(lambda: backend.store([outcome], self._ttl), self._storing)
+            return list(await self._persist(lambda: call(batch), outage))
         except _TakenAway:
             raise
+        except BatchRefused as error:
+            answers, refused = list(error.answer), error.errors
         except Exception as error:
-            logger.exception("the result of %s cannot be stored", outcome.task_id)
-            result, traceback = describe(error)
-            failure = msgspec.structs.replace(
-                outcome, status=TaskStatus.FAILURE, result=result, traceback=traceback
-            )
+            if len(batch) > 1:
+                return await self._apply_each(batch, call, outage, otherwise)
+            if isinstance(error, ConfigError) and not isinstance(error, Unsupported):
+                raise _SetUpBroken(error, batch) from None
+            answers, refused = [], {0: error}
+        for at, why in refused.items():
+            answers += await otherwise(batch[at], why)
+        return answers
+
+    async def _apply_each(
+        self,
+        batch: Sequence[Entry],
+        call: Callable[[Sequence[Entry]], Awaitable[Collection[T]]],
+        outage: Outage,
+        otherwise: Callable[[Entry, Exception], Awaitable[Collection[T]]],
+    ) -> list[T]:
+        """Apply a batch one by one, to see which entries are at fault."""
+        answers: list[T] = []
+        doubtful: list[tuple[Entry, ConfigError]] = []
+        at: int  # mypy: the type variable has two values
+        for at, one in enumerate(batch):
+            try:
+                answers += await self._apply([one], call, outage, otherwise)
+            except _SetUpBroken as broken:
+                doubtful.append((one, broken.error))
+                if len(doubtful) == at + 1 and (at + 1 == len(batch) or at + 1 == _MOST_DOUBTFUL):
+                    # Those that were tried come last the next time: others may take effect.
+                    left = [*batch[at + 1 :], *batch[: at + 1]]
+                    raise _SetUpBroken(broken.error, left) from None
+        for one, error in doubtful:  # others took effect, so the set-up works
+            answers += await otherwise(one, error)
+        return answers
+
+    async def _store_otherwise(
+        self, backend: ResultBackend, outcome: Outcome, why: Exception
+    ) -> Collection[str]:
+        """Store a failure in place of an outcome that cannot be stored; it says why."""
+        logger.error("the result of %s cannot be stored", outcome.task_id, exc_info=why)
+        result, traceback = describe(why)
+        failure = msgspec.structs.replace(
+            outcome, status=TaskStatus.FAILURE, result=result, traceback=traceback
+        )
         try:
             return await self._persist(lambda: backend.store([failure], self._ttl), self._storing)
         except _TakenAway:
@@ -243,11 +384,9 @@ class Completer:
                 answer = await call()
             except Unavailable as error:
                 pause = outage.pause(error)
-            except ConfigError as error:
-                # It worked at start: somebody has changed a password or dropped a table, and may
-                # mend it. To stop would only run everything again.
-                outage.pause(error)
-                pause = jittered(_PAUSES[1])
+            except BatchRefused:
+                outage.over()
+                raise
             else:
                 outage.over()
                 return answer

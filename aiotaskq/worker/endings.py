@@ -15,6 +15,7 @@ killed worker after worker      FAILURE             `Dead`
 cannot be read                  FAILURE             `Dead`
 is unknown here                                     `Again` for ten minutes, then `Dead`
 was handed back                                     `Release`
+is not taken back               FAILURE             `Dead`
 ==============================  ==================  =====================================
 """
 
@@ -24,6 +25,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,20 +33,22 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from aiotaskq import events
-from aiotaskq.contract.message import Attempt, Delivery, Envelope, Message, on_one_line
+from aiotaskq.contract.message import Attempt, Delivery, Envelope, Message
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.records import DeathDetails
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.encoding.exceptions import describe, encode_error, is_error, rebuild, summarize
 from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
-from aiotaskq.retry import NEVER, Retry, backoff_delay, retry_delay
+from aiotaskq.readable import get_logger, on_one_line
+from aiotaskq.retry import NEVER, Retry, backoff_delay, may_retry, retry_delay
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.execution import Execution
+from aiotaskq.worker.health import LineBudget
 from aiotaskq.worker.process_pool import RemoteFailure
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 Delay = TypeVar("Delay", float, float | None)
 
@@ -82,6 +86,8 @@ class Endings:
         self._health = environment.health
         self._worker = environment.options.name
         self._told_unknown: dict[str, float] = {}  # when a name is to be logged again
+        self._unknown_lines = LineBudget("tasks that are unknown here", 50)
+        self._buried_lines = LineBudget("messages that go to the dead letters", 200)
         self._keeps_arguments = completer.wants_arguments or app.conf.result_extended
 
     # Before it runs
@@ -121,16 +127,19 @@ class Endings:
         pause = min(_KNOWN_PAUSE if soon else _UNKNOWN_PAUSE, most)
         # The time is added up, and not counted from a beginning: clocks of workers may disagree.
         marked = replace(message, unknown_for=0.0 if elsewhere else waited + pause)
-        self._completer.add(Again(delivery, self._envelope(delivery, marked, pause)))
+        self._run_again(delivery, marked, pause)
 
     def _tell_unknown(self, message: Message, left: float, *, elsewhere: bool) -> None:
         """Log an unknown task: its name once a minute as an error, the rest at debug level."""
         now = time.monotonic()
-        due = now >= self._told_unknown.get(message.task, now)
-        if due and len(self._told_unknown) < _MOST_NAMES:
+        level = logging.DEBUG
+        if now >= self._told_unknown.get(message.task, now):
+            level = self._unknown_lines.level()
+            if len(self._told_unknown) >= _MOST_NAMES:
+                self._told_unknown.clear()
             self._told_unknown[message.task] = now + _TELL_UNKNOWN_EVERY
         logger.log(
-            logging.ERROR if due else logging.DEBUG,
+            level,
             "task %s is unknown here; it goes back for %s. Known here are: %s",
             message,
             "another worker, which knows it"
@@ -182,7 +191,11 @@ class Endings:
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
             verdict, result, traceback = error.verdict, error.error, error.traceback
-            error = rebuild(result, execution.message.id, traceback)
+            is_final = error.is_final
+            error = rebuild(result, execution.message.id, traceback, own=True)
+            if is_final:
+                self._fail(execution, error, result, traceback)
+                return
         else:
             verdict = error if isinstance(error, Verdict) else None
             if isinstance(error, RetryLater) and error.__cause__ is not None:
@@ -198,7 +211,10 @@ class Endings:
             self._fail(execution, error, result, traceback, buried=str(verdict))
 
     def misfit(self, execution: Execution, error: Exception) -> None:
-        """Fail a task whose arguments do not fit; another attempt would read the same bytes."""
+        """Fail a task whose arguments do not fit, or whose value has no form.
+
+        Another attempt would end in the same way.
+        """
         result, traceback = describe(error)
         self._fail(execution, error, result, traceback)
 
@@ -219,9 +235,16 @@ class Endings:
                 return
         self._completer.add(Done(execution.delivery))
 
+    def handed_back(self, execution: Execution) -> None:
+        """Hand back a task that has not started; no observer has heard of it."""
+        self._completer.add(
+            Release(execution.delivery),
+            on_refused=partial(self._not_taken_back, execution.delivery, execution.message),
+        )
+
     def released(self, execution: Execution) -> None:
         """Hand back a task that did not end, for another worker to run."""
-        self._completer.add(Release(execution.delivery))
+        self.handed_back(execution)
         if self._observers.heard(events.Released):
             self._observers.emit(events.Released(message=execution.message))
 
@@ -232,13 +255,23 @@ class Endings:
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
 
-    def stuck(self, execution: Execution) -> None:
-        """Tell of an execution that runs on after its end was told."""
+    def retries(self, execution: Execution, error: BaseException) -> bool:
+        """Return whether the task is to run again after this error."""
+        return may_retry(self._policy(execution), execution.message.attempt, error)
+
+    def stuck(self, execution: Execution, *, held: bool) -> None:
+        """Tell of an execution that runs on though it was cancelled.
+
+        Args:
+            execution: The execution.
+            held: Whether another attempt waits until it has ended.
+        """
         self._health.counts["stuck"] += 1
         logger.error(
             "task %s does not end though it was cancelled; its slot is freed, and what it"
-            " still does is ignored",
+            " still does is ignored%s",
             execution,
+            ". Its next attempt waits until it has ended" if held else "",
         )
         if self._observers.heard(events.Stuck):
             self._observers.emit(events.Stuck(message=execution.message))
@@ -294,13 +327,8 @@ class Endings:
         self._fail(execution, error, result, traceback, buried=buried)
 
     def _snooze(self, execution: Execution, verdict: Snooze, result: Raw) -> None:
-        self._completer.add(
-            Again(
-                execution.delivery,
-                self._envelope(execution.delivery, execution.message, verdict.delay),
-            ),
-            self._outcome(execution.message, TaskStatus.RETRY, result),
-        )
+        outcome = self._outcome(execution.message, TaskStatus.RETRY, result)
+        self._run_again(execution.delivery, execution.message, verdict.delay, outcome)
         if self._observers.heard(events.Snoozed):
             self._observers.emit(events.Snoozed(message=execution.message, delay=verdict.delay))
 
@@ -325,17 +353,18 @@ class Endings:
             unknown_for=0.0,
             history=self._history(execution.message, result, traceback),
         )
-        self._completer.add(
-            Again(execution.delivery, self._envelope(execution.delivery, message, delay)),
-            self._outcome(execution.message, TaskStatus.RETRY, result, traceback=traceback),
-        )
+        outcome = self._outcome(execution.message, TaskStatus.RETRY, result, traceback=traceback)
+        self._run_again(execution.delivery, message, delay, outcome)
         if self._observers.heard(events.Retried):
             self._observers.emit(
                 events.Retried(message=execution.message, error=error, delay=delay)
             )
 
-    def _envelope(self, delivery: Delivery, message: Message, delay: float) -> Envelope:
-        return Envelope(
+    def _run_again(
+        self, delivery: Delivery, message: Message, delay: float, outcome: Outcome | None = None
+    ) -> None:
+        """Put a task back for another run; one that the broker does not take back is buried."""
+        envelope = Envelope(
             id=message.id,
             queue=delivery.queue,
             body=self._codec.encode_again(message, delivery.body),
@@ -343,6 +372,15 @@ class Endings:
             delay=max(delay, 0.0),
             expires_at=delivery.expires_at,
         )
+        self._completer.add(
+            Again(delivery, envelope),
+            outcome,
+            on_refused=partial(self._not_taken_back, delivery, message),
+        )
+
+    def _not_taken_back(self, delivery: Delivery, message: Message, why: Exception) -> None:
+        outcome = self._outcome(message, TaskStatus.FAILURE, describe(why)[0])
+        self._bury(delivery, message, f"it cannot go back to its queue: {why}", outcome)
 
     def _history(self, message: Message, result: Raw, traceback: str) -> tuple[Attempt, ...]:
         attempt = Attempt(
@@ -387,7 +425,8 @@ class Endings:
     ) -> None:
         self._health.counts["buried"] += 1
         name = on_one_line(delivery.id) or "without an id"
-        logger.error("message %s goes to the dead letters: %s", name, reason)
+        level = self._buried_lines.level()
+        logger.log(level, "message %s goes to the dead letters: %s", name, reason)
         details = DeathDetails(
             task="" if message is None else message.task,
             worker=self._worker,

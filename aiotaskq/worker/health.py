@@ -12,10 +12,13 @@ from collections.abc import Collection
 
 from aiotaskq import events
 from aiotaskq.backoff import Backoff
-from aiotaskq.contract.message import on_one_line
+from aiotaskq.errors import AioTaskQError
 from aiotaskq.events import Observers
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
+
+_BUDGET_PERIOD = 60.0  # seconds
 
 SICK_AFTER = 5.0
 """Seconds for which a server may be away before the worker says that it is not healthy."""
@@ -28,8 +31,9 @@ class Health:
         counts: The number of `refused` outcomes (they came too late), `stuck` tasks (they did not
             end when they were cancelled), `buried` tasks (they became dead letters), `reclaimed`
             tasks (this worker took them back from dead workers), `unknown` tasks (they went back to
-            their queue), `lost` leases, `trimmed` dead letters (the oldest, dropped) and `blocked`
-            event loops.
+            their queue), `lost` leases, `trimmed` dead letters (the oldest, dropped), `blocked`
+            event loops, `unsettled` deliveries (the broker refused to settle them) and entries of
+            the store that were set `aside` (the driver could not read them).
     """
 
     def __init__(self, observers: Observers, worker: str) -> None:
@@ -70,8 +74,39 @@ class Health:
                 self._observers.emit(events.Refused(task_id=task_id))
 
 
+class LineBudget:
+    """A bound on the lines of one kind in the log: anybody can send messages that cause them.
+
+    Args:
+        what: The kind, in words, for the line that tells how many were left out.
+        most: The most lines in each `_BUDGET_PERIOD`.
+    """
+
+    def __init__(self, what: str, most: int) -> None:
+        self._what = what
+        self._most = most
+        self._since = time.monotonic()
+        self._written = 0
+        self._left_out = 0
+
+    def level(self) -> int:
+        """Return the level for the next line: errors as far as the bound allows, then debug."""
+        now = time.monotonic()
+        if now >= self._since + _BUDGET_PERIOD:
+            if self._left_out:
+                logger.error("%d more %s since then", self._left_out, self._what)
+            self._since, self._written, self._left_out = now, 0, 0
+        if self._written >= self._most:
+            self._left_out += 1
+            if self._left_out == 1:
+                logger.error("there are more %s; they are counted for now", self._what)
+            return logging.DEBUG
+        self._written += 1
+        return logging.ERROR
+
+
 class Outage:
-    """The times at which one operation fails because its server is away.
+    """The times at which one operation fails, mostly because its server is away.
 
     Gives the pause before the next attempt, logs the beginning and the end, and notes a problem
     when it lasts longer than `SICK_AFTER`.
@@ -101,7 +136,9 @@ class Outage:
         now = time.monotonic()
         if not self._backoff.failures:
             self._began = now
-            logger.warning("%s, trying again: %s", self._what, error)
+            # An exception that is none of this package is a fault, and its traceback is wanted.
+            fault = None if isinstance(error, AioTaskQError) else error
+            logger.warning("%s, trying again: %s", self._what, error, exc_info=fault)
         elif now - self._began > SICK_AFTER:
             self._health.complain(self._what, f"{self._what}: {error}")
         return self._backoff.next()

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
 
 from aiotaskq.contract.broker import Lease
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import BrokerUnavailable, LeaseLost, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _MARGIN = 0.15  # the part of the lease by which it is trusted for less than the broker grants
 
@@ -58,10 +58,20 @@ class Heartbeat:
         self._stopped = False
         self._ended = asyncio.Event()
         self._renewed = asyncio.Event()
+        self._first: asyncio.Future[None] = self._owner.create_future()
 
-    def start(self) -> None:
-        """Begin to beat. The consumer's `open` counts as the first beat."""
+    async def start(self) -> None:
+        """Begin to beat, and wait for the first beat.
+
+        It makes the connection of the lease. A worker without one must not take tasks: its lease
+        would lapse while they run, and they would be given to others, for ever.
+
+        Raises:
+            Unavailable: The lease cannot be renewed now.
+            LeaseLost: It is lost already.
+        """
         self._thread.start()
+        await self._first
 
     @property
     def trusted(self) -> bool:
@@ -105,6 +115,8 @@ class Heartbeat:
         self._beating = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         try:
+            if not await self._begin():
+                return
             while not self._stopped:
                 await asyncio.sleep(self._beat)
                 if not await self._renew():
@@ -117,6 +129,33 @@ class Heartbeat:
             await self._lease.close()
             # Not after the loop is shut down: that waits for name look-ups, which may hang.
             self._tell(self._ended.set)
+
+    async def _begin(self) -> bool:
+        """Beat for the first time; return whether there is a reason to go on."""
+        asked = time.monotonic()
+        error: Exception | None = None
+        try:
+            async with asyncio.timeout(self._length):
+                if not await self._lease.renew():
+                    error = LeaseLost("the lease was lost before its first renewal")
+        except TimeoutError:
+            error = BrokerUnavailable("the lease cannot be renewed: no answer in time")
+        except Exception as failure:  # raised where the lease was to begin
+            error = failure
+        if error is None:
+            self._trusted_until = asked + self._length * (1 - _MARGIN)
+        else:
+            self._gone = True
+        self._tell(lambda: self._note_first(error))
+        return error is None
+
+    def _note_first(self, error: Exception | None) -> None:
+        if self._first.done():  # nobody waits any more
+            return
+        if error is None:
+            self._first.set_result(None)
+        else:
+            self._first.set_exception(error)
 
     async def _renew(self) -> bool:
         asked = time.monotonic()  # before the call: see the top of this module

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import sys
 import threading
 import time
@@ -30,8 +29,9 @@ from typing import Any
 
 from aiotaskq import events
 from aiotaskq.events import Observers
+from aiotaskq.readable import Lines, get_logger
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 _TICK = 0.4  # seconds between ticks, at the most
 _TICK_SHARE = 0.4  # the same as a part of `warn_after`
@@ -183,7 +183,7 @@ class LoopMonitor:
             seconds,
             f", held by {task}" if task else "",
             why,
-            stack,
+            Lines(stack),
         )
         if self._tell_blocked is not None:
             self._tell_blocked()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from aiotaskq.tasks.option_table import Executor
@@ -15,31 +13,42 @@ class Pools:
     """Both pools of a worker. One without plain functions starts neither."""
 
     def __init__(
-        self, *, threads: int, processes: int, codec_settings: dict[str, Any], worker: str
+        self,
+        *,
+        threads: int,
+        processes: int,
+        codec_settings: dict[str, Any],
+        worker: str,
+        end_orphans: bool,
     ) -> None:
         self._thread_count = threads
         self._process_count = processes
         self._codec_settings = codec_settings
         self._worker = worker
+        self._end_orphans = end_orphans
         self._threads: ThreadPool | None = None
         self._processes: ProcessPool | None = None
-        self._slots = {
-            "thread": asyncio.Semaphore(threads),
-            "process": asyncio.Semaphore(processes),
-        }
+        self._free: dict[Executor, int] = {"thread": threads, "process": processes}
 
     @property
     def stuck(self) -> int:
-        """The number of threads that still run a function whose call was cancelled."""
+        """The number of threads whose functions do not end, though they were cancelled."""
         return 0 if self._threads is None else self._threads.given_up
 
-    def slot(self, executor: Executor) -> AbstractAsyncContextManager[Any]:
-        """Return a context that holds a free thread or process, and waits for one on entry.
+    def take(self, executor: Executor) -> bool:
+        """Take a slot, that is a thread or a process; return False if none is free."""
+        if not self._free[executor]:
+            return False
+        self._free[executor] -= 1
+        return True
 
-        A worker takes more tasks than it has threads. A task that waits here does not run yet, and
-        its timeout has not begun.
-        """
-        return nullcontext() if executor == "loop" else self._slots[executor]
+    def give_back(self, executor: Executor) -> None:
+        """Give a slot back."""
+        self._free[executor] += 1
+
+    def has_free(self, executor: Executor) -> bool:
+        """Return whether a slot is free."""
+        return self._free[executor] > 0
 
     def threads(self) -> ThreadPool:
         """Return the thread pool."""
@@ -51,7 +60,10 @@ class Pools:
         """Return the process pool."""
         if self._processes is None:
             self._processes = ProcessPool(
-                self._process_count, self._codec_settings, worker=self._worker
+                self._process_count,
+                self._codec_settings,
+                worker=self._worker,
+                end_orphans=self._end_orphans,
             )
         return self._processes
 

@@ -3,87 +3,55 @@
 Each process runs one task at a time over a pipe of its own. So the death of a process (a
 segmentation fault, the out-of-memory killer) fails the task that it ran and no other. Nothing is
 pickled: a process gets the bytes of the message, decodes the arguments itself, and sends the
-encoded result back.
+encoded result back. `aiotaskq.worker.pool_process` has the process itself.
 
 ::
 
-    idle ──▶ busy: one thread of the worker sends the request and waits for the reply ──▶ idle
-                   │
-                   ├ the process dies: the task fails with `ProcessDied`
-                   └ the call is cancelled: the process is killed
+    prepare: a process with the module ──▶ run: the function ──▶ idle
+        │                                   │
+        │                                   ├ the process dies: the task fails with `ProcessDied`
+        │                                   └ the call is cancelled: the process is killed
+        ├ no process, or no module: the same, and `run` tells it
+        └ the call is cancelled: the process is killed
 
-Only the thread that talks to a process puts it back or collects it. An abort comes from the event
-loop, so the two meet under a lock (`_Exchange`): a process that has already replied may be running
-another task by then, and must not be killed.
+A task is prepared before its time limits begin: a process may take seconds to start, and to import
+the modules of the user. The process is *reserved* from then on, for the asyncio task that has
+prepared it, until `run` takes it or that asyncio task ends.
+
+One thread of the worker does an exchange with a process: it sends a request and waits for the
+reply. Only that thread puts the process back or collects it. An abort comes from the event loop, so
+the two meet under a lock (`_Exchange`): a process that has already replied may be running another
+task by then, and must not be killed. A reservation may be given up while a thread prepares its
+process; they meet under a lock as well (`_Reservation`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import multiprocessing
-import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
-from multiprocessing import connection
-from multiprocessing.connection import Connection
-from types import FrameType
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from aiotaskq.context import State, TaskContext, enter
-from aiotaskq.encoding.codec import Codec
-from aiotaskq.encoding.exceptions import describe
-from aiotaskq.errors import (
-    AioTaskQError,
-    Reject,
-    RetryLater,
-    Snooze,
-    SoftTimeLimitExceeded,
-    Verdict,
-)
+from aiotaskq.errors import AioTaskQError, Verdict
+from aiotaskq.forks import keep_private
+from aiotaskq.processes.operating_system import start_process, wait_for
 from aiotaskq.tasks.definition import TaskDefinition
-from aiotaskq.tasks.task import Task
+from aiotaskq.worker.pool_process import ImportModule, PoolRequest, ProcessReply, RunTask, serve
 from aiotaskq.worker.thread_pool import ThreadPool
 
 _STOP_WAIT = 1.0  # seconds that an idle process gets to exit by itself
+_IMPORT_LIMIT = 600.0  # seconds that a process may take to start and to import a module
 
 
 class ProcessDied(AioTaskQError):
     """The process that ran a task ended before the task did."""
-
-
-class ProcessRequest(msgspec.Struct, frozen=True):
-    """A request to run one task."""
-
-    module: str
-    qualname: str
-    body: bytes
-    worker: str
-    soft_timeout: float | None = None
-
-
-class ProcessVerdict(msgspec.Struct, frozen=True):
-    """A `Verdict` that a task raised, as data."""
-
-    kind: str
-    reason: str
-    delay: float | None = None
-    most: float | None = None  # attempts
-
-
-class ProcessReply(msgspec.Struct, frozen=True):
-    """The end of a task: its encoded value, or its encoded error and traceback."""
-
-    value: bytes | None = None
-    error: bytes | None = None
-    traceback: str = ""
-    verdict: ProcessVerdict | None = None
 
 
 class RemoteFailure(Exception):
@@ -93,13 +61,17 @@ class RemoteFailure(Exception):
         error: The encoded error.
         traceback: Its traceback.
         verdict: The verdict that the task raised, if it was one; `error` is its cause then.
+        is_final: Whether another attempt would fail in the same way.
     """
 
-    def __init__(self, error: Raw, traceback: str, verdict: Verdict | None = None) -> None:
+    def __init__(
+        self, error: Raw, traceback: str, verdict: Verdict | None = None, *, is_final: bool = False
+    ) -> None:
         super().__init__(traceback)
         self.error = error
         self.traceback = traceback
         self.verdict = verdict
+        self.is_final = is_final
 
 
 class ProcessPool:
@@ -108,21 +80,55 @@ class ProcessPool:
     It belongs to one event loop.
 
     Args:
-        size: The most processes.
+        size: The most processes. The callers see to it that no more tasks run at once.
         codec_settings: The keyword arguments of the application's `Codec`.
         worker: The name of the worker, for the context of tasks.
+        end_orphans: Whether children that tasks have left behind end with their process.
     """
 
-    def __init__(self, size: int, codec_settings: dict[str, Any], *, worker: str) -> None:
+    def __init__(
+        self, size: int, codec_settings: dict[str, Any], *, worker: str, end_orphans: bool = True
+    ) -> None:
         self.size = size
         self._codec_settings = codec_settings
         self._worker = worker
+        self._end_orphans = end_orphans
         self._threads = ThreadPool(size, name="aiotaskq-process")  # one to talk to each process
         self._idle: deque[_Process] = deque()
         self._busy: set[_Process] = set()
+        self._closed = False
+
+    async def prepare(self, task: TaskDefinition) -> None:
+        """Reserve a process that has imported the module of a task, for the next `run` here.
+
+        A failure is raised by `run`. Cancelling the call ends the process.
+        """
+        module = task.fn.__module__
+        reservation = _Reservation()
+        _reserved.set(reservation)
+        exchange = _Exchange(ImportModule(module), within=_IMPORT_LIMIT)
+        current = asyncio.current_task()
+        assert current is not None
+        current.add_done_callback(lambda _: self._give_back(reservation))
+        ready = self._find_ready(module)
+        if ready is not None:
+            self._busy.add(ready)
+            reservation.keep(ready)
+            return
+        try:
+            await self._threads.run(self._prepare, module, reservation, exchange)
+        except BaseException:
+            exchange.abort()
+            self._give_back(reservation)
+            raise
 
     async def run(
-        self, task: TaskDefinition, body: bytes, soft_timeout: float | None = None
+        self,
+        task: TaskDefinition,
+        body: bytes,
+        soft_timeout: float | None = None,
+        *,
+        keeps_result: bool = True,
     ) -> Raw:
         """Run the message of a task in a process and return the encoded result.
 
@@ -132,58 +138,119 @@ class ProcessPool:
             task: The task.
             body: The encoded message.
             soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised in the function.
+            keeps_result: Whether the result is encoded; if not, it is null.
 
         Raises:
-            RemoteFailure: The task raised an exception.
+            RemoteFailure: The task raised an exception, or its module cannot be imported.
             ProcessDied: The process ended before the task did.
+            OSError: No process can be started.
         """
         fn = task.fn
-        request = ProcessRequest(fn.__module__, fn.__qualname__, body, self._worker, soft_timeout)
+        request = RunTask(
+            fn.__module__, fn.__qualname__, body, self._worker, soft_timeout, keeps_result
+        )
+        reservation = _reserved.get(None) or _Reservation()
+        if reservation.failure is not None:
+            raise reservation.failure
         exchange = _Exchange(request)
         try:
-            reply = await self._threads.run(self._talk, exchange)
+            reply = await self._threads.run(self._talk, reservation, exchange)
         except BaseException:
             exchange.abort()
             raise
         if reply.value is None:
-            verdict = reply.verdict and _understand(reply.verdict)
-            raise RemoteFailure(Raw(reply.error or b"null"), reply.traceback, verdict)
+            raise _failure(reply)
         return Raw(reply.value)
 
-    def _talk(self, exchange: _Exchange) -> ProcessReply:
-        """Do an exchange with a process; called in a thread.
+    def _prepare(self, module: str, reservation: _Reservation, exchange: _Exchange) -> None:
+        """Find or start a process for a reservation and have it import a module; in a thread."""
+        try:
+            process = self._take(module)
+        except OSError as error:
+            reservation.failure = error
+            return
+        try:
+            if module not in process.modules:
+                reply = exchange.do(process)
+                if reply.value is None:
+                    reservation.failure = _failure(reply)
+                else:
+                    process.modules.add(module)
+        except BaseException as error:
+            self._busy.discard(process)
+            process.end()
+            if not isinstance(error, ProcessDied):
+                raise
+            reservation.failure = error
+            return
+        if reservation.failure is not None or not reservation.keep(process):
+            self._put_back(process)
+
+    def _talk(self, reservation: _Reservation, exchange: _Exchange) -> ProcessReply:
+        """Do an exchange with the reserved process, or another one; called in a thread.
 
         There are as many threads as processes, so a thread that gets here finds a process. Only
         this thread puts the process back or collects it, even if the call is cancelled.
         """
-        process = self._take()
+        process = reservation.take() or self._take()
         try:
             reply = exchange.do(process)
         except BaseException:
             self._busy.discard(process)
             process.end()
             raise
-        self._busy.discard(process)
-        self._idle.append(process)
+        self._put_back(process)
         return reply
 
-    def _take(self) -> _Process:
-        process = self._find_idle() or _Process(self._codec_settings)
+    def _take(self, module: str | None = None) -> _Process:
+        """Return an idle process, best one with a module, or a new one; it counts as busy."""
+        process = self._find_idle(module) or _Process(self._codec_settings, self._end_orphans)
         self._busy.add(process)
         return process
 
-    def _find_idle(self) -> _Process | None:
+    def _find_ready(self, module: str) -> _Process | None:
+        """Return the process that was idle last, if it needs no preparation."""
+        with contextlib.suppress(IndexError):
+            process = self._idle.pop()
+            if module in process.modules and process.alive():
+                return process
+            self._idle.append(process)
+        return None
+
+    def _find_idle(self, module: str | None) -> _Process | None:
         while True:
             try:
                 process = self._idle.pop()
             except IndexError:
                 return None
+            if module is not None and module not in process.modules:
+                for other in list(self._idle):
+                    if module in other.modules:
+                        with contextlib.suppress(ValueError):  # another thread has taken it
+                            self._idle.remove(other)
+                            self._idle.append(process)
+                            process = other
+                            break
             if process.alive():
                 return process
             process.end()  # something killed it while it was idle
 
+    def _put_back(self, process: _Process) -> None:
+        self._busy.discard(process)
+        if self._closed:
+            process.end()
+        else:
+            self._idle.append(process)
+
+    def _give_back(self, reservation: _Reservation) -> None:
+        """Put back the process of a reservation, if it still has one."""
+        process = reservation.give_up()
+        if process is not None:
+            self._put_back(process)
+
     async def close(self) -> None:
         """End all processes, at once if they are busy."""
+        self._closed = True
         for process in list(self._busy):
             process.kill()
         await self._threads.run(self._stop)
@@ -197,11 +264,56 @@ class ProcessPool:
             self._idle.pop().end(_STOP_WAIT)
 
 
+def _failure(reply: ProcessReply) -> RemoteFailure:
+    verdict = None if reply.verdict is None else reply.verdict.understand()
+    return RemoteFailure(
+        Raw(reply.error or b"null"), reply.traceback, verdict, is_final=reply.is_final
+    )
+
+
+class _Reservation:
+    """A process for one asyncio task, from `prepare` to `run`; given up at the latest at its end.
+
+    Attributes:
+        failure: The reason why there is no process; None: there is one, or `run` has had it.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self._given_up = False
+
+    def keep(self, process: _Process) -> bool:
+        """Keep a process, unless the reservation was given up; return whether it did."""
+        with self._lock:
+            if not self._given_up:
+                self._process = process
+            return not self._given_up
+
+    def take(self) -> _Process | None:
+        """Return the process, which is the caller's from then on; None: there is none."""
+        with self._lock:
+            process, self._process = self._process, None
+            return process
+
+    def give_up(self) -> _Process | None:
+        """Return the process, and keep none from now on."""
+        with self._lock:
+            self._given_up = True
+            process, self._process = self._process, None
+            return process
+
+
+_reserved: ContextVar[_Reservation] = ContextVar("aiotaskq.process")
+
+
 class _Exchange:
     """One request and its reply; a thread begins it, and the event loop may abort it."""
 
-    def __init__(self, request: ProcessRequest) -> None:
+    def __init__(self, request: PoolRequest, within: float | None = None) -> None:
         self._request = request
+        self._within = within
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._aborted = False
@@ -212,7 +324,7 @@ class _Exchange:
                 raise ProcessDied("it was cancelled before it began")
             self._process = process
         try:
-            return process.ask(self._request)
+            return process.ask(self._request, self._within)
         finally:
             with self._lock:
                 self._process = None  # from now on the process may run another task
@@ -226,140 +338,82 @@ class _Exchange:
 
 
 class _Process:
-    """A process and the pipe to it."""
+    """A process and the pipe to it.
 
-    def __init__(self, codec_settings: dict[str, Any]) -> None:
-        # Spawned, not forked: the worker has threads and sockets, which a fork would share.
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(
-            target=serve, args=(theirs, codec_settings), name="aiotaskq-pool", daemon=True
-        )
-        self._process.start()
-        theirs.close()  # so that its death ends our reading
+    Attributes:
+        modules: The modules that it has imported for tasks.
+    """
 
-    def ask(self, request: ProcessRequest) -> ProcessReply:
+    def __init__(self, codec_settings: dict[str, Any], end_orphans: bool) -> None:
+        self.modules: set[str] = set()
+        self._end_orphans = end_orphans
+        self._ended = False
+        self._pipe, theirs = multiprocessing.Pipe()
+        keep_private(self._pipe.fileno())
+        try:
+            # Spawned, not forked: the worker has threads, whose locks a fork would copy.
+            self._child = start_process(
+                serve,
+                (theirs, codec_settings, end_orphans),
+                name="aiotaskq-pool",
+                ignore_stop_signals=True,  # until it handles them itself
+                daemon=True,
+                spawn=True,
+            )
+        except BaseException:
+            self._pipe.close()
+            raise
+        finally:
+            theirs.close()  # so that its death ends our reading
+
+    def ask(self, request: PoolRequest, within: float | None) -> ProcessReply:
         try:
             self._pipe.send_bytes(msgspec.msgpack.encode(request))
             # Not the pipe alone: a child of the process may have a copy of its other end.
-            if self._pipe not in connection.wait([self._pipe, self._process.sentinel]):
-                raise EOFError
-            return msgspec.msgpack.decode(self._pipe.recv_bytes(), type=ProcessReply)
+            wait_for([self._pipe], [self._child], within)
+            if self._pipe.poll():
+                return msgspec.msgpack.decode(self._pipe.recv_bytes(), type=ProcessReply)
         except (EOFError, OSError):
-            self._process.join(_STOP_WAIT)  # it is about to end, unless it closed the pipe itself
-            how = _how(self._process.exitcode)
-            raise ProcessDied(f"the process that ran it ended under it, {how}") from None
+            pass  # told below
+        else:
+            if self._child.is_alive():
+                raise ProcessDied(
+                    f"the process that was to run it was not ready within {within:g} s"
+                )
+        self._child.join(_STOP_WAIT)  # it is about to end, unless it closed the pipe itself
+        how = "though it goes on without its pipe" if self._child.is_alive() else None
+        status = self.end()
+        raise ProcessDied(f"the process that ran it ended under it, {how or _how(status)}")
 
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return self._child.is_alive()
 
     def kill(self) -> None:
         """Kill the process, from any thread; the thread that talks to it collects it."""
-        with contextlib.suppress(ValueError):  # it was collected meanwhile
-            self._process.kill()
+        self._child.send_signal(signal.SIGKILL)
+        if self._end_orphans:
+            self._child.signal_group(signal.SIGKILL)
 
-    def end(self, wait: float = 0.0) -> None:
-        """End and collect the process, after `wait` seconds to exit by itself."""
+    def end(self, wait: float = 0.0) -> int | None:
+        """End and collect the process, after `wait` seconds to exit by itself.
+
+        Returns:
+            Its exit status; None: it is not known.
+        """
+        if self._ended:
+            return None
+        self._ended = True
         self._pipe.close()  # an idle process exits when its pipe ends
-        self._process.join(wait)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process.close()
+        if self._end_orphans and wait:
+            self._child.signal_group(signal.SIGTERM)
+        self._child.join(wait)
+        self.kill()
+        return self._child.collect()
 
 
-def _how(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "though it goes on without its pipe"
-    if exit_code < 0:
-        return f"by signal {-exit_code} ({signal.strsignal(-exit_code)})"
-    return f"with exit status {exit_code}"
-
-
-def serve(pipe: Connection, codec_settings: dict[str, Any]) -> None:
-    """Run requests one after another until the pipe ends: the main function of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker handles Ctrl-C
-    # The worker handles SIGTERM as well, which a service manager sends to all processes of a
-    # service at once. Not SIG_IGN here: programs that the user's code starts would inherit it.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    codec = Codec(**codec_settings)
-    while True:
-        try:
-            request = msgspec.msgpack.decode(pipe.recv_bytes(), type=ProcessRequest)
-        except (EOFError, OSError):
-            return
-        pipe.send_bytes(msgspec.msgpack.encode(_run(request, codec)))
-
-
-def _exit_with_parent() -> None:
-    """Exit at once when the worker dies: another worker gets the task that runs here."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _run(request: ProcessRequest, codec: Codec) -> ProcessReply:
-    try:
-        task = _find(request)
-        message = codec.decode_message(request.body)
-        args, kwargs = task.arguments.load(message, request.body)
-        enter(TaskContext(message, args, kwargs, state=State(), worker=request.worker))
-        with _told_in(request.soft_timeout):
-            value = task.call(*args, **kwargs)
-        return ProcessReply(value=bytes(codec.encode_result(value)))
-    except BaseException as error:  # SystemExit included: it ends the task only
-        shown = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ else error
-        encoded, traceback = describe(shown)
-        return ProcessReply(error=bytes(encoded), traceback=traceback, verdict=_say(error))
-
-
-@contextlib.contextmanager
-def _told_in(seconds: float | None) -> Iterator[None]:
-    """Raise `SoftTimeLimitExceeded` in the block after some seconds; in the main thread only."""
-    if seconds is None:
-        yield
-        return
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        raise SoftTimeLimitExceeded(f"it ran longer than its soft_timeout of {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, tell)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _say(error: BaseException) -> ProcessVerdict | None:
-    match error:
-        case RetryLater():
-            return ProcessVerdict("retry", error.reason, error.delay, error.max_attempts)
-        case Snooze():
-            return ProcessVerdict("snooze", error.reason, error.delay)
-        case Reject():
-            return ProcessVerdict("reject", error.reason)
-    return None
-
-
-def _understand(said: ProcessVerdict) -> Verdict:
-    if said.kind == "retry":
-        return RetryLater(said.delay, said.reason, max_attempts=said.most)
-    if said.kind == "snooze":
-        return Snooze(said.delay or 0.0, said.reason)
-    return Reject(said.reason)
-
-
-def _find(request: ProcessRequest) -> Task[Any, Any]:
-    found: Any = importlib.import_module(request.module)
-    for part in request.qualname.split("."):
-        found = getattr(found, part)
-    if not isinstance(found, Task):
-        raise TypeError(
-            f"{request.module}.{request.qualname} is no task there: a task that runs in a process"
-            " must be bound to its own name"
-        )
-    return found
+def _how(status: int | None) -> str:
+    if status is None:
+        return "with an exit status that other code has taken"
+    if status < 0:
+        return f"by signal {-status} ({signal.strsignal(-status)})"
+    return f"with exit status {status}"

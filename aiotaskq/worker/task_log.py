@@ -11,8 +11,9 @@ from typing import Any
 from aiotaskq import events
 from aiotaskq.errors import TaskFailed
 from aiotaskq.events import Observer, Observers
+from aiotaskq.readable import as_traceback, get_logger
 
-logger = logging.getLogger("aiotaskq.task")
+logger = get_logger("aiotaskq.task")
 
 _SHOWN = 200  # characters of a value
 
@@ -35,13 +36,25 @@ def _succeeded(event: events.Succeeded) -> None:
 
 
 def _failed(event: events.Failed) -> None:
-    logger.error(
-        "Task %s raised after %.6fs: %s\n%s",
-        event.message,
-        event.execution_time,
-        _error(event.error),
-        event.traceback.rstrip(),
+    if not logger.isEnabledFor(logging.ERROR):
+        return
+    file, line, function, _ = logger.findCaller()
+    error = event.error
+    record = logger.makeRecord(
+        logger.name,
+        logging.ERROR,
+        file,
+        line,
+        "Task %s raised after %.6fs: %s",
+        (event.message, event.execution_time, _error(error)),
+        # For handlers that group and show exceptions, such as those of error trackers.
+        (_kind(error), error, error.__traceback__),
+        function,
+        {"task_name": event.message.task, "task_id": event.message.id},
     )
+    # What a formatter prints for the exception: its `__str__` may raise, or be very long.
+    record.exc_text = as_traceback(event.traceback)
+    logger.handle(record)
 
 
 def _retried(event: events.Retried) -> None:
@@ -68,6 +81,13 @@ def _error(error: BaseException) -> str:
     ):  # from a process: the exception that was raised there says more
         return f"{error.exc_type}({_short(error.exc_message)})"
     return _short(error)
+
+
+def _kind(error: BaseException) -> type[BaseException]:
+    """Return the type that the task has raised, also where another process has run it."""
+    if isinstance(error, TaskFailed):
+        return next((kind for kind in type(error).__bases__ if kind is not TaskFailed), TaskFailed)
+    return type(error)
 
 
 def _short(value: object) -> str:

@@ -14,36 +14,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeAlias, Unpack
 
-from aiotaskq import events
+from aiotaskq import events, forks
 from aiotaskq.client.outbox import Outbox
+from aiotaskq.client.outbox_relay import OutboxRelay
 from aiotaskq.context import State
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.records import Grant, WorkerInfo
 from aiotaskq.contract.results import ResultBackend
 from aiotaskq.errors import LeaseLost, Unavailable
 from aiotaskq.ids import host_name
+from aiotaskq.readable import get_logger
 from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.options import check_process
 from aiotaskq.worker.environment import WorkerEnvironment
+from aiotaskq.worker.fetching import Quota
 from aiotaskq.worker.health import Health, Outage
-from aiotaskq.worker.incarnation import Incarnation, Quota
+from aiotaskq.worker.incarnation import Incarnation
 from aiotaskq.worker.loop_monitor import LoopMonitor
-from aiotaskq.worker.outbox_relay import OutboxRelay
 from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.task_log import logged
 from aiotaskq.worker.worker_options import WorkerKeywords, WorkerOptions
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.worker")
 
 LeaseHook: TypeAlias = Callable[[Grant, bool], None]
 
 _RECONNECT = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
+_RELAY_PAUSES = (0.1, 5.0)  # the same while the relay cannot pass tasks on
 
 
 class Worker:
@@ -159,9 +162,12 @@ class Worker:
         if self._lived:
             raise RuntimeError("a worker lives once; make another one")
         self._lived = True
+        forks.guard(asyncio.get_running_loop())
         self._app.import_tasks()
         for task in self._app.tasks.values():
             task.arguments.prepare()
+            if self._app.effective_options(task.name).executor == "process":
+                check_process(task.fn)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(logged(self._app.observers))
             broker, backend = self._app.drivers()
@@ -177,12 +183,12 @@ class Worker:
                 processes=self.options.processes,
                 codec_settings=self._app.codec.settings,
                 worker=self.options.name,
+                end_orphans=self._app.conf.worker_end_orphans,
             )
             stack.push_async_callback(pools.close)
             self.loop_monitor.start()
             stack.push_async_callback(self.loop_monitor.stop)
             self._start_relay(broker, stack)
-            _settle(connected)
             await self._work(
                 WorkerEnvironment(
                     app=self._app,
@@ -193,7 +199,8 @@ class Worker:
                     health=self.health,
                     state=self._state,
                     info=self._describe(),
-                )
+                ),
+                connected,
             )
         if self._app.observers.heard(events.WorkerStopped):
             self._app.observers.emit(events.WorkerStopped(worker=self.options.name))
@@ -205,7 +212,7 @@ class Worker:
         relay = OutboxRelay(
             Outbox(store),
             broker,
-            self.health,
+            Outage(self.health, "tasks wait in the outbox", _RELAY_PAUSES),
             name=self.options.name,
             lease=self._app.conf.worker_lease,
         )
@@ -249,7 +256,9 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _work(self, environment: WorkerEnvironment) -> None:
+    async def _work(
+        self, environment: WorkerEnvironment, connected: asyncio.Future[None] | None
+    ) -> None:
         """Run one incarnation after another, until told to stop or nothing is left to do."""
         outage = Outage(self.health, "cannot begin to take tasks", _RECONNECT)
         told = False
@@ -258,6 +267,7 @@ class Worker:
             try:
                 await incarnation.open()
                 outage.over()
+                _settle(connected)
                 self._incarnation = incarnation
                 self._tell_lease(incarnation.grant, held=True)
                 if not told:
@@ -267,6 +277,7 @@ class Worker:
                 self._stopping.set()
                 await incarnation.finish(self.options.grace_period, self._hurry)
             except Unavailable as error:
+                _settle(connected)
                 await self._rest(outage.pause(error))
             except LeaseLost as lost:
                 self.health.counts["lost"] += 1

@@ -19,7 +19,7 @@ from aiotaskq.cli import main
 from aiotaskq.processes.lease_keeper_process import PROCESS_TITLE
 from tests.integrations.shell import Shell
 
-LONG = 40.0  # seconds that a test waits for an event before it fails
+LONG = 120.0  # seconds that a test waits for an event before it fails
 COMMAND = (sys.executable, "-m", "aiotaskq")
 
 TASKS = """\
@@ -198,11 +198,23 @@ class Programs:
         return program
 
     def run(
-        self, *arguments: str, typed: str | None = None, **more: str
+        self,
+        *arguments: str,
+        typed: str | None = None,
+        stdin: str | None = None,
+        stdout: str | None = None,
+        stderr: str | None = None,
+        **more: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command to its end; for other streams see `Shell.run`."""
+        streams = {"in": stdin, "out": stdout, "err": stderr}
         return self._shell.run(
-            *arguments, cwd=self.folder, env=environment(**more), typed=typed, timeout=LONG
+            *arguments,
+            cwd=self.folder,
+            env=environment(**more),
+            typed=typed,
+            timeout=LONG,
+            streams={name: to for name, to in streams.items() if to is not None},
         )
 
     def call(self, *arguments: str) -> str:

@@ -14,8 +14,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 # --- in the test run ------------------------------------------------------------------------------
 
@@ -42,8 +43,13 @@ class Shell:
         env: Mapping[str, str],
         typed: str | None,
         timeout: float,
+        streams: Mapping[str, str],
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; it is killed if it takes longer than `timeout` seconds."""
+        """Run a command to its end; it is killed if it takes longer than `timeout` seconds.
+
+        A stream ("in", "out" or "err") may be another file, ``closed``, or a pipe whose reader is
+        ``gone``.
+        """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "in").write_text(typed or "")
@@ -53,10 +59,14 @@ class Shell:
                 "env": dict(env),
                 "folder": name,
                 "timeout": timeout,
+                "streams": dict(streams),
             }
             with self._lock:
                 status = int(self._ask(json.dumps(request)))
-            out, err = ((folder / name).read_text() for name in ("out", "err"))
+            out, err = (
+                "" if name in streams else (folder / name).read_text(errors="replace")
+                for name in ("out", "err")
+            )
         if status == _LATE:
             raise subprocess.TimeoutExpired(arguments, timeout, out, err)
         return subprocess.CompletedProcess(arguments, status, out, err)
@@ -127,9 +137,12 @@ def _become(request: Mapping[str, object]) -> NoReturn:
         sys.argv = ["aiotaskq", *request["arguments"]]  # type: ignore[misc]  # read from JSON
         sys.path[0] = str(request["cwd"])
         folder = Path(str(request["folder"]))
+        encoding, _, errors = str(os.environ.get("PYTHONIOENCODING", "")).partition(":")
+        for stream in (sys.stdout, sys.stderr):
+            if encoding and isinstance(stream, TextIOWrapper):
+                stream.reconfigure(encoding=encoding, errors=errors or "strict")
         for number, mode in enumerate(("in", "out", "err")):
-            file: IO[str] = (folder / mode).open("r" if mode == "in" else "w")
-            os.dup2(file.fileno(), number)
+            _redirect(number, str(request["streams"].get(mode, folder / mode)))  # type: ignore[attr-defined]  # as above
         from aiotaskq.cli import main
 
         main()
@@ -138,9 +151,24 @@ def _become(request: Mapping[str, object]) -> NoReturn:
     except BaseException as error:  # as Python itself does
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _redirect(number: int, target: str) -> None:
+    if target == "closed":
+        os.close(number)
+        setattr(sys, f"__{('stdin', 'stdout', 'stderr')[number]}__", None)
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)
+    elif target == "gone":
+        reader, writer = os.pipe()
+        os.dup2(writer, number)
+        os.close(writer)
+        os.close(reader)
+    else:
+        with Path(target).open("w" if number else "r") as file:
+            os.dup2(file.fileno(), number)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integrations.programs import LONG, TASKS, Programs
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 IN_TIME = ("--timeout", str(LONG))
 
 
@@ -58,8 +58,15 @@ def test_no_result_in_time_is_status_3(programs: Programs) -> None:
     assert done.returncode == 3
 
 
-def test_a_task_that_is_not_registered_is_sent_all_the_same(programs: Programs) -> None:
-    done = programs.run("call", "tasks:app", "elsewhere.job", "1", "--queue", "elsewhere")
-    assert done.returncode == 0
-    assert "elsewhere.job is not registered in tasks:app" in done.stderr
+def test_a_task_that_is_not_registered_is_sent_only_by_force(programs: Programs) -> None:
+    done = programs.run("call", "tasks:app", "tasks.ad", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "aiotaskq: tasks:app has no task 'tasks.ad'; did you mean 'tasks.add'? With --force"
+    )
+    assert programs.run("queues", "tasks:app").stdout.count("default") == 0
+    done = programs.run(
+        "call", "tasks:app", "elsewhere.job", "1", "--queue", "elsewhere", "--force"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"elsewhere\D+1\D+0", programs.run("queues", "tasks:app").stdout)

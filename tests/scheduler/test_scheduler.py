@@ -468,24 +468,6 @@ def test_an_unreadable_schedule_hides_no_other() -> None:
     play(act)
 
 
-@pytest.mark.parametrize(
-    ("fields", "complaint"),
-    [
-        ({"schedule": 10}, "it has no 'task'"),
-        ({"task": "t"}, "it has no 'schedule'"),
-        ({"task": "t", "schedule": "often"}, "has 1 fields"),
-        ({"task": "t", "schedule": 10, "crontab": 1}, "there is no 'crontab' in a schedule"),
-        ({"task": "t", "schedule": 10, "relative": False}, "intervals lie on a grid"),
-        ({"task": "t", "schedule": 10, "misfire": "never"}, "misfire is 'never'; it may be 'skip'"),
-        ("t", "is no mapping"),
-    ],
-)
-def test_a_wrong_entry_of_beat_schedule_is_named(fields: Any, complaint: str) -> None:
-    app = TaskQueue("app")
-    with pytest.raises(ConfigError, match=f"'wrong': .*{complaint}"):
-        app.conf.beat_schedule = {"wrong": fields}
-
-
 def test_changing_a_schedule_in_an_unreachable_store_raises() -> None:
     async def act(world: World) -> None:
         app = world.app()

@@ -374,9 +374,18 @@ async def test_options_that_the_broker_lacks_are_refused_at_the_call() -> None:
         await app.send("x")
         with pytest.raises(Unsupported, match="priorities"):
             await app.send("x", priority=5)
-        with pytest.raises(Unsupported, match="task_id"):
-            await app.send("x", task_id="mine")
         assert len(await waiting(app)) == 1
+
+
+async def test_an_id_of_ones_own_is_an_id_where_it_cannot_be_unique() -> None:
+    class Poor(MemoryBroker):
+        traits: ClassVar[Traits] = Traits(unique=False)
+
+    async with TaskQueue("t", broker=Poor()) as app:
+        for _ in range(2):
+            await app.send("x", task_id="mine")
+        stored = await waiting(app)
+        assert [(message.id, one.id) for message, one in stored] == [("mine", "mine")] * 2
 
 
 # --- workers and cancelling ---------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from aiotaskq import errors
 from aiotaskq.errors import (
     AioTaskQError,
+    BatchRefused,
     PayloadTooLarge,
     ResultTimeout,
     RetryLater,
@@ -59,7 +60,17 @@ def test_a_result_timeout_is_a_timeout_error() -> None:
     assert issubclass(ResultTimeout, TimeoutError)
 
 
+class Why(Exception):
+    """An error that equals another one of its kind, so that copies can be compared."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    __hash__ = Exception.__hash__
+
+
 MADE: dict[str, Callable[[], AioTaskQError]] = {
+    "BatchRefused": lambda: BatchRefused({2: Why("why"), 5: Why("else")}, answer=["a"]),
     "PayloadTooLarge": lambda: PayloadTooLarge("why", size=2, limit=1),
     "RetryLater": lambda: RetryLater(5, "why", max_attempts=math.inf),
     "Snooze": lambda: Snooze(5, "why"),
@@ -81,7 +92,8 @@ def test_every_error_can_be_copied_and_pickled(name: str, copied: object) -> Non
     error = MADE[name]() if name in MADE else kind("why")
     again = copied(error)
     assert type(again) is kind
-    assert str(again) == "why"
+    assert str(again) == str(error)
+    assert "why" in str(again)
     assert vars(again) == vars(error)
 
 

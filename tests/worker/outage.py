@@ -94,6 +94,10 @@ class OutageBroker:
         self.outage.check_broker()
         return await self.inner.cancel(ids, running=running)
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        self.outage.check_broker()
+        return await self.inner.cancelled_among(ids)
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         self.outage.check_broker()
         return await self.inner.maintain(limits)

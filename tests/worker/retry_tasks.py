@@ -22,6 +22,27 @@ def twice(self: Task[..., Any], x: int) -> list[object]:
     return [request.id, request.retries, request.hostname, *request.args]
 
 
+def ask(self: Task[..., Any], how: str) -> int:
+    """Ask for another attempt in the first run, without raising the request."""
+    if self.request.retries == 0:
+        if how == "hidden":
+            try:
+                self.retry(countdown=0)
+            except RetryLater:
+                return -1
+        self.retry(countdown=0, throw=False)
+        if how == "followed by an error":
+            raise ValueError("after it")
+        return -1
+    return self.request.retries + 1
+
+
+@app.task(bind=True, executor="process")
+def asks(self: Task[..., Any], how: str) -> int:
+    """Ask as `ask` does."""
+    return ask(self, how)
+
+
 @app.task(bind=True, executor="process", max_retries=1)
 def never(self: Task[..., Any]) -> None:
     """Fail at each attempt."""

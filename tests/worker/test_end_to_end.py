@@ -11,12 +11,20 @@ from typing import Any
 
 import pytest
 
-from aiotaskq import Retry, TaskFailed, TaskQueue, TaskRevoked, TaskStatus, current_task
+from aiotaskq import (
+    ConfigError,
+    Retry,
+    TaskFailed,
+    TaskQueue,
+    TaskRevoked,
+    TaskStatus,
+    current_task,
+)
 from aiotaskq.contract.records import Depth
 from aiotaskq.worker import Worker
 from tests.worker.events import LONG, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 Make = Callable[..., TaskQueue]
 
@@ -190,6 +198,41 @@ async def test_an_id_of_ones_own_is_stored_once(app: TaskQueue) -> None:
         assert await again.result(LONG) == 1
         await (await job.kiq()).result(LONG)
     assert runs == 2
+
+
+async def test_a_cancelled_id_that_is_sent_again_after_its_result_lapsed_is_revoked(
+    app: TaskQueue,
+) -> None:
+    @app.task
+    async def job() -> None: ...
+
+    await app.handle("mine").cancel()
+    await app.forget("mine")  # results lapse after a day, cancelled ids after a week
+    again = await job.with_options(task_id="mine").kiq()
+    with pytest.raises(TaskRevoked):
+        await again.result(LONG)
+    async with app.worker():  # and the other tasks run
+        await (await job.with_options(task_id="other").kiq()).result(LONG)
+
+
+async def test_the_value_of_a_task_without_results_is_refused_at_once(app: TaskQueue) -> None:
+    @app.task(ignore_result=True)
+    async def job() -> int:
+        return 1
+
+    handle = await job.kiq()
+    for call in (handle.result(), handle.wait(LONG), handle.result(0)):
+        with pytest.raises(ConfigError, match=r"job keeps no results.*ignore_result=False"):
+            await call
+    await handle.cancel()
+    with pytest.raises(TaskRevoked):  # this outcome is there
+        await handle.result()
+    unset = await app.send("elsewhere")
+    with pytest.raises(TimeoutError):
+        await unset.result(0.01)
+    app.conf.task_ignore_result = True
+    with pytest.raises(ConfigError, match="elsewhere keeps no results"):
+        await unset.result()
 
 
 async def test_cancelling_waiting_running_and_ended_tasks(app: TaskQueue) -> None:

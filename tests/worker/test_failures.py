@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 
 from aiotaskq import (
+    Reject,
+    ResultTimeout,
+    Retry,
+    RetryLater,
+    Snooze,
     TaskFailed,
     TaskQueue,
     TaskStatus,
 )
+from aiotaskq.worker.execution import OutcomeExists
 from tests.worker.events import LONG
 
 
@@ -94,3 +100,35 @@ async def test_a_very_long_message_is_logged_shortened(
         ended = await (await shout.kiq()).wait(LONG)
     assert "y" * 1000 in str(ended.error)
     assert len(caplog.text) < 100_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Reject("child"), RetryLater(0), Snooze(0), ResultTimeout("child"), OutcomeExists()],
+    ids=lambda error: type(error).__name__,
+)
+async def test_the_failure_of_a_child_does_not_act_on_the_task_that_waits_for_it(
+    app: TaskQueue, error: Exception
+) -> None:
+    runs = 0
+
+    # The child asks for nothing itself: only its failure has the type.
+    @app.task
+    async def child() -> None:
+        raise ExceptionGroup("of a child", [error])
+
+    @app.task(retry=Retry(max_attempts=2, delay=0))
+    async def parent() -> None:
+        nonlocal runs
+        runs += 1
+        try:
+            await (await child.kiq()).result(LONG)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async with app.worker():
+        outcome = await (await parent.kiq()).wait(LONG)
+    # Another attempt, as after any failure.
+    assert (outcome.status, outcome.attempts, runs) == (TaskStatus.FAILURE, 2, 2)
+    (letter,) = await (await app.broker()).dead("default")
+    assert letter.reason.startswith("failed 2 times")

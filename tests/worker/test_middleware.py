@@ -126,7 +126,9 @@ async def test_a_timeout_includes_the_middleware(app: TaskQueue) -> None:
     async def job() -> None: ...
 
     async with app.worker():
-        assert isinstance((await (await job.kiq()).wait(LONG)).error, TimeoutError)
+        error = (await (await job.kiq()).wait(LONG)).error
+    assert isinstance(error, TaskFailed)
+    assert error.exc_type == "TimeLimitExceeded"
 
 
 async def test_a_failure_in_a_middleware_is_the_tasks_failure(app: TaskQueue) -> None:

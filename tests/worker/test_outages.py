@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from aiotaskq import BrokerUnavailable, ConfigError, TaskQueue, TaskStatus, current_task
+from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.records import DeadLimits
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
 from aiotaskq.events import Failed, Refused, Started, Succeeded, WorkerReady
 from aiotaskq.worker import Worker
+from aiotaskq.worker.executor import Executor
 from tests.worker.events import LONG, EventRecorder, until
 from tests.worker.outage import Outage, OutageBroker
 
@@ -298,20 +300,19 @@ async def test_an_error_of_the_worker_itself_is_logged_and_raised_at_its_end(
     async def job() -> None:
         await asyncio.Event().wait()
 
-    from aiotaskq.drivers.memory import MemoryStore
-
-    def maintain(self: MemoryStore, limits: DeadLimits) -> None:
-        raise RuntimeError("a driver's own mistake")
+    def accept(self: Executor, delivery: Delivery) -> None:
+        raise RuntimeError("a mistake of the worker's own")
 
     worker = await app.worker().__aenter__()
     await ready.count(1)
     await job.kiq()
     await until(lambda: worker.running == 1)
-    monkeypatch.setattr(MemoryStore, "maintain", maintain)
+    monkeypatch.setattr(Executor, "accept", accept)
+    await job.kiq()
     await until(lambda: "the worker failed" in caplog.text)
     assert worker.running == 0  # the task was cancelled and released
-    assert (await (await app.broker()).depth())["default"].ready == 1
-    with pytest.raises(RuntimeError, match="own mistake"):
+    assert (await (await app.broker()).depth())["default"].ready == 2
+    with pytest.raises(RuntimeError, match="worker's own"):
         await worker.__aexit__(None, None, None)
     assert [r for r in caplog.records if r.levelno >= logging.ERROR]
     await app.close()

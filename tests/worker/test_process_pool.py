@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from aiotaskq import TaskFailed, TaskHandle, TaskRevoked, TaskStatus
-from aiotaskq.worker import Worker
+from aiotaskq.events import Succeeded
+from aiotaskq.worker import Worker, process_pool
 from tests.worker import process_tasks as tasks
 from tests.worker.events import LONG, until
 
-pytestmark = pytest.mark.timeout(120)  # a process may take long to start on a busy machine
+pytestmark = pytest.mark.timeout(400)  # a process may take long to start on a busy machine
 
 
 @pytest.fixture
@@ -113,11 +114,35 @@ async def test_a_timeout_ends_the_process_and_only_that_one(worker: Worker, tmp_
     # The start of its process counts, and may take long on a busy machine.
     handle = await tasks.sleep.with_options(timeout=4).kiq(LONG, str(tmp_path / "two"))
     doomed = await pid_of(tmp_path / "two")
-    with pytest.raises(TimeoutError, match="longer than its timeout"):
+    with pytest.raises(TaskFailed, match="longer than its timeout"):
         await handle.result(LONG)
     await until(lambda: gone(doomed))
     assert await bystander.result(LONG) == spared
     assert await (await tasks.whoami.kiq()).result(LONG) != doomed
+
+
+async def test_a_soft_limit_is_raised_in_the_process_and_not_in_the_next_task(
+    worker: Worker,
+) -> None:
+    limited = tasks.told_or.with_options(soft_timeout=0.05)
+    told = await (await limited.kiq(LONG)).result(LONG)
+    assert told == "it ran longer than its soft_timeout of 0.05 s"
+    assert await (await tasks.told_or.kiq(0.1)).result(LONG) == "in time"
+    tasks.app.conf.task_soft_time_limit = 0.06
+    try:
+        told = await (await tasks.told_or.kiq(LONG)).result(LONG)
+        assert told == "it ran longer than its soft_timeout of 0.06 s"
+    finally:
+        tasks.app.conf.task_soft_time_limit = None
+
+
+async def test_a_setting_has_plain_functions_run_in_processes(worker: Worker) -> None:
+    assert await (await tasks.anywhere.kiq()).result(LONG) == os.getpid()
+    tasks.app.conf.task_default_executor = "process"
+    try:
+        assert await (await tasks.anywhere.kiq()).result(LONG) != os.getpid()
+    finally:
+        tasks.app.conf.task_default_executor = "thread"
 
 
 async def test_a_cancelled_task_loses_its_process_and_only_that_one(
@@ -177,6 +202,62 @@ async def test_no_process_outlives_the_worker(tmp_path: Path) -> None:
     await tasks.app.close()
 
 
+async def test_a_task_may_have_processes_of_its_own(worker: Worker) -> None:
+    assert await (await tasks.spread.kiq([-1, 2])).result(LONG) == [1, 2, 1, 2]
+
+
+async def test_programs_that_a_task_starts_begin_with_signals_of_their_own(worker: Worker) -> None:
+    assert await (await tasks.interrupt.kiq()).result(LONG) == -signal.SIGINT
+    assert await (await tasks.blocked.kiq()).result(LONG) == []
+
+
+@pytest.mark.parametrize("name", ["speak", "speak_in_thread", "speak_in_loop"])
+async def test_context_variables_do_not_pass_from_one_task_to_the_next(
+    worker: Worker, name: str
+) -> None:
+    tasks.app.conf.worker_process_pool_size = 1
+    task = getattr(tasks, name)
+    assert [await (await task.kiq(word)).result(LONG) for word in ("no", "de")] == ["en", "en"]
+
+
+async def test_a_child_that_comes_back_ends_alone(worker: Worker) -> None:
+    assert await (await tasks.fork_and_exit.kiq(7)).result(LONG) == 7
+    assert await (await tasks.fork_and_exit.kiq(0)).result(LONG) == 0
+
+
+async def test_the_start_and_the_imports_of_a_process_are_outside_the_time_limits(
+    worker: Worker,
+) -> None:
+    from tests.worker import slow_module
+
+    handles = [await slow_module.quick.kiq() for _ in range(4)]
+    pids = [await handle.result(LONG) for handle in handles]
+    assert os.getpid() not in pids
+    # A process that has the module is taken before one that has not.
+    others = [await tasks.whoami.kiq() for _ in range(2)]
+    await asyncio.gather(*[other.result(LONG) for other in others])
+    assert await (await slow_module.quick.kiq()).result(LONG) in pids
+
+
+async def test_an_import_that_fails_fails_the_task_and_says_why(worker: Worker) -> None:
+    from tests.worker import broken_module
+
+    for _ in range(2):
+        outcome = await (await broken_module.unreachable.kiq()).wait(LONG)
+        assert isinstance(outcome.error, ImportError)
+        assert "broken_module of the task cannot be imported" in str(outcome.error)
+        assert "SystemExit: no licence" in str(outcome.error)
+    assert await (await tasks.whoami.kiq()).result(LONG) != os.getpid()
+
+
+async def test_a_process_that_is_not_ready_in_time_fails_the_task(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_pool, "_IMPORT_LIMIT", 0.05)
+    with pytest.raises(TaskFailed, match=r"not ready within 0\.05 s"):
+        await (await tasks.whoami.kiq()).result(LONG)
+
+
 async def test_a_signal_to_the_process_group_leaves_the_pool_to_the_worker(
     worker: Worker, tmp_path: Path
 ) -> None:
@@ -185,3 +266,29 @@ async def test_a_signal_to_the_process_group_leaves_the_pool_to_the_worker(
     pid = await pid_of(started)
     os.kill(pid, signal.SIGTERM)
     assert await handle.result(LONG) == pid
+
+
+async def test_a_plain_function_around_a_coroutine_function_runs_its_body(worker: Worker) -> None:
+    assert await (await tasks.wrapped.kiq(4)).result(LONG) == 5
+
+
+async def test_a_value_without_a_form_is_no_reason_to_run_again(
+    worker: Worker, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    outcome = await (await tasks.odd_again.kiq(str(runs))).wait(LONG)
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "EncodeError"
+    assert runs.read_text() == "x"
+
+
+async def test_an_ignored_value_is_not_encoded(worker: Worker) -> None:
+    ended = asyncio.Event()
+
+    def succeeded(event: Succeeded) -> None:
+        if event.message.task == tasks.odd_ignored.name:
+            ended.set()
+
+    tasks.app.observers.add(Succeeded, succeeded)
+    await tasks.odd_ignored.kiq()
+    await asyncio.wait_for(ended.wait(), LONG)

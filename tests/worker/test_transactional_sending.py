@@ -12,7 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from aiotaskq import ConfigError, TaskQueue, Unsupported
+import aiotaskq.drivers.redis  # noqa: F401 - an import in the loop of a test would block it
+from aiotaskq import BatchRefused, ConfigError, TaskQueue, Unsupported
 from aiotaskq.client.outbox import QUEUE
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Envelope
@@ -22,7 +23,7 @@ from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.tasks.options import CallOptions
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
-LONG = 30.0  # seconds until something that must happen has failed
+LONG = 120.0  # seconds until something that must happen has failed
 A_MOMENT = 0.2  # seconds to wait for something that must not happen
 
 
@@ -259,6 +260,47 @@ async def test_large_tasks_are_relayed_a_few_at_a_time(
         assert [await one.result(LONG) for one in handles] == [1] * 50 + [4000] * 20 + [0]
     assert 10 < len(sizes) < 40
     assert max(sizes) <= 10_000
+
+
+async def test_what_the_broker_never_takes_goes_to_the_dead_letters_of_the_outbox_alone(
+    postgres_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = MemoryBroker.publish
+
+    async def picky(
+        broker: MemoryBroker, batch: Sequence[Envelope], *, call_id: str | None = None
+    ) -> Collection[str]:
+        refused: dict[int, Exception] = {
+            at: Unsupported("never") for at, one in enumerate(batch) if one.queue == "bad"
+        }
+        rest = [one for at, one in enumerate(batch) if at not in refused]
+        answer = await publish(broker, rest, call_id=call_id)
+        if refused:
+            raise BatchRefused(refused, answer=answer)
+        return answer
+
+    monkeypatch.setattr(MemoryBroker, "publish", picky)
+    app = TaskQueue("shop", broker="memory://", outbox_url=postgres_url)
+
+    @app.task
+    async def order(number: int) -> int:
+        return number
+
+    async with app, app.worker():
+        async with connection.transaction():
+            bad = await order.with_options(queue="bad", connection=connection).kiq(0)
+            good = [await order.with_options(connection=connection).kiq(n) for n in range(5)]
+        assert [await one.result(LONG) for one in good] == list(range(5))
+        outbox = app.outbox_broker()
+        assert outbox is not None
+        await outbox.open()
+        async with asyncio.timeout(LONG):
+            while not (dead := await outbox.dead(QUEUE)):
+                await asyncio.sleep(0.01)
+        await outbox.close()
+    assert [(one.id, one.reason) for one in dead] == [
+        (bad.id, "the broker does not take it: never")
+    ]
 
 
 async def test_sending_needs_the_documented_rights_only(

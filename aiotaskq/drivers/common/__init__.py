@@ -2,6 +2,7 @@
 
 ======================  ==========================================================================
 `url`                   reads URLs and their options, and masks passwords
+`certificates`          checks that the files with certificates can be read
 `opening`               opens a resource once, also for several tasks at the same time
 `retention`             how long a store remembers ids and calls, in every driver alike
 `clock`                 work that is due from time to time, and the sign of a stall

@@ -8,6 +8,7 @@ looks like a path, an option or a fragment: such a URL is refused as a whole.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -16,6 +17,26 @@ from aiotaskq.errors import ConfigError
 
 Reader: TypeAlias = Callable[[str], Any]
 """Returns the value of an option, or raises a `ValueError`."""
+
+
+_OPTION_NAME = re.compile(r"[a-z]+(_[a-z]+)*", re.IGNORECASE)
+_SCHEME = re.compile(
+    r"(?:db\+)?(?:rediss?(?:\+\w+)?|unix|postgres(?:ql)?(?:\+\w+)?|(?:py)?amqps?|rpc|sqlite|memory"
+    r"|disabled)\b[:/]*"
+)
+# A host is a name, an address or an IPv6 address in brackets; a port is a number. A password in
+# which a character is not quoted does not look like that.
+_PLACE = r"(?:[\w.%-]*|\[[\w.:%]+\])(?::[0-9]*)?"
+_USUAL = re.compile(
+    rf"""
+    (?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://
+    (?:(?P<account>[^/?\#]*)@)?
+    (?P<place>{_PLACE}(?:,{_PLACE})*)
+    (?P<path>(?:/[^?\#@:]*)?)
+    (?:\?(?P<query>[\w.]+=[^\#@&]*(?:&[\w.]+=[^\#@&]*)*))?
+    """,
+    re.VERBOSE,
+)
 
 
 def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult:
@@ -30,6 +51,8 @@ def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult
         ConfigError: It has another scheme, or something in it is not quoted.
     """
     try:
+        if not is_plain(url):  # `urlsplit` would drop newlines, and the password be another one
+            raise ValueError
         parts = urlsplit(url)
     except ValueError:  # which may show all of it
         raise ConfigError(
@@ -84,12 +107,32 @@ def read_options(parts: SplitResult, readers: Mapping[str, Reader]) -> dict[str,
     options: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in readers:
-            raise ConfigError(
-                f"a {parts.scheme}:// URL has no option {name!r}; it may have"
-                f" {', '.join(sorted(readers))}"
-            )
+            raise unknown_option(f"a {parts.scheme}:// URL", name, text, readers)
         options[name] = read_option(name, text, readers[name])
     return options
+
+
+def unknown_option(
+    what: str, name: str, text: str, known: Collection[str], *, more: str = ""
+) -> ConfigError:
+    """Return the error for an option that there is not, with the one that was probably meant.
+
+    Args:
+        what: The kind of URL.
+        name: As the user wrote it. It is quoted only if it looks like an option with a value, as it
+            may be the rest of a password with a ``?`` in it.
+        text: Its value.
+        known: The options that there are.
+        more: Advice in place of the list of them, where it is long.
+    """
+    from difflib import get_close_matches  # slow to import, and needed only for errors
+
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    is_name = bool(close or (text and _OPTION_NAME.fullmatch(name)))
+    shown = f" {name!r}" if is_name else " of that name"
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    listed = ", ".join(sorted(known))
+    return ConfigError(f"{what} has no option{shown}{hint}{more or f'; it may have {listed}'}")
 
 
 def read_option(name: str, text: str, reader: Reader) -> Any:
@@ -112,10 +155,39 @@ def read_option(name: str, text: str, reader: Reader) -> Any:
 def masked_url(parts: SplitResult) -> str:
     """Return a URL for people: without the password, and without options that are secret."""
     account, at, place = parts.netloc.rpartition("@")
-    user, colon, _ = account.partition(":")
     query = masked_query(parse_qsl(parts.query, keep_blank_values=True))
-    netloc = f"{user}{':***' if colon else ''}{at}{place}"
-    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+    netloc = f"{masked_account(account)}{at}{place}"
+    path = re.sub(r":[^:@]*@", ":***@", parts.path)  # of a socket: behind a slash too many
+    return f"{parts.scheme}://{netloc}{path}{'?' if query else ''}{query}"
+
+
+def masked_account(account: str) -> str:
+    """Return the user and the password of a URL, without the password."""
+    user, colon, _ = account.partition(":")
+    if "%3A" in user.upper():  # a colon that was quoted as well: the password stands behind it
+        user = "***"
+    return f"{user}{':***' if colon else ''}"
+
+
+def shown_url(text: str) -> str:
+    """Return a text that should be a URL for people, before any driver has read it.
+
+    A URL in its usual form is shown without what is secret. Of any other text nothing is shown but
+    its scheme, if it begins with a known one: all the rest may belong to a password.
+    """
+    found = _USUAL.fullmatch(text) if is_plain(text) else None
+    if found is not None:
+        account = "" if found["account"] is None else f"{masked_account(found['account'])}@"
+        query = masked_query(parse_qsl(found["query"] or "", keep_blank_values=True))
+        mark = "?" if query else ""
+        return f"{found['scheme']}://{account}{found['place']}{found['path']}{mark}{query}"
+    scheme = _SCHEME.match(text)
+    return f"{scheme[0]}***" if scheme is not None else "***"
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text has no spaces and no characters that cannot be seen."""
+    return text.isprintable() and " " not in text
 
 
 def masked_query(options: Iterable[tuple[str, str]]) -> str:
@@ -127,8 +199,8 @@ def masked_query(options: Iterable[tuple[str, str]]) -> str:
 
 
 def is_secret(option: str) -> bool:
-    """Return whether the value of an option is secret."""
-    words = ("password", "passwd", "pwd", "passphrase", "secret", "token")
+    """Return whether the value of an option is secret, also where its name is misspelt."""
+    words = ("pass", "pasw", "pswd", "pwd", "secret", "token", "credential")
     return any(word in option.lower() for word in words)
 
 

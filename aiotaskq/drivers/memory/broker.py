@@ -83,6 +83,9 @@ class MemoryBroker:
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
         return self.store.cancel(ids, running=running)
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        return self.store.cancelled_among(ids)
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         return self.store.maintain(limits)
 

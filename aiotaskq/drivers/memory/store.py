@@ -307,6 +307,10 @@ class MemoryStore(MemoryOutcomes):
                 self._cancelled[name] = until
             return spared
 
+    def cancelled_among(self, ids: Collection[str]) -> set[str]:
+        with self._lock:
+            return {name for name in ids if name in self._cancelled}
+
     def _held(self) -> set[str]:
         """Return the ids of held messages that may come back."""
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from urllib.parse import SplitResult, urlsplit
 
+from aiotaskq.drivers.common.url import masked_account
 from aiotaskq.drivers.memory.store import MemoryStore
 from aiotaskq.errors import ConfigError
 
@@ -24,7 +25,7 @@ def find_store(url: str, prefix: str, store: MemoryStore | None) -> tuple[str, M
     parts = _split(url)
     # A name may stand behind a user and a password, which mean nothing here.
     name = (parts.netloc + parts.path).rpartition("@")[2].strip("/")
-    shown = f"memory://{name}"
+    shown = f"memory://{masked_account(name)}"
     if store is not None:
         return shown, store
     if not name:

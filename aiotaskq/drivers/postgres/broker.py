@@ -32,6 +32,7 @@ from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Dept
 from aiotaskq.drivers.common.rows import count_depths
 from aiotaskq.drivers.postgres.caller_transaction import (
     CALLER_ERRORS,
+    PostgresDatabaseCheck,
     connection_in_transaction,
 )
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
@@ -39,7 +40,12 @@ from aiotaskq.drivers.postgres.consumer import PostgresConsumer
 from aiotaskq.drivers.postgres.dead_letters import discard, read, revive
 from aiotaskq.drivers.postgres.lease import PostgresLease
 from aiotaskq.drivers.postgres.maintenance import PostgresMaintenance
-from aiotaskq.drivers.postgres.messages import count_by_queue, insert, notify_on_commit
+from aiotaskq.drivers.postgres.messages import (
+    check_storable,
+    count_by_queue,
+    insert,
+    notify_on_commit,
+)
 from aiotaskq.drivers.postgres.migrate import PostgresMigrations
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.notify import ALL, PostgresNotifier
@@ -47,8 +53,9 @@ from aiotaskq.drivers.postgres.results import PostgresBackend
 from aiotaskq.drivers.postgres.schedules import PostgresSchedules
 from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
+from aiotaskq.drivers.postgres.storable import is_storable
 from aiotaskq.drivers.postgres.url import parse_url
-from aiotaskq.errors import BrokerFull, BrokerUnavailable
+from aiotaskq.errors import BatchRefused, BrokerFull, BrokerUnavailable
 
 _PURGE_ROWS = 10_000  # of one statement
 
@@ -95,6 +102,7 @@ class PostgresBroker:
         self._pool = self._new_pool(pool_size)
         self._notifier = PostgresNotifier(self._pool)
         self._maintenance = PostgresMaintenance(self._pool)
+        self._database = PostgresDatabaseCheck(self._pool)
         self._time_shift = 0.0  # the offset of the clock in seconds, for tests
 
     def __repr__(self) -> str:
@@ -130,16 +138,29 @@ class PostgresBroker:
             return []
         # Always an id, because the pool repeats a statement that failed on a stale connection.
         call = call_id or uuid.uuid4().hex
+        errors: dict[int, Exception] = {}
         refused = await insert(
-            self._pool.query, self._names, batch, shift=self._time_shift, call_id=call
+            self._pool.query,
+            self._names,
+            batch,
+            shift=self._time_shift,
+            call_id=call,
+            errors=errors,
         )
-        await self._notifier.wake(count_by_queue(batch))
+        stored = (
+            [one for place, one in enumerate(batch) if place not in errors] if errors else batch
+        )
+        await self._notifier.wake(count_by_queue(stored))
+        if errors:
+            raise BatchRefused(errors, answer=refused)
         return refused
 
     async def publish_in(self, connection: object, batch: Sequence[Envelope]) -> Collection[str]:
         """Store envelopes in the caller's transaction; see `Transactional`."""
+        check_storable(batch)
         with self._pool.errors(but=CALLER_ERRORS):
             own = await connection_in_transaction(connection)
+            await self._database.check(own.fetchrow)
             refused = await insert(own.fetch, self._names, batch, shift=self._time_shift)
             await notify_on_commit(own.fetch, self._names)
         return refused
@@ -160,12 +181,17 @@ class PostgresBroker:
     async def consumers(self) -> Sequence[ConsumerInfo]:
         rows = await self._pool.fetch(consumers_sql.LIVE_CONSUMERS, self._time_shift)
         return [
-            ConsumerInfo(id=row["id"], queues=tuple(row["queues"]), about=row["about"])
+            ConsumerInfo(
+                id=row["id"],
+                # Another program may have written lists of lists, or NULL.
+                queues=tuple(one for one in row["queues"] if isinstance(one, str)),
+                about=row["about"],
+            )
             for row in rows
         ]
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
-        wanted = list(set(ids))
+        wanted = list(filter(is_storable, set(ids)))  # no message has another id
         if not wanted:
             return []
 
@@ -186,6 +212,10 @@ class PostgresBroker:
 
         return await self._pool.transact(work, repeat=True)
 
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        rows = await self._pool.fetch(messages_sql.CANCELLED_AMONG, list(ids))
+        return {row["id"] for row in rows}
+
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         now = asyncio.get_running_loop().time() + self._time_shift
         maintained, promoted, back = await self._maintenance.maintain(limits, self._time_shift, now)
@@ -200,6 +230,8 @@ class PostgresBroker:
 
     async def purge(self, queue: str) -> int:
         dropped = 0
+        if not is_storable(queue):
+            return 0
         for statement in messages_sql.PURGES:
             # In steps, so that none takes longer than the time limit of a call.
             while found := (await self._pool.fetch(statement, queue, _PURGE_ROWS))[0]["count"]:

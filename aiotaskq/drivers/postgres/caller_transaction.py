@@ -1,17 +1,68 @@
-"""The connection of a caller, in whose open transaction messages are stored."""
+"""The connection of a caller, in whose open transaction messages are stored.
+
+It has to lead to the database of the broker. Another one may have tables of the same names, and a
+task that is stored in them would never run where it should.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
 from typing import Any
 
 import asyncpg
 
+from aiotaskq.drivers.postgres.connection import PostgresPool
 from aiotaskq.errors import ConfigError
 
 CALLER_ERRORS = (asyncpg.TransactionRollbackError, asyncpg.InFailedSQLTransactionError)
 """Errors of the caller's own transaction: a conflict with another one, a deadlock, an earlier
 statement that failed. They are not translated, because the caller may catch them to try again."""
+
+
+# Identifies a table, also among the databases of other servers, until the server is restarted.
+_IDENTITY = """
+SELECT current_database() AS database, pg_postmaster_start_time() AS started, (
+    SELECT oid FROM pg_database WHERE datname = current_database()
+) AS database_oid, to_regclass($1)::oid AS table_oid
+"""
+
+
+class PostgresDatabaseCheck:
+    """Compares the database of a caller's connection with the broker's own.
+
+    Args:
+        pool: The pool of the broker.
+    """
+
+    def __init__(self, pool: PostgresPool) -> None:
+        self._pool = pool
+        self._own: tuple[Any, ...] | None = None
+
+    async def check(self, fetch_row: Callable[..., Awaitable[Any]]) -> None:
+        """Check a connection.
+
+        Args:
+            fetch_row: Runs a statement on the connection and returns its row.
+
+        Raises:
+            ConfigError: It leads to another database or schema, or our tables are not there.
+        """
+        table = self._pool.names.table("messages")
+        given = await fetch_row(_IDENTITY, table)
+        if given["table_oid"] is None:
+            raise ConfigError(
+                f"connection= leads to the database {given['database']!r}, which has no table"
+                f" {table}: give a connection to that of the broker, {self._pool.url.shown}"
+            )
+        if tuple(given) != self._own:
+            [own] = await self._pool.query(_IDENTITY, table)  # the server may have been restarted
+            self._own = tuple(own)
+        if tuple(given) != self._own:
+            raise ConfigError(
+                f"connection= leads to other tables (database {given['database']!r}) than those of"
+                f" the broker, {self._pool.url.shown}: no worker would find the task there"
+            )
 
 
 async def connection_in_transaction(given: Any) -> Any:

@@ -13,6 +13,9 @@ connection is first needed. Each call borrows a connection, uses it, and returns
   calls that may take effect twice without harm are marked so.
 - Transactions have a time limit on the server: when this process is stopped in the middle of one,
   the server ends it and frees its locks.
+- A firewall may drop connections without a word. When nothing was heard for `_QUIET` seconds, one
+  connection is tested first, for a short time: a caller that gives up after some seconds still gets
+  its answer over a new connection.
 - Behind a pooler in transaction mode no session state is used: no SET, no LISTEN, no prepared
   statement. Listeners use `connect`, which can lead past the pooler.
 """
@@ -20,7 +23,6 @@ connection is first needed. Each call borrows a connection, uses it, and returns
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
@@ -28,11 +30,13 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 
 from aiotaskq.drivers.common.opening import OpenOnce
+from aiotaskq.drivers.postgres.begin_session import begin_session
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.url import PostgresUrl
 from aiotaskq.errors import AioTaskQError, ConfigError, EncodeError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -45,6 +49,8 @@ PING_EVERY = 15.0
 """Seconds without a notice until a connection that listens is checked."""
 
 _PING_TIMEOUT = 5.0  # seconds
+_QUIET = 5.0  # seconds without an answer after which a connection is tested before its next use
+_TEST_TIMEOUT = 1.5  # seconds
 _CONNECT_TIMEOUT = 5.0  # seconds, unless the URL has connect_timeout
 _CLOSE_TIMEOUT = 2.0
 
@@ -77,6 +83,7 @@ _ADVICE: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.InvalidSQLStatementNameError, _PGBOUNCER),
     (asyncpg.InvalidAuthorizationSpecificationError, "correct the user or password in the URL"),
     (asyncpg.InvalidCatalogNameError, "create the database (createdb), or correct the URL"),
+    (asyncpg.InvalidSchemaNameError, "create the schema, or correct search_path in the URL"),
     (asyncpg.InsufficientPrivilegeError, "grant it to the user, or use another user in the URL"),
     (asyncpg.UndefinedTableError, "run `aiotaskq migrate tasks:app`"),
     (asyncpg.SyntaxOrAccessError, "correct the URL, or the table"),
@@ -84,6 +91,10 @@ _ADVICE: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.InvalidParameterValueError, "correct the URL"),
     (asyncpg.ClientConfigurationError, "correct the URL"),
 )
+# Classes of SQLSTATE whose errors may be over with the next attempt: connections, states of a
+# transaction, constraints, conflicts, resources, locks, an operator, the system, a fault of the
+# server's own.
+_PASSING = ("08", "23", "25", "2D", "40", "53", "55", "57", "58", "XX")
 
 
 # asyncpg prepares statements, and PostgreSQL keeps their plans. A plan made while a table is nearly
@@ -114,6 +125,8 @@ class PostgresPool:
         pool_size: The largest number of connections.
         timeout: The time limit of a call in seconds; None: no limit.
         by_index: Let the planner use indexes only.
+        own_isolation: Use the isolation level READ COMMITTED, for which the driver's statements are
+            written, and not the default of the database.
     """
 
     def __init__(
@@ -126,12 +139,15 @@ class PostgresPool:
         pool_size: int,
         timeout: float | None,
         by_index: bool = False,
+        own_isolation: bool = True,
     ) -> None:
         self.url = url
         self.names = names
         self._unavailable = unavailable
         self._full = full or unavailable
         self._by_index = by_index and not url.is_pooled
+        self._own_isolation = own_isolation
+        self._heard_at = float("-inf")  # when the server last answered, by the event loop's clock
         self._pool_size = pool_size
         self._timeout = timeout
         self._connections = OpenOnce[_Pool](lambda: unavailable(f"{url.shown} is not open"))
@@ -148,6 +164,7 @@ class PostgresPool:
         """
 
         async def make() -> _Pool:
+            await self.url.files.check(self.url.shown)
             if prepare is not None:
                 await self.once(prepare)
             return await self._make_pool()
@@ -238,6 +255,8 @@ class PostgresPool:
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], repeat: bool) -> T:
         with self.errors():
+            if asyncio.get_running_loop().time() > self._heard_at + _QUIET:
+                await self._test()
             try:
                 return await self._attempt(work)
             except (*_STALE, asyncpg.ReadOnlySQLTransactionError) as error:
@@ -254,13 +273,27 @@ class PostgresPool:
     async def _attempt(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         async with self._acquired() as connection:
             try:
-                return await work(connection)
+                made = await work(connection)
             except asyncpg.PostgresError:
                 raise  # reported by the server; the connection is still usable
             except BaseException:
                 # Waiting for the end of a cancelled query could take for ever.
                 _terminate(connection)
                 raise
+            self._heard_at = asyncio.get_running_loop().time()
+            return made
+
+    async def _test(self) -> None:
+        """Give up connections that do not answer any more."""
+        connections = self._connections.get()
+        if not connections.get_idle_size():
+            return
+        try:
+            async with asyncio.timeout(_TEST_TIMEOUT):
+                await self._attempt(lambda connection: connection.execute("SELECT 1"))
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.debug("connecting again after a quiet time: %r", error)
+            await connections.expire_connections()
 
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Connection]:
@@ -309,7 +342,9 @@ class PostgresPool:
         if listens and self.url.listen is not None:
             arguments |= self.url.listen.arguments
         with self.errors():
-            return await asyncpg.connect(**arguments)
+            connection: Connection = await asyncpg.connect(**arguments)
+        await begin_session(connection, isolate=False)
+        return connection
 
     async def listen(
         self, callbacks: Mapping[str, Callable[..., None]], *, ended: Callable[[object], None]
@@ -356,8 +391,16 @@ class PostgresPool:
 
         with self.errors():
             return await asyncpg.create_pool(
-                min_size=0, max_size=self._pool_size, reset=nothing, **self._arguments
+                min_size=0,
+                max_size=self._pool_size,
+                reset=nothing,
+                init=self._begin_session,
+                **self._arguments,
             )
+
+    async def _begin_session(self, connection: Connection) -> None:
+        # With `_SETTINGS` the level is set already.
+        await begin_session(connection, isolate=self._own_isolation and not self._by_index)
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -397,6 +440,8 @@ class PostgresPool:
             return ConfigError(f"PostgreSQL at {self.url.shown} says: {text}; {_PGBOUNCER}")
         if isinstance(error, asyncpg.DiskFullError):
             return self._full(f"the disk of PostgreSQL at {self.url.shown} is full: {text}")
+        if is_notify_full(error):
+            return self._full(f"PostgreSQL at {self.url.shown} has no room for notices: {text}")
         for kind, advice in _ADVICE:
             if isinstance(error, kind):
                 return ConfigError(f"PostgreSQL at {self.url.shown} says: {text}; {advice}")
@@ -404,7 +449,22 @@ class PostgresPool:
             return UnstorableValue(text)
         if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
             return ConfigError(f"PostgreSQL at {self.url.shown}: {text}; correct the URL")
+        if isinstance(error, asyncpg.PostgresError) and not _may_pass(error):
+            return ConfigError(f"PostgreSQL at {self.url.shown} says: {text}; correct the set-up")
         return self._unavailable(f"PostgreSQL at {self.url.shown} cannot be reached: {text}")
+
+
+def is_notify_full(error: Exception) -> bool:
+    """Return whether the server's queue of notices is full: room is made when a session reads it.
+
+    PostgreSQL gives this error the same code as to a value that is too large.
+    """
+    return isinstance(error, asyncpg.ProgramLimitExceededError) and "NOTIFY" in str(error)
+
+
+def _may_pass(error: asyncpg.PostgresError) -> bool:
+    state: str | None = getattr(error, "sqlstate", None)
+    return state is None or state.startswith(_PASSING)
 
 
 async def _close(connections: Connection | _Pool) -> None:

@@ -24,7 +24,6 @@ answer of the server:
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,21 +37,23 @@ from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.common.deliveries import hand_out
-from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool, UnstorableValue
 from aiotaskq.drivers.postgres.maintenance import extend_leases, promote
 from aiotaskq.drivers.postgres.messages import insert
 from aiotaskq.drivers.postgres.notify import PostgresListener, PostgresNotifier
 from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
 from aiotaskq.drivers.postgres.storable import storable_text
-from aiotaskq.errors import BrokerUnavailable, LeaseLost
+from aiotaskq.errors import BatchRefused, BrokerUnavailable, LeaseLost
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 Receipt: TypeAlias = tuple[int, int]
 
 # Seconds. A consumer that waits looks at least that often, to find messages whose notice was lost.
 _LONGEST_PAUSE = 2.0
+_DEAF_PAUSE = 0.5  # the same while there is no connection that receives notices
 
 
 class PostgresConsumer:
@@ -150,22 +151,31 @@ class PostgresConsumer:
                     return []
                 # After marking its row it looks once more: see `notify`.
                 if not await self._mark_as_waiting():
-                    await self._wait_for_notice(min(left, pause))
+                    longest = pause if self._notifier.listens else min(pause, _DEAF_PAUSE)
+                    await self._wait_for_notice(min(left, longest))
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Delivery]:
         if not batch:
             return []
+        refused: dict[int, Exception] = {}
         try:
-            settled = await self._settle(batch)
+            try:
+                settled = await self._settle(batch)
+            except UnstorableValue:
+                settled = await self._settle_singly(batch, refused)
         except BaseException:  # any part may have taken effect
             self._unsure.update((one.delivery.receipt, type(one)) for one in batch)
             raise
         if self._left_suspects:
             self._listener.event.set()  # it may hold nothing now, and so may be given a suspect
-        gone = [one for one in batch if not _remove(settled, one)]
+        done = [one for place, one in enumerate(batch) if place not in refused]
+        gone = [one for one in done if not _remove(settled, one)]
         if self._unsure:
-            gone = await self._without_unsure(batch, gone)
-        return [one.delivery for one in gone]
+            gone = await self._without_unsure(done, gone)
+        answer = [one.delivery for one in gone]
+        if refused:
+            raise BatchRefused(refused, answer=answer)
+        return answer
 
     async def news(self) -> News:
         rows = await self._pool.fetch(consumers_sql.NEWS, self._number, self._queues)
@@ -288,7 +298,8 @@ class PostgresConsumer:
 
     async def _mark_as_waiting(self) -> bool:
         """Mark its row; return whether the mark is new, so that it has to look once more."""
-        await self._notifier.listen(self._number, self._listener)
+        if not await self._notifier.listen(self._number, self._listener):
+            return False
         if self._waits and not self._listener.notified:
             return False
         self._waits, self._listener.notified = True, False
@@ -330,6 +341,18 @@ class PostgresConsumer:
             lambda connection: self._settle_any(connection, batch), repeat=False
         )
         await self._notifier.wake(back)
+        return settled
+
+    async def _settle_singly(
+        self, batch: Sequence[Settlement], refused: dict[int, Exception]
+    ) -> set[Receipt]:
+        """Settle each by itself, where PostgreSQL cannot store a value of one of them."""
+        settled: set[Receipt] = set()
+        for place, one in enumerate(batch):
+            try:
+                settled |= await self._settle([one])
+            except UnstorableValue as error:
+                refused[place] = error
         return settled
 
     async def _settle_any(

@@ -17,6 +17,7 @@ from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.notify import PostgresNotifier
 from aiotaskq.drivers.postgres.sql import dead_letters as dead_letters_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
+from aiotaskq.drivers.postgres.storable import is_storable
 
 
 async def read(pool: PostgresPool, queue: str, limit: int, before: str | None) -> list[DeadLetter]:
@@ -27,6 +28,8 @@ async def read(pool: PostgresPool, queue: str, limit: int, before: str | None) -
         Unavailable: The server cannot be reached now.
     """
     number = number_before(before)
+    if not is_storable(queue):  # nothing has such a name
+        return []
     return [
         DeadLetter(
             key=str(row["seq"]),
@@ -55,6 +58,8 @@ async def revive(
         Unavailable: The server cannot be reached now; some letters may be revived.
     """
     absent: list[str] = []
+    if not is_storable(queue):
+        return [key for key, _ in letters]
     for some in slices(letters, STEP_ROWS):
 
         async def work(
@@ -75,6 +80,8 @@ async def discard(pool: PostgresPool, queue: str, keys: Collection[str]) -> int:
         Unavailable: The server cannot be reached now.
     """
     numbers = {number for key in keys if (number := number_of_key(key)) is not None}
+    if not is_storable(queue):
+        return 0
     return len(await pool.fetch(dead_letters_sql.REMOVE, queue, list(numbers)))
 
 

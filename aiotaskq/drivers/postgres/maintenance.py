@@ -43,6 +43,7 @@ STEP_ROWS = 1000
 
 _SWEEP_EVERY = 10.0  # seconds
 _SWEEP_ROWS = 10_000  # of small records
+_SWEEPS = (*consumers_sql.SWEEPS, messages_sql.TAKE_BACK_STRAYS, messages_sql.FREE_TIMELESS)
 
 
 class PostgresMaintenance:
@@ -72,6 +73,8 @@ class PostgresMaintenance:
             of the messages taken back.
         """
         [seen] = await self._pool.fetch(consumers_sql.OVERVIEW, shift, limits.age)
+        if seen["is_silence_missing"]:
+            await self._pool.fetch(consumers_sql.ADD_SILENCE)
         promoted: dict[str, int] = {}
         if seen["is_due"]:
             promoted = await promote(self._pool, shift)
@@ -80,7 +83,7 @@ class PostgresMaintenance:
             await self._pool.fetch(consumers_sql.NOTE_CHECK)
         trimmed = await self._trim(seen, limits, shift)
         if self._sweep_timer.is_due(now):
-            full = [await self._sweep(statement, shift) for statement in consumers_sql.SWEEPS]
+            full = [await self._sweep(statement, shift) for statement in _SWEEPS]
             self._sweep_timer.note(now, more=any(full))
         counts = Maintained(promoted=sum(promoted.values()), reclaimed=reclaimed, trimmed=trimmed)
         return counts, promoted, back

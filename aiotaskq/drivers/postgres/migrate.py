@@ -16,8 +16,8 @@ results gets no tables of the broker. The table ``<prefix>_migrations`` lists th
 
 from __future__ import annotations
 
-from importlib.abc import Traversable
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
 import asyncpg
@@ -180,7 +180,7 @@ class PostgresMigrations:
         unknown = [
             name
             for number, name in applied.items()
-            if number not in known and name.split("_")[1] in self._parts
+            if number not in known and name.partition("_")[2].partition("_")[0] in self._parts
         ]
         if unknown:
             raise ConfigError(

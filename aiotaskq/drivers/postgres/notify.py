@@ -22,15 +22,15 @@ is lost, every waiting consumer is woken, and the next one that waits connects a
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 
 from aiotaskq.drivers.postgres.connection import PING_EVERY, Connection, PostgresPool
 from aiotaskq.drivers.postgres.sql import consumers as consumers_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
-from aiotaskq.errors import AioTaskQError, BrokerUnavailable
+from aiotaskq.errors import AioTaskQError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 _TEST_TIMEOUT = 3.0  # seconds until a notice to this process itself must have arrived
 _MOST_WOKEN = 1000  # consumers, by one statement
@@ -68,24 +68,41 @@ class PostgresNotifier:
         self._received_at = 0.0
         self._tested = asyncio.Event()  # set when a notice to this process has arrived
         self._testing: asyncio.Task[None] | None = None
+        self._told_deaf = False  # whether it was logged that there is no connection
 
-    async def listen(self, number: int, listener: PostgresListener) -> None:
+    @property
+    def listens(self) -> bool:
+        """Return whether there is a connection that receives notices."""
+        return self._connection is not None
+
+    async def listen(self, number: int, listener: PostgresListener) -> bool:
         """Tell a listener of every notice to a consumer, and to all, from now on.
 
-        Raises:
-            BrokerUnavailable: The server cannot be reached now.
-            ConfigError: The server refuses the connection for good.
+        Returns:
+            Whether notices arrive. If not, there is no connection for them, though there are others
+            (a role may have few): its consumers look at short intervals by themselves.
         """
         channel = self._pool.names.channel(number)
         async with self._lock:
             if self._connection is not None:
                 await self._check(self._connection)
-            if self._connection is None:
-                self._connection = await self._connect()
-            if channel not in self._listeners:
-                with self._pool.errors():
-                    await self._connection.add_listener(channel, self._receive)
-                self._listeners[channel] = listener
+            try:
+                if self._connection is None:
+                    self._connection = await self._connect()
+                if channel not in self._listeners:
+                    with self._pool.errors():
+                        await self._connection.add_listener(channel, self._receive)
+                    self._listeners[channel] = listener
+            except AioTaskQError as error:
+                await self._disconnect()
+                if not self._told_deaf:
+                    self._told_deaf = True
+                    logger.warning(
+                        "no notices can be received, so consumers look twice a second: %s", error
+                    )
+                return False
+            self._told_deaf = False
+            return True
 
     def forget(self, number: int) -> None:
         """Tell the listener of a consumer nothing more."""
@@ -104,7 +121,7 @@ class PostgresNotifier:
             await self._pool.fetch(
                 consumers_sql.NOTIFY_WAITING, list(work), count, self._pool.names.channel("")
             )
-        except BrokerUnavailable as error:  # the messages are stored; consumers look by themselves
+        except AioTaskQError as error:  # the messages are stored; consumers look by themselves
             logger.debug("no consumer was notified: %s", error)
 
     async def close(self) -> None:
@@ -135,7 +152,7 @@ class PostgresNotifier:
             await self._pool.fetch(messages_sql.NOTIFY, self._own_channel)
             async with asyncio.timeout(_TEST_TIMEOUT):
                 await self._tested.wait()
-        except BrokerUnavailable as error:
+        except AioTaskQError as error:
             logger.debug("could not test whether notices arrive: %s", error)
         except TimeoutError:
             logger.warning(

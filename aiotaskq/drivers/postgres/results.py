@@ -9,7 +9,8 @@ pools and the time of its last sweep. It is closed or open.
   outcome of an id stays, and later ones are refused.
 - One value that PostgreSQL cannot store makes the statement of its chunk fail as a whole. The chunk
   is halved until the value is alone; then its outcome is stored in a form that can be stored (see
-  `storable`). So every outcome whose id is storable gets a row, and none harms another.
+  `storable`). So every outcome whose id is storable gets a row, and none harms another. The others
+  are refused.
 - `subscribe` listens on a connection of its own. When that is lost, it connects again, with growing
   pauses, and yields an empty item: notices may have been missed, so subscribers have to look.
 - Transactions of tasks use the second pool, whose calls have no time limit: what a task does takes
@@ -19,7 +20,6 @@ pools and the time of its last sweep. It is closed or open.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -43,9 +43,10 @@ from aiotaskq.drivers.postgres.storable import failure_in_place_of, is_storable,
 from aiotaskq.drivers.postgres.subscription import PostgresSubscription
 from aiotaskq.drivers.postgres.transactions import PostgresTransaction
 from aiotaskq.drivers.postgres.url import parse_url
-from aiotaskq.errors import BackendUnavailable
+from aiotaskq.errors import BackendUnavailable, BatchRefused
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 _CHUNK_ROWS = 500
 _CHUNK_IDS = 5000  # asked for in one statement
@@ -60,8 +61,8 @@ class PostgresBackend:
     """A result backend in the table ``<prefix>_results``, which it makes itself.
 
     Results are `jsonb`: a dict comes back in another order of keys, and a float that is a whole
-    number beyond 1e15 as an int. A result that PostgreSQL cannot store (NUL in a string) is stored
-    as a failure that says so.
+    number beyond 1e15 as an int. One with a NUL in a string, which `jsonb` cannot contain, is
+    stored as a text of JSON. A result that PostgreSQL cannot store is a failure that says so.
 
     Each subscription has a connection of its own, which has to reach the server directly or through
     a pooler in session mode: LISTEN has no effect in transaction mode.
@@ -106,7 +107,12 @@ class PostgresBackend:
             parsed, names, BackendUnavailable, pool_size=pool_size, timeout=timeout
         )
         self._transactions = PostgresPool(
-            parsed, names, BackendUnavailable, pool_size=pool_size, timeout=None
+            parsed,
+            names,
+            BackendUnavailable,
+            pool_size=pool_size,
+            timeout=None,
+            own_isolation=False,  # the tasks' own transactions have what their database says
         )
         self._sweep_timer = SweepTimer(_SWEEP_EVERY)
         self._time_shift = 0.0  # the offset of the clock in seconds, for tests
@@ -137,12 +143,18 @@ class PostgresBackend:
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         refused: dict[str, None] = {}
-        chosen = _one_for_each_id(batch, refused)
+        lost: dict[str, Exception] = {}  # by id
+        chosen = _one_for_each_id(batch, refused, lost)
         sizes = [size_of(one) for one in chosen]
         for chunk in portions(chosen, sizes, most=_CHUNK_ROWS, most_bytes=STATEMENT_BYTES):
-            for task_id in await self._store_some(chunk, ttl):
+            for task_id in await self._store_some(chunk, ttl, lost):
                 refused[task_id] = None
         await self._sweep_at_times()
+        if lost:
+            errors = {
+                place: lost[one.task_id] for place, one in enumerate(batch) if one.task_id in lost
+            }
+            raise BatchRefused(errors, answer=refused.keys())
         return refused.keys()
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
@@ -199,33 +211,39 @@ class PostgresBackend:
             await connection.fetch(*self._store_statement([storable_outcome(outcome)], ttl))
         )
 
-    async def _store_some(self, chunk: Sequence[Outcome], ttl: float | None) -> list[str]:
-        """Store a chunk, halving it where a value cannot be stored; return the ids refused."""
+    async def _store_some(
+        self, chunk: Sequence[Outcome], ttl: float | None, lost: dict[str, Exception]
+    ) -> list[str]:
+        """Store a chunk, halving it where a value cannot be stored; return the ids refused.
+
+        Outcomes that cannot be stored in any form are added to `lost`.
+        """
         try:
             return await self._store_all(chunk, ttl)
         except UnstorableValue as error:
             if len(chunk) == 1:
-                return await self._store_unstorable(chunk[0], ttl, str(error))
+                return await self._store_unstorable(chunk[0], ttl, error, lost)
         middle = len(chunk) // 2
         return [
-            *await self._store_some(chunk[:middle], ttl),
-            *await self._store_some(chunk[middle:], ttl),
+            *await self._store_some(chunk[:middle], ttl, lost),
+            *await self._store_some(chunk[middle:], ttl, lost),
         ]
 
     async def _store_unstorable(
-        self, outcome: Outcome, ttl: float | None, reason: str
+        self,
+        outcome: Outcome,
+        ttl: float | None,
+        reason: UnstorableValue,
+        lost: dict[str, Exception],
     ) -> list[str]:
         """Store an outcome in another form; return its id if that is refused."""
-        logger.warning("PostgreSQL cannot store the outcome of %s: %s", outcome.task_id, reason)
-        for other in (storable_outcome(outcome), failure_in_place_of(outcome, reason)):
+        logger.warning("PostgreSQL cannot store the outcome of %r: %s", outcome.task_id, reason)
+        for other in (storable_outcome(outcome), failure_in_place_of(outcome, str(reason))):
             try:
                 return await self._store_all([other], ttl)
             except UnstorableValue as error:
-                reason = str(error)
-        # All but the id has been replaced.
-        logger.error(
-            "an outcome is lost, its id %.100r cannot be stored: %s", outcome.task_id, reason
-        )
+                reason = error
+        lost[outcome.task_id] = reason  # all but the id has been replaced
         return []
 
     async def _store_all(self, chunk: Sequence[Outcome], ttl: float | None) -> list[str]:
@@ -260,16 +278,18 @@ class PostgresBackend:
             self._sweep_timer.note(now, more=True)  # the next batch goes on
 
 
-def _one_for_each_id(batch: Sequence[Outcome], refused: dict[str, None]) -> list[Outcome]:
+def _one_for_each_id(
+    batch: Sequence[Outcome], refused: dict[str, None], lost: dict[str, Exception]
+) -> list[Outcome]:
     """Return the outcome to store for each id, and note the ids whose later outcomes are refused.
 
-    One statement cannot change a row twice.
+    One statement cannot change a row twice. Ids that no row can have are added to `lost`.
     """
     chosen: dict[str, Outcome] = {}
     for outcome in batch:
         task_id = outcome.task_id
         if not is_storable(task_id):
-            logger.error("an outcome is lost, its id cannot be stored: %.100r", task_id)
+            lost[task_id] = UnstorableValue(f"PostgreSQL cannot store the id {task_id!r:.200}")
         elif task_id in chosen and chosen[task_id].status.final:
             refused[task_id] = None
         else:

@@ -19,6 +19,7 @@ from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.messages import count_by_queue, insert
 from aiotaskq.drivers.postgres.notify import PostgresNotifier
 from aiotaskq.drivers.postgres.sql import schedules as schedules_sql
+from aiotaskq.drivers.postgres.storable import is_storable
 
 
 class PostgresSchedules:
@@ -41,7 +42,8 @@ class PostgresSchedules:
         if ids is None:
             rows = await self._pool.fetch(schedules_sql.ALL)
         else:
-            rows = await self._pool.fetch(schedules_sql.AMONG, list(set(ids)))
+            known = list(filter(is_storable, set(ids)))  # no schedule has another id
+            rows = await self._pool.fetch(schedules_sql.AMONG, known)
         # Sorted here, because databases differ in the order of text.
         return sorted(map(_schedule, rows), key=lambda one: one.id)
 

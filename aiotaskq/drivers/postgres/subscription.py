@@ -15,6 +15,11 @@ import msgspec
 
 from aiotaskq.drivers.postgres.connection import PING_EVERY, Connection, PostgresPool
 from aiotaskq.errors import BackendUnavailable
+from aiotaskq.readable import get_logger
+
+logger = get_logger("aiotaskq.drivers.postgres")
+
+_decode_ids = msgspec.json.Decoder(list[str]).decode
 
 
 class PostgresSubscription:
@@ -31,6 +36,7 @@ class PostgresSubscription:
         self._connection: Connection | None = None
         self._notices: deque[str] = deque()
         self._received = asyncio.Event()
+        self._told = False  # whether a notice that cannot be read was logged
 
     async def __aenter__(self) -> Self:
         self._connection = await self._pool.listen({self._channel: self._receive}, ended=self._end)
@@ -59,9 +65,20 @@ class PostgresSubscription:
                 raise BackendUnavailable(f"the connection to {self._pool.url.shown} is lost")
         notices, self._notices = self._notices, deque()
         with_ids = [notice for notice in notices if notice]
-        if with_ids and len(with_ids) < len(notices):
+        ids = [one for notice in with_ids for one in self._read(notice)]
+        if ids and len(with_ids) < len(notices):
             self._notices.append("")  # makes the next item an empty one
-        return [one for notice in with_ids for one in msgspec.json.decode(notice, type=list[str])]
+        return ids
+
+    def _read(self, notice: str) -> list[str]:
+        try:
+            return _decode_ids(notice)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            # Every role of the database may send notices. Without ids, subscribers have to look.
+            if not self._told:
+                self._told = True
+                logger.warning("a notice of results is none of ours: %.100r", notice)
+            return []
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._notices.append(str(payload))

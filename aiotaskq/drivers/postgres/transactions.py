@@ -17,7 +17,6 @@ waits for the row, finds it taken, and is rolled back.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeAlias
 
@@ -25,8 +24,9 @@ import asyncpg
 
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool, UnstorableValue
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.drivers.postgres")
+logger = get_logger("aiotaskq.drivers.postgres")
 
 StoreOutcome: TypeAlias = Callable[[Connection, Outcome, "float | None"], Awaitable[bool]]
 """Stores an outcome on a connection, for some seconds; returns False if the id has an outcome."""

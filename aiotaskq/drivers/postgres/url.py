@@ -1,26 +1,31 @@
 """URLs of PostgreSQL servers, in the forms that Celery, SQLAlchemy and libpq accept.
 
-They are split by a regular expression and not by `aiotaskq.drivers.common.url.split_url`: the
-tools named above accept passwords that are not quoted, and their URLs have to work here unchanged.
-So everything up to the last @ is the user and the password, whatever characters it contains.
-Where that could put a part of a secret on the wrong side of the @, the URL is refused.
+The authority, with user, password and hosts, ends at the first ``/``, ``?`` or ``#``, as RFC 3986
+says; within it the last ``@`` ends the password. So nothing behind the hosts can move the
+connection, and the password with it, to another server. A password with one of these characters
+that is not quoted leaves an ``@`` or a wrong port behind: such a URL is refused, and not shown.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import msgspec
 
+from aiotaskq.drivers.common.certificates import CertificateFiles
 from aiotaskq.drivers.common.url import (
+    is_plain,
     is_secret,
+    masked_account,
     masked_query,
     read_count,
     read_option,
     read_seconds_or_zero,
+    unknown_option,
 )
+from aiotaskq.drivers.postgres.session_settings import SESSION_SETTINGS
 from aiotaskq.errors import ConfigError
 
 _URL = re.compile(
@@ -29,12 +34,13 @@ _URL = re.compile(
     (?:postgresql|postgres)
     (?:\+(?P<client>\w+))?                      # SQLAlchemy's client library
     ://
-    (?:(?P<login>.*)@)?                         # greedy: a password may hold an unquoted @
-    (?P<place>(?P<hosts>[^/?@]*)(?:/[^?@]*)?)
-    (?:\?(?P<query>.*))?
+    (?:(?P<login>[^/?\#]*)@)?                   # greedy: a password may hold an unquoted @
+    (?P<place>(?P<hosts>[^/?\#@]*)(?:/[^?\#@]*)?)
+    (?:\?(?P<query>[^\#]*))?
     """,
     re.VERBOSE,
 )
+_QUOTED: Final = "in the user and the password write @ as %40, / as %2F, ? as %3F and # as %23"
 
 _CLIENTS = frozenset({"psycopg2", "psycopg2cffi", "psycopg", "psycopg_async", "asyncpg", "pg8000"})
 
@@ -91,6 +97,36 @@ _INSTEAD = {
 }
 
 
+# The other options of asyncpg; all options that it does not know go to the server as settings.
+_OWN = frozenset(
+    {
+        "connect_timeout",
+        "database",
+        "dbname",
+        "gsslib",
+        "host",
+        "krbsrvname",
+        "listen",
+        "passfile",
+        "password",
+        "port",
+        "service",
+        "ssl_max_protocol_version",
+        "ssl_min_protocol_version",
+        "sslcert",
+        "sslcrl",
+        "sslkey",
+        "sslmode",
+        "sslnegotiation",
+        "sslpassword",
+        "sslrootcert",
+        "statement_cache_size",
+        "target_session_attrs",
+        "user",
+    }
+)
+
+
 class PostgresUrl(msgspec.Struct, frozen=True):
     """A parsed URL.
 
@@ -98,11 +134,16 @@ class PostgresUrl(msgspec.Struct, frozen=True):
         shown: The URL without passwords, for people.
         arguments: The keyword arguments for `asyncpg.connect`.
         listen: The server to LISTEN on, if it is another one.
+        files: The files with certificates that it names.
     """
 
     shown: str
     arguments: dict[str, Any]
     listen: PostgresUrl | None = None
+    files: CertificateFiles = CertificateFiles()
+
+    def __repr__(self) -> str:
+        return f"<PostgresUrl {self.shown}>"  # not the arguments: one of them is the password
 
     @property
     def is_pooled(self) -> bool:
@@ -127,16 +168,18 @@ def parse_url(url: str, *, listen_url: str | None = None) -> PostgresUrl:
     Raises:
         ConfigError: The URL is malformed, or has an option that is not supported.
     """
-    found = _URL.fullmatch(url)
+    found = _URL.fullmatch(url) if is_plain(url) else None
     if found is None:
+        hint = f"; {_QUOTED}" if "@" in url else ""
         raise ConfigError(
-            "not a PostgreSQL URL: it should read postgresql://user:password@host:port/database"
+            "not a PostgreSQL URL: it should read"
+            f" postgresql://user:password@host:port/database{hint}"
         )
     client = found["client"]
     if client is not None and client not in _CLIENTS:
         raise ConfigError(f"unknown client library {client!r} in a PostgreSQL URL: leave it out")
     login, place = found["login"], found["place"]
-    _refuse_misplaced_secret(login or "", found["hosts"])
+    _refuse_misplaced_secret(login, found["hosts"], found["query"] or "")
     try:
         query = parse_qsl(
             found["query"] or "", keep_blank_values=True, strict_parsing=bool(found["query"])
@@ -145,7 +188,7 @@ def parse_url(url: str, *, listen_url: str | None = None) -> PostgresUrl:
         raise ConfigError(
             "the part after ? in the PostgreSQL URL should read name=value&name=value"
         ) from None
-    _refuse_foreign(query)
+    _refuse_unknown(query)
     addresses = [value for name, value in query if name == "listen"]
     query = [(name, value) for name, value in query if name != "listen"]
 
@@ -157,13 +200,14 @@ def parse_url(url: str, *, listen_url: str | None = None) -> PostgresUrl:
     elif addresses:
         listen = _same_database_at(addresses[-1], place, query, account)
     shown = _shown(login, place, query)
-    return PostgresUrl(shown, _connect_arguments(place, query, account), listen)
+    return PostgresUrl(
+        shown, _connect_arguments(place, query, account), listen, _certificate_files(dict(query))
+    )
 
 
 def _shown(login: str | None, place: str, query: list[tuple[str, str]]) -> str:
     """Return the URL for people."""
-    user, _, password = (login or "").partition(":")
-    account = "" if login is None else f"{user}{':***' if password else ''}@"
+    account = "" if login is None else f"{masked_account(login)}@"
     # `options` carries settings of the session, as in "-c app.secret=...".
     shown = masked_query(
         (name, "***" if name == "options" and is_secret(value) else value) for name, value in query
@@ -171,13 +215,13 @@ def _shown(login: str | None, place: str, query: list[tuple[str, str]]) -> str:
     return f"postgresql://{account}{place}{'?' if shown else ''}{shown}"
 
 
-def _refuse_misplaced_secret(login: str, hosts: str) -> None:
-    """Refuse a URL that would show a part of a secret, because it is not clear where that ends."""
-    # An unquoted @ in the value of an option has made everything before it a part of the login.
-    if any(map(is_secret, re.findall(r"[?&]([^?&=]*)=", login))):
+def _refuse_misplaced_secret(login: str | None, hosts: str, query: str) -> None:
+    """Refuse a URL in which a part of a password may stand where it would be shown, or sent."""
+    # Without an @ before the hosts, the options could be the rest of a password with a ?.
+    if login is None and "@" in query:
         raise ConfigError(
             "it is not clear where the password in the PostgreSQL URL ends:"
-            " in passwords and options, write @ as %40 and ? as %3F"
+            f" {_QUOTED}, and in options @ as %40"
         )
     # Without an @ the user and the password look like a host and its port.
     for host in re.sub(r"\[[^]]*\]", "", hosts).split(","):
@@ -185,7 +229,7 @@ def _refuse_misplaced_secret(login: str, hosts: str) -> None:
         if port and not (port.isascii() and port.isdigit()):
             raise ConfigError(
                 "the port in the PostgreSQL URL should be a number;"
-                " a user and a password end with an @"
+                f" a user and a password end with an @, and {_QUOTED}"
             )
 
 
@@ -202,7 +246,8 @@ def _same_database_at(
     return PostgresUrl(address, _connect_arguments(f"{address}/{database}", query, account))
 
 
-def _refuse_foreign(query: list[tuple[str, str]]) -> None:
+def _refuse_unknown(query: list[tuple[str, str]]) -> None:
+    """Refuse options that neither asyncpg nor the server knows."""
     foreign = sorted({name for name, _ in query} & _FOREIGN)
     if foreign:
         advice = next((_INSTEAD[name] for name in foreign if name in _INSTEAD), "remove it")
@@ -210,6 +255,28 @@ def _refuse_foreign(query: list[tuple[str, str]]) -> None:
             f"asyncpg, the client library for PostgreSQL, does not support {', '.join(foreign)}"
             f" in the URL: {advice}"
         )
+    for name, text in query:
+        # A dot: a setting of an extension or of the application.
+        if name not in _OWN and name.lower() not in SESSION_SETTINGS and "." not in name:
+            raise unknown_option(
+                "a PostgreSQL URL",
+                name,
+                text,
+                _OWN | SESSION_SETTINGS,
+                more="; another setting of the server can be given as options=-c%20name%3Dvalue",
+            )
+
+
+def _certificate_files(options: dict[str, str]) -> CertificateFiles:
+    """Return the files that asyncpg will read, and reads anew for each connection."""
+    return CertificateFiles(
+        authorities=tuple(
+            (name, options[name]) for name in ("sslrootcert", "sslcrl") if options.get(name)
+        ),
+        chain=("sslcert", options["sslcert"]) if options.get("sslcert") else None,
+        key=("sslkey", options["sslkey"]) if options.get("sslkey") else None,
+        password=options.get("sslpassword", ""),
+    )
 
 
 def _connect_arguments(

@@ -74,7 +74,6 @@ class RabbitBroker:
     """
 
     traits: ClassVar[Traits] = Traits(
-        priorities=False,
         unique=False,
         schedules=False,
         leases=False,
@@ -196,12 +195,13 @@ class RabbitBroker:
         if not publications:
             return refused
         connection = self._connection.get()
-        unusable = await self._topology.ensure({batch[place].queue for place in places}, paths)
+        lanes = [(batch[place].queue, batch[place].priority) for place in places]
+        unusable = await self._topology.ensure(set(lanes), paths)
         if unusable:
             refused |= {
-                place: unusable[batch[place].queue]
-                for place in places
-                if batch[place].queue in unusable
+                place: unusable[lane]
+                for place, lane in zip(places, lanes, strict=True)
+                if lane in unusable
             }
             good = [number for number, place in enumerate(places) if place not in refused]
             publications = [publications[number] for number in good]
@@ -218,8 +218,10 @@ class RabbitBroker:
 
     async def purge(self, queue: str) -> int:
         connection, names = self._connection.get(), self._names
+        await self._membership.queues()
+        levels = (*self._membership.levels(queue), 0)
         purged = 0
-        for name in (names.suspects(queue), names.ready(queue)):
+        for name in (names.suspects(queue), *(names.ready(queue, one) for one in levels)):
             try:
                 [reply] = await connection.call(Queue.Purge(queue=name))
             except AmqpRefused as error:
@@ -262,6 +264,9 @@ class RabbitBroker:
         return {queue: depth for queue, depth in depths.items() if depth != Depth()}
 
     # --- dead letters ---------------------------------------------------------------------------
+
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        return await self._membership.cancelled_among(ids)
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
         self._connection.get()

@@ -48,7 +48,6 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeAlias
 
 from pamqp.commands import Basic
 
@@ -64,8 +63,10 @@ from aiotaskq.drivers.rabbitmq.channel import (
 )
 from aiotaskq.drivers.rabbitmq.connection import PRECONDITION_FAILED, RabbitConnection
 from aiotaskq.drivers.rabbitmq.consumer_thread import FetchCall
+from aiotaskq.drivers.rabbitmq.lanes import ConsumerLanes
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import RabbitMessage
+from aiotaskq.drivers.rabbitmq.names import Source
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport, connect
 from aiotaskq.drivers.rabbitmq.unacked import UnackedMessages
@@ -81,9 +82,6 @@ _MOST_RETURNING = 100  # messages that wait to be returned while more are taken
 _CLOSING_WAIT = 5.0  # seconds in which messages are handed back at the end
 _LONGEST_WAIT = 60.0  # seconds until a waiting fetch counts again, which should find nothing
 
-_Source: TypeAlias = tuple[str, bool]
-"""A task queue, and whether its queue of suspects is meant."""
-
 
 class ConsumerLoop:
     """One incarnation of a worker, on the event loop of its own thread.
@@ -98,26 +96,30 @@ class ConsumerLoop:
 
     def __init__(self, connection: RabbitConnection, consumer: ConsumerInfo) -> None:
         self._connection = connection
-        self._names = connection.names
         self._consumer = consumer
         self._queues = list(consumer.queues)
         self._membership = RabbitMembership(connection)
         self._topology = RabbitTopology(connection, self._membership)
+        self._wake = asyncio.Event()
+        self._lanes = ConsumerLanes(
+            *(connection.names, self._topology, self._membership, self._queues),
+            on_stale=self._wake.set,
+        )
         self.unacked = UnackedMessages(connection, self._topology, self._membership, consumer.id)
         self._member = self._membership.member(consumer, self.unacked)
         self._transport: RabbitTransport | None = None
         self._channel: RabbitChannel | None = None
         self._turn = asyncio.Lock()
         self._call: FetchCall | None = None  # that is under way
-        self._count_request = b""  # packed; its replies say how many messages wait
-        self._expected: dict[str, int] = {}  # messages of each queue, as counted a moment ago
+        self._counted: list[Source] = []
+        self._count_request = b""  # packed; its replies say how many messages wait there
+        self._expected: dict[Source, int] = {}  # messages as counted a moment ago
         self._counted_at = -_RECENTLY
         self._wanted = 0  # arrived messages at which `_wake` is set
-        self._wake = asyncio.Event()
         self._ended: set[str] = set()  # tags of consuming that ended after the last count
         self._ended_before: set[str] = set()  # after the count before that one
         # Channels and tags that wait for their one message.
-        self._waiting: dict[_Source, tuple[RabbitChannel, str]] = {}
+        self._waiting: dict[Source, tuple[RabbitChannel, str]] = {}
         self._earlier: list[RabbitChannel] = []  # before `_channel`
         self._vanished = False  # whether a queue has vanished under this channel
         self._returning: asyncio.Task[None] | None = None
@@ -134,7 +136,7 @@ class ConsumerLoop:
             ConfigError: The server refuses the connection, or has a queue with other arguments.
             Unavailable: The server cannot be reached.
         """
-        for error in (await self._topology.ensure(self._queues)).values():
+        for error in (await self._topology.ensure((one, 0) for one in self._queues)).values():
             raise error
         address = self._connection.address
         try:
@@ -143,6 +145,7 @@ class ConsumerLoop:
             transport.answer_timeout = max(transport.answer_timeout, 2 * address.heartbeat)
             transport.closed.add_done_callback(lambda _: self._wake.set())
             await self._member.join(transport)
+            await self._lanes.find()
             await self._move(transport)
         except AmqpError as error:
             if self._transport is not None:
@@ -154,11 +157,7 @@ class ConsumerLoop:
         channel = await transport.open_channel()
         channel.on_cancelled = self._on_queue_deleted
         channel.on_failed = lambda: self._on_channel_failed(channel)
-        self._count_request = channel.pack(
-            *(self._names.declare_suspects(queue) for queue in self._queues),
-            *(self._names.declare_ready(queue) for queue in self._queues),
-        )
-        self._expected.clear()
+        self._count_lanes(channel)
         if self._channel is not None:
             self._earlier.append(self._channel)
         self._channel = channel
@@ -217,13 +216,30 @@ class ConsumerLoop:
             channel = await self._open_channel()
             if self._vanished or self._earlier:
                 channel = await self._on_vanished(channel)
+            failed = self._lanes.stale and not await self._find_lanes(channel)
             await self._take_ready(channel, call.limit, call.order)
             left = until - loop.time()
             if unacked.available or left <= 0:
                 return
-            longest = _RETRY if unacked.returning else _LONGEST_WAIT
+            if self._lanes.stale and not failed:
+                continue
+            longest = _RETRY if unacked.returning or failed else _LONGEST_WAIT
             await self._wait_for_one(channel, call, min(left, longest))
             await unacked.sort_arrived()
+
+    async def _find_lanes(self, channel: RabbitChannel) -> bool:
+        """Add lanes that are new; return whether the server could be reached for that."""
+        try:
+            await self._lanes.find()
+        except Unavailable:
+            return False
+        self._count_lanes(channel)
+        return True
+
+    def _count_lanes(self, channel: RabbitChannel) -> None:
+        self._counted = self._lanes.sources
+        self._count_request = channel.pack(*map(self._lanes.declare, self._counted))
+        self._expected = {}
 
     async def _take_ready(self, channel: RabbitChannel, limit: int, order: Sequence[str]) -> None:
         """Take messages that wait in the queues, suspects first, until the limit is reached."""
@@ -234,35 +250,32 @@ class ConsumerLoop:
             and len(unacked.returning) < _MOST_RETURNING
         ):
             room = limit - len(unacked.available)
-            if self._expects(order[0], room):
-                self._expected[order[0]] -= room
-                await self._take(channel, {(order[0], False): room})
+            first = self._lanes.of[order[0]][0]
+            if self._expects(first, room):
+                self._expected[first] -= room
+                await self._take(channel, {first: room})
                 continue
-            suspects, ready = await self._count(channel)
+            counts = await self._count(channel)
             if not unacked.held:
-                queue = next((one for one in order if suspects[one]), None)
+                queue = next((one for one in order if counts[one, None]), None)
                 if queue is not None:
-                    await self._take(channel, {(queue, True): 1})
+                    await self._take(channel, {(queue, None): 1})
                     continue
-            plan: dict[_Source, int] = {}
-            for queue in order:
-                count = min(room, ready[queue])
-                if count:
-                    plan[queue, False] = count
-                    self._expected[queue] -= count
-                    room -= count
+            plan = self._lanes.plan(counts, order, room)
             if not plan:
                 return
+            for source, count in plan.items():
+                self._expected[source] -= count
             await self._take(channel, plan)
 
-    def _expects(self, queue: str, count: int) -> bool:
+    def _expects(self, source: Source, count: int) -> bool:
         """Return whether a queue has that many messages, by a count of a moment ago."""
         recently = asyncio.get_running_loop().time() - self._counted_at < _RECENTLY
-        return recently and self._expected.get(queue, 0) >= max(2 * count, _FEW + 1)
+        return recently and self._expected.get(source, 0) >= max(2 * count, _FEW + 1)
 
-    async def _count(self, channel: RabbitChannel) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """Return the number of suspects and of other messages that wait, by queue."""
-        count = len(self._queues)
+    async def _count(self, channel: RabbitChannel) -> Mapping[Source, int]:
+        """Return the number of messages that wait."""
+        counted = self._counted
         ended, before = set(self._ended), set(self._ended_before)
         replies = await channel.send(self._count_request)
         self._ended -= ended
@@ -271,26 +284,25 @@ class ConsumerLoop:
         # that: nothing can arrive for them any more.
         for tag in before:
             channel.unlisten(tag)
-        counts = [reply.message_count for reply in replies]
-        ready = dict(zip(self._queues, counts[count:], strict=True))
-        self._expected = dict(ready)
+        counts = dict(zip(counted, (reply.message_count for reply in replies), strict=True))
+        self._expected = dict(counts)
         self._counted_at = asyncio.get_running_loop().time()
-        return dict(zip(self._queues, counts[:count], strict=True)), ready
+        return counts
 
-    async def _take(self, channel: RabbitChannel, plan: Mapping[_Source, int]) -> None:
-        """Take a number of messages from each queue, or as many as are left, and sort them."""
+    async def _take(self, channel: RabbitChannel, plan: Mapping[Source, int]) -> None:
+        """Take a number of messages from each queue in turn, or as many as are left; sort them."""
         few = {source: count for source, count in plan.items() if count <= _FEW}
         many = {source: count for source, count in plan.items() if count > _FEW}
         for source, count in few.items():
-            get = channel.pack(Basic.Get(queue=self._name(source)))
+            get = channel.pack(Basic.Get(queue=self._lanes.name(source)))
             for message in await channel.send(get * count):
                 if isinstance(message, AmqpMessage):
                     self._receive(channel, message, source)
         if many:
             await self._take_many(channel, many)
-        await self.unacked.sort_arrived()
+        await self.unacked.sort_arrived(plan)
 
-    async def _take_many(self, channel: RabbitChannel, plan: Mapping[_Source, int]) -> None:
+    async def _take_many(self, channel: RabbitChannel, plan: Mapping[Source, int]) -> None:
         self._wanted = len(self.unacked.arrived) + sum(plan.values())
         self._wake.clear()
         begun = [self._consume(channel, source, count) for source, count in plan.items()]
@@ -305,13 +317,13 @@ class ConsumerLoop:
             await channel.call(Basic.Qos(prefetch_count=1))
         self._end_consuming(channel, [tag for tag, _ in begun])
 
-    def _consume(self, channel: RabbitChannel, source: _Source, count: int) -> tuple[str, bytes]:
+    def _consume(self, channel: RabbitChannel, source: Source, count: int) -> tuple[str, bytes]:
         """Return the tag of a consuming, and the packed methods that begin it."""
         tag = uuid.uuid4().hex
         channel.listen(tag, lambda message: self._receive(channel, message, source))
         return tag, channel.pack(
             Basic.Qos(prefetch_count=count),
-            Basic.Consume(queue=self._name(source), consumer_tag=tag),
+            Basic.Consume(queue=self._lanes.name(source), consumer_tag=tag),
         )
 
     def _end_consuming(self, channel: RabbitChannel, tags: Collection[str]) -> None:
@@ -320,9 +332,8 @@ class ConsumerLoop:
             channel.send_unanswered(channel.pack(*(Basic.Cancel(tag, nowait=True) for tag in tags)))
             self._ended.update(tags)
 
-    def _receive(self, channel: RabbitChannel, message: AmqpMessage, source: _Source) -> None:
-        queue, suspects = source
-        self.unacked.add(RabbitMessage(message, queue, from_suspects=suspects), channel)
+    def _receive(self, channel: RabbitChannel, message: AmqpMessage, source: Source) -> None:
+        self.unacked.add(RabbitMessage(message, *source), channel)
         if len(self.unacked.arrived) >= self._wanted:
             self._wake.set()
 
@@ -330,8 +341,8 @@ class ConsumerLoop:
         """Wait until a message arrives, consuming one of each queue."""
         self._wanted = 1
         self._wake.clear()
-        kinds = (False,) if self.unacked.held else (False, True)
-        sources = [(queue, kind) for queue in self._queues for kind in kinds]
+        busy = self.unacked.held
+        sources = [one for one in self._counted if one[1] is not None or not busy]
         packed = [self._consume_one(channel, one) for one in sources if one not in self._waiting]
         if packed:
             await channel.send(b"".join(packed))
@@ -341,7 +352,7 @@ class ConsumerLoop:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
-    def _consume_one(self, channel: RabbitChannel, source: _Source) -> bytes:
+    def _consume_one(self, channel: RabbitChannel, source: Source) -> bytes:
         """Return the packed methods that begin to wait for one message of a queue."""
         tag, packed = self._consume(channel, source, 1)
         self._waiting[source] = channel, tag
@@ -356,10 +367,6 @@ class ConsumerLoop:
 
         channel.listen(tag, receive)
         return packed
-
-    def _name(self, source: _Source) -> str:
-        queue, suspects = source
-        return self._names.suspects(queue) if suspects else self._names.ready(queue)
 
     # --- unclaimed messages ---------------------------------------------------------------------
 
@@ -406,12 +413,12 @@ class ConsumerLoop:
         """
         try:
             channel = await self._open_channel()
-            suspects, _ = await self._count(channel)
+            counts = await self._count(channel)
         except AmqpError as error:
             await self._check_lost()
             self._connection.raise_mapped(error)
         cancelled = self._member.take_cancelled()
-        return News(cancelled=cancelled, suspects=any(suspects.values()))
+        return News(cancelled=cancelled, suspects=any(counts[one, None] for one in self._queues))
 
     # --- the end --------------------------------------------------------------------------------
 

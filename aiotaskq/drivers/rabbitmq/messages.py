@@ -32,6 +32,7 @@ from aiotaskq.errors import ConfigError
 
 # Times are whole microseconds: pamqp has no AMQP number of 64 bits with a fraction.
 _ID, _LOSSES, _EXPIRES, _LINEAGE = "aq-id", "aq-crashes", "aq-expires", "aq-life"
+_PRIORITY = "aq-priority"  # of a suspect: the queue of suspects holds all priorities
 _DUE = "aq-due"  # of a message whose delay is longer than one way through the queues of delays
 _KEY, _REASON, _DETAILS = "aq-key", "aq-reason", "aq-details"
 _PAYLOAD = "aq-payload"  # bytes of the payload; reason and details follow it in the body
@@ -52,6 +53,7 @@ _PLAIN = struct.pack(">HB", 0x1000 | 0x0080, _PERSISTENT)  # delivery mode and m
 _LATEST = 2**53  # microseconds: the year 2255, up to which a float holds them exactly
 _LAST = 2**62  # microseconds: longer than all that AMQP's numbers hold
 _LAST_SECOND = 2**33  # of a date; a larger number is one of milliseconds
+_HIGHEST = 9  # priority
 _MOST_LOSSES = 2**31 - 1  # more than any message has; copies continue the count
 _LAST_NANOSECOND = 10**20 - 1  # of a key
 _OUR_KEY = re.compile(r"[0-9]{20}")  # given by `_new_key`
@@ -83,7 +85,7 @@ def publication_of(
     expires = envelope.expires_at
     if envelope.expires_in is not None:
         expires = now + envelope.expires_in
-    key = names.ready(envelope.queue)
+    key = names.ready(envelope.queue, envelope.priority)
     encoded = encode_id(envelope.id)
     if expires is None and not path and not anew and len(encoded) <= _LONGEST_SHORT:
         return AmqpPublication("", key, b"%b%c%b" % (_PLAIN, len(encoded), encoded), envelope.body)
@@ -145,6 +147,7 @@ class RabbitMessage:
         tag: The delivery tag on the consumer's channel.
         id: The envelope's id.
         queue: The envelope's queue.
+        priority: The envelope's priority.
         lineage: Shared with its copies.
         losses: Deliveries that ended with the connection of their consumer.
         harmless_losses: Those of them that were no crashes, as far as is known by now.
@@ -163,17 +166,26 @@ class RabbitMessage:
         "lineage",
         "losses",
         "path",
+        "priority",
         "queue",
         "redelivered",
         "tag",
     )
 
-    def __init__(self, message: AmqpMessage, queue: str, *, from_suspects: bool = False) -> None:
+    def __init__(self, message: AmqpMessage, queue: str, priority: int | None = 0) -> None:
+        """Read a message.
+
+        Args:
+            message: The message as it arrived.
+            queue: The task queue that it belongs to.
+            priority: The priority of the queue that it comes from; None: it is that of suspects.
+        """
         properties = message.properties
         headers = properties.headers
         self.tag: int = message.method.delivery_tag
         self.queue = queue
-        self.from_suspects = from_suspects
+        self.from_suspects = priority is None
+        self.priority = _priority(headers.get(_PRIORITY)) if priority is None else priority
         self.body = message.body
         self.id = _id(properties)
         mark = _text(headers.get(_LINEAGE))
@@ -198,8 +210,13 @@ class RabbitMessage:
     def copy(self, names: RabbitNames, *, more: int = 0) -> AmqpPublication:
         """Return the publication of a copy, with `more` losses than this one has."""
         suspect = self.crashes + more >= SUSPECT and not self.path
-        key = names.suspects(self.queue) if suspect else names.ready(self.queue)
         headers = self._headers(self.losses + more)
+        if suspect:
+            key = names.suspects(self.queue)
+            if self.priority:
+                headers[_PRIORITY] = self.priority
+        else:
+            key = names.ready(self.queue, self.priority)
         if self.path:
             headers[_DUE] = self._due
         exchange = _lead(headers, names, self.path)
@@ -234,6 +251,7 @@ class RabbitMessage:
             self.body,
             receipt,
             crashes=self.crashes,
+            priority=self.priority,
             expired=expires is not None and expires <= time.time(),
             expires_at=expires,
             crash_note=_CRASH_NOTE if self.losses else "",
@@ -333,6 +351,10 @@ def _cut(message_id: str) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _priority(value: Any) -> int:
+    return min(max(value, 0), _HIGHEST) if isinstance(value, int) else 0
 
 
 def _count(value: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from pamqp.commands import Queue
@@ -14,12 +14,19 @@ from aiotaskq.errors import ConfigError
 _LONGEST = 255  # bytes: AMQP's short string
 _LONGEST_PREFIX = 80  # bytes
 _LONGEST_KIND = "suspects"
+_LEVEL = "+p"  # before a priority; a name that is quoted has two hexadecimal digits behind a +
 _PLAIN = "-_.:@#,/ "  # beside letters and digits; pamqp takes these and + in a name
 _LONGEST_HELD = 4_000_000_000  # milliseconds: 46 days; timers of Erlang end soon after that
 _CLIENT = re.compile(r"[0-9a-f]{32}")
 _NEVER = 1_000_000  # deliveries after which the server itself takes a message out of its queue
 
 Declaration = Queue.Declare
+
+Lane: TypeAlias = tuple[str, int]
+"""A task queue and a priority: what one queue of the server holds."""
+
+Source: TypeAlias = tuple[str, int | None]
+"""The same, or None in place of the priority: the queue of suspects of a task queue."""
 
 
 class RabbitNames:
@@ -49,12 +56,13 @@ class RabbitNames:
         self.queue_list = f"{prefix}.queues"
         self.dead_exchange = f"{prefix}.dead"
         # The same for all kinds: a name that is too long for one of them is refused before any of
-        # its queues exists.
+        # its queues exists. That of a priority is as long as that of the suspects.
         self._longest = _LONGEST - len(f"{prefix}.{_LONGEST_KIND}.")
 
-    def ready(self, queue: str) -> str:
-        """Return the queue that holds the messages of a task queue."""
-        return self._name("queue", queue)
+    def ready(self, queue: str, priority: int = 0) -> str:
+        """Return the queue that holds the messages of a task queue with a priority."""
+        name = self._name("queue", queue)
+        return f"{name}{_LEVEL}{priority}" if priority else name
 
     def suspects(self, queue: str) -> str:
         """Return the queue that holds those messages that are handed out alone."""
@@ -64,10 +72,11 @@ class RabbitNames:
         """Return the queue that holds the dead letters of a task queue."""
         return self._name("dead", queue)
 
-    def mark(self, queue: str) -> str:
-        """Return the exchange that exists while a task queue is on the list of queues."""
+    def mark(self, queue: str, priority: int = 0) -> str:
+        """Return the exchange that exists while a lane is on the list of queues."""
         # pamqp takes no more than 127 bytes for an exchange.
-        digest = hashlib.blake2b(queue.encode(), digest_size=16).hexdigest()
+        name = f"{queue}\0{priority}" if priority else queue
+        digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         return f"{self.prefix}.listed.{digest}"
 
     def can_name(self, queue: str) -> bool:
@@ -103,9 +112,11 @@ class RabbitNames:
         start = self.replies("")
         return queue.startswith(start) and _CLIENT.fullmatch(queue, len(start)) is not None
 
-    def declare_ready(self, queue: str) -> Declaration:
+    def declare_ready(self, queue: str, priority: int = 0) -> Declaration:
         """Return the declaration of `ready`."""
-        return self._durable(self.ready(queue), exchange=self.dead_exchange, key=self.dead(queue))
+        return self._durable(
+            self.ready(queue, priority), exchange=self.dead_exchange, key=self.dead(queue)
+        )
 
     def declare_suspects(self, queue: str) -> Declaration:
         """Return the declaration of `suspects`."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import sqlite3
 import threading
@@ -30,8 +29,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from aiotaskq.contract.outcome import Outcome
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _KEPT = 100_000  # outcomes, the latest
 _MOST_BYTES = 64 * 2**20  # in memory

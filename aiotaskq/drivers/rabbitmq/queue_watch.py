@@ -9,7 +9,8 @@ it or consumes from it.
 list. It notes since when a queue is *unused*: missing, or without messages, dead letters and
 consumers. One that is missing for `_MISSING_FOR` seconds, or unused for `_UNUSED_FOR`, is taken off
 the list, unless a consumer names it. Its empty queues stay at the server: delayed messages, which
-cannot be counted, may lead to them.
+cannot be counted, may lead to them. For the same reason the priorities of a queue stay on the list
+when the queue is taken off.
 
 A sender looks at the mark of a queue once in `_REMEMBERED` seconds (`topology.py`), which are fewer
 than `_UNUSED_FOR`. One that looked just before the mark was removed may still send to the queue. So
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pamqp.commands import Queue
 
@@ -70,35 +71,52 @@ class QueueWatch:
         """
         counts: dict[str, QueueCount] = {}
         for some in slices(queues, _AT_ONCE):
-            found = await self._count(some)
+            found = await self._ask([name for queue in some for name in self._all_parts(queue)])
             if found is None:  # one of them is missing, and nothing is told of the others
+                found = {}
                 for queue in some:
-                    counts |= await self._count([queue]) or {}
-            else:
-                counts |= found
+                    for part in self._parts(queue):
+                        found |= await self._ask(part) or {}
+            for queue in some:
+                count = self._sum(queue, found)
+                if count is not None:
+                    counts[queue] = count
         return counts
 
-    async def _count(self, queues: Sequence[str]) -> Mapping[str, QueueCount] | None:
+    def _parts(self, queue: str) -> Sequence[Sequence[str]]:
+        """Return the names of what belongs to a queue, in parts that are declared together."""
         names = self._names
-        asked = [name(one) for one in queues for name in (names.ready, names.suspects, names.dead)]
+        levels = self._membership.levels(queue)
+        first = names.dead(queue), names.suspects(queue), names.ready(queue)
+        return first, *([names.ready(queue, one)] for one in levels)
+
+    def _all_parts(self, queue: str) -> Sequence[str]:
+        return [name for part in self._parts(queue) for name in part]
+
+    async def _ask(self, names: Sequence[str]) -> Mapping[str, Any] | None:
+        """Return the server's counts by the name of the queue; None if any of them is missing."""
         try:
             replies = await self._connection.call(
-                *(Queue.Declare(queue=name, passive=True) for name in asked)
+                *(Queue.Declare(queue=name, passive=True) for name in names)
             )
         except AmqpRefused as error:
             if error.code == NOT_FOUND:
                 return None
             self._connection.raise_mapped(error)
-        return {
-            queue: QueueCount(
-                ready=ready.message_count + suspects.message_count,
-                dead=dead.message_count,
-                waiting=ready.consumer_count + suspects.consumer_count,
-            )
-            for queue, ready, suspects, dead in zip(
-                queues, replies[::3], replies[1::3], replies[2::3], strict=True
-            )
-        }
+        return dict(zip(names, replies, strict=True))
+
+    def _sum(self, queue: str, found: Mapping[str, Any]) -> QueueCount | None:
+        """Return the count of a queue, from those of its parts that exist; None: there is none."""
+        dead = self._names.dead(queue)
+        there = [one for one in self._all_parts(queue) if one in found]
+        if not there:
+            return None
+        waiting = [found[one] for one in there if one != dead]
+        return QueueCount(
+            ready=sum(one.message_count for one in waiting),
+            dead=found[dead].message_count if dead in found else 0,
+            waiting=sum(one.consumer_count for one in waiting),
+        )
 
     async def look(self) -> Mapping[str, QueueCount]:
         """Count the next queues in turn, and forget those that are unused for long.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import uuid
@@ -46,8 +45,9 @@ from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.outcomes import RabbitOutcomes
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BackendUnavailable, BatchRefused, ConfigError
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _UNREAD_FOR = 3600.0  # seconds after which the queue of a client that is gone is removed
 _AHEAD = 1000  # outcomes that the server sends before the first is acknowledged

@@ -2,14 +2,17 @@
 
 Theory of operation
 -------------------
-`ensure` declares the missing ones and remembers them for one transport, for `_REMEMBERED` seconds.
-On a new transport, and after a message was returned because its queue is gone, everything is
-declared again when it is next needed. Declaring is idempotent: any number of processes may do it at
-once, and another process completes the work of one that dies in the middle.
+Messages of each priority of a task queue have a queue of their own, which is declared when the
+first of them is sent: a lane. `ensure` declares the missing ones and remembers them for one
+transport, for `_REMEMBERED` seconds. On a new transport, and after a message was returned because
+its queue is gone, everything is declared again when it is next needed. Declaring is idempotent: any
+number of processes may do it at once, and another process completes the work of one that dies in
+the middle.
 
-Invariant: a queue is on the list of queues (`membership/`) before it is declared here. So every
-queue that is used is found by `RabbitMembership.queues`, though AMQP itself cannot list queues. A
-queue that was not used for long may be forgotten (`queue_watch.py`); the next use lists it again.
+Invariant: a lane is on the list of queues (`membership/`) before it is declared here. So every
+queue that is used is found by `RabbitMembership.queues`, though AMQP itself cannot list queues, and
+consumers find the lanes of their queues. A queue that was not used for long may be forgotten
+(`queue_watch.py`); the next use lists it again.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
 from aiotaskq.drivers.rabbitmq.connection import ACCESS_REFUSED, NOT_FOUND, RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, POSITIONS, Hop
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
+from aiotaskq.drivers.rabbitmq.names import Lane
 from aiotaskq.errors import ConfigError
 
 _REMEMBERED = 1800.0  # seconds; a queue is forgotten after a longer time without use
@@ -42,18 +46,18 @@ class RabbitTopology:
         self._membership = membership
         self._declaring = asyncio.Lock()
         self._declared: set[str] = set()  # names, on this transport
-        self._listed: set[str] = set()  # queues that are on the list
+        self._listed: set[Lane] = set()  # those that are on the list
         self._remembered_until = 0.0
         connection.on_connected = self._declared.clear
         connection.on_returned = self._forget
 
     async def ensure(
-        self, queues: Iterable[str] = (), paths: Iterable[Sequence[Hop]] = ()
-    ) -> Mapping[str, ConfigError]:
-        """Declare queues, and the queues of delays before them, unless that was done.
+        self, lanes: Iterable[Lane] = (), paths: Iterable[Sequence[Hop]] = ()
+    ) -> Mapping[Lane, ConfigError]:
+        """Declare lanes, and the queues of delays before them, unless that was done.
 
         Returns:
-            The queues that cannot be used, with the reasons: they exist with other arguments, or
+            The lanes that cannot be used, with the reasons: they exist with other arguments, or
             the user has no right to declare them.
 
         Raises:
@@ -67,18 +71,18 @@ class RabbitTopology:
             self._remembered_until = now + _REMEMBERED
         if not self._connection.is_connected:
             await self._connection.transport()  # which clears `_declared`
-        missing = {name: one for one in queues if (name := names.ready(one)) not in self._declared}
+        missing = {name: one for one in lanes if (name := names.ready(*one)) not in self._declared}
         hops = {names.delay_queue(hop.position, hop.digit): hop for path in paths for hop in path}
         hops = {name: hop for name, hop in hops.items() if name not in self._declared}
-        unusable: dict[str, ConfigError] = {}
+        unusable: dict[Lane, ConfigError] = {}
         if not missing and not hops:
             return unusable
         async with self._declaring:
-            for queue in missing.values():
+            for lane in missing.values():
                 try:
-                    await self._declare_queue(queue)
+                    await self._declare_lane(*lane)
                 except ConfigError as error:
-                    unusable[queue] = error
+                    unusable[lane] = error
             for hop in hops.values():
                 await self._declare_hop(hop)
         return unusable
@@ -87,35 +91,43 @@ class RabbitTopology:
         self._declared.clear()
         self._listed.clear()
 
-    async def _declare_queue(self, queue: str) -> None:
+    async def _declare_lane(self, queue: str, priority: int) -> None:
         names = self._names
-        if names.ready(queue) in self._declared:
+        name = names.ready(queue, priority)
+        if name in self._declared:
             return
+        if priority:
+            await self._declare_lane(queue, 0)
         try:
-            if queue not in self._listed:
-                await self._list(queue)
-            await self._connection.declare(
-                names.declare_dead(queue),
-                Exchange.Declare(
-                    exchange=names.dead_exchange, exchange_type="direct", durable=True
-                ),
-                Queue.Bind(
-                    queue=names.dead(queue),
-                    exchange=names.dead_exchange,
-                    routing_key=names.dead(queue),
-                ),
-                names.declare_suspects(queue),
-                names.declare_ready(queue),
-            )
+            if (queue, priority) not in self._listed:
+                await self._list(queue, priority)
+            if priority:
+                await self._connection.declare(names.declare_ready(queue, priority))
+            else:
+                await self._declare_queue(queue)
         except ConfigError:
             # A user without the right to make it may still send to it.
-            if not await self._is_usable(queue):
+            if not await self._is_usable(queue, priority):
                 raise
-        self._declared.add(names.ready(queue))
+        self._declared.add(name)
 
-    async def _is_usable(self, queue: str) -> bool:
-        """Return whether a queue exists that this user has no right to declare."""
-        ready = self._names.declare_ready(queue)
+    async def _declare_queue(self, queue: str) -> None:
+        names = self._names
+        await self._connection.declare(
+            names.declare_dead(queue),
+            Exchange.Declare(exchange=names.dead_exchange, exchange_type="direct", durable=True),
+            Queue.Bind(
+                queue=names.dead(queue),
+                exchange=names.dead_exchange,
+                routing_key=names.dead(queue),
+            ),
+            names.declare_suspects(queue),
+            names.declare_ready(queue),
+        )
+
+    async def _is_usable(self, queue: str, priority: int) -> bool:
+        """Return whether a lane exists that this user has no right to declare."""
+        ready = self._names.declare_ready(queue, priority)
         try:
             await self._connection.call(ready)
         except AmqpRefused as error:
@@ -130,16 +142,16 @@ class RabbitTopology:
             return False
         return True
 
-    async def _list(self, queue: str) -> None:
-        """Put a queue on the list of queues, unless its mark says that it is there."""
-        mark = self._names.mark(queue)
+    async def _list(self, queue: str, priority: int) -> None:
+        """Put a lane on the list of queues, unless its mark says that it is there."""
+        mark = self._names.mark(queue, priority)
         try:
             await self._connection.call(Exchange.Declare(exchange=mark, passive=True))
         except AmqpRefused as error:
             if error.code != NOT_FOUND:
                 self._connection.raise_mapped(error)
-            await self._membership.add_queue(queue)
-        self._listed.add(queue)
+            await self._membership.add_queue(queue, priority)
+        self._listed.add((queue, priority))
 
     async def _declare_hop(self, hop: Hop) -> None:
         names = self._names

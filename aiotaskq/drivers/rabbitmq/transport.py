@@ -39,6 +39,7 @@ from pamqp import commands, frame
 from pamqp.constants import AMQP, FRAME_MAX_SIZE
 from pamqp.exceptions import PAMQPException
 
+from aiotaskq import forks
 from aiotaskq.drivers.rabbitmq.channel import (
     AmqpDisconnected,
     AmqpError,
@@ -328,6 +329,7 @@ async def _open_streams(
         ) from error
     except OSError as error:
         raise AmqpDisconnected(f"{host}:{port}: {error}") from error
+    forks.keep_transport_private(socket)
     return reader, asyncio.StreamWriter(socket, protocol, reader, loop)
 
 

@@ -58,6 +58,7 @@ from aiotaskq.drivers.rabbitmq.connection import RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import delay_of, hops
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.messages import Lineage, RabbitMessage, publication_of
+from aiotaskq.drivers.rabbitmq.names import Lane, Source
 from aiotaskq.drivers.rabbitmq.topology import RabbitTopology
 from aiotaskq.errors import BatchRefused, ConfigError, Unavailable
 
@@ -166,13 +167,20 @@ class UnackedMessages:
 
     # --- returning to the queues ----------------------------------------------------------------
 
-    async def sort_arrived(self) -> None:
+    async def sort_arrived(self, order: Collection[Source] = ()) -> None:
         """Move messages on that have arrived; those that cannot return now stay in `returning`.
+
+        Args:
+            order: The sources that they were taken from together, and so came in any order; in the
+                order in which their messages are handed out.
 
         Raises:
             AmqpError: The channel failed, and all that was held is void.
         """
         arrived, self.arrived = self.arrived, []
+        if len(order) > 1:
+            places = {source: place for place, source in enumerate(order)}
+            arrived.sort(key=lambda one: places.get((one.queue, one.priority), 0))
         drop: list[int] = []
         keep: list[RabbitMessage] = []
         cancelled = self._membership.cancelled
@@ -249,7 +257,8 @@ class UnackedMessages:
         try:
             messages = [self.held[tag] for tag in copies]
             await self._topology.ensure(
-                {one.queue for one in messages}, [one.path for one in messages if one.path]
+                {(one.queue, one.priority) for one in messages},
+                [one.path for one in messages if one.path],
             )
             return await self._replace(copies)
         finally:
@@ -361,18 +370,18 @@ class UnackedMessages:
         """
         now = time.time()
         batch: dict[int, AmqpPublication] = {}
-        queues: dict[int, str] = {}
+        lanes: dict[int, Lane] = {}
         refused: dict[int, Exception] = {}
         paths = []
         # Released messages go behind those that wait, in their old order.
         for message, settlement in pairs:
-            queue = message.queue
+            lane = message.queue, message.priority
             match settlement:
                 case Done():
                     continue
                 case Again(envelope=envelope):
                     path = hops(delay_of(envelope, now))
-                    queue = envelope.queue
+                    lane = envelope.queue, envelope.priority
                     # A lineage of its own, where losses of this message or of an earlier one may
                     # be known under the old lineage.
                     anew = message.losses > 0 or bool(message.lineage[1])
@@ -386,12 +395,12 @@ class UnackedMessages:
                     one = message.dead_letter(self._names, reason, details)
                 case _:  # a release
                     one = message.copy(self._names)
-            batch[message.tag], queues[message.tag] = one, queue
+            batch[message.tag], lanes[message.tag] = one, lane
         if batch:
-            unusable = await self._topology.ensure(set(queues.values()), paths)
-            for tag, queue in queues.items() if unusable else ():
-                if queue in unusable:
-                    refused[tag] = unusable[queue]
+            unusable = await self._topology.ensure(set(lanes.values()), paths)
+            for tag, lane in lanes.items() if unusable else ():
+                if lane in unusable:
+                    refused[tag] = unusable[lane]
                     del batch[tag]
             refused |= await self._replace(batch)
         return refused

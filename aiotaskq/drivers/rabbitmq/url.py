@@ -45,7 +45,7 @@ class RabbitAddress:
     hosts: tuple[tuple[str, int], ...]
     virtual_host: str
     mechanism: str
-    user: str
+    user: str = field(repr=False)
     password: str = field(repr=False)
     queue_type: str = "quorum"
     heartbeat: int = _HEARTBEAT

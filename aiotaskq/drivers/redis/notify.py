@@ -26,7 +26,6 @@ subscribes anew and yields an empty item, which says that outcomes may have been
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -40,8 +39,9 @@ from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.redis import scripts
 from aiotaskq.drivers.redis.client import RedisClient
 from aiotaskq.drivers.redis.connection import RedisConnection, Word
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 LONGEST_WAIT = 0.9  # seconds for a token: so long may an item wait whose token was lost
 SHORTEST_WAIT = 0.005  # seconds: for less than that the server is not asked for a token
@@ -171,5 +171,5 @@ async def _next_outcomes(connection: AbstractConnection) -> list[str | Outcome]:
         return []
     try:
         return _decode_outcomes(reply[2])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return []  # published by another program

@@ -10,6 +10,8 @@ import msgspec
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from aiotaskq.drivers.common.certificates import CertificateFiles
+
 # redis-py would read its own version from disk for each connection, to send it to the server. Newer
 # releases call the option by another name.
 _UNNAMED: dict[str, Any] = (
@@ -29,6 +31,7 @@ class RedisServer(msgspec.Struct, frozen=True, kw_only=True):
         timeout: Seconds in which a command must be answered, or the connection is given up.
         wait_replicas: How many replicas must have a write before it counts as stored.
         wait_timeout: Seconds to wait for these replicas.
+        files: The files with certificates that the URL names.
     """
 
     url: str
@@ -37,6 +40,10 @@ class RedisServer(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float
     wait_replicas: int = 0
     wait_timeout: float = 1.0
+    files: CertificateFiles = CertificateFiles()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"  # not the options: one is the password
 
     def at(self, host: str, port: int) -> RedisServer:
         """Return the address of another server, with the same options."""
@@ -47,6 +54,7 @@ class RedisServer(msgspec.Struct, frozen=True, kw_only=True):
             timeout=self.timeout,
             wait_replicas=self.wait_replicas,
             wait_timeout=self.wait_timeout,
+            files=self.files,
         )
 
     async def connect(self) -> AbstractConnection:

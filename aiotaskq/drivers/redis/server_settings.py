@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 
 from aiotaskq.drivers.redis.connection import RedisConnection, read_info
 from aiotaskq.errors import Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.redis")
+logger = get_logger("aiotaskq.redis")
 
 
 async def warn_of_data_loss(connection: RedisConnection, url: str) -> None:

@@ -14,6 +14,7 @@ from redis.asyncio.connection import (
     UnixDomainSocketConnection,
 )
 
+from aiotaskq.drivers.common.certificates import CertificateFiles, NamedFile
 from aiotaskq.drivers.common.url import (
     Reader,
     host_and_port,
@@ -212,11 +213,26 @@ def _server(
         timeout=timeout,
         wait_replicas=wait_replicas,
         wait_timeout=wait_timeout,
+        files=_certificate_files(options),
+    )
+
+
+def _certificate_files(options: Mapping[str, Any]) -> CertificateFiles:
+    def named(option: str) -> NamedFile | None:
+        return (option, options[option]) if option in options else None
+
+    authority = named("ssl_ca_certs")
+    return CertificateFiles(
+        authorities=() if authority is None else (authority,),
+        folder=named("ssl_ca_path"),
+        chain=named("ssl_certfile"),
+        key=named("ssl_keyfile"),
+        password=options.get("ssl_password", ""),
     )
 
 
 def _path(parts: SplitResult) -> dict[str, Any]:
-    if not parts.path:
+    if not parts.path or parts.netloc.rpartition("@")[2]:
         raise ConfigError("a unix:// URL names the path of a socket: unix:///run/redis/redis.sock")
     return {"path": unquote(parts.path)}
 
@@ -230,8 +246,8 @@ def _database(parts: SplitResult, options: Mapping[str, Any]) -> dict[str, Any]:
     database = unquote(parts.path).strip("/")
     if not database or "db" in options:
         return {}
-    if not database.isdecimal():
-        raise ConfigError(
-            f"{database!r} is not the number of a Redis database: redis://host:port/0"
+    if not (database.isascii() and database.isdecimal()):
+        raise ConfigError(  # not quoted: it may be a part of a password
+            "the path of a Redis URL is the number of a database: redis://host:port/0"
         )
     return {"db": int(database)}

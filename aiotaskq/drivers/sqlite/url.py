@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,7 +21,7 @@ class SQLiteUrl(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a URL of this driver.
 
     Attributes:
-        text: The URL as it was given; there is no password in it.
+        text: The URL for people.
         path: The file; may be relative until the file is opened.
         synchronous: "full": what was accepted survives a power cut. "normal": it survives the
             crash of any process, but a power cut may take the last moments.
@@ -46,7 +47,8 @@ class SQLiteUrl(msgspec.Struct, frozen=True, kw_only=True):
         path = unquote(parts.path)[1:]
         if parts.scheme != "sqlite" or parts.netloc or not path or path == ":memory:":
             raise _not_a_file()
-        return cls(text=url, path=Path(path), **read_options(parts, _OPTIONS))
+        shown = re.sub(r":[^:@]*@", ":***@", url)  # the URL of a server, pasted behind sqlite:///
+        return cls(text=shown, path=Path(path), **read_options(parts, _OPTIONS))
 
 
 def _not_a_file() -> ConfigError:

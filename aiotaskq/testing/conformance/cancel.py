@@ -38,6 +38,18 @@ class CancelTests(BrokerSuite):
         await rig.harness.pass_time(self.delay)
         assert await rig.finish(await rig.consumer(), 1) == ["b"]
 
+    async def test_the_ids_that_stay_cancelled_can_be_asked_for(
+        self, rig: Rig, broker: Broker
+    ) -> None:
+        await rig.hold("held")
+        await broker.cancel(["a", "b"])
+        await broker.cancel(["c", "held"], running=False)
+        await rig.publish("a", "d")
+        found = await broker.cancelled_among(["a", "b", "c", "d", "held", "unknown"])
+        assert sorted(found) == ["a", "b", "c"]
+        assert not await broker.cancelled_among(["d"])
+        assert not await broker.cancelled_among([])
+
     async def test_a_consumer_hears_once_that_a_message_it_holds_was_cancelled(
         self, rig: Rig, broker: Broker
     ) -> None:

@@ -146,6 +146,10 @@ class FolderBroker:
         self.folder.apply([put_mark(self.folder, one, CANCELLED_TIME) for one in marks])
         return spared
 
+    @in_thread
+    def cancelled_among(self, ids: Collection[str]) -> set[str]:
+        return {one for one in ids if is_marked(self.folder, mark("cancelled", one))}
+
     def _held(self) -> set[str]:
         """Return the ids of the held messages that were not cancelled."""
         read = [

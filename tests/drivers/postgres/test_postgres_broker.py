@@ -14,7 +14,7 @@ from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
 from aiotaskq.drivers.postgres.messages import insert
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
-from aiotaskq.errors import BrokerUnavailable, ConfigError, EncodeError, LeaseLost
+from aiotaskq.errors import BatchRefused, BrokerUnavailable, ConfigError, EncodeError, LeaseLost
 from tests.drivers.postgres.tools import (
     PATIENCE,
     Join,
@@ -194,12 +194,14 @@ async def test_messages_are_readable_in_psql(
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
-async def test_an_id_that_cannot_be_stored_is_refused_and_nothing_is_stored(
+async def test_an_id_that_cannot_be_stored_is_refused_and_the_others_are_stored(
     broker: PostgresBroker, name: str
 ) -> None:
-    with pytest.raises(EncodeError):
-        await broker.publish([envelope("a"), envelope(name)])
-    assert await broker.depth() == {}
+    with pytest.raises(BatchRefused) as refused:
+        await broker.publish([envelope("a"), envelope(name), envelope("b")])
+    assert list(refused.value.errors) == [1]
+    assert isinstance(refused.value.errors[1], EncodeError)
+    assert (await broker.depth())["q"].ready == 2
 
 
 async def test_a_reason_may_hold_anything(broker: PostgresBroker, join: Join) -> None:

@@ -16,7 +16,8 @@ from tests.drivers.postgres.tools import Make, outcome
     ("url", "shown"),
     [
         ("postgresql://u:secret@h:1/d", "postgresql://u:***@h:1/d"),
-        ("postgresql://u:sec@ret/x:@h:1/d", "postgresql://u:***@h:1/d"),
+        ("postgresql://u:sec@ret:@h:1/d", "postgresql://u:***@h:1/d"),
+        ("postgresql://u%3Asecret@h/d", "postgresql://***@h/d"),
         ("postgresql://u@h/d", "postgresql://u@h/d"),
         ("postgresql:///d?host=/run/x&password=secret", "postgresql:///d?host=/run/x&password=***"),
         ("db+postgresql+psycopg2://u:secret@/d", "postgresql://u:***@/d"),
@@ -25,8 +26,6 @@ from tests.drivers.postgres.tools import Make, outcome
             "postgresql://u:***@a:1,b:2/d?sslmode=require",
         ),
         ("postgresql://h/d?sslpassword=secret", "postgresql://h/d?sslpassword=***"),
-        ("postgresql://h/d?PASSWORD=secret", "postgresql://h/d?PASSWORD=***"),
-        ("postgresql://h/d?passwd=secret&pwd=secret", "postgresql://h/d?passwd=***&pwd=***"),
         ("postgresql://h/d?my.token=secret", "postgresql://h/d?my.token=***"),
         ("postgresql://h/d?options=-c+my.secret%3Dsecret", "postgresql://h/d?options=***"),
         ("postgresql://h/d?options=-c+geqo%3Doff", "postgresql://h/d?options=-c%20geqo%3Doff"),
@@ -55,6 +54,14 @@ def test_user_and_password_are_unquoted() -> None:
         ("postgresql://u:secret@h/d?statement_cache_size=secretly", "statement_cache_size"),
         ("postgresql://u:secret@h/d?statement_cache_size=-1", "a whole number, 0 or more"),
         ("postgresql://u:secret@h/d?connect_timeout=-1", "seconds, 0 or more"),
+        ("postgresql://u:secret@h/d?PASSWORD=secret", "did you mean 'password'?"),
+        ("postgresql://u:secret@h/d?pasword=secret", "did you mean 'password'?"),
+        ("postgresql://u:secret@h/d?sslmod=require", "no option 'sslmod'; did you mean 'sslmode'?"),
+        ("postgresql://u:secret@h/d?SSLMODE=require", "did you mean 'sslmode'?"),
+        ("postgresql://u:secret@h/d?ssl_mode=require", "did you mean 'sslmode'?"),
+        ("postgresql://u:secret@h/d?ssl_root_cert=x", "did you mean 'sslrootcert'?"),
+        ("postgresql://u:secret@h/d?serch_path=x", "did you mean 'search_path'?"),
+        ("postgresql://u:secret@h/d?zzz=1", "options=-c%20name%3Dvalue"),
         ("postgresql+odd://u:secret@h/d", "'odd'"),
         ("postgresql://u:secret@h/d?x", "name=value"),
         ("mysql://u:secret@h/d", "postgresql://"),
@@ -72,7 +79,25 @@ def test_a_url_that_cannot_be_served_is_refused(url: str, named: str) -> None:
     [
         "postgresql://h/d?user=u&password=se@cret",
         "postgresql://h:1/d?user=u&password=se@cret",
-        "postgresql://u:secret@h/d?sslpassword=se@cret",
+        "postgresql://u:sec/ret@h/d",
+        "postgresql://u:sec?ret@h/d",
+        "postgresql://u:sec#ret@h/d",
+        "postgresql://u:sec@/ret@h/d",
+        "postgresql://u:sec@x?ret@h/d",
+        "postgresql://u:sec@x?sslmode=ret@h/d#cret",
+        "postgresql://u:sec@x#ret@h/d",
+        "postgresql://u:1/secret@h/d",
+        "postgresql://u:1?a=secret@h/d",
+        "postgresql://u:1?application_name=secret@h/d",
+        "postgresql://u:1#secret@h/d",
+        "postgresql://u:secret\n@h/d",
+        "postgresql://u:secret @h/d",
+        "postgresql:/u:secret@h/d",
+        "postgresql:u:secret@h/d",
+        "postgresql//u:secret@h/d",
+        "postgresql:///u:secret@h/d",
+        "db+postgresql:/u:secret@h/d",
+        "db+postgresql://u:sec/ret@h/d",
         "postgresql://u:secret",
         "postgresql://u:secret/d",
         "postgresql://h:1,u:secret/d",
@@ -85,6 +110,32 @@ def test_a_url_whose_secret_would_be_shown_is_refused(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         PostgresBackend(url)
     assert "cret" not in "".join(traceback.format_exception(caught.value)).replace("_secret", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql://app:pw@db/app?application_name=worker@host1", "db"),
+        ("postgresql://app:pw@db:5/app?application_name=:x@host1:7/y", "db:5"),
+        ("postgresql://app:p@w@db?sslpassword=se@host1", "db"),
+        ("db+postgresql+psycopg2://app:pw@db/app?application_name=a@host1", "db"),
+        ("postgres://app:pw@a:1,b:2/app?application_name=w@c", "a:1,b:2"),
+    ],
+)
+def test_nothing_behind_the_hosts_changes_where_the_password_goes(url: str, hosts: str) -> None:
+    arguments = parse_url(url).arguments
+    assert arguments["dsn"].removeprefix("postgresql://").split("/")[0].split("?")[0] == hosts
+    assert arguments["password"] in ("pw", "p@w")
+    assert arguments["user"] == "app"
+    assert "host1" not in arguments["dsn"].partition("?")[0]
+
+
+async def test_asyncpg_connects_to_the_host_before_the_options(postgres_url: str) -> None:
+    backend = PostgresBackend(f"{postgres_url}?application_name=worker@host1")
+    await backend.open()
+    rows = await backend._pool.fetch("SHOW application_name")
+    await backend.close()
+    assert rows[0][0] == "worker@host1"
 
 
 def test_listen_leads_elsewhere_with_the_same_user_and_database() -> None:
@@ -140,8 +191,9 @@ async def test_settings_in_the_url_reach_the_server(make: Make, postgres_url: st
     assert set(await backend.load(["a"])) == {"a"}
 
 
+@pytest.mark.parametrize("query", ["no_such_setting=1", "options=-cno_such_setting%3D1"])
 async def test_a_setting_that_the_server_does_not_know_is_named(
-    make: Make, postgres_url: str
+    make: Make, postgres_url: str, query: str
 ) -> None:
     with pytest.raises(ConfigError, match="no_such_setting"):
-        await make(f"{postgres_url}?no_such_setting=1")
+        await make(f"{postgres_url}?{query}")

@@ -39,9 +39,12 @@ def test_the_parts_of_a_url_are_read() -> None:
     ("url", "reason"),
     [
         ("amqp://host", "begins with amqp://, and may begin with redis://, rediss://, unix://"),
-        ("redis://host/one", "'one' is not the number of a Redis database"),
+        ("redis://host/one", "the path of a Redis URL is the number of a database"),
         ("redis://host:port", "it names hosts as host:port, with a port from 1 to 65535"),
         ("redis://u:p\u2100ss@host", "it has odd characters, or brackets, in it"),
+        ("redis://h?socket_timout=1", "did you mean 'socket_timeout'?"),
+        ("redis://h?SOCKET_TIMEOUT=1", "did you mean 'socket_timeout'?"),
+        ("redis://h/0\n", "it has odd characters, or brackets, in it"),
         ("redis://h?socket_timeout=x", "'x' is not a value of the option 'socket_timeout'"),
         ("redis://h?socket_timeout=-1", "'-1' is not a value of the option 'socket_timeout'"),
         ("redis://h?ssl_ca_certs=x", "has no option 'ssl_ca_certs'; it may have client_name, db,"),

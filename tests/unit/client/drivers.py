@@ -10,6 +10,7 @@ from msgspec import Raw
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker
+from aiotaskq.errors import BatchRefused
 
 
 class RecordingBroker(MemoryBroker):
@@ -40,6 +41,35 @@ class RecordingBroker(MemoryBroker):
         if self.errors:
             raise self.errors.pop(0)
         return refused
+
+
+class RefusingBroker(RecordingBroker):
+    """A memory broker with ids that it refuses, each with the error that is given for it.
+
+    Attributes:
+        refusals: The errors by id.
+        whole: Whether a refusal refuses the whole batch, as a driver does that stores all or none.
+    """
+
+    def __init__(self, refusals: Mapping[str, Exception], *, whole: bool) -> None:
+        super().__init__()
+        self.refusals = refusals
+        self.whole = whole
+
+    async def publish(
+        self, batch: Sequence[Envelope], *, call_id: str | None = None
+    ) -> Collection[str]:
+        errors = {
+            at: self.refusals[one.id] for at, one in enumerate(batch) if one.id in self.refusals
+        }
+        if errors and self.whole:
+            self.calls.append(([one.id for one in batch], call_id))
+            raise next(iter(errors.values()))
+        rest = [one for at, one in enumerate(batch) if at not in errors]
+        answer = await super().publish(rest, call_id=call_id)
+        if errors:
+            raise BatchRefused(errors, answer=answer)
+        return answer
 
 
 class RecordingBackend(MemoryBackend):
@@ -97,6 +127,6 @@ def outcome(task_id: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:
 
 async def until(condition: object) -> None:
     assert callable(condition)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.001)

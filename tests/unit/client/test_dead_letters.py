@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from aiotaskq.contract.records import DeathDetails, Depth
 from aiotaskq.contract.settlement import Dead, Done
 from aiotaskq.encoding.codec import Codec
 from aiotaskq.encoding.exceptions import encode_error
-from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.errors import BatchRefused, BrokerUnavailable
 
 CODEC = Codec(accept=("json", "msgpack", "pickle"))
 
@@ -265,7 +265,7 @@ async def test_a_retry_runs_under_the_same_id_from_the_first_attempt_on(app: Tas
     assert await app.dead.retry(id="a") == 1
     assert await waiter.status() is TaskStatus.PENDING
     async with app.worker():
-        ended = await waiter.wait(timeout=30)
+        ended = await waiter.wait(timeout=120)
     assert (ended.return_value, ended.attempts, seen) == (3, 1, [2])
     assert await app.dead.list() == []
 
@@ -359,6 +359,36 @@ async def test_when_the_broker_fails_in_between_the_letter_is_still_there(
     assert await app.handle("a").status() is TaskStatus.PENDING
     assert await app.dead.retry(id="a") == 1
     assert ids(await taken(broker)) == ["a"]
+
+
+async def test_a_letter_that_can_never_go_back_stays_and_the_others_go(
+    app: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotaskq.client.dead_letters._PAGE", 2)
+    for name in "abcde":
+        await bury(app, name)
+    broker = await app.broker()
+    revive = broker.revive
+
+    async def picky(queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
+        refused: dict[int, Exception] = {
+            at: ValueError(f"never {one.id}")
+            for at, (_, one) in enumerate(letters)
+            if one.id in "bd"
+        }
+        answer = await revive(queue, [one for at, one in enumerate(letters) if at not in refused])
+        if refused:
+            raise BatchRefused(refused, answer=answer)
+        return answer
+
+    monkeypatch.setattr(broker, "revive", picky)
+    with pytest.raises(BatchRefused) as info:
+        await app.dead.retry(everything=True)
+    # By position, the newest first.
+    assert {at: str(why) for at, why in info.value.errors.items()} == {1: "never d", 3: "never b"}
+    assert info.value.answer == 3
+    assert sorted(ids(await taken(broker))) == ["a", "c", "e"]
+    assert [one.id for one in await app.dead.list()] == ["d", "b"]
 
 
 async def test_several_at_once_retry_each_letter_once(

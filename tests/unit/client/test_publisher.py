@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from aiotaskq.client.publisher import Publisher
-from aiotaskq.errors import BrokerUnavailable, ConfigError
-from tests.unit.client.drivers import RecordingBroker, envelope, until
+from aiotaskq.contract.broker import Broker
+from aiotaskq.errors import BatchRefused, BrokerFull, BrokerUnavailable, ConfigError, Unsupported
+from tests.unit.client.drivers import RecordingBroker, RefusingBroker, envelope, until
 
 
 async def test_callers_that_come_while_a_call_is_under_way_share_the_next() -> None:
@@ -84,6 +85,55 @@ async def test_an_error_that_no_repeat_can_help_raises_at_once() -> None:
     assert len(broker.calls) == 1
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["each", "whole"])
+async def test_each_caller_hears_of_its_own_refusal_alone(whole: bool) -> None:
+    full, never = BrokerFull("no room in q"), Unsupported("too long a delay")
+    # A driver that stores all or none tells an outage of the whole server with BrokerFull.
+    refusals: dict[str, Exception] = {"2": never, "5": never} if whole else {"2": never, "5": full}
+    broker = RefusingBroker(refusals, whole=whole)
+    broker.gate = asyncio.Event()
+    publisher = Publisher(broker, 5)
+    first = asyncio.create_task(publisher.publish([envelope("first")]))
+    await until(lambda: broker.calls)
+    others = [asyncio.create_task(publisher.publish([envelope(str(n))])) for n in range(8)]
+    await asyncio.sleep(0)
+    broker.gate.set()
+    answers = await asyncio.gather(first, *others, return_exceptions=True)
+    told = {n - 1: answer for n, answer in enumerate(answers) if isinstance(answer, Exception)}
+    assert told == {2: refusals["2"], 5: refusals["5"]}
+    assert (await broker.depth())["q"].ready == 7
+    # Refused means not stored, and a later call is not hurt by it.
+    stored = await _taken(broker)
+    assert sorted(stored) == sorted(["first", *(str(n) for n in range(8) if n not in (2, 5))])
+    await publisher.publish([envelope("later")])
+
+
+async def test_a_caller_of_many_hears_the_positions_of_those_refused() -> None:
+    never = Unsupported("too long a delay")
+    broker = RefusingBroker({"b1": never, "b2": never}, whole=False)
+    broker.gate = asyncio.Event()
+    publisher = Publisher(broker, 5)
+    first = asyncio.create_task(publisher.publish([envelope("first")]))
+    await until(lambda: broker.calls)
+    a, b = [
+        asyncio.create_task(publisher.publish([envelope(f"{name}{n}") for n in range(4)]))
+        for name in "ab"
+    ]
+    await asyncio.sleep(0)
+    broker.gate.set()
+    await asyncio.gather(first, a)
+    with pytest.raises(BatchRefused, match="entry 1 of the batch was refused: too long") as info:
+        await b
+    assert info.value.errors == {1: never, 2: never}
+    assert sorted(await _taken(broker)) == ["a0", "a1", "a2", "a3", "b0", "b3", "first"]
+
+
+async def test_where_all_of_a_caller_are_refused_the_reason_itself_is_raised() -> None:
+    broker = RefusingBroker({"1": Unsupported("a"), "2": Unsupported("b")}, whole=False)
+    with pytest.raises(Unsupported, match="a"):
+        await Publisher(broker, 5).publish([envelope("1"), envelope("2")])
+
+
 async def test_a_cancelled_caller_does_not_hurt_the_others() -> None:
     broker = RecordingBroker()
     broker.gate = asyncio.Event()
@@ -113,3 +163,9 @@ async def test_closing_waits_for_the_call_under_way() -> None:
     broker.gate.set()
     await closing
     await sending
+
+
+async def _taken(broker: Broker) -> list[str]:
+    consumer = broker.consumer(["q"], name="w", lease=60)
+    await consumer.open()
+    return [one.id for one in await consumer.fetch(100, 0)]

@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 
 from aiotaskq.client.session import Session
-from aiotaskq.errors import BrokerUnavailable, ConfigError
-from tests.unit.client.drivers import RecordingBackend, RecordingBroker, envelope, until
+from aiotaskq.errors import BackendUnavailable, BrokerUnavailable, ConfigError
+from tests.unit.client.drivers import (
+    RecordingBackend,
+    RecordingBroker,
+    envelope,
+    outcome,
+    until,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -73,6 +79,28 @@ async def test_opening_is_as_patient_as_sending() -> None:
     session = Session(broker, None, publish_timeout=60)
     await session.open()
     assert broker.opened == 3
+    await session.close()
+
+
+async def test_waiting_outlasts_an_outage_before_the_first_connection() -> None:
+    class Away(RecordingBackend):
+        back = False
+
+        async def open(self) -> None:
+            await super().open()
+            if not self.back:
+                raise BackendUnavailable("away")
+
+    broker, backend = RecordingBroker(), Away()
+    session = Session(broker, backend, publish_timeout=0)
+    waiting = asyncio.create_task(session.wait("1"))
+    await until(lambda: backend.opened >= 2)
+    with pytest.raises(BackendUnavailable):  # a look is not to wait for so long
+        await session.results()
+    await session.open()  # nor does a sender wait for the results
+    backend.back = True
+    await backend.store([outcome("1")], None)
+    assert (await waiting).task_id == "1"
     await session.close()
 
 
@@ -178,7 +206,7 @@ def run(program: Path) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=280,
         check=False,
     )
     # The debug mode of asyncio reports callbacks that take long, as they do on a busy machine.

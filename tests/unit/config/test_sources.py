@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -300,6 +301,85 @@ def test_an_unknown_variable_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'AIOTASKQ_WORKER_CONCURRENCY'"):
         Config({"AIOTASKQ_WORKER_CONCURENCY": "1"})
     Config({"AIOTASKQ_TESTS_ANYTHING": "1", "AIOTASK_X": "", "PATH": "/"})
+
+
+# Of a Service named aiotaskq with two ports, as `kubectl exec ... env` shows them.
+KUBERNETES = """
+AIOTASKQ_SERVICE_HOST=10.0.0.1
+AIOTASKQ_SERVICE_PORT=6379
+AIOTASKQ_SERVICE_PORT_REDIS=6379
+AIOTASKQ_SERVICE_PORT_HTTP_METRICS=9121
+AIOTASKQ_PORT=tcp://10.0.0.1:6379
+AIOTASKQ_PORT_6379_TCP=tcp://10.0.0.1:6379
+AIOTASKQ_PORT_6379_TCP_PROTO=tcp
+AIOTASKQ_PORT_6379_TCP_PORT=6379
+AIOTASKQ_PORT_6379_TCP_ADDR=10.0.0.1
+AIOTASKQ_PORT_9121_UDP=udp://10.0.0.1:9121
+AIOTASKQ_PORT_9121_UDP_PROTO=udp
+AIOTASKQ_PORT_9121_UDP_PORT=9121
+AIOTASKQ_PORT_9121_UDP_ADDR=10.0.0.1
+"""
+# Of a link to a container with the alias aiotaskq.
+DOCKER = """
+AIOTASKQ_NAME=/web_1/aiotaskq
+AIOTASKQ_PORT=tcp://172.17.0.5:5672
+AIOTASKQ_PORT_5671_TCP=tcp://172.17.0.5:5671
+AIOTASKQ_PORT_5671_TCP_START=tcp://172.17.0.5:5671
+AIOTASKQ_PORT_5671_TCP_PORT_START=5671
+AIOTASKQ_PORT_5671_TCP_END=tcp://172.17.0.5:5672
+AIOTASKQ_PORT_5671_TCP_PORT_END=5672
+AIOTASKQ_ENV_RABBITMQ_VERSION=4.0.3
+AIOTASKQ_ENV_worker_concurrency=x y
+AIOTASKQ_ENV_EMPTY=
+"""
+
+
+def variables(text: str, service: str = "AIOTASKQ") -> dict[str, str]:
+    lines = text.replace("AIOTASKQ_", f"{service}_").split("\n")
+    return dict(line.split("=", 1) for line in lines if line)
+
+
+@pytest.mark.parametrize("environment", [KUBERNETES, DOCKER])
+@pytest.mark.parametrize(
+    "service",
+    [
+        "AIOTASKQ",
+        "AIOTASKQ_REDIS",
+        "AIOTASKQ_BROKER",  # AIOTASKQ_BROKER_PORT would be a setting of Celery
+        "AIOTASKQ_BROKER_URL",
+        "AIOTASKQ_WORKER",
+    ],
+)
+def test_variables_of_services_are_no_settings(environment: str, service: str) -> None:
+    links = variables(environment, service)
+    conf = Config({**links, "AIOTASKQ_WORKER_CONCURRENCY": "7"})
+    assert conf.worker_concurrency == 7
+    assert conf.as_dict() == Config({"AIOTASKQ_WORKER_CONCURRENCY": "7"}).as_dict()
+
+
+def test_addresses_of_ipv6_belong_to_services() -> None:
+    Config(variables(KUBERNETES.replace("//10.0.0.1:", "//[fd00::1]:").replace("10.0.0.1", "::1")))
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("AIOTASKQ_REDIS_PORT", "6379"),
+        ("AIOTASKQ_PORT", "redis://10.0.0.1:6379"),
+        ("AIOTASKQ_PORT_TCP", "tcp://10.0.0.1:6379"),
+        ("AIOTASKQ_WORKER_NAME", "w1"),
+        ("AIOTASKQ_SERVICE_PORT", "many"),
+        ("AIOTASKQ_WORKER_ENV_CONCURRENCY", "7"),
+    ],
+)
+def test_what_only_looks_like_a_service_is_refused(variable: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=variable):
+        Config({**variables(KUBERNETES), variable: text})
+
+
+def test_no_setting_has_the_name_of_a_part_of_a_service() -> None:
+    ends = r".*(_PORT(_\d+_\w+)?|_SERVICE_(HOST|PORT\w*)|_NAME|_ENV_\w+)"
+    assert not [line.variable for line in SETTINGS.values() if re.fullmatch(ends, line.variable)]
 
 
 def test_a_retry_comes_from_code_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import copy
 import json
@@ -18,7 +19,19 @@ from msgspec import Raw
 
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.encoding.exceptions import describe, encode_error, rebuild, to_exception
-from aiotaskq.errors import ConfigError, DecodeError, ResultTimeout, TaskFailed, TaskRevoked
+from aiotaskq.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    Reject,
+    ResultTimeout,
+    RetryLater,
+    Snooze,
+    TaskFailed,
+    TaskRevoked,
+    TimeLimitExceeded,
+)
+from aiotaskq.worker.execution import OutcomeExists
+from aiotaskq.worker.process_pool import RemoteFailure
 
 
 class UserError(Exception):
@@ -69,6 +82,8 @@ class HostileArguments(Exception):
 class SlottedError(OSError):
     __slots__ = ("code",)
 
+    code: int
+
 
 def raised(error: BaseException) -> BaseException:
     try:
@@ -81,7 +96,7 @@ def travel(error: BaseException) -> TaskFailed:
     """Return the exception that the caller gets."""
     raw, text = describe(raised(error))
     fields = json.loads(bytes(raw))
-    assert list(fields) == ["exc_type", "exc_message", "exc_module"]
+    assert list(fields)[:3] == ["exc_type", "exc_message", "exc_module"]
     return rebuild(raw, "the-id", text)
 
 
@@ -120,13 +135,14 @@ def test_every_builtin_travels_with_its_name_and_text(name: str) -> None:
     again = pickle.loads(pickle.dumps(failure))
     assert type(again) is type(failure)
     assert (str(again), vars(again)) == (str(failure), vars(failure))
+    if not isinstance(failure, BaseExceptionGroup):
+        assert again.args == failure.args
 
 
 NOT_MIXED = {
     "BaseException",
     "BaseExceptionGroup",
     "Exception",
-    "ExceptionGroup",
     "GeneratorExit",
     "KeyboardInterrupt",
     "StopAsyncIteration",
@@ -261,10 +277,149 @@ def test_a_frozen_dataclass_is_caught_as_itself() -> None:
         raise travel(FrozenError(3))
 
 
-def test_our_own_errors_are_caught_as_themselves() -> None:
-    assert isinstance(travel(DecodeError("x")), DecodeError)
-    assert isinstance(travel(ConfigError("x")), ConfigError)
-    assert isinstance(travel(ResultTimeout("x")), TimeoutError)
+class UserVerdict(Reject):
+    """A verdict with a type of the user's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ResultTimeout("x"),
+        TaskRevoked("x"),
+        TimeLimitExceeded("x"),
+        Reject("x"),
+        Snooze(1),
+        RetryLater(1),
+        BrokerUnavailable("x"),
+        ConfigError("x"),
+        UserVerdict("x"),
+        OutcomeExists(),
+        RemoteFailure(Raw(b"null"), ""),
+        asyncio.CancelledError(),
+        KeyboardInterrupt(),
+        SystemExit(1),
+        GeneratorExit(),
+        StopAsyncIteration(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_would_act_on_the_caller_is_a_plain_failure(error: BaseException) -> None:
+    failure = travel(error)
+    assert type(failure) is TaskFailed
+    assert failure.exc_type == type(error).__name__
+
+
+def test_in_another_process_of_the_same_run_our_own_errors_are_themselves() -> None:
+    raw, text = describe(raised(TimeLimitExceeded("x")))
+    assert isinstance(rebuild(raw, "1", text, own=True), TimeLimitExceeded)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        ValueError("a", 1, None, 2.5, True),
+        ValueError([1, {"a": [2]}]),
+        ValueError(),
+        UserError(5, reason="full"),
+        FileNotFoundError(2, "No such file", "f"),
+    ],
+    ids=repr,
+)
+def test_the_arguments_are_as_they_were_raised(error: Exception) -> None:
+    failure = travel(error)
+    assert failure.args == error.args
+    assert copy.copy(failure).args == error.args
+    assert str(failure) == failure.exc_message
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("a", object()), ("\ud800", 1), (float("nan"), 1), (2**70, 1), ("x" * 20_000, 1), ((1,), 2)],
+    ids=range(6),
+)
+def test_arguments_that_are_no_plain_data_are_told_by_the_message(args: tuple[Any, ...]) -> None:
+    failure = travel(ValueError(*args))
+    assert failure.args == (failure.exc_message,)
+
+
+def test_attributes_are_carried_as_far_as_they_are_plain_data() -> None:
+    failure: Any = travel(UserError(5, reason="full"))
+    assert failure.code == 5
+    error: Any = UserError(1, reason="r")
+    error.details = {"rows": [1, 2]}
+    error._private = "kept"
+    error.lock = object()
+    error.long = "x" * 20_000
+    error.task_id = "of another"
+    error.__notes__ = ["a note"]
+    failure = travel(error)
+    assert (failure.details, failure._private) == ({"rows": [1, 2]}, "kept")
+    assert not hasattr(failure, "lock")
+    assert not hasattr(failure, "long")
+    assert failure.task_id == "the-id"
+    assert "a note" in failure.remote_traceback
+
+
+def test_attributes_in_slots_are_carried_and_pickled() -> None:
+    error = SlottedError(2, "No such file", "f")
+    error.code = 7
+    for failure in (travel(error), pickle.loads(pickle.dumps(travel(error)))):
+        assert isinstance(failure, SlottedError)
+        assert (failure.errno, failure.strerror, failure.filename) == (2, "No such file", "f")
+        assert failure.code == 7
+
+
+def test_no_code_of_a_users_type_runs_for_an_attribute_that_a_payload_names() -> None:
+    raw = (
+        b'{"exc_type":"GuardedError","exc_message":["x"],"exc_module":"%s","exc_attributes":'
+        b'{"task_id":"y","guarded":1,"__class__":"z","__dict__":{},"args":5}}'
+    )
+    failure = rebuild(Raw(raw % __name__.encode()), "the-id", None)
+    assert isinstance(failure, GuardedError)
+    assert vars(failure)["task_id"] == "the-id"
+    assert vars(failure)["guarded"] == 1
+    assert "__class__" not in vars(failure)
+
+
+def test_the_members_of_a_group_are_failures_of_their_types() -> None:
+    error = ExceptionGroup("several", [ValueError(1), ExceptionGroup("more", [KeyError("x")])])
+    error.add_note("a note")
+    for failure in (travel(error), pickle.loads(pickle.dumps(travel(error)))):
+        assert isinstance(failure, ExceptionGroup)
+        assert isinstance(failure, TaskFailed)
+        assert failure.message == "several"
+        first, second = failure.exceptions
+        assert isinstance(first, ValueError)
+        assert isinstance(first, TaskFailed)
+        assert first.args == (1,)
+        assert isinstance(second, ExceptionGroup)
+        assert isinstance(second.exceptions[0], KeyError)
+        caught: list[BaseException] = []
+        try:
+            raise failure
+        except* KeyError as group:
+            caught += group.exceptions
+        except* ValueError as group:
+            caught += group.exceptions
+        assert len(caught) == 2
+
+
+def test_a_member_of_a_group_that_would_act_on_the_caller_is_a_plain_failure() -> None:
+    failure = travel(ExceptionGroup("several", [Reject("x"), ResultTimeout("y")]))
+    assert isinstance(failure, ExceptionGroup)
+    assert [type(one) for one in failure.exceptions] == [TaskFailed, TaskFailed]
+
+
+def test_a_group_in_groups_is_described_within_limits() -> None:
+    error: Exception = ValueError(1)
+    for _ in range(50):
+        error = ExceptionGroup("deep", [error])
+    raw, _ = describe(error)
+    assert len(bytes(raw)) < 10_000
+    raw, _ = describe(ExceptionGroup("wide", [ValueError(n) for n in range(10_000)]))
+    assert len(bytes(raw)) < 100_000
+    assert isinstance(rebuild(raw, "1", None), ExceptionGroup)
 
 
 def test_a_failure_of_a_failure_is_a_failure() -> None:

@@ -38,7 +38,7 @@ def test_messages_come_in_their_order_and_are_all_read_after_the_death_of_the_wr
 ) -> None:
     reader, writer = ends
     supervisor = SupervisorPipe(writer)
-    supervisor.ready(processes=2, patience=30.0, block_limit=None)
+    supervisor.ready(WorkerProcessReady(processes=2, patience=30.0))
     supervisor.tick(more=True)
     assert list(receive(reader, supervisor_messages)) == [
         WorkerProcessReady(2, 30.0, None),

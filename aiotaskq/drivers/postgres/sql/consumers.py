@@ -158,10 +158,13 @@ SELECT EXISTS (SELECT FROM "{{prefix}}_messages" WHERE due_at <= {NOW}) AS is_du
         ORDER BY number LIMIT 100
     ) AS lapsed,
     s.spared = (SELECT max(beat) FROM "{{prefix}}_consumers") AS is_spared,
+    s.single IS NULL AS is_silence_missing,
     (SELECT max(seq) FROM "{{prefix}}_dead") AS newest_dead,
     EXISTS (SELECT FROM "{{prefix}}_dead" WHERE died_at <= {NOW} - $2::float8) AS any_outdated
-FROM "{{prefix}}_silence" AS s
+FROM (SELECT) AS one LEFT JOIN "{{prefix}}_silence" AS s ON true
 """
+# Makes the one row of silences, where somebody has deleted it.
+ADD_SILENCE = 'INSERT INTO "{prefix}_silence" DEFAULT VALUES ON CONFLICT DO NOTHING'
 
 
 def _sweep(table: str, key: str) -> str:

@@ -12,6 +12,9 @@ NOW = f"({REAL_NOW} + $1::float8)"
 READY = "consumer IS NULL AND due_at IS NULL AND crashes < 2"
 SUSPECT = "consumer IS NULL AND due_at IS NULL AND crashes >= 2"
 
+MOST_CRASHES = 1_000_000_000
+"""Crashes above this number are not counted: the column has 32 bits."""
+
 
 def any_suspect(queues: str) -> str:
     """Return a condition: a suspect waits in one of the queues."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiotaskq.drivers.common.retention import CALLS_FOR, CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
 from aiotaskq.drivers.postgres.sql.fragments import (
+    MOST_CRASHES,
     NOW,
     READY,
     REAL_NOW,
@@ -72,7 +73,9 @@ ON CONFLICT (id) DO UPDATE SET until = excluded.until, call_id = NULL
 """
 # Sends a notice to a channel when the transaction commits. PostgreSQL lets one such commit through
 # at a time, in the whole server.
-NOTIFY = "SELECT pg_notify($1::text, '')"
+# Nothing is sent where there is hardly room for notices: the caller's transaction would fail, and
+# consumers look by themselves.
+NOTIFY = "SELECT pg_notify($1::text, '') WHERE pg_notification_queue_usage() < 0.5"
 
 # --- fetch: $2 consumer, $3 token, $4 queues in order, $5 limit, $6 whether to take nothing where
 # --- a delayed message is due, which has to be promoted first
@@ -218,7 +221,7 @@ WITH held AS MATERIALIZED (
     RETURNING seq
 ), back AS (
     UPDATE "{{prefix}}_messages" SET
-        consumer = NULL, token = NULL, crashes = crashes + 1,
+        consumer = NULL, token = NULL, crashes = least(crashes, {MOST_CRASHES}) + 1,
         crash_note = (SELECT crash_note FROM "{{prefix}}_consumers" WHERE number = $1)
     WHERE seq = ANY (ARRAY(SELECT seq FROM held WHERE goes_on))
     RETURNING queue
@@ -226,6 +229,38 @@ WITH held AS MATERIALIZED (
 SELECT queue, count(*) AS count FROM back GROUP BY queue
 UNION ALL
 SELECT NULL, count(*) FROM gone
+"""
+
+# Takes messages back whose holder does not exist, and never did: another program wrote them. Every
+# holder has a row, and goes with its last message; a fetch locks the row of its own.
+TAKE_BACK_STRAYS = f"""
+WITH stray AS MATERIALIZED (
+    SELECT seq FROM "{{prefix}}_messages" AS m
+    WHERE consumer IS NOT NULL
+        AND NOT EXISTS (SELECT FROM "{{prefix}}_consumers" AS c WHERE c.number = m.consumer)
+    ORDER BY consumer, seq LIMIT $2
+    FOR UPDATE OF m SKIP LOCKED
+), back AS (
+    UPDATE "{{prefix}}_messages" SET
+        consumer = NULL, token = NULL, crashes = least(crashes, {MOST_CRASHES}) + 1,
+        crash_note = 'its holder does not exist', due_at = NULL
+    WHERE seq = ANY (ARRAY(SELECT seq FROM stray))
+    RETURNING seq
+)
+SELECT count(*) AS count, $1::float8 FROM back
+"""
+# Makes messages ready whose due time is no number. It is greater than all times, so that they would
+# wait for ever.
+FREE_TIMELESS = """
+WITH timeless AS MATERIALIZED (
+    SELECT seq FROM "{prefix}_messages" WHERE due_at = 'NaN' ORDER BY due_at, seq LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE "{prefix}_messages" SET due_at = NULL
+    WHERE seq = ANY (ARRAY(SELECT seq FROM timeless))
+    RETURNING seq
+)
+SELECT count(*) AS count, $1::float8 FROM freed
 """
 
 # --- cancel ---

@@ -22,6 +22,7 @@ def _timed(template: str) -> str:
 # Stores a batch and notifies subscribers of the ids of final outcomes, in one statement: there is
 # no outcome without its notice, and no notice without its outcome. Rows are locked in the order of
 # their ids, so that two batches that share some cannot deadlock.
+# Where there is hardly room for notices, none is sent: subscribers also look by themselves.
 # A notice is a JSON array of ids, shorter than the 8000 bytes that PostgreSQL allows. It is empty
 # where an id is too long for one: then subscribers have to look.
 STORE = _timed("""
@@ -46,7 +47,7 @@ WITH kept AS (
 ), news AS (
     SELECT to_json(task_id) AS id, octet_length(to_json(task_id)::text) + 2 AS size, task_id
     FROM kept
-    WHERE status IN ('SUCCESS', 'FAILURE', 'REVOKED')
+    WHERE status IN ('SUCCESS', 'FAILURE', 'REVOKED') AND pg_notification_queue_usage() < 0.9
 ), parts AS (
     SELECT id, sum(size) OVER (ORDER BY task_id) / 7000 AS part FROM news WHERE size < 900
 )

@@ -39,15 +39,16 @@ records. Three invariants hold:
    dies in between, that can happen.
 3. A queue is on the list before it is declared (`topology.py`). An exchange marks that it is there:
    a sender need not read the list. `forget_queue` removes the mark first and looks at it again at
-   the end, so a queue that somebody lists meanwhile stays listed.
+   the end, so a queue that somebody lists meanwhile stays listed. Each priority of a queue that is
+   in use is on the list as well, with a mark of its own. It stays there: a delayed message may
+   arrive at any time, and consumers look only where the list leads them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from pamqp.commands import Exchange
@@ -66,12 +67,16 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
 from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 from aiotaskq.drivers.rabbitmq.membership.survey import ConsumerSurvey
 from aiotaskq.errors import Unavailable
+from aiotaskq.readable import get_logger
 
 __all__ = ["ConsumerMember", "RabbitMembership"]
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _FORGOTTEN = b"\0"  # before a name on the list: the queue is taken off
+# Before a priority and a name: it is in use. Versions without priorities take off a name that is
+# not on the list, and so do nothing.
+_LEVEL = b"\0\0"
 _RESTORE_PAUSE = 0.5  # seconds between attempts to restore messages in the background
 
 
@@ -88,6 +93,7 @@ class RabbitMembership:
             all of them; they arrive without another call.
         harmless_losses: Returns how often a message was lost with a connection though the process
             lived.
+        on_level: Called with the name of a queue when another priority of it is in use.
     """
 
     def __init__(self, connection: RabbitConnection) -> None:
@@ -97,6 +103,8 @@ class RabbitMembership:
         self.harmless_losses = self._ledger.harmless.count
         self._survey = ConsumerSurvey(connection, self._ledger)
         self._queues: dict[str, None] = {}
+        self._levels: dict[str, list[int]] = {}  # priorities above 0, the highest first
+        self.on_level: Callable[[str], None] = lambda _: None
         self._odd_queue_logged = False
         self._queue_list = RabbitStream(
             connection,
@@ -147,18 +155,28 @@ class RabbitMembership:
         await self._queue_list.catch_up()
         return self._queues
 
+    def levels(self, queue: str) -> Sequence[int]:
+        """Return the priorities above 0 of a queue that are in use, the highest first.
+
+        They are known as far as the list was read: by `queues`, or by a member that has joined.
+        """
+        return self._levels.get(queue, ())
+
     # --- statements -----------------------------------------------------------------------------
 
-    async def add_queue(self, queue: str) -> None:
-        """Put a queue on the list of queues. Once is enough, twice does no harm.
+    async def add_queue(self, queue: str, priority: int = 0) -> None:
+        """Put a queue on the list of queues, or a priority of it that is used.
+
+        Once is enough, twice does no harm.
 
         Raises:
             Unavailable: The server cannot be reached.
         """
         await self._queue_list.declare()
-        await self._queue_list.write(queue.encode())
+        level = b"%b%d" % (_LEVEL, priority) if priority else b""
+        await self._queue_list.write(level + queue.encode())
         # After the record: a queue that has the mark is not put on the list again.
-        mark = self._connection.names.mark(queue)
+        mark = self._connection.names.mark(queue, priority)
         await self._connection.declare(
             Exchange.Declare(exchange=mark, exchange_type="direct", durable=True)
         )
@@ -181,6 +199,9 @@ class RabbitMembership:
 
     def _read_queue(self, body: bytes) -> None:
         """Apply a record of the list of queues. Others may have written it: it may be anything."""
+        if body.startswith(_LEVEL):
+            self._read_level(body[len(_LEVEL) :])
+            return
         try:
             queue = body.removeprefix(_FORGOTTEN).decode()
         except UnicodeDecodeError:
@@ -195,6 +216,16 @@ class RabbitMembership:
                 "The list of queues has a name that no queue can have; it is skipped",
                 extra={"event": "rabbitmq_odd_queue", "queue": ascii(body[:100])},
             )
+
+    def _read_level(self, record: bytes) -> None:
+        try:
+            level, queue = int(record[:1]), record[1:].decode()
+        except ValueError:
+            return  # not ours
+        known = self._levels.get(queue, [])
+        if level and level not in known and self._connection.names.can_name(queue):
+            self._levels[queue] = sorted([*known, level], reverse=True)
+            self.on_level(queue)
 
     async def cancel(self, ids: Collection[str], *, running: bool) -> Collection[str]:
         """Cancel messages, as `Broker.cancel` does.
@@ -223,6 +254,15 @@ class RabbitMembership:
             if not self._closed:
                 self._start(self._restore_held_later(question))
             raise
+
+    async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
+        """Return those of these ids that are cancelled.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
+        await self._ledger.stream.catch_up()
+        return {one for one in ids if one in self._ledger.cancelled}
 
     async def restore(self, ids: Collection[str]) -> None:
         """Undo the cancellation of those of these messages that are cancelled.
@@ -269,7 +309,7 @@ class RabbitMembership:
             consumer: The consumer, as others see it.
             held: Its messages.
         """
-        return ConsumerMember(self._connection, self._ledger, consumer, held)
+        return ConsumerMember(self._connection, self._ledger, self._queue_list, consumer, held)
 
     async def close(self) -> None:
         """End all background work. Never raises."""

@@ -3,16 +3,18 @@
 Theory of operation
 -------------------
 `join` declares the consumer's queue, which lives as long as the connection, then records that the
-consumer has joined, then reads the ledger. Only then may the consumer fetch. This order matters:
+consumer has joined, then reads the ledger and the list of queues, which has the priorities in use.
+Only then may the consumer fetch. This order matters:
 
 - A process that cancels a message writes the record and then asks every consumer known by then. A
   consumer that is not known yet writes its own record later, and so reads the cancellation.
 - A consumer is recorded only when its queue exists, so no survey takes it for dead.
 
-After that a member is reading or not. When the server ends the reading (the ledger was deleted or
-moved), it joins and reads again, until that works or the connection is gone. It also does so once a
-day, because the ledger drops old records. Questions that refer to a record are answered when that
-record was read; if this takes too long there is no answer, since the asker would rely on it.
+After that a member is reading each of the two or not. When the server ends the reading (the stream
+was deleted or moved), it joins and reads again, until that works or the connection is gone. It also
+does so once a day, because the ledger drops old records. Questions that refer to a record are
+answered when that record was read; if this takes too long there is no answer, since the asker would
+rely on it.
 
 `close` and the loss of the connection end it. A member whose process dies leaves no record: others
 find its queue gone.
@@ -22,8 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 from pamqp.commands import Basic, Queue
@@ -48,11 +49,13 @@ from aiotaskq.drivers.rabbitmq.membership.records import (
     decode_question,
     encode,
 )
+from aiotaskq.drivers.rabbitmq.membership.stream import RabbitStream
 from aiotaskq.drivers.rabbitmq.messages import Lineage
 from aiotaskq.drivers.rabbitmq.transport import RabbitTransport
 from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _LONGEST_MARK = 40  # characters of a survey's mark
 _RECORD_WAIT = 1.0  # seconds that an answer waits for the record which the question refers to
@@ -82,6 +85,7 @@ class ConsumerMember:
     Args:
         connection: The connection to write and publish on; not the consumer's own.
         ledger: The ledger; this object takes its callback.
+        queue_list: The list of queues.
         consumer: The consumer, as others see it.
         held: The messages of the consumer.
 
@@ -93,11 +97,13 @@ class ConsumerMember:
         self,
         connection: RabbitConnection,
         ledger: Ledger,
+        queue_list: RabbitStream,
         consumer: ConsumerInfo,
         held: HeldMessages,
     ) -> None:
         self._connection = connection
         self._ledger = ledger
+        self._queue_list = queue_list
         self._consumer = consumer
         self._held = held
         self._cancelled: set[str] = set()  # while they run, since the last `take_cancelled`
@@ -127,7 +133,9 @@ class ConsumerMember:
             Basic.Consume(queue=queue, consumer_tag="questions", no_ack=True),
         )
         await self._join_and_read(transport)
-        self._start(self._stay_joined(transport))
+        await self._queue_list.read(transport)
+        self._start(self._stay_reading(transport, self._ledger.stream, self._join_and_read))
+        self._start(self._stay_reading(transport, self._queue_list, self._queue_list.read))
         self.losses.watch(transport)
 
     async def leave(self) -> None:
@@ -154,21 +162,26 @@ class ConsumerMember:
         )
         await self._ledger.stream.read(transport)
 
-    async def _stay_joined(self, transport: RabbitTransport) -> None:
-        """Join and read again: when the server has ended the reading, and once a day anyway."""
+    async def _stay_reading(
+        self,
+        transport: RabbitTransport,
+        stream: RabbitStream,
+        read: Callable[[RabbitTransport], Awaitable[None]],
+    ) -> None:
+        """Read a stream again: when the server has ended the reading, and once a day anyway."""
         failed = False
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_JOIN_EVERY):
-                    await self._ledger.stream.ended.wait()
+                    await stream.ended.wait()
             if transport.error is not None:
                 return
             try:
-                await self._join_and_read(transport)
+                await read(transport)
                 failed = False
             except (Unavailable, ConfigError, AmqpError) as error:
                 if not failed:
-                    logger.info("cancellations cannot be read; trying again: %s", error)
+                    logger.info("%s cannot be read; trying again: %s", stream.name, error)
                 failed = True
                 await asyncio.sleep(_READ_PAUSE)
 

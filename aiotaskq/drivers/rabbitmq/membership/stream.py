@@ -58,6 +58,7 @@ class RabbitStream:
         empty: A record without a meaning, written before reading begins: so there is a last one.
 
     Attributes:
+        name: Its name at the server.
         ended: Set while reading is off.
     """
 
@@ -70,8 +71,8 @@ class RabbitStream:
     ) -> None:
         self._connection = connection
         self._declaration = declaration
-        self._name: str = declaration.queue
-        self._late = f"the stream {self._name} gave no answer in time"
+        self.name: str = declaration.queue
+        self._late = f"the stream {self.name} gave no answer in time"
         self._apply = apply
         self._empty = empty
         self._channel: RabbitChannel | None = None
@@ -90,7 +91,7 @@ class RabbitStream:
 
     async def write(self, record: bytes) -> None:
         """Append a record."""
-        await self._connection.publish([AmqpPublication("", self._name, PLAIN_PROPERTIES, record)])
+        await self._connection.publish([AmqpPublication("", self.name, PLAIN_PROPERTIES, record)])
 
     async def catch_up(self) -> None:
         """Do as `read` does, over the connection that is written on.
@@ -147,7 +148,7 @@ class RabbitStream:
         try:
             await channel.call(
                 Basic.Qos(prefetch_count=_AHEAD),
-                Basic.Consume(queue=self._name, consumer_tag=_TAG, arguments={_OFFSET: offset}),
+                Basic.Consume(queue=self.name, consumer_tag=_TAG, arguments={_OFFSET: offset}),
             )
         except AmqpRefused as error:
             if error.code != PRECONDITION_FAILED:
@@ -200,7 +201,7 @@ class RabbitStream:
             async with time_limit(self._connection.address.timeout, self._late):
                 while self._offset < offset:
                     if self.ended.is_set():
-                        raise AmqpDisconnected(f"the stream {self._name} is read no more")
+                        raise AmqpDisconnected(f"the stream {self.name} is read no more")
                     self._moved.clear()
                     await self._moved.wait()
         except AmqpNoAnswer:

@@ -13,8 +13,8 @@ two steps does no harm::
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -22,17 +22,35 @@ from aiotaskq.client.outbox import Outbox, disclose
 from aiotaskq.contract.broker import Broker, Consumer
 from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.settlement import Again, Dead, Done, Settlement
-from aiotaskq.errors import AioTaskQError, DecodeError, LeaseLost, Unavailable
-from aiotaskq.worker.health import Health, Outage
+from aiotaskq.errors import (
+    AioTaskQError,
+    BatchRefused,
+    ConfigError,
+    DecodeError,
+    LeaseLost,
+    Unavailable,
+)
+from aiotaskq.readable import get_logger, on_one_line
 
-logger = logging.getLogger("aiotaskq.worker")
+logger = get_logger("aiotaskq.outbox")
 
 _FIRST = 10  # envelopes taken at first, while their size is unknown
 _BATCH = 1000  # envelopes passed on in one call
 _BATCH_BYTES = 8 * 1024 * 1024
 _WAIT = 2.0  # seconds that an idle fetch waits; a commit wakes it earlier
-_PAUSES = (0.1, 5.0)  # seconds: the first pause while a server is away, and the longest
 _AGAIN = 60.0  # seconds until an envelope that the broker refused is offered to it again
+
+
+class OutageNotes(Protocol):
+    """The part of a worker, or of a scheduler, that hears of outages."""
+
+    def pause(self, error: Exception) -> float:
+        """Note a failure and return the seconds to wait, longer each time."""
+        ...
+
+    def over(self) -> None:
+        """Note a success."""
+        ...
 
 
 class OutboxRelay:
@@ -41,20 +59,20 @@ class OutboxRelay:
     Args:
         outbox: The closed outbox.
         broker: The open broker.
-        health: Hears of servers that are away.
-        name: The name of the worker.
+        outage: Hears of servers that are away.
+        name: The name of the worker or the scheduler.
         lease: Seconds after which another relay takes the envelopes of one that died.
     """
 
     def __init__(
-        self, outbox: Outbox, broker: Broker, health: Health, *, name: str, lease: float
+        self, outbox: Outbox, broker: Broker, outage: OutageNotes, *, name: str, lease: float
     ) -> None:
         self._outbox = outbox
         self._broker = broker
         self._name = name
         self._lease = lease
         self._limit = _FIRST
-        self._outage = Outage(health, "tasks wait in the outbox", _PAUSES)
+        self._outage = outage
 
     async def run(self) -> None:
         """Pass envelopes on, until cancelled."""
@@ -108,12 +126,16 @@ class OutboxRelay:
             try:
                 envelope = disclose(delivery)
             except DecodeError as error:
-                logger.error("%s in the outbox goes to its dead letters: %s", delivery.id, error)
+                name = on_one_line(delivery.id)
+                logger.error("%s in the outbox goes to its dead letters: %s", name, error)
                 settlements.append(Dead(delivery, str(error), b""))
             else:
                 envelopes.append((delivery, replace(envelope, unique=self._broker.traits.unique)))
         settlements += await self._publish(envelopes)
-        await consumer.settle(settlements)
+        try:
+            await consumer.settle(settlements)
+        except BatchRefused as error:  # they stay held until the lease ends
+            logger.error("envelopes in the outbox cannot be settled: %s", error)
 
     async def _publish(self, batch: Sequence[tuple[Delivery, Envelope]]) -> list[Settlement]:
         if not batch:
@@ -127,15 +149,31 @@ class OutboxRelay:
             ]
         try:
             await self._broker.publish([envelope for _, envelope in batch])
+        except BatchRefused as error:
+            refused = error.errors
         except Unavailable:
             raise
-        except AioTaskQError as error:
+        except Exception as error:
             if len(batch) > 1:  # the others are not to wait for one that the broker refuses
                 return [done for one in batch for done in await self._publish([one])]
-            (delivery, envelope) = batch[0]
-            logger.error("%s cannot be passed on from the outbox: %s", envelope.id, error)
-            return [Again(delivery, _put_off(delivery))]
-        return [Done(delivery) for delivery, _ in batch]
+            refused = {0: error}
+        else:
+            refused = {}
+        return [
+            _refused(delivery, refused[at]) if at in refused else Done(delivery)
+            for at, (delivery, _) in enumerate(batch)
+        ]
+
+
+def _refused(delivery: Delivery, why: Exception) -> Settlement:
+    """Return the settlement of an envelope that the broker does not take."""
+    name = on_one_line(delivery.id)
+    # A broker that is full, or set up wrongly, may take it later.
+    if isinstance(why, Unavailable) or type(why) is ConfigError:
+        logger.error("%s cannot be passed on from the outbox now: %s", name, why)
+        return Again(delivery, _put_off(delivery))
+    logger.error("%s in the outbox goes to its dead letters: %s", name, why)
+    return Dead(delivery, f"the broker does not take it: {why}")
 
 
 def _put_off(delivery: Delivery) -> Envelope:
