@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # The folders with Python code that exist.
 CODE := $(wildcard aiotaskq tests examples benchmarks)
 # Python programs without the ending by which tools find them.
-PROGRAMS := scripts/check-house
+PROGRAMS := scripts/check-house scripts/audit
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 # More arguments for pytest: make test ARGS="-k redis -x"
 ARGS ?=
@@ -61,7 +61,7 @@ lint: $(VENV)/.dev ## Check format and lint rules
 .PHONY: types
 types: $(VENV)/.dev ## Check types with mypy --strict and pyright
 	$(BIN)/mypy $(CODE)
-	$(BIN)/mypy $(PROGRAMS)
+	$(foreach program,$(PROGRAMS),$(BIN)/mypy $(program) &&) true
 	$(BIN)/pyright --pythonpath $(BIN)/python $(CODE)
 
 .PHONY: arch
@@ -71,6 +71,10 @@ arch: $(VENV)/.dev ## Check layers and forbidden imports
 .PHONY: house
 house: $(VENV)/.dev ## Names, docstrings and sizes: the rules that no other tool has
 	$(BIN)/python scripts/check-house
+
+.PHONY: audit
+audit: $(VENV)/.dev ## Look for known vulnerabilities in all dependencies; needs the network
+	$(BIN)/python scripts/audit
 
 .PHONY: check
 check: lint types arch house ## All checks without tests: lint, types, arch, house
@@ -87,7 +91,7 @@ test: $(VENV)/.dev servers ## Run all tests; installs and starts the servers for
 
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## Run the fast tests that need no server
-	$(BIN)/python -m pytest -m "not slow and not server" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow and not server" $(ARGS)
 
 .PHONY: test-pythons
 test-pythons: ## Run the fast tests on every Python at hand; all tests: make test-pythons ARGS=tests
@@ -98,8 +102,16 @@ conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 .PHONY: faults
-faults: $(VENV)/.dev servers ## Run the long fault tests, with a new seed each time: half an hour
+faults: $(VENV)/.dev servers ## Run the long fault tests and random histories, with new seeds: an hour
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
+	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/conformance -k histories
+
+# Seconds for each driver: make fuzz FUZZ=600
+FUZZ ?= 120
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev servers ## Write hostile entries into every store beside good tasks, with a new seed each time
+	AIOTASKQ_TESTS_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
 
 # Number and duration: make soak TASKS=100000000 MINUTES=480
 TASKS ?= 10000000

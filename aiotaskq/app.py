@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
-from aiotaskq import bridge, forks
+from aiotaskq import bridge, forks, native
 from aiotaskq.client.cancel import cancel_task
 from aiotaskq.client.dead_letters import DeadLetters
 from aiotaskq.client.outbox import QUEUE as OUTBOX
@@ -92,7 +91,7 @@ class TaskQueue(TaskRegistry):
         self._broker = broker
         self._backend = backend
         self._templates: tuple[Broker, ResultBackend | None] | None = None
-        self._lock = threading.Lock()
+        self._lock = native.make_lock()
         self._codec: Codec | None = None
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         _apps.add(self)
@@ -479,7 +478,7 @@ _apps: WeakSet[TaskQueue] = WeakSet()
 def _renew_locks() -> None:
     """Give a forked child new locks: a thread that does not exist there may hold the old ones."""
     for app in _apps:
-        app._lock = threading.Lock()
+        app._lock = native.make_lock()
 
 
 forks.register(in_child=_renew_locks)

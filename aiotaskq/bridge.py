@@ -4,38 +4,44 @@ The thread starts at the first call, and all threads and applications of the pro
 forked child starts its own: threads do not survive a fork, and the child must not use the sockets
 of its parent.
 
-States: no thread, running, stopped. `stop` is called at the exit of the process, by `atexit` or
-earlier by a hook of `threading`; a call after that starts a new thread. A thread that waits for a
-call may be interrupted by Ctrl-C at any point; the call is cancelled then.
+States: no thread, running, stopped. `stop` is called by `atexit`, when all threads of the program
+have ended, so that each of them can send to its end. Python may start no thread by then, and its
+executors take no work: the loop has one of ours. A call after that starts a new thread. A thread
+that waits for a call may be interrupted by Ctrl-C at any point; the call is cancelled then.
+
+In a program that gevent or eventlet has patched, the thread is a real one all the same. Its loop is
+uvloop, which waits in C and uses no module that is patched. A greenlet that waits for a call reads
+from a socket, as the libraries let the others run meanwhile; it may be killed at any point, and the
+call is cancelled then.
 """
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401 - see the hook at the end of this module
 import contextlib
-import threading
+import socket
 from collections.abc import Coroutine
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from aiotaskq import forks
+from aiotaskq import forks, native
 
 T = TypeVar("T")
 
 _STOP_WAIT = 2.0  # seconds at exit for closing connections properly
+_LOOKUPS = 8  # the most names that are looked up at once
 
 
 class Bridge:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = native.make_lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: native.Thread | None = None
+        self._patched = False  # when the thread was started
         self._stopped: asyncio.Event
-        self._calls: set[Future[Any]] = set()  # calls that a thread waits for
 
     def run(self, work: Coroutine[Any, Any, T], *, instead: str) -> T:
         """Run a coroutine in the background loop and return its value; the calling thread waits.
@@ -47,62 +53,66 @@ class Bridge:
         Raises:
             RuntimeError: An event loop runs in this thread, and waiting would block it.
         """
+        patched = native.is_patched()
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
-            return self._wait(work)
+            return self._wait(work, patched=patched)
+        if patched and asyncio.current_task(loop) is None:  # it is another greenlet's
+            return self._wait(work, patched=True)
         work.close()
         raise RuntimeError(
             f"an event loop is running in this thread, and this call would block it: use {instead}"
         )
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def _wait(self, work: Coroutine[Any, Any, T], *, patched: bool) -> T:
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._running())
+            loop = self._running(patched=patched)
+            call = _GreenCall(work, loop) if patched else _Call(work, loop)
         except BaseException:
             work.close()
             raise
-        self._calls.add(future)
         try:
-            return future.result()
+            return call.result()
         except BaseException:
-            future.cancel()  # Ctrl-C: nobody waits any more; no effect if it has ended
+            call.cancel()  # Ctrl-C: nobody waits any more; no effect if it has ended
             raise
-        finally:
-            self._calls.discard(future)
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _running(self, *, patched: bool) -> asyncio.AbstractEventLoop:
+        # Greenlets do not switch in here: the lock and the wait are those of the system.
         with self._lock:
+            if patched is not self._patched:
+                # The loop uses modules that were patched meanwhile. Its thread is left alone: as
+                # it began before that, Python would complain of its end.
+                self._loop = self._thread = None
+                self._patched = patched
             if self._loop is None:
-                started: threading.Event = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._main, args=(started,), name="aiotaskq-bridge", daemon=True
-                )
+                started = native.make_lock()
+                started.acquire()
+                self._thread = native.Thread(lambda: self._main(started), name="aiotaskq-bridge")
                 self._thread.start()
-                started.wait()
+                started.acquire()
             if self._loop is None:
                 raise RuntimeError("no event loop could be started in the background; see stderr")
             return self._loop
 
-    def _main(self, started: threading.Event) -> None:
+    def _main(self, started: Any) -> None:
         try:
-            self._serve(started)
+            loop = _new_loop()
+            try:
+                loop.run_until_complete(self._serve(started))
+            finally:
+                _close(loop)
         finally:
-            started.set()  # also if it could not start, for example without file descriptors
+            with contextlib.suppress(RuntimeError):  # it has started, and this was said
+                started.release()  # it could not start, for example without file descriptors
 
-    def _serve(self, started: threading.Event) -> None:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._stopped = asyncio.Event()
-            started.set()
-            await self._stopped.wait()
-
-        asyncio.run(serve())  # at its end it cancels all tasks, and they close their connections
-
-    @property
-    def busy(self) -> bool:
-        """Return whether a thread waits for the result of a call."""
-        return bool(self._calls)
+    async def _serve(self, started: Any) -> None:
+        loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        self._loop = loop
+        started.release()
+        await self._stopped.wait()
 
     def stop(self) -> None:
         """End the thread, if there is one; connections are closed properly."""
@@ -112,6 +122,94 @@ class Bridge:
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(self._stopped.set)
             thread.join(_STOP_WAIT)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop that can look names up while the interpreter ends."""
+    new = asyncio.new_event_loop
+    if native.is_patched():
+        with contextlib.suppress(ImportError):  # PyPy
+            from uvloop import new_event_loop as new
+    loop = new()
+    try:
+        loop.set_default_executor(native.Threads(_LOOKUPS))
+    except BaseException:
+        loop.close()
+        raise
+    return loop
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop: its tasks are cancelled, and close their connections.
+
+    `asyncio.run` would then start a thread that waits for the executor of the loop, and Python
+    starts none while it ends.
+    """
+    try:
+        while tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(tasks))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+class _Call(Generic[T]):
+    """A coroutine in the background loop, and a thread that waits for its end."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        self._future = asyncio.run_coroutine_threadsafe(work, loop)
+
+    def result(self) -> T:
+        return self._future.result()
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class _GreenCall(Generic[T]):
+    """The same, with a greenlet that waits.
+
+    The loop's thread uses `_ended` only, which is a socket without Python's part of it: that part
+    is patched, and belongs to the thread of the greenlets.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        waits, self._ended = _socket.socketpair()
+        self._ended.setblocking(False)
+        self._waits = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=waits.detach())
+        try:
+            loop.call_soon_threadsafe(self._begin, work)
+        except BaseException:
+            self._waits.close()
+            self._ended.close()
+            raise
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> None:
+        self._task = self._loop.create_task(work)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        self._ended.close()  # ends the reading
+
+    def result(self) -> T:
+        try:
+            self._waits.recv(1)
+        finally:
+            self._waits.close()
+        assert self._task is not None  # it has ended
+        return self._task.result()
+
+    def cancel(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 _bridge = Bridge()
@@ -133,19 +231,6 @@ forks.register(in_child=_begin_anew)
 def stop() -> None:
     """Stop the background loop; the next use starts another."""
     _bridge.stop()
-
-
-def _stop_if_idle() -> None:
-    # Threads of the program may still run and wait for calls. Then `stop` is called by `atexit`.
-    if not _bridge.busy:
-        _bridge.stop()
-
-
-# When `atexit` runs, the executors of the standard library take no more work, and closing a
-# connection may need one. So the bridge stops earlier, in the hook that the executors use.
-# The hook that is registered last runs first: the import at the top registers theirs before ours.
-with contextlib.suppress(AttributeError, RuntimeError):
-    threading._register_atexit(_stop_if_idle)  # type: ignore[attr-defined]  # private; without it, only `atexit` is used
 
 
 def run(work: Coroutine[Any, Any, T], *, instead: str) -> T:

@@ -44,13 +44,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 from weakref import WeakSet
 
+from aiotaskq.native import make_reentrant_lock
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a program."""
 
 generation = 0
 """The number of forks between this process and the one that has imported this module."""
 
-importing = threading.RLock()
+importing = make_reentrant_lock()
 """Held during the import of a driver, and during a fork."""
 
 
@@ -65,6 +67,7 @@ class ForkHooks(NamedTuple):
 class _Fork(NamedTuple):
     """A fork that is under way."""
 
+    thread: int
     hooks: list[ForkHooks]  # whose `before` was called
     loop: asyncio.AbstractEventLoop | None  # that runs in the thread that forks
     replaced: list[int]  # signals whose handlers the child does not keep
@@ -165,7 +168,8 @@ def _before_fork() -> None:
     # Last: no signal is held back while a hook waits.
     replaced = [int(number) for number in signal.valid_signals() if _is_replaced(number)]
     mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, replaced)}
-    _under_way.append(_Fork(begun, asyncio._get_running_loop(), replaced, mask))
+    thread = threading.get_ident()
+    _under_way.append(_Fork(thread, begun, asyncio._get_running_loop(), replaced, mask))
 
 
 def _is_replaced(number: int) -> bool:
@@ -184,35 +188,52 @@ def _is_replaced(number: int) -> bool:
 
 
 def _after_fork_in_parent() -> None:
-    fork = _under_way.pop()
-    signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
-    _after(fork)
+    fork = _take_fork()
+    if fork is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+        _call_after(fork)
 
 
-def _after(fork: _Fork) -> None:
-    for hooks in reversed(fork.hooks):
-        if hooks.after is not None:
-            hooks.after()
-    importing.release()
+def _take_fork() -> _Fork | None:
+    """Return the fork of this thread; None: Ctrl-C has come while it waited, and it went on."""
+    if _under_way and _under_way[-1].thread == threading.get_ident():
+        return _under_way.pop()
+    return None
+
+
+def _call_after(fork: _Fork) -> None:
+    try:
+        for hooks in reversed(fork.hooks):
+            if hooks.after is not None:
+                hooks.after()
+    finally:
+        importing.release()
 
 
 def _after_fork_in_child() -> None:
     global generation
     generation += 1
-    fork = _under_way.pop()
     signal.set_wakeup_fd(-1)
+    fork = _take_fork()
+    if fork is None:
+        return
     for number in fork.replaced:
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, default)
-    _cut_off()
-    _after(fork)
-    for hooks in fork.hooks:
-        if hooks.in_child is not None:
-            hooks.in_child()
-    if fork.loop is not None and fork.loop in _guarded:
-        fork.loop.call_soon(_come_back)
-    # Last: a signal that has come since the fork is handled now.
-    signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+    try:
+        _cut_off()
+    finally:
+        _call_after(fork)
+        for hooks in fork.hooks:
+            if hooks.in_child is not None:
+                hooks.in_child()
+        if fork.loop is not None and fork.loop in _guarded:
+            fork.loop.call_soon(_come_back)
+        # Last: a signal that has come since the fork is handled now. An exception would be lost
+        # here.
+        if signal.SIGINT in fork.replaced and signal.SIGINT in signal.sigpending():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
 
 
 def _cut_off() -> None:
@@ -224,12 +245,18 @@ def _cut_off() -> None:
                 os.dup2(own.fileno(), poller, inheritable=False)
     ours = [fd for fd, identity in _private.items() if _is_still(fd, identity)]
     _private.clear()
-    if ours:
+    if not ours:
+        return
+    try:
         dead_end, other = socket.socketpair()
-        other.close()
-        with dead_end:
-            for fd in ours:
-                os.dup2(dead_end.fileno(), fd, inheritable=False)
+    except OSError:  # too many files are open: better none than the parent's
+        for fd in ours:
+            os.close(fd)
+        return
+    other.close()
+    with dead_end:
+        for fd in ours:
+            os.dup2(dead_end.fileno(), fd, inheritable=False)
 
 
 def _is_still(fd: int, identity: tuple[int, int]) -> bool:

@@ -30,6 +30,7 @@ from aiotaskq.tasks.application import Application
 from aiotaskq.tasks.effective import EffectiveOptions
 from aiotaskq.tasks.option_table import check_name
 from aiotaskq.tasks.options import TaskKeywords, task_options
+from aiotaskq.tasks.redefinition import is_redefinition, source
 from aiotaskq.tasks.task import CoroutineTask, FunctionTask, Task
 
 P = ParamSpec("P")
@@ -111,14 +112,15 @@ class TaskRegistry(ABC):
                 `task_default_queue`.
             priority: 0 to 9 within the queue, 9 runs first. By default `task_default_priority`.
             timeout: Seconds that one run may take. A coroutine is cancelled then, a process of the
-                pool ended. By default `task_time_limit`.
+                pool ended, and in a thread `TimeLimitExceeded` is raised. By default
+                `task_time_limit`.
             time_limit: Celery's name of `timeout`.
             soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised inside a run, so
                 that it can come to an end by itself. By default `task_soft_time_limit`.
             soft_time_limit: Celery's name of `soft_timeout`.
             retry: When the task runs again after a failure. By default `task_default_retry`.
-            executor: Where a plain function runs: ``"thread"``, the default, or ``"process"``.
-                Coroutine functions run on the event loop.
+            executor: Where a plain function runs: ``"thread"`` or ``"process"``. By default
+                `task_default_executor`. Coroutine functions run on the event loop.
             ignore_result: Whether no result is kept. By default `task_ignore_result`.
             track_started: Whether the status says STARTED while the task runs. By default
                 `task_track_started`.
@@ -152,18 +154,20 @@ class TaskRegistry(ABC):
     def _register(
         self, fn: Callable[..., Any], *, name: str | None = None, **given: Any
     ) -> Task[..., Any]:
+        fn = _plain_callable(fn)
         options = task_options(fn, given)
-        name = check_name(
-            "a task's name",
-            f"{self._module_of(fn)}.{fn.__qualname__}" if name is None else name,
-        )
+        if name is None:
+            if not hasattr(fn, "__qualname__"):
+                raise ConfigError(f"{fn!r} has no name of its own: give one, app.task(name=...)")
+            name = f"{self._module_of(fn)}.{fn.__qualname__}"
+        name = check_name("a task's name", name)
         kind = CoroutineTask if options.executor == "loop" else FunctionTask
         task: Task[..., Any] = kind(fn, app=self._application, name=name, options=options)
         known = self.tasks.get(name)
-        if known is not None and not _same_source(known.fn, fn):
+        if known is not None and not is_redefinition(known.fn, fn):
             raise DuplicateTask(
-                f"a task named {name} is registered already, for {_source(known.fn)}; give"
-                f" {_source(fn)} another one: @app.task(name=...)"
+                f"a task named {name} is registered already, for {source(known.fn)}; give"
+                f" {source(fn)} another one: @app.task(name=...)"
             )
         self.tasks[name] = task
         self._effective.pop(name, None)  # of an earlier state of a module that was reloaded
@@ -274,13 +278,19 @@ class TaskRegistry(ABC):
         return hook
 
 
-def _source(fn: Callable[..., Any]) -> str:
-    code = getattr(fn, "__code__", None)
-    return fn.__qualname__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+def _plain_callable(fn: Any) -> Any:
+    """Return the callable that a task may have for its function.
 
-
-def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether the same lines of a file define both, as after a reload of the module."""
-    if "<locals>" in one.__qualname__:
-        return one is other  # another call of the function around it may have made another one
-    return _source(one) == _source(other) and one.__qualname__ == other.__qualname__
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(fn, staticmethod):
+        return fn.__func__
+    if isinstance(fn, classmethod):
+        raise ConfigError(
+            f"{fn.__func__.__qualname__} is a class method, which has no class here yet; register"
+            " it below the class: app.task(name=...)(TheClass.method)"
+        )
+    if isinstance(fn, Task):
+        raise ConfigError(f"{fn.name} is a task already")
+    return fn

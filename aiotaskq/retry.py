@@ -132,11 +132,18 @@ def retry_delay(
     >>> [retry_delay(policy, attempt, ValueError()) for attempt in (1, 2, 3, 4)]
     [2.0, 4.0, 8.0, None]
     """
-    if attempt >= retry.max_attempts:
-        return None
-    if not isinstance(error, retry.on) or isinstance(error, retry.never_on):
+    if not may_retry(retry, attempt, error):
         return None
     return backoff_delay(retry, attempt, chance=chance)
+
+
+def may_retry(retry: Retry, attempt: int, error: BaseException) -> bool:
+    """Return whether a task runs again after `attempt` failed with `error`."""
+    return (
+        attempt < retry.max_attempts
+        and isinstance(error, retry.on)
+        and not isinstance(error, retry.never_on)
+    )
 
 
 def backoff_delay(

@@ -24,9 +24,19 @@ async def wait_for_ever() -> None:
     await asyncio.Event().wait()
 
 
+@app.task(soft_timeout=0.2, timeout=30)
+def count() -> str:  # in a thread
+    number = 0
+    try:
+        while True:
+            number += 1
+    except SoftTimeLimitExceeded:  # raised between two instructions
+        return "counted for a while"
+
+
 @app.task(executor="process", timeout=1)
 def spin() -> None:
-    while True:  # a thread cannot be stopped here, but a process can
+    while True:  # its process is ended, even if this were C code
         pass
 
 
@@ -45,6 +55,7 @@ async def sleep(seconds: float) -> None:
 async def main() -> None:
     async with app, app.worker():
         print(await (await crawl.kiq(1000)).result(timeout=60))
+        print(await (await count.kiq()).result(timeout=60))
 
         for task in (wait_for_ever, spin):
             ended = await (await task.kiq()).wait(timeout=60)

@@ -55,7 +55,7 @@ HEAVY = {
     "sentinel": "redis",
     "failover": "redis",
 }
-GRACE = 3.0  # seconds for threads, processes and tasks to end
+GRACE = 30.0  # seconds for threads, processes and tasks to end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

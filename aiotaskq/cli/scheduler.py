@@ -25,6 +25,8 @@ from aiotaskq.scheduling.schedules import define_all
 
 logger = get_logger("aiotaskq.scheduler")
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def scheduler(
     context: typer.Context,
@@ -63,8 +65,15 @@ async def _run(app: TaskQueue) -> None:
         logger.warning("stopping")
         running.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    def told(*_: object) -> None:
+        # The first signal says all. A further one may come until the process has ended, when no
+        # event loop handles it any more, and must not end it with another exit status.
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        loop.call_soon_threadsafe(stop)
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, told)
     await run_scheduler(app, running)
 
 

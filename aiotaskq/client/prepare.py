@@ -16,6 +16,7 @@ from aiotaskq.config import Config
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope, Message
 from aiotaskq.encoding.codec import Codec
+from aiotaskq.encoding.forms import UNKNOWN_WRITERS
 from aiotaskq.errors import EncodeError, Unsupported
 from aiotaskq.ids import new_id
 from aiotaskq.tasks.application import Application
@@ -43,8 +44,10 @@ def prepare(call: Call[Any], app: Application) -> PreparedMessage:
     Raises:
         EncodeError: An argument has no form in the serializer.
     """
+    task = app.tasks.get(call.name)
+    writers = UNKNOWN_WRITERS if task is None else task.arguments
     try:
-        args, kwargs, pickled = app.codec.pack(call.args, call.kwargs)
+        args, kwargs, pickled = app.codec.pack(call.args, call.kwargs, writers)
     except EncodeError as error:
         raise EncodeError(f"{call.name}, {error}") from error
     options = call.options

@@ -66,7 +66,7 @@ _NO_CHORDS = "there are no chords in this version"
 _TABLES = "the driver creates its tables, and their names begin with the setting prefix"
 _POOL = (
     'coroutines run on the event loop; for a plain function give executor="thread" or '
-    'executor="process" in its decorator'
+    'executor="process" in its decorator, or set task_default_executor for all'
 )
 _EAGER = "sending a task never runs it in the caller"
 _STORE = "there is no such result backend"

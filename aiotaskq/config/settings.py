@@ -221,7 +221,10 @@ class SettingsTable:
         "The encodings that a worker reads; messages in others go to the dead letters.",
     )
     max_payload_size = Setting(
-        value_types.whole(1, of="of bytes"), 1_048_576, "The largest message, in bytes.", ours=True
+        value_types.whole(1, of="of bytes"),
+        1_048_576,
+        "The largest message, sent or read, in bytes.",
+        ours=True,
     )
     max_result_size = Setting(
         value_types.whole(1, of="of bytes"), 1_048_576, "The largest result, in bytes.", ours=True
@@ -269,6 +272,13 @@ class SettingsTable:
         None,
         "Seconds after which SoftTimeLimitExceeded is raised inside a run, for tasks without a "
         "soft_timeout; None: never.",
+    )
+    task_default_executor = Setting(
+        value_types.plain_executor(),
+        "thread",
+        'Where plain functions run that do not set executor: "thread", or "process" as with '
+        "Celery's prefork.",
+        ours=True,
     )
     task_cancel_grace = Setting(
         value_types.seconds(zero=True),

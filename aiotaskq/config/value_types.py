@@ -344,6 +344,21 @@ def serializer() -> ValueType[Serializer, Serializer]:
     return ValueType(", ".join(f'"{name}"' for name in names[:-1]) + f' or "{names[-1]}"', check)
 
 
+PlainExecutor: TypeAlias = Literal["thread", "process"]
+
+
+def plain_executor() -> ValueType[PlainExecutor, PlainExecutor]:
+    """Return the type of an executor for plain functions."""
+
+    def check(value: Any) -> PlainExecutor:
+        for name in get_args(PlainExecutor):
+            if value == name:
+                return name  # type: ignore[no-any-return]  # one of them
+        raise InvalidValue
+
+    return ValueType('"thread" or "process"', check)
+
+
 _MIME: Mapping[str, Serializer] = {
     "application/json": "json",
     "application/msgpack": "msgpack",

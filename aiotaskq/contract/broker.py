@@ -31,7 +31,8 @@ differ in what they do otherwise:
 - Names of queues and ids are 1 to 200 printable characters; names of queues have no commas.
 - A limit is 1 or more. Lengths of time are finite and not negative; priorities are 0 to 9.
 - Of `not_before` and `delay` at most one is given, and of `expires_at` and `expires_in`.
-- A consumer has one queue or more, each named once; `order` names the same queues.
+- A consumer has one queue or more, each named once; `order` names the same queues, or some of them
+  where a call does not wait.
 - A batch of settlements has one for each delivery at most, and only deliveries of this consumer.
 - A `call_id` is not empty, and comes again only with the same batch.
 - A schedule in `compare_and_swap` has the id that is given beside it.
@@ -187,9 +188,10 @@ class Consumer(Protocol):
         Args:
             limit: The largest number of messages to take; at least 1.
             wait: Seconds; 0 returns at once.
-            order: All queues of the consumer, in the order in which this call empties them; None:
-                the order in which the consumer was made. Messages that an earlier, cancelled call
-                took come first all the same.
+            order: The queues of the consumer, in the order in which this call empties them; None:
+                the order in which the consumer was made. A call that does not wait may leave queues
+                out, and takes nothing from them. Messages that an earlier, cancelled call took come
+                first all the same.
 
         Raises:
             BrokerUnavailable: The broker cannot be reached now.

@@ -5,6 +5,10 @@ pickle the message itself is JSON and contains the pickled arguments. So a worke
 accept pickle can read which task it refuses, without unpickling anything.
 
 Results are stored as JSON. A result of another serializer is wrapped: ``{"$msgpack": "<base64>"}``.
+So is one that its store cannot keep as it is, as text: ``{"$text": "<JSON>"}``.
+
+How a value is written, so that it can be read as it was, is the matter of `Writer`: see
+`aiotaskq.encoding.forms`. Without one, a value gets the plain form of the serializer.
 """
 
 from __future__ import annotations
@@ -12,20 +16,21 @@ from __future__ import annotations
 import base64
 import json
 import pickle
-from collections.abc import Callable, Collection
-from pathlib import PurePath
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Raw
 
 from aiotaskq.contract.message import NOTHING, Message
+from aiotaskq.encoding.reduction import is_model, reduce
+from aiotaskq.encoding.tags import MARK, resolve
 from aiotaskq.errors import DecodeError, EncodeError, PayloadTooLarge
 
 Serializer: TypeAlias = Literal["json", "msgpack", "pickle"]
 
 _WRAPPED = b'{"$'  # the beginning of a wrapped result
-_KINDS = ("$json", "$msgpack", "$pickle")
+_KINDS = ("$json", "$text", "$msgpack", "$pickle")
 _NULL = Raw(b"null")
 _MOST_HISTORY = 256 * 1024  # bytes that a worker may have added to a message: its earlier attempts
 
@@ -33,14 +38,48 @@ ReadResult: TypeAlias = Callable[[bytes, bool], Any]
 """Decodes a result: the bytes, and True for JSON or False for MessagePack."""
 
 
+class Writer(Protocol):
+    """The way to write one value: a parameter of a task, or its result."""
+
+    @property
+    def plain(self) -> frozenset[type]:
+        """The types whose plain form is certainly read as it was."""
+        ...
+
+    def write(self, value: Any, *, json: bool) -> bytes:
+        """Return a value in JSON or MessagePack, in a form that is read as it was.
+
+        Raises:
+            EncodeError: There is none.
+        """
+        ...
+
+
+class Writers(Protocol):
+    """The writers of the arguments of a task."""
+
+    def are_plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether all these, written plainly, are certainly read as they were."""
+        ...
+
+    def row(self, count: int) -> Sequence[Writer]:
+        """Return those of the first `count` positional arguments."""
+        ...
+
+    def named(self, name: str) -> Writer:
+        """Return that of a keyword argument."""
+        ...
+
+
 def to_builtin(value: Any) -> Any:
     """Convert a value of a type that msgspec cannot encode into one that it can."""
-    dump = getattr(value, "model_dump", None)  # pydantic, without importing it
-    if dump is not None:
-        return dump(mode="json")
-    if isinstance(value, PurePath):
-        return str(value)
-    raise TypeError(f"{type(value).__qualname__} cannot be encoded as JSON or MessagePack")
+    return reduce(value, _dump)
+
+
+def _dump(value: Any) -> Any:
+    if is_model(type(value)):
+        return value.model_dump(mode="json", by_alias=False, round_trip=True, warnings=False)
+    return None
 
 
 _json_encode = msgspec.json.Encoder(enc_hook=to_builtin).encode
@@ -131,28 +170,55 @@ class Codec:
         self._max_payload = max_payload
         self._max_result = max_result
 
-    def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Raw, Raw, bytes | None]:
+    def pack(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], writers: Writers | None = None
+    ) -> tuple[Raw, Raw, bytes | None]:
         """Encode arguments for a `Message`: its `args`, `kwargs` and `pickled`.
 
+        Args:
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            writers: Their writers; None: they are written plainly.
+
         Raises:
-            EncodeError: The serializer cannot encode an argument; the error names it.
+            EncodeError: The serializer cannot encode an argument; the error names it if there are
+                writers.
         """
         if self._task_serializer == "pickle":
             return NOTHING, NOTHING, encode_pickle((args, kwargs))
-        encode = encode_json if self._task_serializer == "json" else encode_msgpack
-        try:
-            return (
-                Raw(encode(args)) if args else NOTHING,
-                Raw(encode(kwargs)) if kwargs else NOTHING,
-                None,
+        json = self._task_serializer == "json"
+        if writers is None or writers.are_plain(args, kwargs):
+            encode = encode_json if json else encode_msgpack
+            try:
+                row, named = encode(args) if args else b"", encode(kwargs) if kwargs else b""
+            except EncodeError:
+                if writers is None:
+                    raise
+            else:
+                if writers is None or (row.find(MARK) < 0 and (not named or named.find(MARK) < 0)):
+                    return Raw(row) if row else NOTHING, Raw(named) if named else NOTHING, None
+        return *self._pack_each(args, kwargs, writers, json=json), None
+
+    def _pack_each(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], writers: Writers, *, json: bool
+    ) -> tuple[Raw, Raw]:
+        """Write each argument by itself."""
+
+        def write(name: object, writer: Writer, value: Any) -> Raw:
+            try:
+                return Raw(writer.write(value, json=json))
+            except EncodeError as error:
+                raise EncodeError(f"argument {name}: {error}") from error
+
+        encode = _json_encode if json else _msgpack_encode
+        row = [
+            write(number, writer, value)
+            for number, (writer, value) in enumerate(
+                zip(writers.row(len(args)), args, strict=True), 1
             )
-        except EncodeError:
-            for name, value in [*enumerate(args, 1), *kwargs.items()]:
-                try:
-                    encode(value)
-                except EncodeError as error:
-                    raise EncodeError(f"argument {name}: {error}") from error
-            raise  # each one alone can be encoded
+        ]
+        named = {name: write(name, writers.named(name), value) for name, value in kwargs.items()}
+        return Raw(encode(row)) if row else NOTHING, Raw(encode(named)) if named else NOTHING
 
     def encode_message(self, message: Message) -> bytes:
         """Encode a message whose arguments this codec has packed.
@@ -215,8 +281,12 @@ class Codec:
             f" {self._max_payload:,}"
         )
 
-    def encode_result(self, value: Any) -> Raw:
+    def encode_result(self, value: Any, writer: Writer | None = None) -> Raw:
         """Encode the return value of a task, as JSON.
+
+        Args:
+            value: The value.
+            writer: Its writer; None: it is written plainly.
 
         Raises:
             EncodeError: The result serializer cannot encode the value.
@@ -224,7 +294,10 @@ class Codec:
         """
         if value is None:
             return _NULL
-        encoded = self._encode_result(value)
+        try:
+            encoded = self._encode_result(value, writer)
+        except EncodeError as error:
+            raise EncodeError(f"the result cannot be kept: {error}") from error
         if len(encoded) > self._max_result:
             raise PayloadTooLarge(
                 f"the result has {len(encoded):,} bytes, and max_result_size allows"
@@ -259,7 +332,10 @@ class Codec:
             return read(encoded, True)
         if kind == "$json":
             return read(bytes(inner), True)
-        data = base64.b64decode(msgspec.json.decode(inner, type=str), validate=True)
+        text = msgspec.json.decode(inner, type=str)
+        if kind == "$text":
+            return self._read_result(text.encode(), read)
+        data = base64.b64decode(text, validate=True)
         if kind[1:] not in self._accept:
             raise DecodeError(
                 f"the result is written in {kind[1:]}, which accept_content does not include"
@@ -270,8 +346,13 @@ class Codec:
 
 
 def decode_plain(encoded: bytes, json: bool) -> Any:
-    """Decode JSON or MessagePack into plain values: dicts, lists, texts, numbers."""
-    return msgspec.json.decode(encoded) if json else msgspec.msgpack.decode(encoded)
+    """Decode JSON or MessagePack into plain values, and tagged forms into their values.
+
+    Raises:
+        ValueError: It is neither JSON nor MessagePack, or a tagged form is none of ours.
+    """
+    value = msgspec.json.decode(encoded) if json else msgspec.msgpack.decode(encoded)
+    return resolve(value)[0] if encoded.find(MARK) >= 0 else value
 
 
 def is_json(body: bytes) -> bool:
@@ -297,8 +378,22 @@ def _unpickle(data: bytes, what: str) -> Any:
         raise DecodeError(f"{what} cannot be unpickled: {error}") from error
 
 
-def _encode_json_result(value: Any) -> bytes:
-    encoded = encode_json(value)
+def _write(value: Any, writer: Writer | None, *, json: bool) -> bytes:
+    encode = encode_json if json else encode_msgpack
+    if writer is None:
+        return encode(value)
+    if type(value) in writer.plain:
+        try:
+            encoded = encode(value)
+        except EncodeError:  # such as NaN
+            return writer.write(value, json=json)
+        if encoded.find(MARK) < 0:
+            return encoded
+    return writer.write(value, json=json)
+
+
+def _encode_json_result(value: Any, writer: Writer | None) -> bytes:
+    encoded = _write(value, writer, json=True)
     # A dict of the user that looks like a wrapped result is wrapped itself.
     return b'{"$json":' + encoded + b"}" if encoded.startswith(_WRAPPED) else encoded
 
@@ -307,8 +402,8 @@ def _wrap(kind: str, data: bytes) -> bytes:
     return b'{"$%s":"%s"}' % (kind.encode(), base64.b64encode(data))
 
 
-_RESULT_ENCODERS: dict[str, Callable[[Any], bytes]] = {
+_RESULT_ENCODERS: dict[str, Callable[[Any, Writer | None], bytes]] = {
     "json": _encode_json_result,
-    "msgpack": lambda value: _wrap("msgpack", encode_msgpack(value)),
-    "pickle": lambda value: _wrap("pickle", encode_pickle(value)),
+    "msgpack": lambda value, writer: _wrap("msgpack", _write(value, writer, json=False)),
+    "pickle": lambda value, _: _wrap("pickle", encode_pickle(value)),
 }

@@ -33,14 +33,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import connection
+from collections.abc import Callable, Container, Iterable, Iterator
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from aiotaskq.forks import STOP_SIGNALS
+from aiotaskq.forks import STOP_SIGNALS, register
 
 _PROC = Path("/proc")
 _NOT_RUNNING = frozenset("TtZXx")  # states in /proc/<pid>/stat: stopped, dead; see proc(5)
@@ -48,7 +48,7 @@ _DEAD = frozenset("ZXx")
 _LOOK_INTERVAL = 0.1  # seconds between looks where there are no pidfds
 _END_LOOK_INTERVAL = 0.02  # seconds between looks whether processes that were told to end have
 
-_daemons: WeakSet[ChildProcess] = WeakSet()  # those that end with this process
+_running: WeakSet[ChildProcess] = WeakSet()  # those that were not collected
 
 
 class ChildProcess:
@@ -56,17 +56,20 @@ class ChildProcess:
 
     Attributes:
         pid: Its process id.
+        daemon: Whether it is killed at our exit.
         sentinel: A file descriptor that becomes readable when the process ends, whoever has a copy
             of what it held open; None where the system has no pidfds.
     """
 
-    def __init__(self, process: BaseProcess) -> None:
+    def __init__(self, process: BaseProcess, *, daemon: bool) -> None:
         assert process.pid is not None, "the process was not started"
+        self.daemon = daemon
         self.pid = process.pid
         self.sentinel = open_pidfd(self.pid)
         self._process = process
         self._lock = threading.Lock()  # held while it is signalled or collected
         self._collected = False
+        _running.add(self)
 
     def is_alive(self) -> bool:
         """Return whether the process has not ended yet."""
@@ -112,18 +115,22 @@ class ChildProcess:
         """
         self.join(None)
         with self._lock:
-            self._collected = True
             self._process.join()
             status = self._process.exitcode
-            if status is None:
-                # `multiprocessing` takes it for alive, for ever, and would send signals to its pid.
-                popen: Any = self._process._popen  # type: ignore[attr-defined]  # private, see above
-                popen.returncode = 0
-            self._process.close()
-            if self.sentinel is not None:
-                os.close(self.sentinel)
-        _daemons.discard(self)
+            self.forget()
         return status
+
+    def forget(self) -> None:
+        """Free the resources of the process, which has ended or is no child of this process."""
+        self._collected = True
+        if self._process.exitcode is None:
+            # `multiprocessing` takes it for alive, for ever, and would send signals to its pid.
+            popen: Any = self._process._popen  # type: ignore[attr-defined]  # private, see above
+            popen.returncode = 0
+        self._process.close()
+        if self.sentinel is not None:
+            os.close(self.sentinel)
+        _running.discard(self)
 
 
 def wait_for(
@@ -171,8 +178,33 @@ def _is_readable(fd: int) -> bool:
 def _kill_daemons() -> None:
     # Before `multiprocessing` does: it sends SIGTERM, which processes of ours may ignore, and then
     # waits for their end.
-    for process in list(_daemons):
-        process.send_signal(signal.SIGKILL)
+    for process in list(_running):
+        if process.daemon:
+            process.send_signal(signal.SIGKILL)
+
+
+def _forget_all() -> None:
+    """Make a forked child leave alone what its parent has started, at its exit too."""
+    for process in list(_running):
+        process.forget()
+
+
+register(in_child=_forget_all)
+
+
+def reap_orphans(own: Container[int]) -> None:
+    """Free the dead processes that were given to this one when their parents died.
+
+    That is the task of process 1, which the supervisor is where it is all that a container runs.
+
+    Args:
+        own: The pids of processes of ours. Where one of them is dead, the others come later.
+    """
+    with contextlib.suppress(ChildProcessError):  # there are none
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in own:
+                return
+            os.waitpid(found.si_pid, 0)
 
 
 def start_process(
@@ -205,12 +237,11 @@ def start_process(
     process: BaseProcess = context.Process(
         target=_run_in_child, args=(handler, target, args), name=name, daemon=daemon
     )
+    if method == "spawn":
+        resource_tracker.ensure_running()  # its own start would let the signals through
     with _stop_signals_held_back():
         process.start()
-    started = ChildProcess(process)
-    if daemon:
-        _daemons.add(started)
-    return started
+    return ChildProcess(process, daemon=daemon)
 
 
 @contextlib.contextmanager

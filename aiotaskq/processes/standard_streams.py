@@ -6,8 +6,8 @@ that calls `print`. So `guard_streams`, called first in each program, replaces `
 `sys.stderr`:
 
 - A character that the encoding lacks is written as an escape, in the form that JSON has as well.
-- An error of a write is kept and not raised. What is written after it is dropped. A command whose
-  output is its purpose ends with `output_failure`, once its work is done.
+- An error of a write is kept and not raised, and the text is lost. A command whose output is its
+  purpose ends with `output_failure`, once its work is done.
 - Each line is written when it is complete. A log collector reads from a pipe, for which Python
   would keep lines back until it has 8 KiB of them.
 - A standard stream that was closed is opened on the null device. Otherwise the next socket would
@@ -72,16 +72,15 @@ class _Guarded(io.FileIO):
         """Write all of the data, or drop the rest after an error. Never raises."""
         left = memoryview(data).cast("B")
         size = len(left)
-        while left and self.failure is None:
-            try:
+        try:
+            while left:
                 written = super().write(left)
                 if written is None:  # somebody has made the pipe non-blocking: it is full
                     select.select([], [self], [])
-                    continue
-            except OSError as error:
-                self.failure = error
-            else:
-                left = left[written:]
+                else:
+                    left = left[written:]
+        except OSError as error:  # the next write is tried again: a disk may have room by then
+            self.failure = self.failure or error
         return size
 
 

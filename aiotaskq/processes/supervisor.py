@@ -44,6 +44,7 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -58,6 +59,7 @@ from aiotaskq.processes.lease_keeper import LeaseKeeper
 from aiotaskq.processes.operating_system import (
     describe_exit_status,
     kill_session,
+    reap_orphans,
     start_process,
     wait_for,
 )
@@ -210,7 +212,8 @@ class Supervisor:
                 self._file_watcher.stop()
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # A further signal may come until the process has ended, and must not end it.
+                signal.signal(number, signal.SIG_IGN if self._stopping else handler)
             self._wake.close()
             waker.close()
         return self._status
@@ -251,6 +254,12 @@ class Supervisor:
         self._kill_stuck()
         self._start_due()
         self._lease_keeper.check()  # last: no start of a child has to wait for it
+        if os.getpid() == 1:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        processes = [child.process for child in self._children.values()]
+        reap_orphans({process.pid for process in processes + self._lease_keeper.processes})
 
     # --- messages ---
 

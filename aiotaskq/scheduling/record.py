@@ -19,7 +19,9 @@ from msgspec.structs import replace
 from aiotaskq.contract.message import RetryPolicy
 from aiotaskq.contract.records import StoredSchedule
 from aiotaskq.contract.schedules import ScheduleStore
-from aiotaskq.encoding.codec import to_builtin
+from aiotaskq.encoding.codec import Codec, to_builtin
+from aiotaskq.encoding.forms import UNKNOWN_FORM
+from aiotaskq.encoding.tags import resolve
 from aiotaskq.errors import ConfigError, EncodeError
 from aiotaskq.readable import get_logger
 from aiotaskq.recurrence import GRACE, Misfire, Overlap, Schedule, Timing
@@ -40,7 +42,7 @@ class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
     task: str
     timing: Timing
-    args: list[Any] = []
+    args: list[Any] = []  # with tagged forms, as the arguments of a message
     kwargs: dict[str, Any] = {}
     options: dict[str, Any] = {}  # options of the calls; a retry as a `RetryPolicy`
     overlap: Overlap = "allow"
@@ -53,9 +55,16 @@ class ScheduleDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_default
         options = dict(self.options)
         if "retry" in options:
             options["retry"] = for_call(msgspec.convert(options["retry"], RetryPolicy), Retry())
-        return Call(
-            self.task, tuple(self.args), self.kwargs, cast("CallOptions", {**options, **extra})
-        )
+        args, kwargs = self.arguments()
+        return Call(self.task, tuple(args), kwargs, cast("CallOptions", {**options, **extra}))
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of its calls as they were given.
+
+        Raises:
+            ValueError: They were not written here.
+        """
+        return resolve(self.args)[0], resolve(self.kwargs)[0]
 
 
 class ScheduleState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,6 +110,7 @@ def read(stored: StoredSchedule) -> ScheduleRecord:
     """
     try:
         record = _decode(stored.body)
+        record.definition.arguments()
         for moment in (record.state.due, record.state.last_due, record.state.last_at):
             if moment is not None:
                 datetime.fromtimestamp(moment, UTC)  # beyond the calendar it raises
@@ -149,6 +159,7 @@ def define(
     known = app.tasks.get(name)
     if known is not None:
         known.arguments.check(args, kwargs)
+        _codec.pack(args, kwargs, known.arguments)  # refuses what would not arrive as it is
     for option in ("eta", "task_id", "connection"):
         if option in options:
             raise ConfigError(f"{option} makes no sense for a schedule: each run is another task")
@@ -157,8 +168,8 @@ def define(
     return ScheduleDefinition(
         task=name,
         timing=schedule.timing(app.conf.timezone),
-        args=_plain("args", list(args)),
-        kwargs=_plain("kwargs", kwargs),
+        args=[_argument(value) for value in args],
+        kwargs={name: _argument(value) for name, value in kwargs.items()},
         options=_plain_options(options),
         overlap=schedule.overlap,
         misfire=schedule.misfire,
@@ -231,6 +242,19 @@ def _check_results(app: Application, name: str) -> None:
             f'overlap="skip" has to see whether the last run has ended, and {name} keeps no'
             " results: give it some, or leave overlap out"
         )
+
+
+_codec = Codec()
+
+
+def _argument(value: Any) -> Any:
+    """Return an argument as JSON data; its tags keep the types that JSON has not."""
+    try:
+        return msgspec.json.decode(UNKNOWN_FORM.write(value, json=True))
+    except EncodeError as error:
+        raise EncodeError(
+            f"the arguments of a schedule rest as JSON, and one has no form in it: {error}"
+        ) from error
 
 
 def _plain(what: str, value: Any) -> Any:

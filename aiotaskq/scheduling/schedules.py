@@ -308,6 +308,7 @@ def _info_of(stored: StoredSchedule) -> ScheduleInfo:
 
 def _info(schedule_id: str, record: ScheduleRecord) -> ScheduleInfo:
     definition, state = record.definition, record.state
+    args, kwargs = definition.arguments()
     return ScheduleInfo(
         id=schedule_id,
         task=definition.task,
@@ -319,8 +320,8 @@ def _info(schedule_id: str, record: ScheduleRecord) -> ScheduleInfo:
         skipped=state.skipped,
         paused=state.paused,
         in_code=bool(definition.owner),
-        args=definition.args,
-        kwargs=definition.kwargs,
+        args=args,
+        kwargs=kwargs,
         options=definition.options,
         overlap=definition.overlap,
         misfire=definition.misfire,

@@ -66,12 +66,11 @@ class EffectiveOptions(msgspec.Struct, frozen=True, kw_only=True):
             conf: The settings.
         """
         own = _NOT_GIVEN if task is None else task.options
-        soft = _first(own.soft_timeout, conf.task_soft_time_limit)
         return cls(
             queue=own.queue or conf.route(name) or conf.task_default_queue,
             priority=conf.task_default_priority if own.priority is None else own.priority,
             timeout=_first(own.timeout, conf.task_time_limit),
-            soft_timeout=None if own.executor == "thread" else soft,
+            soft_timeout=_first(own.soft_timeout, conf.task_soft_time_limit),
             retry=conf.task_default_retry if own.retry is None else own.retry,
             default_retry_delay=own.default_retry_delay,
             ignore_result=(
@@ -80,7 +79,7 @@ class EffectiveOptions(msgspec.Struct, frozen=True, kw_only=True):
             track_started=(
                 conf.task_track_started if own.track_started is None else own.track_started
             ),
-            executor=own.executor,
+            executor=own.executor or conf.task_default_executor,
         )
 
     @property
@@ -104,8 +103,6 @@ class EffectiveOptions(msgspec.Struct, frozen=True, kw_only=True):
         timeout, soft, policy = run.timeout, run.soft_timeout, run.retry
         if timeout is None and soft is None and policy is None:  # nearly always
             return self
-        if self.executor == "thread":  # nothing can be raised inside it
-            soft = None
         return replace(
             self,
             timeout=_first(timeout, self.timeout),

@@ -292,7 +292,8 @@ _TABLE = (
         _BOTH,
         _seconds(),
         "Seconds that one run may take. A coroutine is"
-        " cancelled then, a process of the pool ended. By default `task_time_limit`.",
+        " cancelled then, a process of the pool ended, and in a thread `TimeLimitExceeded` is"
+        " raised. By default `task_time_limit`.",
         setting="task_time_limit",
         celery="time_limit",
     ),
@@ -317,8 +318,9 @@ _TABLE = (
         "executor",
         _TASK,
         _executor(),
-        'Where a plain function runs: ``"thread"``, the default,'
-        ' or ``"process"``. Coroutine functions run on the event loop.',
+        'Where a plain function runs: ``"thread"`` or ``"process"``. By default'
+        " `task_default_executor`. Coroutine functions run on the event loop.",
+        setting="task_default_executor",
     ),
     Option(
         "ignore_result",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 import msgspec
@@ -86,7 +87,7 @@ class TaskKeywords(TypedDict, total=False):
 class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options given where a task is defined, checked; None: not given."""
 
-    executor: Executor = "loop"
+    executor: Executor | None = "loop"  # None: a plain function that has none of its own
     bind: bool = False
     queue: str | None = None
     priority: int | None = None
@@ -138,7 +139,6 @@ def task_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOption
     options = translate(given)
     check_limits(options.get("soft_timeout"), options.get("timeout"))
     options["executor"] = choose_executor(fn, options.get("executor"))
-    check_soft(fn.__qualname__, options.get("soft_timeout"), options["executor"])
     return TaskOptions(**options)
 
 
@@ -148,15 +148,6 @@ def check_limits(soft_timeout: float | None, timeout: float | None) -> None:
         raise ConfigError(
             f"soft_timeout is {soft_timeout:g} and timeout {timeout:g}; soft_timeout must be less,"
             " so that the task has the time between them to come to an end"
-        )
-
-
-def check_soft(name: str, soft_timeout: float | None, executor: Executor) -> None:
-    """Raise a `ConfigError` if nothing can be raised inside a task while it runs."""
-    if soft_timeout is not None and executor == "thread":
-        raise ConfigError(
-            f"soft_timeout cannot interrupt {name}, a plain function in a thread; choose"
-            ' executor="process", or write `async def`'
         )
 
 
@@ -171,33 +162,42 @@ def check_args(args: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Executor:
-    """Return where a function runs.
+def choose_executor(fn: Callable[..., Any], executor: Executor | None) -> Executor | None:
+    """Return where a function runs; None: it is plain, and `task_default_executor` holds.
 
     Raises:
         ConfigError: It cannot run there.
     """
-    if not (inspect.isroutine(fn) and hasattr(fn, "__module__")):
+    given: Any = fn  # of any type, as a user gave it
+    if not callable(given) or isinstance(given, type):
         raise ConfigError(f"{fn!r} is no function; options are keywords: @app.task(name=...)")
     name = getattr(fn, "__qualname__", repr(fn))
-    if inspect.iscoroutinefunction(fn):
+    # An object may have a call that is a coroutine function.
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else type(fn).__call__
+    if inspect.iscoroutinefunction(called):
         if executor not in (None, "loop"):
             raise ConfigError(
                 f"{name} is a coroutine function, which runs on the event loop: leave executor out"
             )
         return "loop"
-    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         raise ConfigError(f"{name} is a generator; a task returns one value")
     if executor is None or executor == "thread":
-        return "thread"
+        return executor
     if executor == "loop":
         raise ConfigError(
             f"{name} is a plain function and would block the event loop: write"
             ' `async def`, or choose executor="thread" or "process"'
         )
-    if "<locals>" in name or name == "<lambda>":
-        raise ConfigError(
-            f"{name} runs in another process, which finds it by its name: define it at the"
-            " top level of a module"
-        )
+    check_process(fn)
     return "process"
+
+
+def check_process(fn: Callable[..., Any]) -> None:
+    """Raise a `ConfigError` if a plain function cannot run in another process."""
+    name = getattr(fn, "__qualname__", repr(fn))
+    if "<locals>" in name or name == "<lambda>" or not inspect.isfunction(fn):
+        raise ConfigError(
+            f"{name} runs in another process, which finds it by its name: define it at"
+            ' the top level of a module, or give it executor="thread"'
+        )

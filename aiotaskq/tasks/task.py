@@ -19,7 +19,6 @@ from aiotaskq.tasks.options import (
     check_args,
     check_call_options,
     check_limits,
-    check_soft,
 )
 
 P = ParamSpec("P")
@@ -96,14 +95,14 @@ class Task(_Callable[P, R], BoundTask):
     ) -> None:
         self.name = name  # first of all, so that errors can show the task
         self.call: Callable[..., Any] = MethodType(fn, self) if options.bind else fn
-        arguments = Arguments(self.call)
+        arguments = Arguments(self.call, name)
         super().__init__(app, name, arguments, {})
         self.fn = fn
         self.arguments = arguments
         self.options = options
         self.__name__ = getattr(fn, "__name__", name)
         self.__qualname__ = getattr(fn, "__qualname__", name)
-        self.__module__ = fn.__module__
+        self.__module__ = getattr(fn, "__module__", None) or type(fn).__module__
         self.__doc__ = fn.__doc__
         self.__wrapped__ = self.call
 
@@ -134,7 +133,6 @@ class Task(_Callable[P, R], BoundTask):
         """
         checked = check_call_options(options)
         if "soft_timeout" in checked:
-            check_soft(self.name, checked["soft_timeout"], self.options.executor)
             check_limits(checked["soft_timeout"], checked.get("timeout", self.options.timeout))
         return checked
 

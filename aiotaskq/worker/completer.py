@@ -99,8 +99,10 @@ class Completer:
         # What is done, by the identity of a delivery, if its settlement is refused for good.
         self._on_refused: dict[int, Callable[[Exception], None]] = {}
         self._under_way = 0
+        self._settled = 0  # batches, for `settled`
         self._size = 0  # bytes of results that wait to be stored
         self._wake = asyncio.Event()
+        self._ended = asyncio.Event()  # a batch has
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -128,6 +130,11 @@ class Completer:
                 self._on_refused[id(settlement.delivery)] = on_refused
         self._idle.clear()
         self._wake.set()
+
+    @property
+    def keeps_results(self) -> bool:
+        """Return whether outcomes are stored at all."""
+        return self._backend is not None
 
     @property
     def wants_arguments(self) -> bool:
@@ -174,6 +181,14 @@ class Completer:
         """Wait until all that was added is stored and settled."""
         await self._idle.wait()
 
+    async def settled(self) -> None:
+        """Wait until all that was added before is settled; more may be added meanwhile."""
+        batches = -(-len(self._settlements) // _BATCH) + (self._under_way > 0)
+        last = self._settled + batches
+        while self._settled < last:
+            self._ended.clear()
+            await self._ended.wait()
+
     async def run(self) -> None:
         """Complete tasks as they are added, until cancelled."""
         while True:
@@ -205,6 +220,8 @@ class Completer:
             broken = error
         finally:
             self._under_way = 0
+            self._settled += bool(settlements)
+            self._ended.set()
             self._size -= size
         if refused:
             self._health.refused(refused)

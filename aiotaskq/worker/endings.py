@@ -40,7 +40,7 @@ from aiotaskq.contract.settlement import Again, Dead, Done, Release
 from aiotaskq.encoding.exceptions import describe, encode_error, is_error, rebuild, summarize
 from aiotaskq.errors import DecodeError, Reject, RetryLater, Snooze, UnknownTask, Verdict
 from aiotaskq.readable import get_logger, on_one_line
-from aiotaskq.retry import NEVER, Retry, backoff_delay, retry_delay
+from aiotaskq.retry import NEVER, Retry, backoff_delay, may_retry, retry_delay
 from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
@@ -191,7 +191,11 @@ class Endings:
         verdict: Verdict | None
         if isinstance(error, RemoteFailure):
             verdict, result, traceback = error.verdict, error.error, error.traceback
+            is_final = error.is_final
             error = rebuild(result, execution.message.id, traceback, own=True)
+            if is_final:
+                self._fail(execution, error, result, traceback)
+                return
         else:
             verdict = error if isinstance(error, Verdict) else None
             if isinstance(error, RetryLater) and error.__cause__ is not None:
@@ -207,7 +211,10 @@ class Endings:
             self._fail(execution, error, result, traceback, buried=str(verdict))
 
     def misfit(self, execution: Execution, error: Exception) -> None:
-        """Fail a task whose arguments do not fit; another attempt would read the same bytes."""
+        """Fail a task whose arguments do not fit, or whose value has no form.
+
+        Another attempt would end in the same way.
+        """
         result, traceback = describe(error)
         self._fail(execution, error, result, traceback)
 
@@ -228,12 +235,16 @@ class Endings:
                 return
         self._completer.add(Done(execution.delivery))
 
-    def released(self, execution: Execution) -> None:
-        """Hand back a task that did not end, for another worker to run."""
+    def handed_back(self, execution: Execution) -> None:
+        """Hand back a task that has not started; no observer has heard of it."""
         self._completer.add(
             Release(execution.delivery),
             on_refused=partial(self._not_taken_back, execution.delivery, execution.message),
         )
+
+    def released(self, execution: Execution) -> None:
+        """Hand back a task that did not end, for another worker to run."""
+        self.handed_back(execution)
         if self._observers.heard(events.Released):
             self._observers.emit(events.Released(message=execution.message))
 
@@ -244,13 +255,23 @@ class Endings:
         if self._observers.heard(events.Revoked):
             self._observers.emit(events.Revoked(message=message))
 
-    def stuck(self, execution: Execution) -> None:
-        """Tell of an execution that runs on after its end was told."""
+    def retries(self, execution: Execution, error: BaseException) -> bool:
+        """Return whether the task is to run again after this error."""
+        return may_retry(self._policy(execution), execution.message.attempt, error)
+
+    def stuck(self, execution: Execution, *, held: bool) -> None:
+        """Tell of an execution that runs on though it was cancelled.
+
+        Args:
+            execution: The execution.
+            held: Whether another attempt waits until it has ended.
+        """
         self._health.counts["stuck"] += 1
         logger.error(
             "task %s does not end though it was cancelled; its slot is freed, and what it"
-            " still does is ignored",
+            " still does is ignored%s",
             execution,
+            ". Its next attempt waits until it has ended" if held else "",
         )
         if self._observers.heard(events.Stuck):
             self._observers.emit(events.Stuck(message=execution.message))

@@ -15,16 +15,26 @@ then taken away is not reported as a timeout.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import IntEnum, auto
-from typing import Any
+from typing import Any, TypeAlias
+
+from msgspec import Raw
 
 from aiotaskq.context import State, TaskContext
 from aiotaskq.contract.message import Delivery, Message
 from aiotaskq.contract.results import Transaction
+from aiotaskq.encoding.codec import Codec
+from aiotaskq.errors import SoftTimeLimitExceeded, TimeLimitExceeded
 from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.effective import EffectiveOptions
+from aiotaskq.worker.thread_call import ThreadCall
+
+_NULL = Raw(b"null")
+
+Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class Stop(IntEnum):
@@ -47,6 +57,8 @@ class Execution:
         started: When its function was called, by the clock of `time.perf_counter`.
         begun: Whether its coroutine was entered.
         stop: Why it was cancelled; None: it was not.
+        has_slot: Whether it has a thread or a process of the pools.
+        thread: The call of its function in a thread, from its beginning on.
         softened: Whether its soft limit has passed and its function does not know of it yet.
         transaction: The transaction that its function has asked for.
         timers: The timers of its limits; None: it has no limits.
@@ -56,12 +68,14 @@ class Execution:
     __slots__ = (
         "begun",
         "delivery",
+        "has_slot",
         "message",
         "options",
         "softened",
         "started",
         "stop",
         "task",
+        "thread",
         "timers",
         "transaction",
         "work",
@@ -77,6 +91,8 @@ class Execution:
         self.started = time.perf_counter()
         self.begun = False
         self.stop: Stop | None = None
+        self.has_slot = False
+        self.thread: ThreadCall | None = None
         self.softened = False
         self.timers: list[asyncio.TimerHandle] | None = None
         self.transaction: Transaction | None = None
@@ -92,12 +108,82 @@ class Execution:
         """Seconds since its function was called."""
         return time.perf_counter() - self.started
 
+    def encode(self, value: Any, codec: Codec, *, kept: bool) -> Raw:
+        """Encode the value of its function; one that nobody gets needs no form.
+
+        Args:
+            value: The value; encoded already where a process of the pool returned it.
+            codec: The codec of results.
+            kept: Whether results are kept at all.
+
+        Raises:
+            UnwritableResult: The value has no form.
+        """
+        if type(value) is Raw:
+            return value
+        if not kept or self.options.ignore_result:
+            return _NULL
+        try:
+            return codec.encode_result(value, self.task.arguments.result())
+        except Exception as error:  # methods of the value may raise anything
+            raise UnwritableResult from error
+
+    # Limits of time
+
+    def start_timers(
+        self, loop: asyncio.AbstractEventLoop, time_out: Callable[[Execution], None]
+    ) -> None:
+        """Begin to count: at the soft limit it is told, at the hard one `time_out` is called."""
+        timeout, soft = self.options.timeout, self.options.soft_timeout
+        self.timers = []
+        if timeout is not None:
+            self.timers.append(loop.call_later(timeout, time_out, self))
+        if soft is not None and self.options.executor != "process":  # that sees to it there
+            self.timers.append(loop.call_later(soft, self._soften))
+
+    def stop_timers(self) -> None:
+        """Count no longer."""
+        for timer in self.timers or ():
+            timer.cancel()
+
+    def _soften(self) -> None:
+        if self.stop is not None or self.work is None:
+            return
+        if self.thread is not None:
+            self.thread.interrupt(self.soft_error)
+            return
+        self.softened = True
+        self.work.cancel()
+
+    def take_soft_error(self) -> BaseException | None:
+        """Return the exception to raise in place of a cancellation; None: a real cancellation."""
+        if not self.softened or self.stop is not None:
+            return None
+        self.softened = False
+        assert self.work is not None  # it was cancelled
+        self.work.uncancel()
+        return self.soft_error()
+
+    def soft_error(self) -> SoftTimeLimitExceeded:
+        """Return the exception of its soft limit."""
+        return SoftTimeLimitExceeded(
+            f"it ran longer than its soft_timeout of {self.options.soft_timeout:g} s"
+        )
+
+    def hard_error(self) -> TimeLimitExceeded:
+        """Return the exception of its hard limit."""
+        return TimeLimitExceeded(f"it ran longer than its timeout of {self.options.timeout:g} s")
+
     def __str__(self) -> str:
         return str(self.message)
 
 
 class OutcomeExists(Exception):
     """The task has an outcome of another run, so that the transaction of this run was undone."""
+
+
+class UnwritableResult(Exception):
+    """The value of the task has no form; the cause says why. Another run would have none either."""
 
 
 class ExecutionContext(TaskContext):
@@ -134,3 +220,18 @@ class ExecutionContext(TaskContext):
         if execution.transaction is None:
             execution.transaction = await self._begin()
         return execution.transaction.connection
+
+
+def starter(loop: asyncio.AbstractEventLoop) -> Start:
+    """Return a function that starts a coroutine as an asyncio task.
+
+    Where Python can (3.12), the task starts at once and not in the next turn of the loop: a task
+    that never waits costs less. A task factory of the application is used if there is one.
+    """
+    if sys.version_info < (3, 12) or loop.get_task_factory() is not None:
+        return loop.create_task
+
+    def start(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+    return start

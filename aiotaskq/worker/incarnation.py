@@ -13,9 +13,7 @@
   the heartbeat. Each of them waits out a broker that is away. An unexpected error in one of them
   ends the worker loudly (`serve` watches all of them).
 - At most `concurrency` deliveries are held. Nothing is prefetched: a delivery that waits in one
-  worker cannot be run by another one.
-- A fetch is given up for a suspect: a message that crashed workers before is handed out only to a
-  consumer that holds nothing (see `quarantine`).
+  worker cannot be run by another one (see `fetching`).
 """
 
 from __future__ import annotations
@@ -23,12 +21,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from aiotaskq.contract.message import SUSPECT, Delivery
 from aiotaskq.contract.records import DeadLimits, Grant
 from aiotaskq.errors import LeaseLost
 from aiotaskq.readable import get_logger
@@ -36,15 +33,14 @@ from aiotaskq.worker.census import Census
 from aiotaskq.worker.completer import Completer
 from aiotaskq.worker.environment import WorkerEnvironment
 from aiotaskq.worker.executor import Executor
+from aiotaskq.worker.fetching import Fetching, Quota
 from aiotaskq.worker.health import Outage
 from aiotaskq.worker.heartbeat import Heartbeat
 from aiotaskq.worker.quarantine import Quarantine
-from aiotaskq.worker.queue_rotation import QueueRotation
 
 logger = get_logger("aiotaskq.worker")
 
 
-_FETCH_WAIT = 5.0  # seconds that an idle fetch waits; a driver may look more often by itself
 _MAINTAIN_EVERY = 1.0  # seconds, give or take a quarter, so that workers take turns
 _MAINTAIN_MORE = 0.05  # the same after a round that has moved `_MANY`: there may be more
 _MANY = 100
@@ -52,28 +48,6 @@ _NEWS_EVERY = 0.5  # seconds between questions for cancelled tasks, while anythi
 _PAUSES = (0.05, 5.0)  # seconds: the first pause while the broker is away, and the longest
 _STORE_WAIT = 10.0  # seconds at the end for finished tasks to be stored
 _REFUSE_WAIT = 1.0  # seconds after a lost lease in which late outcomes are counted as refused
-_BURST_LOOK = 0.1  # seconds between fetches of a burst that only waits for running tasks to end
-
-
-class Quota:
-    """The number of deliveries that a process may still take, over all its incarnations."""
-
-    def __init__(self, most: int | None) -> None:
-        self._left = most
-
-    def cap(self, wanted: int) -> int:
-        """Return the number of deliveries that may be taken, at most `wanted`."""
-        return wanted if self._left is None else min(wanted, self._left)
-
-    def spend(self, taken: int) -> None:
-        """Note that deliveries were taken."""
-        if self._left is not None:
-            self._left -= taken
-
-    @property
-    def spent(self) -> bool:
-        """Return whether no more may be taken."""
-        return self._left is not None and self._left <= 0
 
 
 class Incarnation:
@@ -94,14 +68,10 @@ class Incarnation:
     ) -> None:
         conf, options, broker = environment.app.conf, environment.options, environment.broker
         self._broker = broker
-        self._options = options
         self._health = environment.health
-        self._quota = quota
         self._count_stuck = count_stuck
-        self._rotation = QueueRotation(options.weights) if options.weights else None
         self._quarantine = Quarantine()
         self._limits = DeadLimits(conf.dead_letter_max, conf.dead_letter_expires)
-        self._slot_free = asyncio.Event()
         self._lost = asyncio.Event()
         self._consumer = broker.consumer(
             options.queues,
@@ -124,7 +94,21 @@ class Incarnation:
         )
         self._census = Census(broker, self._consumer.id)
         self._executor = Executor(
-            environment, self._completer, self._census, slot_freed=self._slot_free.set
+            environment,
+            self._completer,
+            self._census,
+            slot_freed=lambda: self._fetching.slot_freed(),
+            pool_freed=lambda executor: self._fetching.pool_freed(executor),
+        )
+        self._fetching = Fetching(
+            self._consumer,
+            self._executor,
+            self._completer,
+            self._quarantine,
+            environment.health,
+            options,
+            quota,
+            {environment.app.effective_options(name).executor for name in environment.app.tasks},
         )
         self._helpers: list[asyncio.Task[None]] = []
 
@@ -158,7 +142,7 @@ class Incarnation:
         Raises:
             LeaseLost: The broker has given this incarnation up for dead.
         """
-        fetching = asyncio.create_task(self._fetch(), name="aiotaskq-fetch")
+        fetching = asyncio.create_task(self._fetching.run(), name="aiotaskq-fetch")
         losing = asyncio.create_task(self._lost.wait())
         watched = {fetching, losing, *self._helpers}
         try:
@@ -174,58 +158,6 @@ class Incarnation:
             for task in (fetching, losing):
                 task.cancel()
             await asyncio.wait([fetching, losing])
-
-    async def _fetch(self) -> None:
-        outage = Outage(self._health, "cannot fetch tasks", _PAUSES)
-        suspect = False
-        while not self._quota.spent:
-            room = self._quota.cap(self._options.concurrency - self._executor.running)
-            if room <= 0 or self._completer.full:
-                await self._something_ended()
-                continue
-            busy = self._executor.running > 0 or self._completer.backlog > 0
-            # A suspect is alone until it is settled: a crash before that is counted against it.
-            if busy and (suspect or self._quarantine.quiet):
-                await self._something_ended()
-                continue
-            try:
-                deliveries = await self._ask(room, busy=busy, outage=outage.on)
-            except LeaseLost:
-                raise
-            except Exception as error:  # a driver's own included: the next look may find others
-                await asyncio.sleep(outage.pause(error))
-                continue
-            outage.over()
-            if not deliveries and self._options.burst and not busy:
-                return
-            self._quota.spend(len(deliveries))
-            suspect = any(delivery.crashes >= SUSPECT for delivery in deliveries)
-            for delivery in deliveries:
-                self._executor.accept(delivery)
-        await self._finished()
-
-    async def _ask(self, room: int, *, busy: bool, outage: bool) -> Sequence[Delivery]:
-        wait = 0.0 if outage else _FETCH_WAIT  # the end of an outage is to be noted at once
-        if self._options.burst:
-            wait = _BURST_LOOK if busy else 0.0
-        order = None if self._rotation is None else self._rotation.next()
-        return await self._consumer.fetch(room, wait, order=order)
-
-    async def _something_ended(self) -> None:
-        """Wait until there may be room again, or the quiet time for a suspect is over."""
-        self._slot_free.clear()
-        if not self._executor.running:  # the backlog is full, or has to be empty for a suspect
-            await self._completer.drained()
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FETCH_WAIT):
-                await self._slot_free.wait()
-
-    async def _finished(self) -> None:
-        """Wait for all running tasks to end."""
-        while self._executor.running:
-            self._slot_free.clear()
-            await self._slot_free.wait()
 
     async def _maintain(self) -> None:
         outage = Outage(self._health, "cannot maintain the queues", _PAUSES)
@@ -263,7 +195,7 @@ class Incarnation:
         outage = Outage(self._health, "cannot hear of cancelled tasks", _PAUSES)
         while True:
             await asyncio.sleep(_NEWS_EVERY)
-            if not self._executor.running:
+            if not self._executor.held:
                 continue
             try:
                 news = await self._consumer.news()
@@ -277,10 +209,14 @@ class Incarnation:
             self._quarantine.note(suspects=news.suspects)
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
-        """Wait for running tasks to end, for `grace` seconds or until `hurry`; release the rest."""
+        """Wait for running tasks to end, for `grace` seconds or until `hurry`; release the rest.
+
+        What has not started is handed back at once.
+        """
+        self._executor.hand_back()
         waits = [
             asyncio.create_task(wait)
-            for wait in (self._finished(), hurry.wait(), self._lost.wait())
+            for wait in (self._fetching.finished(), hurry.wait(), self._lost.wait())
         ]
         try:
             await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
@@ -290,7 +226,7 @@ class Incarnation:
             await asyncio.wait(waits)
         if self._executor.running:
             logger.warning("handing back what still runs (%d)", self._executor.running)
-            await self._executor.release()
+        await self._executor.release()
         try:
             async with asyncio.timeout(_STORE_WAIT):
                 await self._completer.drained()

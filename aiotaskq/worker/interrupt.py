@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from aiotaskq.errors import SoftTimeLimitExceeded
@@ -28,6 +28,11 @@ class SoftCancelledError(SoftTimeLimitExceeded, asyncio.CancelledError):
 
 SoftCancelledError.__name__ = SoftCancelledError.__qualname__ = SoftTimeLimitExceeded.__name__
 SoftCancelledError.__module__ = SoftTimeLimitExceeded.__module__
+
+
+async def as_coroutine(awaitable: Awaitable[T]) -> T:
+    """Return the value of anything that can be awaited, as a coroutine does."""
+    return await awaitable
 
 
 @types.coroutine

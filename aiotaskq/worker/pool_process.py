@@ -16,12 +16,14 @@ other processes may hold the other end of the pipe.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import importlib
 import os
 import signal
 from collections.abc import Iterator
+from inspect import isawaitable
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeAlias
@@ -36,6 +38,7 @@ from aiotaskq.errors import Reject, RetryLater, Snooze, SoftTimeLimitExceeded, V
 from aiotaskq.processes.parent import watch_parent
 from aiotaskq.processes.standard_streams import guard_streams
 from aiotaskq.tasks.task import Task
+from aiotaskq.worker.interrupt import as_coroutine
 
 
 class ImportModule(msgspec.Struct, frozen=True, tag=True):
@@ -52,6 +55,7 @@ class RunTask(msgspec.Struct, frozen=True, tag=True):
     body: bytes
     worker: str
     soft_timeout: float | None = None
+    keeps_result: bool = True
 
 
 PoolRequest: TypeAlias = ImportModule | RunTask
@@ -81,6 +85,7 @@ class ProcessReply(msgspec.Struct, frozen=True):
     error: bytes | None = None
     traceback: str = ""
     verdict: ProcessVerdict | None = None
+    is_final: bool = False  # another attempt would end in the same way
 
 
 _requests: msgspec.msgpack.Decoder[PoolRequest] = msgspec.msgpack.Decoder(PoolRequest)
@@ -149,16 +154,26 @@ def _run(request: RunTask, codec: Codec) -> ProcessReply:
         enter(context)
         with _told_in(request.soft_timeout):
             value = task.call(*args, **kwargs)
+            if isawaitable(value):  # a plain function around a coroutine function
+                value = asyncio.run(as_coroutine(value))
         forks.end_child(generation)
         if context.verdict is not None:
             raise context.verdict
-        return ProcessReply(value=bytes(codec.encode_result(value)))
+        return _reply(task, value if request.keeps_result else None, codec)
     except BaseException as raised:  # SystemExit included: it ends the task only
         forks.end_child(generation, raised)
         error = raised if context is None else context.judge(raised)
         shown = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ else error
         encoded, traceback = describe(shown)
         return ProcessReply(error=bytes(encoded), traceback=traceback, verdict=_say(error))
+
+
+def _reply(task: Task[Any, Any], value: Any, codec: Codec) -> ProcessReply:
+    try:
+        return ProcessReply(value=bytes(codec.encode_result(value, task.arguments.result())))
+    except Exception as error:  # methods of the value may raise anything
+        encoded, traceback = describe(error)
+        return ProcessReply(error=bytes(encoded), traceback=traceback, is_final=True)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-from aiotaskq.tasks.definition import TaskDefinition
 from aiotaskq.tasks.option_table import Executor
 from aiotaskq.worker.process_pool import ProcessPool
 from aiotaskq.worker.thread_pool import ThreadPool
@@ -32,27 +28,27 @@ class Pools:
         self._end_orphans = end_orphans
         self._threads: ThreadPool | None = None
         self._processes: ProcessPool | None = None
-        self._slots = {
-            "thread": asyncio.Semaphore(threads),
-            "process": asyncio.Semaphore(processes),
-        }
+        self._free: dict[Executor, int] = {"thread": threads, "process": processes}
 
     @property
     def stuck(self) -> int:
-        """The number of threads that still run a function whose call was cancelled."""
+        """The number of threads whose functions do not end, though they were cancelled."""
         return 0 if self._threads is None else self._threads.given_up
 
-    @asynccontextmanager
-    async def slot(self, executor: Executor, task: TaskDefinition) -> AsyncIterator[None]:
-        """Hold a free thread or process in the block, and wait for one on entry.
+    def take(self, executor: Executor) -> bool:
+        """Take a slot, that is a thread or a process; return False if none is free."""
+        if not self._free[executor]:
+            return False
+        self._free[executor] -= 1
+        return True
 
-        A worker takes more tasks than it has threads. A task that waits here does not run yet, and
-        its timeout has not begun. That holds for the start of a process as well.
-        """
-        async with self._slots[executor]:
-            if executor == "process":
-                await self.processes().prepare(task)
-            yield
+    def give_back(self, executor: Executor) -> None:
+        """Give a slot back."""
+        self._free[executor] += 1
+
+    def has_free(self, executor: Executor) -> bool:
+        """Return whether a slot is free."""
+        return self._free[executor] > 0
 
     def threads(self) -> ThreadPool:
         """Return the thread pool."""

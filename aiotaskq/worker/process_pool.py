@@ -61,13 +61,17 @@ class RemoteFailure(Exception):
         error: The encoded error.
         traceback: Its traceback.
         verdict: The verdict that the task raised, if it was one; `error` is its cause then.
+        is_final: Whether another attempt would fail in the same way.
     """
 
-    def __init__(self, error: Raw, traceback: str, verdict: Verdict | None = None) -> None:
+    def __init__(
+        self, error: Raw, traceback: str, verdict: Verdict | None = None, *, is_final: bool = False
+    ) -> None:
         super().__init__(traceback)
         self.error = error
         self.traceback = traceback
         self.verdict = verdict
+        self.is_final = is_final
 
 
 class ProcessPool:
@@ -101,11 +105,16 @@ class ProcessPool:
         """
         module = task.fn.__module__
         reservation = _Reservation()
+        _reserved.set(reservation)
         exchange = _Exchange(ImportModule(module), within=_IMPORT_LIMIT)
         current = asyncio.current_task()
         assert current is not None
         current.add_done_callback(lambda _: self._give_back(reservation))
-        _reserved.set(reservation)
+        ready = self._find_ready(module)
+        if ready is not None:
+            self._busy.add(ready)
+            reservation.keep(ready)
+            return
         try:
             await self._threads.run(self._prepare, module, reservation, exchange)
         except BaseException:
@@ -114,7 +123,12 @@ class ProcessPool:
             raise
 
     async def run(
-        self, task: TaskDefinition, body: bytes, soft_timeout: float | None = None
+        self,
+        task: TaskDefinition,
+        body: bytes,
+        soft_timeout: float | None = None,
+        *,
+        keeps_result: bool = True,
     ) -> Raw:
         """Run the message of a task in a process and return the encoded result.
 
@@ -124,6 +138,7 @@ class ProcessPool:
             task: The task.
             body: The encoded message.
             soft_timeout: Seconds after which `SoftTimeLimitExceeded` is raised in the function.
+            keeps_result: Whether the result is encoded; if not, it is null.
 
         Raises:
             RemoteFailure: The task raised an exception, or its module cannot be imported.
@@ -131,7 +146,9 @@ class ProcessPool:
             OSError: No process can be started.
         """
         fn = task.fn
-        request = RunTask(fn.__module__, fn.__qualname__, body, self._worker, soft_timeout)
+        request = RunTask(
+            fn.__module__, fn.__qualname__, body, self._worker, soft_timeout, keeps_result
+        )
         reservation = _reserved.get(None) or _Reservation()
         if reservation.failure is not None:
             raise reservation.failure
@@ -191,6 +208,15 @@ class ProcessPool:
         self._busy.add(process)
         return process
 
+    def _find_ready(self, module: str) -> _Process | None:
+        """Return the process that was idle last, if it needs no preparation."""
+        with contextlib.suppress(IndexError):
+            process = self._idle.pop()
+            if module in process.modules and process.alive():
+                return process
+            self._idle.append(process)
+        return None
+
     def _find_idle(self, module: str | None) -> _Process | None:
         while True:
             try:
@@ -240,7 +266,9 @@ class ProcessPool:
 
 def _failure(reply: ProcessReply) -> RemoteFailure:
     verdict = None if reply.verdict is None else reply.verdict.understand()
-    return RemoteFailure(Raw(reply.error or b"null"), reply.traceback, verdict)
+    return RemoteFailure(
+        Raw(reply.error or b"null"), reply.traceback, verdict, is_final=reply.is_final
+    )
 
 
 class _Reservation:

@@ -5,16 +5,17 @@ while a function never ends. And it wakes the event loop for each function that 
 functions that end at about the same time wake it once, which makes a short function several times
 cheaper.
 
-A function cannot be stopped. When its call is cancelled it is *given up*: it runs on, its result is
-dropped, and another thread takes the place of the one it occupies. `_busy` and `_given_up` are
-changed in the event loop only; threads reach it through `_ended` and one wake-up (`_waking`).
+A call that is cancelled raises an exception in its function (`ThreadCall`) and waits for it to end.
+A function that does not end, because it runs C code or goes on all the same, is *given up*: another
+thread takes the place of the one it occupies, and `CancelledError` is raised in it some more times,
+which ``except Exception`` does not catch. All state is changed in the event loop only; threads
+reach it through `_ended` and one wake-up (`_waking`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,9 +23,26 @@ from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 from aiotaskq import forks
+from aiotaskq.worker.thread_call import ThreadCall
 
-_Work: TypeAlias = tuple["asyncio.Future[Any]", Callable[[], Any]]
-_Ended: TypeAlias = tuple["asyncio.Future[Any]", Any, BaseException | None]
+Reason: TypeAlias = Callable[[], Callable[[], BaseException] | None]
+"""Returns what makes the exception for a cancelled function, or None not to wait for its end."""
+
+_PUSH_EVERY = 1.0  # seconds between two exceptions in a function that was given up
+_PUSHES = 5
+
+
+class _Job:
+    """A call that was handed to the threads, and its end."""
+
+    __slots__ = ("call", "delivered", "error", "future", "value")
+
+    def __init__(self, call: ThreadCall, future: asyncio.Future[Any]) -> None:
+        self.call = call
+        self.future = future  # another one takes its place where it was cancelled
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.delivered = False
 
 
 class ThreadPool:
@@ -39,47 +57,81 @@ class ThreadPool:
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._generation = forks.generation
-        self._work: SimpleQueue[_Work | None] = SimpleQueue()
-        self._ended: deque[_Ended] = deque()
+        self._work: SimpleQueue[_Job | None] = SimpleQueue()
+        self._ended: deque[_Job] = deque()
         self._threads: list[threading.Thread] = []
         self._alive = 0  # threads that have not ended
         self._busy = 0  # functions that were handed to threads and are not delivered yet
-        self._given_up: set[asyncio.Future[Any]] = set()  # cancelled calls whose functions run on
+        self._given_up: set[ThreadCall] = set()  # they run on
         self._waking = False
         self._less = asyncio.Event()  # set when a function or a thread has ended
 
     @property
     def given_up(self) -> int:
-        """The number of functions that run on after their calls were cancelled."""
+        """The number of functions that run on after they were given up."""
         return len(self._given_up)
 
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a function in a thread, in a copy of the caller's context, and return its value.
+    async def call(self, call: ThreadCall, reason: Reason) -> Any:
+        """Make a call in a thread, and return its value.
 
-        A thread cannot be stopped: where the call is cancelled, the function runs on.
+        Where this is cancelled, the exception of `reason` is raised in the function, and the value
+        or the exception with which it ends is awaited, and is that of this call.
+
+        Args:
+            call: The call.
+            reason: Asked at each cancellation. Where it returns None, the function is given up,
+                and `asyncio.CancelledError` raised at once.
         """
-        future = self.run(function, *args, **kwargs)
         try:
-            return await future
-        except asyncio.CancelledError:
-            if future.cancelled():
-                self._given_up.add(future)
-            raise
+            return await self._call(call, reason)
         except _Carried as carried:
             raise carried.error from None
 
-    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Run a function in a thread, in a copy of the caller's context.
+    async def _call(self, call: ThreadCall, reason: Reason) -> Any:
+        job = self._hand_over(call)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            if not job.future.cancelled():  # the function has just ended, maybe with this
+                return job.future.result()
+        job.future = self._loop.create_future()
+        if job.delivered:  # just before it was cancelled
+            self._resolve(job)
+        while (error := reason()) is not None:
+            call.interrupt(error)
+            with contextlib.suppress(asyncio.CancelledError):  # there is another reason now
+                await asyncio.wait([job.future])
+            if job.future.done():
+                return job.future.result()
+        self.give_up(call)
+        job.future.cancel()
+        raise asyncio.CancelledError
+
+    def give_up(self, call: ThreadCall) -> None:
+        """Have another thread take the place of the one that makes a call, if it has not ended."""
+        if not call.over and call not in self._given_up:
+            self._given_up.add(call)
+            self._push(call, _PUSHES)
+
+    def _push(self, call: ThreadCall, left: int) -> None:
+        if call in self._given_up and left:
+            call.interrupt(asyncio.CancelledError)
+            self._loop.call_later(_PUSH_EVERY, self._push, call, left - 1)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run a function in a thread, in a copy of the caller's context; nothing interrupts it.
 
         The future may be cancelled, and the function runs to its end all the same.
         """
-        context = contextvars.copy_context()
-        future: asyncio.Future[Any] = self._loop.create_future()
+        return self._hand_over(ThreadCall(function, args, {})).future
+
+    def _hand_over(self, call: ThreadCall) -> _Job:
+        job = _Job(call, self._loop.create_future())
         if self._busy >= len(self._threads) < self.size + len(self._given_up):
             self._add_thread()
         self._busy += 1
-        self._work.put((future, lambda: context.run(function, *args, **kwargs)))
-        return future
+        self._work.put(job)
+        return job
 
     def _add_thread(self) -> None:
         number = len(self._threads) + 1
@@ -89,18 +141,16 @@ class ThreadPool:
         self._alive += 1
 
     def _main(self) -> None:
-        while (work := self._work.get()) is not None:
-            future, call = work
-            if future.cancelled():  # released or revoked while it waited for a thread
-                call = _nothing
-            value = error = None
+        while (job := self._work.get()) is not None:
             try:
-                value = call()
+                if job.future.cancelled():  # while it waited for a thread
+                    raise asyncio.CancelledError
+                job.value = job.call()
             except BaseException as raised:  # SystemExit included: it ends the task only
-                error = raised
-            forks.end_child(self._generation, error)
-            self._ended.append((future, value, error))
-            del work, future, call, value, error  # a waiting thread holds nothing alive
+                job.error = raised
+            forks.end_child(self._generation, job.error)
+            self._ended.append(job)
+            del job  # a waiting thread holds nothing alive
             if not self._waking:
                 self._waking = True
                 self._tell(self._deliver)
@@ -118,15 +168,19 @@ class ThreadPool:
         self._waking = False  # before looking: a function that ends from now on wakes the loop
         self._less.set()
         while self._ended:
-            future, value, error = self._ended.popleft()
+            job = self._ended.popleft()
             self._busy -= 1
-            self._given_up.discard(future)
-            if future.done():
-                continue  # cancelled meanwhile
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(_transferable(error))
+            self._given_up.discard(job.call)
+            job.delivered = True
+            self._resolve(job)
+
+    def _resolve(self, job: _Job) -> None:
+        if job.future.done():
+            return  # it was cancelled meanwhile
+        if job.error is None:
+            job.future.set_result(job.value)
+        else:
+            job.future.set_exception(_transferable(job.error))
 
     async def drained(self) -> None:
         """Wait until no function runs."""
@@ -153,10 +207,6 @@ class _Carried(Exception):
     def __init__(self, error: GeneratorExit) -> None:
         super().__init__()
         self.error = error
-
-
-def _nothing() -> None:
-    """Replace a function whose call was cancelled before it began."""
 
 
 def _transferable(error: BaseException) -> BaseException:

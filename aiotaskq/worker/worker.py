@@ -31,9 +31,11 @@ from aiotaskq.errors import LeaseLost, Unavailable
 from aiotaskq.ids import host_name
 from aiotaskq.readable import get_logger
 from aiotaskq.tasks.application import Application
+from aiotaskq.tasks.options import check_process
 from aiotaskq.worker.environment import WorkerEnvironment
+from aiotaskq.worker.fetching import Quota
 from aiotaskq.worker.health import Health, Outage
-from aiotaskq.worker.incarnation import Incarnation, Quota
+from aiotaskq.worker.incarnation import Incarnation
 from aiotaskq.worker.loop_monitor import LoopMonitor
 from aiotaskq.worker.pools import Pools
 from aiotaskq.worker.task_log import logged
@@ -164,6 +166,8 @@ class Worker:
         self._app.import_tasks()
         for task in self._app.tasks.values():
             task.arguments.prepare()
+            if self._app.effective_options(task.name).executor == "process":
+                check_process(task.fn)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(logged(self._app.observers))
             broker, backend = self._app.drivers()

@@ -111,6 +111,10 @@ class RedisHarness:
             await broker.close()
         for backend in self._backends:
             await backend.close()
+        refused = []
         for control in self._controls:
+            refused += control.acl_log()
+            control.acl_log_reset()
             control.flushall()
             control.close()
+        assert not refused, f"not permitted as the documentation says: {refused}"

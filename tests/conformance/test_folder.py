@@ -21,7 +21,7 @@ import aiotaskq.testing
 
 pytestmark = [
     pytest.mark.may_block("the fixture below looks at both packages"),
-    pytest.mark.timeout(300),  # a machine may be busy, and a history is long
+    pytest.mark.timeout(600),  # a machine may be busy, and a history is long
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from aiotaskq.drivers.memory import MemoryBackend, MemoryBroker, MemoryStore
 from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
+from tests.faults.scene import scaled
 
 
 class MemoryHarness:
@@ -65,6 +66,6 @@ class TestMemoryBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(3600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model() -> None:
-    check_broker(MemoryHarness, examples=120, steps=40)
+    check_broker(MemoryHarness, examples=scaled(60, 500), steps=40)

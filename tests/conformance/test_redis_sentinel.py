@@ -15,7 +15,7 @@ from tests.servers import SentinelSet
 async def harness(
     redis_sentinel: SentinelSet, redis_sentinel_url: str
 ) -> AsyncIterator[RedisHarness]:
-    harness = RedisHarness(redis_sentinel, [redis_sentinel.master], redis_sentinel_url)
+    harness = RedisHarness(redis_sentinel, [redis_sentinel.master], redis_sentinel.limited_url)
     yield harness
     await harness.close()
 

@@ -17,6 +17,7 @@ import pytest
 
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker
 from aiotaskq.testing import BrokerConformance, ResultConformance, check_broker
+from tests.faults.scene import scaled
 
 # A process that hangs while it repairs the file after a crash blocks all others: it holds the locks
 # for writing and repairing (bytes 120 and 122 of the index file), and the header of the index (its
@@ -128,7 +129,7 @@ class TestSQLiteBackend(ResultConformance):
     pass
 
 
-@pytest.mark.timeout(300)  # histories are long, and the machine may be busy
+@pytest.mark.timeout(3600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model(tmp_path: Path) -> None:
     numbers = itertools.count()
 
@@ -137,4 +138,4 @@ def test_random_histories_agree_with_the_model(tmp_path: Path) -> None:
         folder.mkdir()
         return SQLiteHarness(folder)
 
-    check_broker(harness, examples=40, steps=30)
+    check_broker(harness, examples=scaled(20, 200), steps=30)

@@ -382,7 +382,7 @@ def run(program: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -131,7 +131,7 @@ async def test_a_consumer_that_holds_nothing_any_more_is_woken_for_a_suspect() -
         await asyncio.sleep(0)
     assert not waiting.done()
     assert not await consumer.settle([Done(plain)])
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(120.0):
         [got] = await waiting
     assert (got.id, got.crashes) == ("s", SUSPECT)
 

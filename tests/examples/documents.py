@@ -18,8 +18,10 @@ from aiotaskq.config import Config, Setting
 from aiotaskq.contract.broker import Traits
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBroker
+from aiotaskq.drivers.postgres import permissions as postgres_permissions
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.drivers.redis import RedisBroker
+from aiotaskq.drivers.redis import permissions as redis_permissions
 from aiotaskq.drivers.redis.cluster import ClusterBroker
 from aiotaskq.drivers.redis.keys import PREFIX_KEYS, QUEUE_KEYS, RedisKey
 from aiotaskq.drivers.sqlite import SQLiteBroker
@@ -193,6 +195,31 @@ def redis_table(keys: Sequence[RedisKey]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def redis_roles() -> str:
+    """Return the rules of a user for each kind of program."""
+    roles = {name: (one.meaning, one.rules()) for name, one in redis_permissions.ROLES.items()}
+    clustered = redis_permissions.cluster_role(redis_permissions.ROLES["all"])
+    roles["all-in-cluster"] = (
+        "does all of this, in a cluster",
+        clustered.rules("aiotaskq:{*}", more=redis_permissions.TOPOLOGY_COMMANDS["cluster"]),
+    )
+    commands = (
+        f"# {meaning}\nACL SETUSER {name} on >password {' '.join(rules)}\n"
+        for name, (meaning, rules) in roles.items()
+    )
+    return f"```text\n{''.join(commands)}```\n"
+
+
+def postgres_roles() -> str:
+    """Return the statements that give a role its rights, for each kind of program."""
+    statements = (
+        "\n".join((f"-- {role.meaning.replace('`', '')}", *role.grants(name)))
+        for name, role in postgres_permissions.ROLES.items()
+        if name != "all"
+    )
+    return "```text\n" + "\n".join(statements) + "\n```\n"
+
+
 def options_table() -> str:
     """Return every option of tasks and calls as a row."""
     lines = [
@@ -218,6 +245,8 @@ TABLES = {
     "traits": traits_table,
     "tree": tree_table,
     "redis_queue_keys": lambda: redis_table(QUEUE_KEYS),
+    "redis_roles": redis_roles,
+    "postgres_roles": postgres_roles,
     "redis_prefix_keys": lambda: redis_table(PREFIX_KEYS),
     **report.TABLES,
 }

@@ -186,7 +186,7 @@ def session(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_sessions_of_the_readme_go_as_they_are_shown(section: str, session: Session) -> None:
     shown = [

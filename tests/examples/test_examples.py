@@ -26,13 +26,13 @@ from tests.examples.running import (
 )
 from tests.servers import PostgresServer, RedisServer, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ADD = """\
 from tasks import add
 r = add.delay(2, 8)
 r
-r.get(timeout=60), r.status, r.ready(), r.result
+r.get(timeout=280), r.status, r.ready(), r.result
 """
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.examples.running import EXAMPLES, PATIENCE, copied, environment, printed, run, working
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 TASKS = """\
 import os, time
@@ -41,7 +41,7 @@ async def look() -> None:
 """
 PLAIN = """\
 from tasks import add
-print(add.delay(2, 8).get(timeout=60), add.delay(3, 4).get(timeout=60))
+print(add.delay(2, 8).get(timeout=280), add.delay(3, 4).get(timeout=280))
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.examples.running import copied, environment, printed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 RETRIES = """\
 fetched at attempt 3
@@ -22,6 +22,7 @@ attempt 2: ConnectionError: http://localhost does not answer
 """
 TIME_LIMITS = """\
 some pages
+counted for a while
 time_limits.wait_for_ever: it ran longer than its timeout of 0.2 s
 time_limits.spin: it ran longer than its timeout of 1 s
 REVOKED

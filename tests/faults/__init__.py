@@ -41,6 +41,7 @@ itself with `Nemesis.strike` or `Nemesis.lasting`. A fault that may hit any run,
 server, has no pids. The checker accepts a second run of a task only where a fault explains it.
 
 Two profiles of the same code: ``smoke`` in `make test`, ``long`` in `make faults`
-(``AIOTASKQ_TESTS_FAULTS=long``). The seed is printed when a test fails;
+(``AIOTASKQ_TESTS_FAULTS=long``). In the short one a test that is there for two brokers runs with
+one of them, which its name decides. The seed is printed when a test fails;
 ``AIOTASKQ_TESTS_FAULTS_SEED`` repeats it.
 """

@@ -22,7 +22,7 @@ import aiotaskq
 from tests.faults.ledger import Ledger, Up
 from tests.servers import Watchdog
 
-LONG = 60.0  # seconds until something that must happen has failed
+LONG = 120.0  # seconds until something that must happen has failed
 _ROOT = Path(__file__).parent.parent.parent
 _PATHS = (str(Path(aiotaskq.__file__).parent.parent), str(_ROOT))
 

@@ -41,7 +41,7 @@ LEASE = 3.0  # seconds
 BEAT = 0.5
 LONG_PROFILE = os.environ.get("AIOTASKQ_TESTS_FAULTS") == "long"
 # Seconds until a queue that must drain has failed to.
-PATIENCE = 300.0 if LONG_PROFILE else 90.0
+PATIENCE = 300.0 if LONG_PROFILE else 180.0
 ONE_BROKER = ["sqlite", "redis"] if LONG_PROFILE else ["sqlite"]
 """Runs a test on one broker: it depends little on brokers, or takes long."""
 

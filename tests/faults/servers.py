@@ -14,7 +14,7 @@ from tests.servers import RedisServer, Server, Watchdog
 
 OFTEN = (0.3, 1.0)  # seconds between faults
 HEALTH = "HealthChanged"
-PATIENCE = 60.0  # seconds until something that must happen has failed
+PATIENCE = 120.0  # seconds until something that must happen has failed
 
 
 class TunedRedis(RedisServer):

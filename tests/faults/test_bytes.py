@@ -30,7 +30,7 @@ from aiotaskq.errors import Unavailable
 from tests.faults.proxy import End, Proxy, Way
 from tests.faults.scene import LONG_PROFILE
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 BODY = b"a body of some length, so that there is something to cut " * 4
 LEASE = 60.0
 POINTS = 25  # for each direction of each command; all bytes in the long profile

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.proxy import End, Proxy, Way
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 NOTHING = 0.2  # seconds without a byte
 
 

@@ -56,7 +56,7 @@ def app(broker: str) -> TaskQueue:
     return app
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_each_second_runs_once_though_schedulers_are_killed(
     fleet: Fleet, app: TaskQueue, tmp_path: Path
 ) -> None:

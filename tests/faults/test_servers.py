@@ -77,7 +77,7 @@ async def begin(scene: Scene, load: int = LOAD, workers: int = 2) -> None:
 
 async def acknowledged(scene: Scene, count: int) -> None:
     """Wait until that many tasks are acknowledged."""
-    await scene.ledger.count(Acknowledged, count, within=60.0)
+    await scene.ledger.count(Acknowledged, count, within=120.0)
 
 
 # --- T17 ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from aiotaskq.cli import main
 from aiotaskq.processes.lease_keeper_process import PROCESS_TITLE
 from tests.integrations.shell import Shell
 
-LONG = 40.0  # seconds that a test waits for an event before it fails
+LONG = 120.0  # seconds that a test waits for an event before it fails
 COMMAND = (sys.executable, "-m", "aiotaskq")
 
 TASKS = """\

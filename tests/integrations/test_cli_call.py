@@ -8,7 +8,7 @@ import pytest
 
 from tests.integrations.programs import LONG, TASKS, Programs
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 IN_TIME = ("--timeout", str(LONG))
 
 

@@ -12,7 +12,7 @@ import pytest
 from aiotaskq.cli import main
 from tests.integrations.programs import LONG, Programs, assert_help, environment
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 TASKS = """\
 import os

@@ -6,7 +6,7 @@ import pytest
 
 from tests.integrations.programs import TASKS, Programs
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.mark.parametrize(

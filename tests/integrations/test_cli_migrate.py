@@ -7,7 +7,7 @@ import pytest
 from tests.integrations.programs import Programs, assert_help
 from tests.servers import PostgresServer
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 TASKS = """\
 from aiotaskq import TaskQueue

@@ -9,7 +9,7 @@ import pytest
 from tests.integrations.programs import TASKS, Programs
 from tests.servers import free_port
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 
 MISTAKES: dict[str, tuple[dict[str, str], list[str], str]] = {

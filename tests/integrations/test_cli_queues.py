@@ -8,7 +8,7 @@ import pytest
 
 from tests.integrations.programs import Programs
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_queues_and_purge(programs: Programs) -> None:

@@ -14,7 +14,7 @@ from aiotaskq.cli.schedule_table import ScheduleListing, listing_notes
 from aiotaskq.scheduling.schedules import ScheduleInfo
 from tests.integrations.programs import LONG, Programs, assert_help
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 TASKS = """\
 from aiotaskq import Schedule, TaskQueue, crontab

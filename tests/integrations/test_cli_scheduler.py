@@ -9,7 +9,7 @@ import pytest
 
 from tests.integrations.programs import Programs
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 TASKS = """\
 import time

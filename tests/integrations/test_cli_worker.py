@@ -10,7 +10,7 @@ import pytest
 from tests.integrations.programs import TASKS, Programs
 from tests.servers import free_port
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 
 # --- output ---------------------------------------------------------------------------------------

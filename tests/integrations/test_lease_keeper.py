@@ -17,7 +17,7 @@ from tests.integrations.programs import Programs, gone, wait_for
 from tests.integrations.sites import Site
 from tests.servers import RedisServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 # --- deaths ---------------------------------------------------------------------------------------

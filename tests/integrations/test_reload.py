@@ -9,7 +9,7 @@ import pytest
 
 from tests.integrations.programs import LONG, Programs, gone, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_changed_code_runs_and_a_mistake_waits_for_the_next_change(programs: Programs) -> None:

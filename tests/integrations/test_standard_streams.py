@@ -12,7 +12,7 @@ import pytest
 
 from tests.integrations.programs import COMMAND, LONG, Programs, environment
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 TASKS = """\
 import sys, time

@@ -7,7 +7,7 @@ import pytest
 from tests.integrations.programs import LONG, TASKS, Programs
 from tests.integrations.sites import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_a_process_is_replaced_after_so_many_tasks(programs: Programs) -> None:

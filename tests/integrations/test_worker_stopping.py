@@ -11,7 +11,7 @@ import pytest
 
 from tests.integrations.programs import TASKS, Programs, gone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
@@ -62,13 +62,28 @@ def test_a_second_signal_hands_back_what_runs(programs: Programs) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("command", ["worker", "scheduler"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_signals_until_the_process_has_ended_do_not_change_its_exit_status(
+    programs: Programs, command: str, number: signal.Signals
+) -> None:
+    program = programs.start(command, "tasks:app")
+    program.line(r"ready$")
+    program.signal(number)
+    program.line("stopping")
+    while program.process.poll() is None:
+        program.signal(number)
+        time.sleep(0.0005)
+    assert program.wait() == 0
+    assert "Traceback" not in program.output
+
+
 def test_a_signal_while_a_child_imports_ends_it_at_once(programs: Programs) -> None:
     programs.write("slow.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
     worker = programs.start("worker", "slow:app")
     worker.line("importing")
-    began = time.monotonic()
     assert worker.stop() == 0
-    assert time.monotonic() - began < 20  # the supervisor would kill it after 30
+    assert "killing it" not in worker.output  # as the supervisor does after a while
 
 
 def test_a_task_that_ignores_its_cancellation_does_not_hold_the_process(

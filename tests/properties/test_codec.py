@@ -119,9 +119,17 @@ ANYTHING = st.recursive(
     | st.binary()
     | st.complex_numbers()
     | st.just(object())
-    | st.decimals(),
+    | st.decimals()
+    | st.datetimes(timezones=st.none() | st.just(UTC))
+    | st.timedeltas()
+    | st.dates()
+    | st.times()
+    | st.uuids()
+    | st.frozensets(st.integers() | st.text(), max_size=3)
+    | st.just({"__type__": "bytes", "__value__": "x"}),
     lambda inner: (
         st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
         | st.dictionaries(st.text() | st.integers() | st.floats(), inner, max_size=4)
     ),
     max_leaves=20,
@@ -148,7 +156,7 @@ def test_arguments_arrive_as_they_were(
     kwargs = {f"p{number}": values[number] for number in range(split, len(values))}
     arguments = Arguments(taking(*[TYPED[index][0] for index in indexes]))
     codec = Codec(task_serializer=framing)
-    args, named, _ = codec.pack(values[:split], kwargs)
+    args, named, _ = codec.pack(values[:split], kwargs, arguments)
     body = codec.encode_message(Message(id="1", task="t", args=args, kwargs=named))
     for _ in range(2):  # the second call is read by the shape of the first
         assert arguments.load(codec.decode_message(body), body) == (values[:split], kwargs)
@@ -162,7 +170,9 @@ def test_results_arrive_as_they_were(framing: Framing, data: st.DataObject, inde
     fn.__annotations__ = {"return": annotation}
     value = data.draw(values)
     codec = Codec(result_serializer=framing)
-    assert codec.decode_result(codec.encode_result(value), Arguments(fn).read_result) == value
+    arguments = Arguments(fn)
+    raw = codec.encode_result(value, arguments.result())
+    assert codec.decode_result(raw, arguments.read_result) == value
 
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "pickle"])
@@ -174,16 +184,19 @@ def test_plain_values_arrive_as_they_were(serializer: Serializer, value: Any) ->
 
 @framings
 @given(ANYTHING)
-def test_any_value_is_written_and_read_or_refused(framing: Framing, value: Any) -> None:
+def test_any_value_arrives_as_it_was_or_is_refused(framing: Framing, value: Any) -> None:
     codec = Codec(task_serializer=framing, result_serializer=framing)
     arguments = Arguments(taking(Any))
     try:
-        args, _, _ = codec.pack((value,), {})
-        body = codec.encode_message(Message(id="1", task="t", args=args))
-        codec.decode_result(codec.encode_result(value))
-        arguments.load(codec.decode_message(body), body)
+        args, _, _ = codec.pack((value,), {}, arguments)
+        raw = codec.encode_result(value, arguments.result())
     except CodecError:
-        pass
+        return
+    body = codec.encode_message(Message(id="1", task="t", args=args))
+    ((got,), _) = arguments.load(codec.decode_message(body), body)
+    for arrived in (got, codec.decode_result(raw, arguments.read_result)):
+        # By its text where NaN is in it; a zone of time becomes its offset.
+        assert repr(arrived) == repr(value) or arrived == value
 
 
 @given(st.binary(max_size=200))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT = 60.0  # seconds; the machine may be busy
-STOP_TIMEOUT = 20.0
+START_TIMEOUT = 180.0  # seconds; the machine may be busy
+STOP_TIMEOUT = 120.0
 
 
 class ServerMissing(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from aiotaskq.drivers.redis.permissions import ROLES, cluster_role
 from tests.servers.base import ServerFailed, Watchdog, free_port
 from tests.servers.redis import RedisServer
 from tests.servers.sentinel import wait_until
@@ -19,10 +20,15 @@ class ClusterNode(RedisServer):
     """One node, with a port of its own for the cluster's bus."""
 
     name = "redis-cluster-node"
+    topology_commands = ("cluster|slots", "wait")
 
     def __init__(self, watchdog: Watchdog, options: dict[str, str]) -> None:
         self.bus = free_port()
         super().__init__(watchdog, options=options | {"cluster-port": str(self.bus)})
+
+    def _rules(self) -> list[str]:
+        role = cluster_role(ROLES["all"])
+        return role.rules("aiotaskq:{*}", more=self.topology_commands)
 
     @property
     def node_id(self) -> str:
@@ -66,6 +72,11 @@ class RedisCluster:
     def url(self) -> str:
         """Its URL for drivers."""
         return f"redis+cluster://{','.join(f'{one.host}:{one.port}' for one in self.nodes)}"
+
+    @property
+    def limited_url(self) -> str:
+        """Its URL for a user with the least permissions that aiotaskq needs."""
+        return self.url.replace("://", f"://{ClusterNode.limited}@")
 
     @property
     def masters(self) -> Sequence[ClusterNode]:

@@ -13,22 +13,26 @@ from tests.servers.postgres import PostgresServer, owner
 
 
 class PgBouncer(Server):
-    """A PgBouncer in transaction mode, with fewer connections than it has clients.
+    """A PgBouncer; in transaction mode it has fewer connections than clients.
 
     Args:
         watchdog: Stops it if the tests are killed.
         postgres: The server behind it.
+        mode: ``transaction`` or ``session``.
     """
 
     name = "pgbouncer"
 
-    def __init__(self, watchdog: Watchdog, postgres: PostgresServer) -> None:
+    def __init__(
+        self, watchdog: Watchdog, postgres: PostgresServer, *, mode: str = "transaction"
+    ) -> None:
         binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
         if binary is None:
             raise ServerMissing("pgbouncer")
         super().__init__(watchdog)
         self._binary = binary
         self._postgres = postgres
+        self._mode = mode
         self._owner = owner("pgbouncer")
         if self._owner is not None:
             os.chown(self.folder, self._owner.pw_uid, self._owner.pw_gid)
@@ -47,8 +51,9 @@ class PgBouncer(Server):
             "unix_socket_dir": "",
             "auth_type": "trust",
             "auth_file": str(self.folder / "users"),
-            "pool_mode": "transaction",
-            "default_pool_size": "3",
+            "pool_mode": self._mode,
+            # In session mode each client has a connection for itself.
+            "default_pool_size": "3" if self._mode == "transaction" else "40",
             "server_round_robin": "1",
             "log_connections": "0",
             "log_disconnections": "0",

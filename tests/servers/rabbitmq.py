@@ -86,7 +86,7 @@ class RabbitServer(Server):
             input=f"{expression}.\n",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=280,
             check=False,
         )
         if done.returncode != 0 or not done.stdout.startswith("{ok, "):

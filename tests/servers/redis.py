@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+from collections.abc import Sequence
+from typing import ClassVar
 
+from aiotaskq.drivers.redis.permissions import ROLES
 from tests.servers.base import Server, ServerFailed, ServerMissing, Watchdog
 
 
@@ -16,10 +19,16 @@ class RedisServer(Server):
         watchdog: Ends it if the tests are killed.
         durable: Whether its data survives its end.
         options: More options, as in redis.conf.
+
+    Attributes:
+        limited: The user and the password before the @ of a URL, of a user that may do only what
+            aiotaskq needs.
     """
 
     name = "redis-server"
     databases = 64
+    limited: ClassVar[str] = "limited:pass"
+    topology_commands: ClassVar[Sequence[str]] = ("role", "wait")
 
     def __init__(
         self, watchdog: Watchdog, *, durable: bool = True, options: dict[str, str] | None = None
@@ -30,11 +39,20 @@ class RedisServer(Server):
         super().__init__(watchdog)
         self._binary = binary
         self._durable = durable
-        self._options = options or {}
+        users = self.folder / "users.acl"
+        self._options = {"aclfile": str(users), **(options or {})}
+        user, _, password = self.limited.partition(":")
+        users.write_text(
+            "user default on nopass ~* &* +@all\n"
+            f"user {user} on >{password} {' '.join(self._rules())}\n"
+        )
 
-    def url(self, database: int = 0) -> str:
-        """Return the URL of a database."""
-        return f"redis://{self.host}:{self.port}/{database}"
+    def url(self, database: int = 0, *, account: str = "") -> str:
+        """Return the URL of a database; an account is a user and a password."""
+        return f"redis://{account and f'{account}@'}{self.host}:{self.port}/{database}"
+
+    def _rules(self) -> list[str]:
+        return ROLES["all"].rules(more=self.topology_commands)
 
     def flush(self, database: int | None = None) -> None:
         """Delete all keys of one database, or of all."""

@@ -107,6 +107,11 @@ class SentinelSet:
         return f"redis+sentinel://{places}/0?service={SERVICE}"
 
     @property
+    def limited_url(self) -> str:
+        """The URL for a user with the least permissions that aiotaskq needs."""
+        return self.url.replace("://", f"://{RedisServer.limited}@")
+
+    @property
     def master(self) -> RedisServer:
         """The server that accepts writes; of several, the one that most replicas follow.
 

@@ -65,7 +65,7 @@ def pyright(file: Path) -> Errors:
 
 
 checkers = pytest.mark.parametrize("check", [mypy, pyright])
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @checkers

@@ -111,13 +111,13 @@ async def test_bad_input_has_a_clear_end(app: TaskQueue) -> None:
     app.conf.max_result_size = 1000
     async with app.worker():
         with pytest.raises(TaskFailed, match=r"DecodeError: .*number"):
-            await (await take.kiq("five")).result(30)  # type: ignore[arg-type]  # that is the point
+            await (await take.kiq("five")).result(120)  # type: ignore[arg-type]  # that is the point
         with pytest.raises(TaskFailed, match=r"EncodeError: .*object"):
-            await (await give.kiq(0)).result(30)
+            await (await give.kiq(0)).result(120)
         with pytest.raises(TaskFailed, match="max_result_size") as large:
-            await (await give.kiq(2000)).result(30)
+            await (await give.kiq(2000)).result(120)
         assert large.value.exc_type == "PayloadTooLarge"
-        assert await (await give.kiq(3)).result(30) == "xxx"
+        assert await (await give.kiq(3)).result(120) == "xxx"
 
 
 class Thorny(Exception):
@@ -156,11 +156,11 @@ async def test_hostile_classes_fail_their_task_and_not_the_worker(app: TaskQueue
 
     async with app.worker():
         with pytest.raises(TaskFailed) as caught:
-            await (await fail.kiq()).result(30)
+            await (await fail.kiq()).result(120)
         assert caught.value.exc_type == "Thorny"
         with pytest.raises(TaskFailed, match=r"DecodeError: .*argument"):
-            await (await app.send(take.name, ({"n": 1},))).result(30)
-        assert await (await fine.kiq()).result(30) == 1
+            await (await app.send(take.name, ({"n": 1},))).result(120)
+        assert await (await fine.kiq()).result(120) == 1
 
 
 # --- results ------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ async def test_a_result_has_its_annotated_type(app: TaskQueue) -> None:
         return Dog(1) if name is None else Cat(name)
 
     async with app.worker():
-        assert await (await model.kiq(UUID(int=1))).result(30) == Model(id=UUID(int=1))
-        assert await (await pet.kiq("Tom")).result(30) == Cat("Tom")
-        assert await (await pet.kiq(None)).result(30) == Dog(1)
+        assert await (await model.kiq(UUID(int=1))).result(120) == Model(id=UUID(int=1))
+        assert await (await pet.kiq("Tom")).result(120) == Cat("Tom")
+        assert await (await pet.kiq(None)).result(120) == Dog(1)
 
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "pickle"])
@@ -198,7 +198,7 @@ async def test_every_serializer_serves_a_whole_task(serializer: str) -> None:
     at = datetime(2030, 1, 1, 12, tzinfo=UTC)
     async with app, app.worker():
         handle = await next_day.kiq(at, by=timedelta(days=1))
-        assert await handle.result(30) == at + timedelta(days=1)
+        assert await handle.result(120) == at + timedelta(days=1)
 
 
 async def test_an_outcome_tells_all(app: TaskQueue) -> None:
@@ -207,8 +207,8 @@ async def test_an_outcome_tells_all(app: TaskQueue) -> None:
         return x / y
 
     async with app.worker(name="theworker"):
-        good = await (await divide.kiq(1, 2)).wait(30)
-        bad = await (await divide.kiq(1, 0)).wait(30)
+        good = await (await divide.kiq(1, 2)).wait(120)
+        bad = await (await divide.kiq(1, 0)).wait(120)
     assert (good.is_err, good.status, good.return_value, good.error) == (
         False,
         TaskStatus.SUCCESS,
@@ -242,7 +242,7 @@ async def test_a_handle_can_be_awaited_asked_and_forgotten(app: TaskQueue) -> No
     async with app.worker():
         assert await handle == 1
     assert await handle.status() is TaskStatus.SUCCESS
-    assert await app.handle(handle.id).result(30) == 1
+    assert await app.handle(handle.id).result(120) == 1
     assert await handle.forget()
     assert not await handle.forget()
     assert await handle.status() is TaskStatus.PENDING
@@ -257,7 +257,7 @@ async def test_a_timeout_of_zero_returns_an_outcome_that_is_there(app: TaskQueue
     with pytest.raises(ResultTimeout):
         await handle.result(timeout=0)
     async with app.worker():
-        await handle.result(30)
+        await handle.result(120)
     assert await handle.result(timeout=0) == 1
 
 
@@ -273,7 +273,7 @@ async def test_an_expired_task_never_starts_and_says_so(app: TaskQueue) -> None:
     async with app.worker():
         for expired in (handle, delayed):
             with pytest.raises(TaskRevoked, match="expired"):
-                await expired.result(30)
+                await expired.result(120)
     assert started == []
 
 
@@ -296,7 +296,7 @@ async def test_a_cancelled_task_never_starts(app: TaskQueue) -> None:
     await handle.cancel()
     async with app.worker():
         with pytest.raises(TaskRevoked, match="cancelled"):
-            await handle.result(30)
+            await handle.result(120)
     assert started == []
     assert await handle.status() is TaskStatus.REVOKED
 
@@ -311,7 +311,7 @@ async def test_without_a_backend_tasks_run_and_results_are_refused() -> None:
 
     async with app, app.worker():
         handle = await note.kiq()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await done.wait()
         with pytest.raises(ConfigError, match="result_backend"):
             await handle.result(1)
@@ -327,7 +327,7 @@ def test_one_application_serves_many_loops_one_after_another() -> None:
 
     async def main(n: int) -> int:
         async with app.worker():
-            return await (await task.kiq(n, 1)).result(30)
+            return await (await task.kiq(n, 1)).result(120)
 
     assert [asyncio.run(main(n)) for n in range(5)] == [1, 2, 3, 4, 5]
     assert len(app._sessions) <= 1
@@ -345,7 +345,7 @@ def test_threads_that_begin_at_once_share_one_store(monkeypatch: pytest.MonkeyPa
     app = TaskQueue("t", broker="memory://")
     with ThreadPoolExecutor(8) as pool:
         for driver in [pool.submit(app.drivers) for _ in range(8)]:
-            driver.result(30)
+            driver.result(120)
     assert len(made) == 1
 
 
@@ -355,11 +355,11 @@ def test_one_application_serves_many_threads_at_once() -> None:
     together = threading.Barrier(8)
 
     def work(n: int) -> list[int]:
-        together.wait(30)  # so that all of them create the drivers at the same moment
+        together.wait(120)  # so that all of them create the drivers at the same moment
 
         async def main() -> list[int]:
             handles = [await task.kiq(n, m) for m in range(20)]
-            return [await handle.result(30) for handle in handles]
+            return [await handle.result(120) for handle in handles]
 
         return asyncio.run(main())
 
@@ -372,7 +372,7 @@ def test_one_application_serves_many_threads_at_once() -> None:
         results = [pool.submit(work, n) for n in range(8)]
         pool.submit(asyncio.run, serve(lambda: all(r.done() for r in results)))
         for n, result in enumerate(results):
-            assert result.result(30) == [n + m for m in range(20)]
+            assert result.result(120) == [n + m for m in range(20)]
 
 
 async def test_concurrent_calls_share_round_trips() -> None:
@@ -420,7 +420,7 @@ async def test_lifespans_surround_the_tasks_and_end_in_reverse(app: TaskQueue) -
         return str(current_task().state.pool)
 
     async with app.worker():
-        assert await (await use.kiq()).result(30) == "pool"
+        assert await (await use.kiq()).result(120) == "pool"
     assert notes == ["outer begins", "startup with pool", "shutdown", "outer ends"]
 
 

@@ -53,7 +53,7 @@ async def test_the_first_is_outermost(app: TaskQueue) -> None:
     assert notes == ["outer sends", "inner sends", "inner has sent", "outer has sent"]
     notes.clear()
     async with app.worker():
-        assert await handle.result(30) == ["outer", ["inner", ["outer", "inner"]]]
+        assert await handle.result(120) == ["outer", ["inner", ["outer", "inner"]]]
     assert notes == ["outer runs", "inner runs", "inner has run", "outer has run"]
 
 
@@ -95,7 +95,7 @@ async def test_an_exception_of_a_run_can_be_changed(app: TaskQueue) -> None:
 
     async with app.worker():
         with pytest.raises(LookupError, match="translated") as caught:
-            await (await fail.kiq()).result(30)
+            await (await fail.kiq()).result(120)
     assert isinstance(caught.value, TaskFailed)
 
 
@@ -111,4 +111,4 @@ async def test_many_calls_go_through_one_by_one_in_order(app: TaskQueue) -> None
     handles = await app.kiq_many([number.s(n) for n in range(3)])
     assert notes == ["m sends", "m has sent"] * 3
     async with app.worker():
-        assert [await handle.result(30) for handle in handles] == [["m", n] for n in range(3)]  # type: ignore[comparison-overlap]  # the middleware changed it
+        assert [await handle.result(120) for handle in handles] == [["m", n] for n in range(3)]  # type: ignore[comparison-overlap]  # the middleware changed it

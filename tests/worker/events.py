@@ -10,7 +10,7 @@ from typing import Any
 from aiotaskq import TaskQueue
 from aiotaskq.events import Event
 
-LONG = 30.0  # seconds until something that must happen has failed
+LONG = 120.0  # seconds until something that must happen has failed
 
 
 class EventRecorder:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from aiotaskq import Retry, TaskQueue, current_task
+from aiotaskq import Retry, SoftTimeLimitExceeded, TaskQueue, current_task
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 app = TaskQueue("process_tasks", broker="memory://")
 
@@ -76,9 +83,10 @@ def die_once(marker: str) -> int:
 @app.task(executor="process")
 def spread(numbers: list[int]) -> list[int]:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        spawned = list(pool.map(abs, numbers))
+        spawned: list[int] = list(pool.map(abs, numbers))
     with multiprocessing.get_context("fork").Pool(2) as forked:
-        return [*spawned, *forked.map(abs, numbers)]
+        again: list[int] = forked.map(abs, numbers)
+    return spawned + again
 
 
 @app.task(executor="process")
@@ -128,8 +136,49 @@ def fork_and_exit(status: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@app.task(executor="process")
+def told_or(seconds: float) -> str:
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded as told:
+        return str(told)
+    return "in time"
+
+
+@app.task
+def anywhere() -> int:
+    return os.getpid()
+
+
 def _unbound() -> int:
     return 1
 
 
 unbound = app.task(executor="process", name="unbound")(_unbound)
+
+
+def plainly(fn: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return fn(*args, **kwargs)
+
+    return call
+
+
+@app.task(executor="process")
+@plainly
+async def wrapped(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+@app.task(executor="process", retry=Retry(max_attempts=3, delay=0.01))
+def odd_again(runs: str) -> object:
+    with Path(runs).open("a") as file:
+        file.write("x")
+    return object()
+
+
+@app.task(executor="process", ignore_result=True)
+def odd_ignored() -> object:
+    return object()

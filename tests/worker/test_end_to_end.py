@@ -24,7 +24,7 @@ from aiotaskq.contract.records import Depth
 from aiotaskq.worker import Worker
 from tests.worker.events import LONG, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 Make = Callable[..., TaskQueue]
 

@@ -96,7 +96,7 @@ async def test_the_failure_of_a_function_in_a_thread_has_its_causes(
     assert frames_of(exception) == ["pay_in_a_thread"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_the_failure_of_a_function_in_a_process_has_its_type_and_its_traceback(
     sentry: list[dict[str, Any]],
 ) -> None:

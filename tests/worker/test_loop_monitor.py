@@ -19,7 +19,7 @@ from aiotaskq.worker.loop_monitor import LoopMonitor
 pytestmark = pytest.mark.may_block(reason="blocks are what is tested")
 
 WARN_AFTER = 0.2
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class Watched:
@@ -204,6 +204,6 @@ asyncio.run(main())
 def test_code_that_holds_the_gil_is_reported_afterwards() -> None:
     held = PROGRAM.format(block="sum(range(10**8))", rest=0.5)
     done = subprocess.run(
-        [sys.executable, "-c", held], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", held], capture_output=True, text=True, timeout=280, check=True
     )
     assert "C code held the interpreter's lock" in done.stdout, done.stdout

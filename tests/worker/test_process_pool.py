@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from aiotaskq import TaskFailed, TaskHandle, TaskRevoked, TaskStatus
+from aiotaskq.events import Succeeded
 from aiotaskq.worker import Worker, process_pool
 from tests.worker import process_tasks as tasks
 from tests.worker.events import LONG, until
 
-pytestmark = pytest.mark.timeout(120)  # a process may take long to start on a busy machine
+pytestmark = pytest.mark.timeout(400)  # a process may take long to start on a busy machine
 
 
 @pytest.fixture
@@ -118,6 +119,30 @@ async def test_a_timeout_ends_the_process_and_only_that_one(worker: Worker, tmp_
     await until(lambda: gone(doomed))
     assert await bystander.result(LONG) == spared
     assert await (await tasks.whoami.kiq()).result(LONG) != doomed
+
+
+async def test_a_soft_limit_is_raised_in_the_process_and_not_in_the_next_task(
+    worker: Worker,
+) -> None:
+    limited = tasks.told_or.with_options(soft_timeout=0.05)
+    told = await (await limited.kiq(LONG)).result(LONG)
+    assert told == "it ran longer than its soft_timeout of 0.05 s"
+    assert await (await tasks.told_or.kiq(0.1)).result(LONG) == "in time"
+    tasks.app.conf.task_soft_time_limit = 0.06
+    try:
+        told = await (await tasks.told_or.kiq(LONG)).result(LONG)
+        assert told == "it ran longer than its soft_timeout of 0.06 s"
+    finally:
+        tasks.app.conf.task_soft_time_limit = None
+
+
+async def test_a_setting_has_plain_functions_run_in_processes(worker: Worker) -> None:
+    assert await (await tasks.anywhere.kiq()).result(LONG) == os.getpid()
+    tasks.app.conf.task_default_executor = "process"
+    try:
+        assert await (await tasks.anywhere.kiq()).result(LONG) != os.getpid()
+    finally:
+        tasks.app.conf.task_default_executor = "thread"
 
 
 async def test_a_cancelled_task_loses_its_process_and_only_that_one(
@@ -241,3 +266,29 @@ async def test_a_signal_to_the_process_group_leaves_the_pool_to_the_worker(
     pid = await pid_of(started)
     os.kill(pid, signal.SIGTERM)
     assert await handle.result(LONG) == pid
+
+
+async def test_a_plain_function_around_a_coroutine_function_runs_its_body(worker: Worker) -> None:
+    assert await (await tasks.wrapped.kiq(4)).result(LONG) == 5
+
+
+async def test_a_value_without_a_form_is_no_reason_to_run_again(
+    worker: Worker, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    outcome = await (await tasks.odd_again.kiq(str(runs))).wait(LONG)
+    assert isinstance(outcome.error, TaskFailed)
+    assert outcome.error.exc_type == "EncodeError"
+    assert runs.read_text() == "x"
+
+
+async def test_an_ignored_value_is_not_encoded(worker: Worker) -> None:
+    ended = asyncio.Event()
+
+    def succeeded(event: Succeeded) -> None:
+        if event.message.task == tasks.odd_ignored.name:
+            ended.set()
+
+    tasks.app.observers.add(Succeeded, succeeded)
+    await tasks.odd_ignored.kiq()
+    await asyncio.wait_for(ended.wait(), LONG)

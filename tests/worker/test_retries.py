@@ -295,7 +295,7 @@ async def processes() -> AsyncIterator[Worker]:
     await retry_tasks.app.close()
 
 
-@pytest.mark.timeout(120)  # a process may take long to start on a busy machine
+@pytest.mark.timeout(400)  # a process may take long to start on a busy machine
 async def test_tasks_in_processes_have_the_same_requests(processes: Worker, tmp_path: Path) -> None:
     handle = await retry_tasks.twice.kiq(4)
     ended = await handle.wait(LONG)

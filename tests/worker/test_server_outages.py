@@ -12,7 +12,7 @@ from aiotaskq.events import Refused, Started
 from tests.servers import PostgresServer, RedisServer
 from tests.worker.events import EventRecorder, until
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
 AGAIN = 60.0  # seconds for a restart, and for the pauses between attempts to connect
 
 

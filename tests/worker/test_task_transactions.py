@@ -19,7 +19,7 @@ from aiotaskq.drivers.postgres import PostgresBackend
 from aiotaskq.errors import BackendUnavailable
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
-LONG = 30.0  # seconds until something that must happen has failed
+LONG = 120.0  # seconds until something that must happen has failed
 PAY = "INSERT INTO paid (order_id) VALUES ($1)"
 
 

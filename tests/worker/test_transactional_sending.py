@@ -23,7 +23,7 @@ from aiotaskq.drivers.postgres import PostgresBroker
 from aiotaskq.tasks.options import CallOptions
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
-LONG = 30.0  # seconds until something that must happen has failed
+LONG = 120.0  # seconds until something that must happen has failed
 A_MOMENT = 0.2  # seconds to wait for something that must not happen
 
 

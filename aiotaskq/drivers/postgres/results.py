@@ -61,8 +61,8 @@ class PostgresBackend:
     """A result backend in the table ``<prefix>_results``, which it makes itself.
 
     Results are `jsonb`: a dict comes back in another order of keys, and a float that is a whole
-    number beyond 1e15 as an int. A result that PostgreSQL cannot store (NUL in a string) is stored
-    as a failure that says so.
+    number beyond 1e15 as an int. One with a NUL in a string, which `jsonb` cannot contain, is
+    stored as a text of JSON. A result that PostgreSQL cannot store is a failure that says so.
 
     Each subscription has a connection of its own, which has to reach the server directly or through
     a pooler in session mode: LISTEN has no effect in transaction mode.

@@ -29,9 +29,11 @@ def is_storable(text: str) -> bool:
 def storable_outcome(outcome: Outcome) -> Outcome:
     r"""Return the outcome without arguments, and with NUL as ``\x00`` in all that people read.
 
-    People read an error too. A value that the task returned stays as it is: it may not change.
+    People read an error too. A value that the task returned may not change: where it contains a
+    NUL, its JSON is stored as text, which the codec reads.
     """
-    result = outcome.result if outcome.status is TaskStatus.SUCCESS else _storable(outcome.result)
+    convert = _as_text if outcome.status is TaskStatus.SUCCESS else _storable
+    result = convert(outcome.result)
     return msgspec.structs.replace(
         outcome,
         result=result,
@@ -64,6 +66,17 @@ def _storable_attempt(attempt: Attempt) -> Attempt:
         error=storable_text(attempt.error),
         traceback=storable_text(attempt.traceback),
     )
+
+
+def _as_text(raw: Raw) -> Raw:
+    encoded = bytes(raw)
+    if rb"\u0000" not in encoded:
+        return raw
+    try:
+        msgspec.json.decode(encoded)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return raw  # not JSON: a failure will take its place
+    return Raw(msgspec.json.encode({"$text": encoded.decode()}))
 
 
 def _storable(raw: Raw) -> Raw:

@@ -2,13 +2,14 @@
 
 The driver is built in layers, each file using those above it:
 
-- `url.py`, `names.py`, `channel.py`, `transport.py`: AMQP.
+- `url.py`, `names.py`, `frames.py`, `properties.py`, `channel.py`, `transport.py`: AMQP.
 - `connection.py`: a connection that comes back after a failure.
 - `messages.py`, `delays.py`: the form of messages at rest.
 - `membership/`: facts that all processes share, and that the server does not report.
-- `topology.py`: the queues and exchanges, declared when they are needed.
+- `topology.py`, `queue_watch.py`: the queues and exchanges, declared when they are needed, counted
+  and forgotten.
 - `unacked.py`, `consumer_loop.py`, `consumer_thread.py`, `consumer.py`: a consumer.
-- `dead_letters.py`, `lease.py`, `broker.py`, `results.py`: the rest of the contract.
+- `dead_letters.py`, `lease.py`, `broker.py`, `outcomes.py`, `results.py`: the rest of the contract.
 """
 
 from __future__ import annotations

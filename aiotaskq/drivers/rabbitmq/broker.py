@@ -323,20 +323,24 @@ class RabbitBroker:
             return ()
         missing: list[str] = []
         found: list[tuple[HeldDeadLetter, Envelope]] = []
+        places: list[int] = []
+        refused: Mapping[int, Exception] = {}
         async with hold_dead_letters(self._connection.get(), queue) as held:
             there = {one.letter.key: one for one in held.letters}
-            for key, envelope in letters:
+            for place, (key, envelope) in enumerate(letters):
                 if key in there:
                     found.append((there.pop(key), envelope))
+                    places.append(place)
                 else:
                     missing.append(key)
             if found:
                 await self._membership.restore([one.id for _, one in found])
-                refusals = await self._publish([envelope for _, envelope in found], anew=True)
-                stored = [pair for place, pair in enumerate(found) if place not in refusals]
-                await held.drop([letter for letter, _ in stored])
-                for reason in refusals.values():
-                    raise reason
+                refused = await self._publish([envelope for _, envelope in found], anew=True)
+                await held.drop(
+                    [letter for number, (letter, _) in enumerate(found) if number not in refused]
+                )
+        if refused:
+            raise BatchRefused({places[one]: why for one, why in refused.items()}, answer=missing)
         return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:

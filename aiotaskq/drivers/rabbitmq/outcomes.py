@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import sqlite3
 import threading
@@ -30,8 +29,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from aiotaskq.contract.outcome import Outcome
+from aiotaskq.readable import get_logger
 
-logger = logging.getLogger("aiotaskq.rabbitmq")
+logger = get_logger("aiotaskq.rabbitmq")
 
 _KEPT = 100_000  # outcomes, the latest
 _MOST_BYTES = 64 * 2**20  # in memory
@@ -112,15 +112,17 @@ class RabbitOutcomes:
                 self._remove(one)
         return len(there)
 
-    def sweep(self) -> None:
-        """Drop the outcomes whose time is over, and from the disk those that were dropped.
+    async def sweep(self) -> None:
+        """Drop the outcomes whose time is over, and from the disk those that were dropped."""
+        with self._lock:
+            for one in list(self._entries):
+                self._find(one)
+        if self._disk.is_used:
+            await asyncio.to_thread(self._sweep_disk)
 
-        It may wait for the disk, so it is called in a thread.
-        """
+    def _sweep_disk(self) -> None:
         with self._moving:
             with self._lock:
-                for one in list(self._entries):
-                    self._find(one)
                 kept = {one for one, entry in self._entries.items() if entry.outcome is None}
             self._disk.keep(kept)
 
@@ -198,6 +200,11 @@ class _Disk:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether any outcome may be there."""
+        return self._database is not None
 
     def write(self, outcomes: Iterable[Outcome]) -> None:
         """Add outcomes.

@@ -212,7 +212,7 @@ class RabbitBackend:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_SWEEP_EVERY):
                             await ended.wait()
-                    await asyncio.to_thread(self._outcomes.sweep)
+                    await self._outcomes.sweep()
                 await channel.close()
             except (AmqpError, BackendUnavailable, ConfigError) as error:
                 if not backoff.failures:

@@ -116,7 +116,7 @@ class UnackedMessages:
         return bool(self.available) and self.available[0].crashes >= SUSPECT
 
     def move_to(self, channel: RabbitChannel) -> None:
-        """Go on with a new channel; what is held stays on the channel where it arrived."""
+        """Go on with a new channel; held messages stay on the channel where they arrived."""
         self._base += _TAGS
         self._bases[channel] = self._base
         self.channel = channel

@@ -11,16 +11,12 @@ uses: a plain one is pushed to a list, popped into the hash of its consumer, and
 * No message travels in the reply to a blocking command. Idle consumers block on a token and then
   fetch, so a reply that is lost on the way costs no message. See `notify.py` and `consumer.py`.
 * A queue is added to the set of all queues before anything is stored in it. Maintenance goes
-  over that set, so it finds each message, also where the process dies in between. `_known` holds
-  the queues that this process has added, for as long as the connection lasts: after a reconnect
-  the server may be another one.
+  over that set, so it finds each message, also where the process dies in between.
 * A call of `publish` may have taken effect though it failed. With a `call_id` it may be repeated:
   the server keeps the answer, by queue and part, and the same batch always has the same parts.
 * A call of `maintain` names the server's time at which it is out of date, as estimated by
   `_clock_offset`. One that lay in a buffer, while a server stood still, must not give up
   consumers whose renewals lie in other buffers.
-* The server may lose its data and come back empty. Then a queue that was added once is missing in
-  the set. This is logged once, and the broker goes on with new messages.
 * Keys may hold data that no script wrote. A script that fails because of that fails for all
   queues of its call. The queues are then called one by one, and only the malformed one is left
   out.
@@ -55,22 +51,29 @@ from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.retention import CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, MAX_QUEUES, RedisClient
-from aiotaskq.drivers.redis.connection import RedisConnection, Word, is_malformed_data
+from aiotaskq.drivers.redis.connection import (
+    RedisConnection,
+    UnstorableValue,
+    Word,
+    is_malformed_data,
+)
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.dead_letters import RedisDeadLetters
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.drivers.redis.lease import RedisLease
+from aiotaskq.drivers.redis.queue_names import RedisQueueNames
 from aiotaskq.drivers.redis.results import RedisBackend
 from aiotaskq.drivers.redis.schedules import RedisSchedules
 from aiotaskq.drivers.redis.scripts import RedisScript
 from aiotaskq.drivers.redis.server_settings import warn_of_data_loss
 from aiotaskq.drivers.redis.url import parse_url
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import BatchRefused, Unavailable
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.redis")
 
 _MAINTAINED = 100  # messages of each queue, at most, that one call of a script moves
+_TRIMMED = 1000  # dead letters of each queue, at most, that one call of a script drops
 _LOOKED_AT = 500  # delayed messages, about, that one call of a script looks at
 _OUT_OF_DATE = 2.5  # seconds after which a call of `maintain` is not carried out any more
 _RECONNECTING = 30.0  # seconds after a failure in which other clients may not be back yet
@@ -98,10 +101,9 @@ class RedisBroker:
         self._given_url = url
         self._client = client or RedisClient(parse_url(url), RedisKeys(prefix))
         self._consumers: weakref.WeakSet[RedisConsumer] = weakref.WeakSet()
-        self._known: set[str] = set()  # queues that are in the set of queues
-        self._known_at = 0  # `connects` of the connection to which `_known` applies
-        self._introduced: set[str] = set()  # queues that were in the set of queues once
+        self.names = RedisQueueNames(self._client)
         self._malformed: set[str] = set()  # queues with keys that no script can work on
+        self._aside = 0  # keys set aside, as last told
         self._warned = False  # whether warnings about the server's settings were logged
         self._clock_offset = 0.0  # seconds: the server's clock less that of the event loop
 
@@ -121,7 +123,7 @@ class RedisBroker:
     @property
     def letters(self) -> RedisDeadLetters:
         """The dead letters of the store."""
-        return RedisDeadLetters(self._client, self.introduce)
+        return RedisDeadLetters(self._client, self.names.introduce)
 
     def clone(self) -> Self:
         clone = type(self)(self._given_url, prefix=self._client.keys.given)
@@ -143,15 +145,35 @@ class RedisBroker:
         self, batch: Sequence[Envelope], *, call_id: str | None = None
     ) -> Collection[str]:
         refused: list[str] = []
+        unstorable: dict[int, Exception] = {}  # by identity
         for number, part in enumerate(_parts(batch)):
-            queue = part[0].queue
-            await self.introduce([queue])
             call = "" if call_id is None else f"{call_id}:{number}"
-            args: list[Word] = [self._time_shift, call, *self._groups(part)]
-            keys = [self._client.keys.base(queue), self._client.keys.ids]
-            reply = await self._client.connection.script(scripts.PUBLISH, keys, args)
-            refused += [name.decode() for name in reply]
+            try:
+                refused += await self._publish(part, call)
+            except (UnstorableValue, UnicodeEncodeError):  # the script did not run
+                for place, one in enumerate(part):
+                    try:
+                        refused += await self._publish([one], call and f"{call}:{place}")
+                    except (UnstorableValue, UnicodeEncodeError) as error:
+                        unstorable[id(one)] = items.unstorable(error)
+        if unstorable:
+            errors = {
+                place: unstorable[id(one)]
+                for place, one in enumerate(batch)
+                if id(one) in unstorable
+            }
+            raise BatchRefused(errors, answer=refused)
         return refused
+
+    async def _publish(self, part: Sequence[Envelope], call: str) -> list[str]:
+        """Store envelopes of one queue; return the ids refused as duplicates."""
+        queue = part[0].queue
+        words = self._groups(part)
+        await self.names.introduce([queue])
+        keys = [self._client.keys.base(queue), self._client.keys.ids]
+        args: list[Word] = [self._time_shift, call, *words]
+        reply = await self._client.connection.script(scripts.PUBLISH, keys, args)
+        return [name.decode(errors="replace") for name in reply]
 
     def consumer(
         self, queues: Sequence[str], *, name: str, lease: float, about: bytes = b""
@@ -186,13 +208,13 @@ class RedisBroker:
             identity=identity,
             lease=lease,
             about=msgspec.json.encode(list(all_queues)) + b"\n" + about,
-            introduce=self._introduce_for_worker if warns else self.introduce,
+            introduce=self._introduce_for_worker if warns else self.names.introduce,
         )
         self._consumers.add(consumer)
         return consumer
 
     def schedules(self) -> RedisSchedules:
-        return RedisSchedules(self._client, self.introduce)
+        return RedisSchedules(self._client, self.names.introduce)
 
     def lease(self, grant: Grant) -> RedisLease:
         return RedisLease(self._client, grant, self._client.new_connection())
@@ -200,21 +222,22 @@ class RedisBroker:
     async def consumers(self) -> Sequence[ConsumerInfo]:
         found: list[ConsumerInfo] = []
         call = partial(self._read, scripts.CONSUMERS)
-        async for part, reply in self._in_parts(await self.queues(), call):
+        async for part, reply in self._in_parts(await self.names.all(), call):
             for name, about in zip(reply[::2], reply[1::2], strict=True):
                 queues, _, described = about.partition(b"\n")
                 try:
                     decoded = tuple(msgspec.json.decode(queues, type=list[str]))
-                except msgspec.MsgspecError:
+                except (msgspec.MsgspecError, UnicodeError, RecursionError):
                     decoded = tuple(part)
-                found.append(ConsumerInfo(id=name.decode(), queues=decoded, about=described))
+                identity = name.decode(errors="replace")
+                found.append(ConsumerInfo(id=identity, queues=decoded, about=described))
         return found
 
     async def cancel(self, ids: Collection[str], *, running: bool = True) -> Collection[str]:
-        packed = [items.pack_id(name) for name in ids]
+        packed = [items.pack_id(name) for name in ids if items.is_text(name)]
         bases: list[str] = []
         if packed and not running:
-            bases = [self._client.keys.base(queue) for queue in await self.queues()]
+            bases = [self._client.keys.base(queue) for queue in await self.names.all()]
         held: set[str] = set()
         for part in slices(packed, MAX_ENTRIES):
             held |= await self._cancel(part, bases)
@@ -229,18 +252,29 @@ class RedisBroker:
         return found
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen
+        return await self.maintain_some(await self.some_queues(), limits)
+
+    async def maintain_some(self, queues: Sequence[str], limits: DeadLimits) -> Maintained:
+        """Do the maintenance of some queues; see `maintain`."""
         promoted = reclaimed = trimmed = 0
         call = partial(self._maintain, limits)
-        async for _, reply in self._in_parts(await self.queues(), call):
+        async for _, reply in self._in_parts(queues, call):
             promoted += reply[1]
             reclaimed += reply[2]
             trimmed += reply[3]
-        return Maintained(promoted=promoted, reclaimed=reclaimed, trimmed=trimmed)
+        aside = self._client.connection.aside
+        before, self._aside = self._aside, aside
+        return Maintained(
+            promoted=promoted,
+            reclaimed=reclaimed,
+            trimmed=trimmed,
+            aside=max(aside - before, 0),
+        )
 
     async def depth(self) -> Mapping[str, Depth]:
         depths: dict[str, Depth] = {}
         call = partial(self._read, scripts.DEPTH)
-        async for part, counts in self._in_parts(await self.queues(), call):
+        async for part, counts in self._in_parts(await self.names.all(), call):
             for queue, (ready, delayed, held, dead) in zip(part, counts, strict=True):
                 if ready or delayed or held or dead:
                     depths[queue] = Depth(ready=ready, delayed=delayed, held=held, dead=dead)
@@ -323,7 +357,7 @@ class RedisBroker:
         kept, and would run without them.
         """
         keys, connection = self._client.keys, self._client.connection
-        for queue in await self.queues():
+        for queue in await self.names.all():
             cursor = b"0"
             while True:
                 pair = [keys.cancelled, keys.base(queue)]
@@ -391,6 +425,7 @@ class RedisBroker:
             "1" if was_away else "",
             limits.most,
             "" if limits.age is None else limits.age,
+            _TRIMMED,
             *(consumer.id for consumer in list(self._consumers) if consumer.is_open),
         ]
         keys = [*map(self._client.keys.base, queues), self._client.keys.cancelled]
@@ -405,48 +440,22 @@ class RedisBroker:
     def _set_clock(self, server_time: float) -> None:
         self._clock_offset = server_time - asyncio.get_running_loop().time()
 
-    async def queues(self) -> list[str]:
-        """Return all queues that were ever used."""
-        names = await self._client.connection.command("SMEMBERS", self._client.keys.queues)
-        stored = {name.decode() for name in names}
-        if not self._introduced <= stored:
-            self._known_at = 0
-            await self.introduce(self._introduced - stored)
-        return sorted(stored | self._introduced)
+    async def some_queues(self) -> list[str]:
+        """Return the queues for a round of maintenance: those of the open consumers, and others."""
+        own = {
+            queue
+            for consumer in list(self._consumers)
+            if consumer.is_open
+            for queue in consumer.grant.queues
+        }
+        return await self.names.some(own)
 
     async def _introduce_for_worker(self, queues: Collection[str]) -> None:
         """Introduce queues; the first time, also log warnings about the server's settings."""
-        await self.introduce(queues)
+        await self.names.introduce(queues)
         if not self._warned:
             self._warned = True
             await warn_of_data_loss(self._client.connection, self.url)
-
-    async def introduce(self, queues: Collection[str]) -> None:
-        """Add queues to the set of all queues, before anything is stored in them."""
-        connection = self._client.connection
-        if self._known_at != connection.connects:  # another server, or one that lost its data
-            self._known.clear()
-        if self._known.issuperset(queues):
-            return
-        asked = list(queues)
-        held = await connection.command("SMISMEMBER", self._client.keys.queues, *asked)
-        # Asked first: a server without memory refuses SADD, even of a member that is there.
-        if not all(held):
-            missing = {queue for queue, there in zip(asked, held, strict=True) if not there}
-            if not missing.isdisjoint(self._introduced):
-                self._log_lost_data()
-            await connection.command("SADD", self._client.keys.queues, *asked)
-        self._known.update(asked)
-        self._introduced.update(asked)
-        self._known_at = connection.connects
-
-    def _log_lost_data(self) -> None:
-        logger.critical(
-            "The Redis server has lost its data: it was emptied, or another server has taken its"
-            " place. All queued tasks are gone; new ones are accepted",
-            extra={"event": "redis_lost_data", "url": self.url},
-        )
-        self._introduced.clear()  # so that it is logged once
 
 
 def _kind(envelope: Envelope, due: bytes) -> str:

@@ -21,15 +21,21 @@ Between any two steps the server may go away, a caller may be cancelled, or anot
   not run.
 * `connects` grows with each transport. A caller that remembers it notices that the server may be
   another one, or may have lost its last writes.
-* Only `ConfigError` and `Unavailable` leave `open`, `command` and `script`.
-  `Unavailable.__cause__` is the client library's error.
+* A firewall may drop a connection without a word. A command that is sent after `_QUIET` seconds
+  without an answer has half of the time to be answered, so that its caller can still try again.
+* A key of another type than this package gives it, which another program has written, fails every
+  script that touches it. It is set aside under another name, once, and the call is made again.
+* Only `ConfigError`, `UnstorableValue` and `Unavailable` leave `open`, `command` and `script`.
+  `__cause__` is the client library's error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, TypeAlias
 
 import hiredis
@@ -47,16 +53,21 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from aiotaskq.drivers.common.opening import SharedAttempt
-from aiotaskq.drivers.redis.scripts import RedisScript
+from aiotaskq.drivers.redis.scripts import SET_ASIDE, RedisScript
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.drivers.redis.transport import RedisTransport
-from aiotaskq.errors import ConfigError, Unavailable
+from aiotaskq.errors import ConfigError, EncodeError, Unavailable
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.redis")
 
 Word: TypeAlias = str | bytes | int | float
 """One word of a command: its name, a key or an argument."""
+
+_QUIET = 5.0  # seconds without an answer after which a connection may be gone
+
+_USUAL_LIMIT = 512 * 2**20  # bytes of a word
+_LEAST_LIMIT = 2**20  # the lowest that a server can be set to
 
 _REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _OLDEST = (6, 2)
@@ -66,6 +77,10 @@ _SERVED_AS = {
     "sentinel": "a sentinel: its URL begins with redis+sentinel:// or rediss+sentinel://",
 }
 """Descriptions of servers by the mode that INFO reports, each with the URLs that lead to them."""
+
+
+class UnstorableValue(EncodeError):
+    """A value that the server cannot store; the message is the reason."""
 
 
 class RedisConnection:
@@ -80,6 +95,7 @@ class RedisConnection:
         mode: The mode that a server has to be in.
         connects: How often it has connected.
         failed_at: When it last failed, by the event loop's clock; None if never.
+        aside: How many keys were set aside.
     """
 
     mode: ClassVar[str] = "standalone"
@@ -100,6 +116,7 @@ class RedisConnection:
         self._closed = False
         self.connects = 0
         self.failed_at: float | None = None
+        self.aside = 0
 
     async def open(
         self, prepare: Callable[[RedisConnection], Awaitable[None]] | None = None
@@ -148,33 +165,94 @@ class RedisConnection:
         Raises:
             Unavailable: There was no reply, or it was an error.
         """
-        try:
-            transport = await self.transport()
-            return await self._send(transport, words, timeout or self._server.timeout)
-        except (RedisError, OSError) as error:
-            raise self._explain(error) from error
+        for attempt in (1, 2):
+            try:
+                transport = await self.transport()
+                return await self._send(transport, words, timeout or self._patience(transport))
+            except (RedisError, OSError) as error:
+                keys = [one for one in words[1:] if isinstance(one, str)]
+                if attempt == 1 and await self._set_aside(error, keys):
+                    continue
+                raise self._explain(error) from error
+        raise AssertionError("the second attempt returns or raises")
 
     async def script(self, script: RedisScript, keys: Sequence[Word], args: Sequence[Word]) -> Any:
         """Run a script and return its reply.
 
         Raises:
+            UnstorableValue: The server takes no word of that length.
             Unavailable: There was no reply, or it was an error.
         """
-        timeout = self._server.timeout
         try:
-            transport = await self.transport()
-            waits = script.replicated and self._server.wait_replicas
-            send = self._send_replicated if waits else self._send
-            try:
-                return await send(
-                    transport, ("EVALSHA", script.digest, len(keys), *keys, *args), timeout
-                )
-            except NoScriptError:  # the server was restarted, or its scripts were flushed
-                return await send(
-                    transport, ("EVAL", script.source, len(keys), *keys, *args), timeout
-                )
+            return await self._run_script(script, keys, args)
+        except (RedisError, OSError) as error:
+            first = error
+        if not await self._set_aside(first, keys):
+            await self._refuse_too_long(first, args)
+            raise self._explain(first) from first
+        try:
+            return await self._run_script(script, keys, args)
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
+
+    async def _run_script(
+        self, script: RedisScript, keys: Sequence[Word], args: Sequence[Word]
+    ) -> Any:
+        transport = await self.transport()
+        timeout = self._patience(transport)
+        waits = script.replicated and self._server.wait_replicas
+        send = self._send_replicated if waits else self._send
+        try:
+            return await send(
+                transport, ("EVALSHA", script.digest, len(keys), *keys, *args), timeout
+            )
+        except NoScriptError:  # the server was restarted, or its scripts were flushed
+            return await send(transport, ("EVAL", script.source, len(keys), *keys, *args), timeout)
+
+    async def _refuse_too_long(self, error: Exception, args: Sequence[Word]) -> None:
+        """Raise `UnstorableValue` if a word of a call is why the server ended the connection.
+
+        It also says so, but mostly the rest of a long word is still on its way by then, and all
+        that arrives here is the end of the connection.
+        """
+        longest = max((len(one) for one in args if isinstance(one, bytes | str)), default=0)
+        if longest < _LEAST_LIMIT or not isinstance(error, Disconnected | OSError | ResponseError):
+            return
+        if isinstance(error, ResponseError):
+            if "bulk length" not in str(error):
+                return
+            self.drop()  # the server is about to end it
+        limit = _USUAL_LIMIT
+        with suppress(RedisError, OSError, ValueError, LookupError):  # or the user may not ask
+            transport = await self.transport()
+            words = ("CONFIG", "GET", "proto-max-bulk-len")
+            limit = int((await self._send(transport, words, self._server.timeout))[1])
+        if longest > limit:
+            raise UnstorableValue(
+                f"{self._server.url} takes {limit:,} bytes at most (proto-max-bulk-len), and these"
+                f" are {longest:,}"
+            ) from error
+
+    async def _set_aside(self, error: Exception, keys: Sequence[Word]) -> bool:
+        """Rename keys of a wrong type, where these are why a call failed; return if there were."""
+        if not is_malformed_data(error):
+            return False
+        try:
+            ending = uuid.uuid4().hex[:12]
+            moved = await self._run_script(SET_ASIDE, keys, [ending])
+        except (RedisError, OSError):  # the first error says more
+            return False
+        for key in moved:
+            logger.error(
+                "a key was of a type that this package never gives it, and was renamed: %r", key
+            )
+        self.aside += len(moved)
+        return bool(moved)
+
+    def _patience(self, transport: RedisTransport) -> float:
+        """Return the seconds to wait for the reply to a command that is sent now."""
+        timeout = self._server.timeout
+        return timeout / 2 if transport.quiet_for > _QUIET else timeout
 
     def drop(self) -> None:
         """Give the present transport up, because no task waits for the next reply any more."""
@@ -289,7 +367,7 @@ def is_malformed_data(error: BaseException | None) -> bool:
     return (
         type(error) is ResponseError
         and ("WRONGTYPE" in text or "user_script" in text)
-        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS", text)
+        and not re.search(r"OOM|READONLY|MISCONF|NOPERM|BUSY|NOREPLICAS|user executing", text)
     )
 
 

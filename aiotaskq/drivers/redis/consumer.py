@@ -50,9 +50,9 @@ from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
-from aiotaskq.drivers.redis.connection import Word
+from aiotaskq.drivers.redis.connection import UnstorableValue, Word
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, RedisNotifier
-from aiotaskq.errors import LeaseLost, Unavailable
+from aiotaskq.errors import BatchRefused, LeaseLost, Unavailable
 
 Only: TypeAlias = Literal["", "suspects", "others"]
 
@@ -205,19 +205,46 @@ class RedisConsumer:
                 gone.append(settlement)
         numbers = {one.delivery.receipt[1] for share in by_queue.values() for one in share}
         self._settling |= numbers
+        refused: dict[int, Exception] = {}  # by identity
         try:
             for queue, share in by_queue.items():
-                gone += await self._settle(queue, share)
+                try:
+                    gone += await self._settle(queue, share)
+                except (UnstorableValue, UnicodeEncodeError):  # its script did not run
+                    gone += await self._settle_singly(queue, share, refused)
         except BaseException:  # any part may have taken effect
             for share in by_queue.values():
                 self.mark_uncertain(share)
             raise
         finally:
             self._settling -= numbers
-        if not gone:
-            return ()
         which = set(map(id, gone))
-        return [settlement.delivery for settlement in batch if id(settlement) in which]
+        answer = [settlement.delivery for settlement in batch if id(settlement) in which]
+        if refused:
+            errors = {
+                place: refused[id(one)] for place, one in enumerate(batch) if id(one) in refused
+            }
+            raise BatchRefused(errors, answer=answer)
+        return answer
+
+    async def _settle_singly(
+        self, queue: str, share: list[Settlement], refused: dict[int, Exception]
+    ) -> list[Settlement]:
+        """Settle each by itself; note those that can never be settled, by their identity.
+
+        Those that an earlier call has settled count as such: see `_uncertain`.
+        """
+        self.mark_uncertain(share)
+        gone: list[Settlement] = []
+        for one in share:
+            number: int = one.delivery.receipt[1]
+            try:
+                gone += await self._settle(queue, [one])
+            except (UnstorableValue, UnicodeEncodeError) as error:
+                refused[id(one)] = items.unstorable(error)
+                self._uncertain.pop(number, None)
+                self._held.add(number)
+        return gone
 
     def mark_uncertain(self, batch: Sequence[Settlement]) -> None:
         """Note settlements that may have taken effect, though the caller was not told."""
@@ -351,10 +378,10 @@ class RedisConsumer:
     async def _settle_any(self, queue: str, part: Sequence[Settlement]) -> Sequence[Settlement]:
         keys = [self._client.keys.cancelled, self._client.keys.base(queue)]
         args: list[Word] = [self._client.time_shift, self.id]
-        await self._introduce({one.envelope.queue for one in part if isinstance(one, Again)})
         for settlement in part:
-            self._held.discard(settlement.delivery.receipt[1])
             args += self._words(settlement, keys)
+        await self._introduce({one.envelope.queue for one in part if isinstance(one, Again)})
+        self._held.difference_update(one.delivery.receipt[1] for one in part)
         reply = await self._script(scripts.SETTLE, keys, args)
         settled_before = self._resolve_uncertain(part) if self._uncertain else ()
         if reply is None:
@@ -397,6 +424,7 @@ class RedisConsumer:
                 due, item = items.pack_with_due(envelope, self._client.serials)
                 return b"a", number, keys.index(base) + 1, due, item
             case Dead(reason=reason, details=details):
+                reason = reason.encode(errors="backslashreplace").decode()
                 return b"x", number, msgspec.json.encode(reason), details
             case Release():
                 return b"r", number

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -21,8 +22,10 @@ from aiotaskq.drivers.common.dead_letter_keys import not_a_key
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
 from aiotaskq.drivers.redis.connection import Word
+from aiotaskq.errors import BatchRefused, EncodeError
 
 _KEY = re.compile(r"(0|[1-9][0-9]{0,11})\.[0-9]{6}")  # as `add_dead_letter` in shared.lua writes it
+_HEX = "bytes:"  # the beginning of the text of a key that is no text itself
 _LETTERS = 100  # read in one call of a script
 
 
@@ -66,10 +69,10 @@ class RedisDeadLetters:
         """Return the time of death that a key stands for; None if no letter can have the key."""
         if _KEY.fullmatch(key):
             return float(key)
-        if not _is_text(key):
+        if not items.is_text(key):
             return None
         base = self._client.keys.base(queue)
-        score = await self._client.connection.command("ZSCORE", f"{base}dead", key)
+        score = await self._client.connection.command("ZSCORE", f"{base}dead", _key_bytes(key))
         return None if score is None else float(score)
 
     async def read_timed(
@@ -90,9 +93,13 @@ class RedisDeadLetters:
 
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
         """Store an envelope in place of each letter; return the keys of missing letters."""
+        refused = unstorable_letters(letters)
+        if refused:
+            fine = [one for place, one in enumerate(letters) if place not in refused]
+            raise BatchRefused(refused, answer=await self.revive(queue, fine))
         await self._introduce({envelope.queue for _, envelope in letters})
-        missing = [key for key, _ in letters if not _is_text(key)]
-        letters = [one for one in letters if _is_text(one[0])]
+        missing = [key for key, _ in letters if not items.is_text(key)]
+        letters = [one for one in letters if items.is_text(one[0])]
         keys_of = self._client.keys
         sizes = [len(envelope.body) for _, envelope in letters]
         for part in portions(letters, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES):
@@ -105,27 +112,52 @@ class RedisDeadLetters:
                 due, item = items.pack_with_due(envelope, self._client.serials)
                 target = keys.index(base, 3) + 1
                 unique = "1" if envelope.unique else ""
-                args += (key, target, items.pack_id(envelope.id), envelope.id, unique, due, item)
+                args += (
+                    _key_bytes(key),
+                    target,
+                    items.pack_id(envelope.id),
+                    envelope.id,
+                    unique,
+                    due,
+                    item,
+                )
             reply = await self._client.connection.script(scripts.REVIVE, keys, args)
-            missing += [key.decode() for key in reply]
+            missing += map(_key_text, reply)
         return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
         """Drop letters; return how many existed."""
         count = 0
         base = self._client.keys.base(queue)
-        for part in slices([key for key in set(keys) if _is_text(key)], MAX_ENTRIES):
+        known = [_key_bytes(key) for key in set(keys) if items.is_text(key)]
+        for part in slices(known, MAX_ENTRIES):
             count += await self._client.connection.script(scripts.DISCARD, [base], part)
         return count
 
 
-def _is_text(key: str) -> bool:
-    """Return whether a key can be sent at all: text with lone surrogates is no UTF-8."""
+def unstorable_letters(letters: Sequence[tuple[str, Envelope]]) -> dict[int, Exception]:
+    """Return why envelopes cannot be stored in place of letters, by their positions."""
+    return {
+        place: EncodeError(f"Redis cannot store the id {envelope.id!r:.200}")
+        for place, (_, envelope) in enumerate(letters)
+        if not (items.is_text(envelope.id) and items.is_text(envelope.queue))
+    }
+
+
+def _key_text(key: bytes) -> str:
+    """Return a key as text; one that is none as its bytes in hexadecimal."""
     try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return key.decode()
+    except UnicodeDecodeError:
+        return f"{_HEX}{key.hex()}"
+
+
+def _key_bytes(key: str) -> bytes:
+    """Return the bytes of a key that `_key_text` has given."""
+    if key.startswith(_HEX):
+        with suppress(ValueError):
+            return bytes.fromhex(key[len(_HEX) :])
+    return key.encode()
 
 
 def unpack_letter(key: bytes, letter: bytes, queue: str) -> DeadLetter:
@@ -133,11 +165,15 @@ def unpack_letter(key: bytes, letter: bytes, queue: str) -> DeadLetter:
     head, _, rest = letter.partition(b"\n")
     try:
         death = _decode_head(head)
-    except msgspec.MsgspecError:  # not written by a script, so all of it is payload
+    except (
+        msgspec.MsgspecError,
+        UnicodeError,
+        RecursionError,
+    ):  # not written by a script, so all of it is payload
         death, rest = _LetterHead(0.0, "not a dead letter"), letter
     dead = items.unpack(rest[death.details :], queue, None)
     return DeadLetter(
-        key=key.decode(errors="replace"),
+        key=_key_text(key),
         id=dead.id,
         queue=queue,
         body=dead.body,

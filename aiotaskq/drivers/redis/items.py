@@ -19,9 +19,24 @@ from typing import Any
 from urllib.parse import unquote
 
 from aiotaskq.contract.message import Delivery, Envelope
+from aiotaskq.errors import EncodeError
 
 _PLAIN = {b"0 %d - " % priority: priority for priority in range(10)}
 """The heads of most items, up to the id: no crashes, and no expiry."""
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name can be sent at all: text with lone surrogates is no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unstorable(error: Exception) -> EncodeError:
+    """Return the error for callers, given why an envelope could not be sent."""
+    return error if isinstance(error, EncodeError) else EncodeError(f"Redis: {error}")
 
 
 def pack_id(name: str) -> bytes:
@@ -35,6 +50,17 @@ def unpack_id(text: bytes) -> str:
     """Return the id that `pack_id` was given."""
     name = text.decode(errors="replace")
     return unquote(name) if "%" in name else name
+
+
+def pack_revision(revision: str) -> bytes:
+    """Return the revision of a schedule as it is stored: on one line."""
+    return revision.replace("%", "%25").replace("\n", "%0A").encode(errors="surrogateescape")
+
+
+def unpack_revision(text: bytes) -> str:
+    """Return the revision that `pack_revision` was given; any bytes make one that it gives back."""
+    revision = text.decode(errors="surrogateescape")
+    return revision.replace("%0A", "\n").replace("%25", "%")
 
 
 def pack(envelope: Envelope) -> bytes:

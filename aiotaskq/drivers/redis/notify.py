@@ -171,5 +171,5 @@ async def _next_outcomes(connection: AbstractConnection) -> list[str | Outcome]:
         return []
     try:
         return _decode_outcomes(reply[2])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return []  # published by another program

@@ -12,11 +12,11 @@ import msgspec
 
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.common.batches import portions, slices
-from aiotaskq.drivers.redis import scripts
+from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES
-from aiotaskq.drivers.redis.connection import RedisConnection, Word
+from aiotaskq.drivers.redis.connection import RedisConnection, UnstorableValue, Word
 from aiotaskq.drivers.redis.keys import RedisKeys
-from aiotaskq.errors import DecodeError
+from aiotaskq.errors import BatchRefused, DecodeError
 
 # So few and so small outcomes are published whole, so that subscribers need not load them.
 _PUBLISHED = 8
@@ -43,17 +43,34 @@ class RedisOutcomes:
 
     async def store(self, batch: Sequence[Outcome], ttl: float | None) -> Collection[str]:
         refused: list[str] = []
-        texts = [_encode(outcome) for outcome in batch]
-        encoded = list(zip(batch, texts, strict=True))
+        errors: dict[int, Exception] = {}
+        encoded: list[tuple[Outcome, bytes]] = []
+        places: dict[int, int] = {}  # of outcomes in the batch, by identity
+        for place, outcome in enumerate(batch):
+            places[id(outcome)] = place
+            try:
+                outcome.task_id.encode()
+                encoded.append((outcome, _encode(outcome)))
+            except (UnicodeEncodeError, RecursionError) as error:
+                errors[place] = items.unstorable(error)
         try:
-            sizes = [len(text) for text in texts]
+            sizes = [len(text) for _, text in encoded]
             for part in portions(encoded, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES):
-                refused += await self._store(part, ttl)
+                try:
+                    refused += await self._store(part, ttl)
+                except UnstorableValue:  # the script did not run
+                    for pair in part:
+                        try:
+                            refused += await self._store([pair], ttl)
+                        except UnstorableValue as error:
+                            errors[places[id(pair[0])]] = error
         except BaseException:
             self.mark_uncertain(batch)
             raise
         if self._uncertain:
-            refused = await self._without_own(batch, refused)
+            refused = await self._without_own(encoded, refused)
+        if errors:
+            raise BatchRefused(errors, answer=refused)
         return refused
 
     def mark_uncertain(self, batch: Sequence[Outcome]) -> None:
@@ -62,7 +79,7 @@ class RedisOutcomes:
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         found: dict[str, Outcome] = {}
-        for part in slices(list(ids), _LOADED):
+        for part in slices([one for one in ids if items.is_text(one)], _LOADED):
             keys = [key for task_id in part for key in self._keys.outcome(task_id)]
             texts = await self._connection.command("MGET", *keys)
             for task_id, result, state in zip(part, texts[::2], texts[1::2], strict=True):
@@ -73,7 +90,7 @@ class RedisOutcomes:
 
     async def forget(self, ids: Collection[str]) -> int:
         count = 0
-        for part in slices(list(set(ids)), _LOADED):
+        for part in slices([one for one in set(ids) if items.is_text(one)], _LOADED):
             # An id has one of its two keys, or none. So the number of keys is that of the outcomes.
             keys = [key for task_id in part for key in self._keys.outcome(task_id)]
             count += await self._connection.command("DEL", *keys)
@@ -99,7 +116,9 @@ class RedisOutcomes:
         refused = await self._connection.script(scripts.STORE, keys, args)
         return [part[position - 1][0].task_id for position in refused]
 
-    async def _without_own(self, batch: Sequence[Outcome], refused: list[str]) -> list[str]:
+    async def _without_own(
+        self, batch: Sequence[tuple[Outcome, bytes]], refused: list[str]
+    ) -> list[str]:
         """Return the refused ids without those whose stored outcome is our own.
 
         An earlier call stored it, and its reply was lost.
@@ -107,8 +126,8 @@ class RedisOutcomes:
         asked = [task_id for task_id in refused if task_id in self._uncertain]
         keys = map(self._keys.result, asked)
         stored = await self._connection.command("MGET", *keys) if asked else ()
-        self._uncertain.difference_update(outcome.task_id for outcome in batch)
-        texts = {outcome.task_id: _encode(outcome) for outcome in batch}
+        self._uncertain.difference_update(outcome.task_id for outcome, _ in batch)
+        texts = {outcome.task_id: text for outcome, text in batch}
         own = {
             task_id for task_id, text in zip(asked, stored, strict=True) if text == texts[task_id]
         }
@@ -117,7 +136,7 @@ class RedisOutcomes:
     def _read(self, task_id: str, text: bytes) -> Outcome:
         try:
             return _decode(text)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise DecodeError(f"{self._keys.result(task_id)} holds no outcome: {error}") from error
 
 

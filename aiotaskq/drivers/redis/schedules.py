@@ -10,6 +10,9 @@ from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import RedisClient
 from aiotaskq.drivers.redis.connection import Word
+from aiotaskq.readable import get_logger
+
+logger = get_logger("aiotaskq.redis")
 
 _LOADED = 100  # schedules in one call of a script
 
@@ -35,7 +38,7 @@ class RedisSchedules:
         if ids is None:
             wanted += await connection.command("HKEYS", self._client.keys.schedules)
         else:
-            wanted += set(ids)
+            wanted += [one for one in set(ids) if items.is_text(one)]
         found: list[StoredSchedule] = []
         for part in slices(wanted, _LOADED):
             found += _unpack(await connection.script(scripts.LOAD, self._keys, part))
@@ -44,6 +47,10 @@ class RedisSchedules:
     async def due(self, limit: int) -> DueSchedules:
         args = [self._client.time_shift, limit]
         now, next_at, *due = await self._client.connection.script(scripts.DUE, self._keys, args)
+        unreadable = [name for name in due[::3] if not _is_text(name)]
+        if unreadable:  # nobody can name them, and they would keep others out
+            logger.error("schedules whose ids are no text are parked: %.500r", unreadable)
+            await self._client.connection.command("ZREM", self._keys[1], *unreadable)
         return DueSchedules(schedules=_unpack(due), now=float(now), next_at=_time(next_at))
 
     async def compare_and_swap(
@@ -59,8 +66,8 @@ class RedisSchedules:
         args: list[Word] = [
             self._client.time_shift,
             schedule_id,
-            b"" if seen is None else b"=" + items.pack_id(seen),
-            b"" if new is None else items.pack_id(new.revision) + b"\n" + new.body,
+            b"" if seen is None else b"=" + items.pack_revision(seen),
+            b"" if new is None else items.pack_revision(new.revision) + b"\n" + new.body,
             "" if new is None or new.due_at is None else new.due_at,
         ]
         keys = [*self._keys, *map(self._client.keys.base, queues)]
@@ -76,16 +83,26 @@ def _unpack(reply: Sequence[bytes]) -> list[StoredSchedule]:
     """Return the schedules in a script's reply: for each its id, due time and stored text."""
     found: list[StoredSchedule] = []
     for name, due, stored in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+        if not _is_text(name):
+            continue
         revision, _, body = stored.partition(b"\n")
         found.append(
             StoredSchedule(
-                id=name.decode(errors="replace"),
+                id=name.decode(),
                 body=body,
                 due_at=_time(due),
-                revision=items.unpack_id(revision),
+                revision=items.unpack_revision(revision),
             )
         )
     return found
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _time(text: bytes) -> float | None:

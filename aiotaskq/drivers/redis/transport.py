@@ -68,12 +68,18 @@ class RedisTransport(asyncio.Protocol):
         )
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self.error: Exception | None = None
+        self._heard_at = self._loop.time()
         self.closed = self._loop.create_task(self._close_when_failed())
         writer = connection._writer
         assert writer is not None  # it is connected
         forks.keep_transport_private(writer.transport)
         self._transport = writer.transport
         self._transport.set_protocol(self)
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the last byte from the server; 0 while it owes an answer."""
+        return 0.0 if self._pending else self._loop.time() - self._heard_at
 
     def send(self, packed: bytes, timeout: float) -> asyncio.Future[Any]:
         """Send a command; return the future of its reply, or of an exception as a value.
@@ -92,6 +98,10 @@ class RedisTransport(asyncio.Protocol):
         else:
             self._transport.write(packed)
         if self._timer is None:
+            self._timer = self._loop.call_at(until, self._check_deadline)
+        elif len(self._pending) == 1 and self._timer.when() > until:
+            # It was set for an earlier command, which had more time.
+            self._timer.cancel()
             self._timer = self._loop.call_at(until, self._check_deadline)
         return future
 
@@ -136,6 +146,7 @@ class RedisTransport(asyncio.Protocol):
     # --- called by asyncio's transport ----------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
         self._replies.feed(data)
         while self.error is None:
             try:

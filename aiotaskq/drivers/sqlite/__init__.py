@@ -3,6 +3,7 @@
 ==================  ==============================================================
 `url`               URLs of SQLite files
 `sql`               the tables, and every statement
+`spoilt_keys`       keys after which SQLite would have no other
 `process_identity`  identities of processes, and whether another one still runs
 `notify`            notification between processes: sending and receiving
 `database`          the file as one thread sees it: transactions, schema, forks

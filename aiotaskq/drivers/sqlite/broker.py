@@ -20,11 +20,14 @@ other processes can write. A crash in between leaves the rest as it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Self
+
+import msgspec
 
 from aiotaskq.contract.broker import Traits
 from aiotaskq.contract.message import Envelope
@@ -39,12 +42,21 @@ from aiotaskq.drivers.sqlite.consumer import SQLiteConsumer
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.lease import SQLiteLease
 from aiotaskq.drivers.sqlite.maintenance import SQLiteMaintenance
-from aiotaskq.drivers.sqlite.messages import BUDGET, add, add_unless_cancelled, claim
+from aiotaskq.drivers.sqlite.messages import (
+    BUDGET,
+    UNSTORABLE_ERRORS,
+    add,
+    add_unless_cancelled,
+    as_bytes,
+    as_text,
+    claim,
+    unstorable,
+)
 from aiotaskq.drivers.sqlite.notify import SQLiteListener
 from aiotaskq.drivers.sqlite.results import SQLiteBackend
 from aiotaskq.drivers.sqlite.schedules import SQLiteSchedules
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
-from aiotaskq.errors import BrokerFull, BrokerUnavailable
+from aiotaskq.errors import BatchRefused, BrokerFull, BrokerUnavailable
 
 _PURGE_STEP = 10_000  # rows
 
@@ -64,7 +76,7 @@ class SQLiteBroker:
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._connection = self._new_connection(SQLiteUrl.parse(url), prefix)
-        self._listener = SQLiteListener(self._connection.write_port, self._connection.erase_port)
+        self._listener = SQLiteListener(self._connection)
         self._maintenance = SQLiteMaintenance(self._now)
         self._time_shift = 0.0  # seconds that tests let pass on top of the real time
 
@@ -119,7 +131,7 @@ class SQLiteBroker:
             lambda database: database.rows(sql.LIVING, (self._now(),))
         )
         return [
-            ConsumerInfo(id=name, queues=tuple(json.loads(queues)), about=about)
+            ConsumerInfo(id=as_text(name), queues=_texts(queues), about=as_bytes(about))
             for name, queues, about in rows
         ]
 
@@ -162,10 +174,17 @@ class SQLiteBroker:
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
         # In steps, so that others can write in between.
         missing: list[str] = []
-        for some in slices(letters, BUDGET):
-            missing += await self._connection.run(
-                partial(self._revive, queue=queue, letters=list(some))
-            )
+        refused: dict[int, Exception] = {}
+        for number, some in enumerate(slices(letters, BUDGET)):
+            try:
+                missing += await self._connection.run(
+                    partial(self._revive, queue=queue, letters=list(some))
+                )
+            except BatchRefused as error:
+                missing += error.answer
+                refused |= {number * BUDGET + at: why for at, why in error.errors.items()}
+        if refused:
+            raise BatchRefused(refused, answer=missing)
         return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
@@ -194,6 +213,16 @@ class SQLiteBroker:
     # --- in the thread ---
 
     def _publish(
+        self, database: SQLiteDatabase, batch: list[Envelope], call_id: str | None
+    ) -> list[str]:
+        try:
+            return self._publish_all(database, batch, call_id)
+        except UNSTORABLE_ERRORS:
+            refused = _unstorable_among(database, batch)
+        fine = [one for place, one in enumerate(batch) if place not in refused]
+        raise BatchRefused(refused, answer=self._publish_all(database, fine, call_id))
+
+    def _publish_all(
         self, database: SQLiteDatabase, batch: list[Envelope], call_id: str | None
     ) -> list[str]:
         with database.write():
@@ -233,8 +262,15 @@ class SQLiteBroker:
     def _revive(
         self, database: SQLiteDatabase, queue: str, letters: list[tuple[str, Envelope]]
     ) -> list[str]:
+        try:
+            with database.write():
+                return dead_letters.revive(database, queue, letters, self._now())
+        except UNSTORABLE_ERRORS:
+            refused = _unstorable_among(database, [envelope for _, envelope in letters])
+        fine = [one for place, one in enumerate(letters) if place not in refused]
         with database.write():
-            return dead_letters.revive(database, queue, letters, self._now())
+            missing = dead_letters.revive(database, queue, fine, self._now())
+        raise BatchRefused(refused, answer=missing)
 
 
 def _earlier_calls(
@@ -247,12 +283,39 @@ def _earlier_calls(
         and the ids that they refused.
     """
     [(cancels, stored, refused)] = database.rows(sql.READ_CALL, {"call": call_id, "now": now})
-    return bool(cancels), set(json.loads(stored or "[]")), set(json.loads(refused or "[]"))
+    return bool(cancels), set(_texts(stored or "[]")), set(_texts(refused or "[]"))
+
+
+def _unstorable_among(database: SQLiteDatabase, batch: list[Envelope]) -> dict[int, Exception]:
+    """Return the envelopes that SQLite cannot store, by their positions; store none of them."""
+    found: dict[int, Exception] = {}
+    with database.write():
+        for place, one in enumerate(batch):
+            with contextlib.suppress(_Undo), database.apart():
+                try:
+                    add(database, [one], 0.0)
+                    claim(database, one.id, 0.0)
+                except UNSTORABLE_ERRORS as error:
+                    found[place] = unstorable(error)
+                raise _Undo
+    return found
+
+
+class _Undo(Exception):
+    """Raised to undo what was only tried."""
+
+
+def _texts(text: object) -> tuple[str, ...]:
+    """Return a stored list of texts; empty where another program wrote something else."""
+    try:
+        return tuple(msgspec.json.decode(as_text(text), type=list[str]))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return ()
 
 
 def _depth(database: SQLiteDatabase, now: float) -> dict[str, Depth]:
     return count_depths(
-        (queue, state, count)
+        (as_text(queue), state, count)
         for state, query in sql.DEPTHS.items()
         for queue, count in database.rows(query, {"now": now})
     )

@@ -23,20 +23,23 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty
 from typing import Any, TypeVar
 
 import msgspec
 
+from aiotaskq import native
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
+from aiotaskq.drivers.sqlite.messages import UNSTORABLE_ERRORS, unstorable
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import ConfigError, Unavailable
 
 T = TypeVar("T")
 
+_LOOK_EVERY = 5.0  # seconds between looks of an idle thread whether its event loop is closed
 _FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 """Errors that mean a full disk; the second comes from the index file, which cannot grow."""
 
@@ -58,25 +61,46 @@ _LASTING = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_NOTADB"
 class _SQLiteThread:
     """A thread that runs jobs in the order in which they were submitted.
 
+    It ends by itself, after `abandon`, when the event loop of its owner was closed and nobody has
+    closed the owner: a program may close a loop without ending its async generators.
+
     A daemon thread. The standard library's executors refuse jobs once the main thread has ended,
     and other threads of the program may still send tasks then.
     """
 
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._main, name="aiotaskq-sqlite", daemon=True).start()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._jobs: native.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            native.SimpleQueue()
+        )
+        self._loop = loop
+        self.abandon: Callable[[], None] = lambda: None
+        native.Thread(self._main, name="aiotaskq-sqlite").start()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
+        future: Future[T] = native.make_future()
         self._jobs.put((future, job))
         return future
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether it has ended by itself, because its event loop is closed."""
+        return self._loop.is_closed()
 
     def end(self) -> None:
         """End the thread after the jobs submitted so far."""
         self._jobs.put(None)
 
     def _main(self) -> None:
-        while (work := self._jobs.get()) is not None:
+        while True:
+            try:
+                work = self._jobs.get(timeout=_LOOK_EVERY)
+            except Empty:
+                if self._loop.is_closed():
+                    self.abandon()
+                    return
+                continue
+            if work is None:
+                return
             future, job = work
             if future.set_running_or_notify_cancel():
                 try:
@@ -124,7 +148,7 @@ class SQLiteConnection:
     @property
     def is_open(self) -> bool:
         """Return whether jobs can be run."""
-        return self._thread is not None
+        return self._thread is not None and not self._thread.has_ended
 
     async def open(self) -> None:
         """Start the thread and connect. Idempotent.
@@ -134,9 +158,9 @@ class SQLiteConnection:
             Unavailable: It cannot be opened now.
         """
         async with self._lock:
-            if self._thread is not None:
+            if self.is_open:
                 return
-            thread = _SQLiteThread()
+            thread = _SQLiteThread(asyncio.get_running_loop())
             try:
                 await asyncio.wrap_future(thread.submit(self._connect))
             except BaseException:
@@ -144,6 +168,8 @@ class SQLiteConnection:
                 thread.submit(self._disconnect)
                 thread.end()
                 raise
+            # Its own database: by then another thread may have another one.
+            thread.abandon = partial(_close, self._database)
             self._thread, self._pid = thread, os.getpid()
 
     async def close(self) -> None:
@@ -152,6 +178,8 @@ class SQLiteConnection:
             thread, self._thread = self._thread, None
             if thread is None or self._pid != os.getpid():
                 return  # after a fork, the connection and the thread are the parent's
+            if thread.has_ended:
+                return
             last = thread.submit(self._disconnect)
             thread.end()
             await asyncio.shield(asyncio.wrap_future(last))
@@ -180,13 +208,21 @@ class SQLiteConnection:
         """
         return await asyncio.wrap_future(self.submit(job))
 
-    async def write_port(self, port: int, topics: Collection[str]) -> None:
+    @property
+    def generation(self) -> int:
+        """Return the number of files that the path has led to, less one."""
+        return self._database.generation
+
+    async def write_port(self, port: int, topics: Collection[str]) -> bytes:
         """Write a port into the table of wake-ups; see `aiotaskq.drivers.sqlite.notify`.
+
+        Returns:
+            The contents of the datagrams that come to it.
 
         Raises:
             Unavailable: SQLite failed, or the driver is not open.
         """
-        await self.run(lambda database: database.write_port(port, topics))
+        return await self.run(lambda database: database.write_port(port, topics))
 
     async def erase_port(self, port: int) -> None:
         """Delete a port from the table of wake-ups.
@@ -199,9 +235,18 @@ class SQLiteConnection:
     def _attempt(self, job: Callable[[SQLiteDatabase], T]) -> T:
         try:
             with self._database.in_use():
+                self._follow()
                 return job(self._database)
+        except UNSTORABLE_ERRORS as error:
+            raise unstorable(error) from error
         except sqlite3.Error as error:
             raise self._translated(error) from error
+
+    def _follow(self) -> None:
+        try:
+            self._database.follow()
+        except ConfigError as error:  # it worked at first, and somebody may put the file back
+            raise self._unavailable(str(error)) from error
 
     def _connect(self) -> None:
         # A later change of the working folder must not lead to another file.
@@ -220,9 +265,13 @@ class SQLiteConnection:
         return (self._full if is_full else self._unavailable)(_description(error, self.url))
 
     def _disconnect(self) -> None:
-        # The connection is given up in any case, and there is nobody to tell.
-        with contextlib.suppress(sqlite3.Error):
-            self._database.close()
+        _close(self._database)
+
+
+def _close(database: SQLiteDatabase) -> None:
+    # The connection is given up in any case, and there is nobody to tell.
+    with contextlib.suppress(sqlite3.Error):
+        database.close()
 
 
 def _description(error: sqlite3.Error, url: SQLiteUrl) -> str:

@@ -42,10 +42,18 @@ from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.database import Row, SQLiteDatabase
 from aiotaskq.drivers.sqlite.lease import note_beat, remove
 from aiotaskq.drivers.sqlite.maintenance import promote
-from aiotaskq.drivers.sqlite.messages import BUDGET, add, as_bytes, as_number, as_text
+from aiotaskq.drivers.sqlite.messages import (
+    BUDGET,
+    UNSTORABLE_ERRORS,
+    add,
+    as_bytes,
+    as_number,
+    as_text,
+    unstorable,
+)
 from aiotaskq.drivers.sqlite.notify import SQLiteListener, queue_topic
 from aiotaskq.drivers.sqlite.process_identity import this_process
-from aiotaskq.errors import BrokerUnavailable, LeaseLost
+from aiotaskq.errors import BatchRefused, BrokerUnavailable, LeaseLost
 
 Taken = tuple[list[Delivery], float | None]
 """Deliveries; and if there are none, the time at which there may be some."""
@@ -257,6 +265,32 @@ class SQLiteConsumer:
     # --- settling ---
 
     def _settle(self, database: SQLiteDatabase, batch: list[Settlement]) -> list[Delivery]:
+        try:
+            return self._settle_all(database, batch)
+        except UNSTORABLE_ERRORS:
+            return self._settle_singly(database, batch)
+
+    def _settle_singly(self, database: SQLiteDatabase, batch: list[Settlement]) -> list[Delivery]:
+        """Settle each by itself, where SQLite cannot store a value of one of them."""
+        gone: list[Delivery] = []
+        refused: dict[int, Exception] = {}
+        with database.write():
+            now = self._now()
+            alive = self._is_alive(database)
+            for place, one in enumerate(batch):
+                try:
+                    with database.apart():
+                        held = alive and self._apply(database, one, now)
+                except UNSTORABLE_ERRORS as error:
+                    refused[place] = unstorable(error)
+                else:
+                    if not held:
+                        gone.append(one.delivery)
+        if refused:
+            raise BatchRefused(refused, answer=gone)
+        return gone
+
+    def _settle_all(self, database: SQLiteDatabase, batch: list[Settlement]) -> list[Delivery]:
         with database.write():
             now = self._now()  # it may have waited long for the lock
             # A fenced consumer holds nothing, though some of it may not be taken back yet.
@@ -276,6 +310,7 @@ class SQLiteConsumer:
             case Release(delivery):
                 return self._give_back(database, delivery)
             case Dead(_, reason, details):
+                reason = reason.encode(errors="backslashreplace").decode()
                 buried = database.change(sql.BURY, (reason, now, details, *hold))
                 return buried == database.change(sql.FORGET, hold) == 1
             case Again(_, envelope):

@@ -13,6 +13,14 @@ again inside `write`.
 *Locks of others.* A statement that finds the file locked is repeated until `busy_timeout` is over
 (`_retry_while_busy`), then SQLite's error passes through.
 
+*Foreign files.* The path may come to lead to another file: the old one was removed, or replaced by
+a backup. A connection to a file that nobody else can find is deaf for ever, so each use begins with
+`follow`, which connects anew then. What was held in the old file is lost with it: consumers find
+that their leases are lost, and workers begin new ones. `generation` counts the files.
+
+*Hostile values.* Another program may have written any value into any column. Text that is not UTF-8
+is read with replacements, and `renumber` replaces keys after which SQLite would have no other.
+
 *Forks.* SQLite must not be used on both sides of a fork: the locks of its connections, and what it
 remembers about those of the file, are wrong in the child. Any thread of the program may fork at
 any time. So each use stands inside ``with database.in_use():``, and a fork waits for all uses in
@@ -25,8 +33,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,15 +43,22 @@ from weakref import WeakSet
 
 from aiotaskq import forks
 from aiotaskq.backoff import jittered
-from aiotaskq.drivers.sqlite import sql
+from aiotaskq.drivers.sqlite import spoilt_keys, sql
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier
 from aiotaskq.drivers.sqlite.process_identity import this_network, this_process
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
 from aiotaskq.errors import ConfigError
+from aiotaskq.native import make_reentrant_lock
+from aiotaskq.readable import get_logger
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
 
+_logger = get_logger("aiotaskq.drivers.sqlite")
+
+_SECRET = "secret"  # the key in the table `meta`
+_KEY_GAP = 1_000_000
+_LONGEST_SECRET = 64  # bytes
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _BUSY_PAUSE = 0.004  # seconds between attempts at a locked file
 
@@ -59,12 +74,17 @@ class SQLiteDatabase:
     def __init__(self, url: SQLiteUrl, prefix: str) -> None:
         self._url = url
         self._prefix = prefix
-        self._use = threading.RLock()
+        self._use = make_reentrant_lock()
         self._closed_for_fork = False
         self._notifier = SQLiteNotifier()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""  # the mode that the connection is in
         self._rendered: dict[str, str] = {}  # statements by their templates
+        self._file: tuple[int, int] | None = None  # the device and the number of the open file
+        self.generation = 0
+        """The number of files that the path has led to, less one."""
+        self.secret = b""
+        """The contents of datagrams, which only programs that can read the file know."""
         self._topics: set[str] = set()  # to notify after the commit
         with _registering:
             _databases.add(self)
@@ -78,14 +98,35 @@ class SQLiteDatabase:
                 self._closed_for_fork = False
             yield
 
+    def follow(self) -> None:
+        """Connect to the file that the path leads to now, if it is another one.
+
+        Raises:
+            ConfigError: There can be no such database at present.
+        """
+        if self._file is not None and self._file == _file_at(self._url.path):
+            return
+        _logger.error(
+            "%s was removed or replaced: what this process held in it is given up, and it goes on"
+            " with the file that is there now",
+            self._url.path,
+        )
+        self._file = None
+        self._disconnect()
+        self.open()
+        self.generation += 1
+
     def open(self) -> None:
         """Connect, and create the tables if they are missing.
+
+        A new file can be read by its owner only, and so can its companions.
 
         Raises:
             ConfigError: The path can never be such a database, or a later version wrote it.
         """
         path = self._url.path
         _check_place(path)
+        _create_private(path)
         self._synchronous = ""
         # Not only in this thread: a thread that forks closes it.
         self._connection = connection = sqlite3.connect(
@@ -104,6 +145,7 @@ class SQLiteDatabase:
         # On macOS a plain fsync stops at the disk's own cache; elsewhere this means nothing.
         connection.execute("PRAGMA fullfsync = 1")
         self._prepare()
+        self._file = _file_at(path)
 
     def close(self) -> None:
         """Disconnect."""
@@ -152,7 +194,19 @@ class SQLiteDatabase:
             with contextlib.suppress(sqlite3.Error):  # the first error tells the cause
                 self._run("ROLLBACK")
             raise
-        self._notifier.notify(ports)
+        self._notifier.notify(ports, self.secret)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Undo the statements of the block alone if one of them fails, inside `write`."""
+        self._run("SAVEPOINT apart")
+        try:
+            yield
+        except BaseException:
+            self._run("ROLLBACK TO apart")
+            self._run("RELEASE apart")
+            raise
+        self._run("RELEASE apart")
 
     def notify(self, topic: str) -> None:
         """Notify the listeners of a topic after the commit; inside `write`."""
@@ -160,7 +214,17 @@ class SQLiteDatabase:
 
     def rows(self, template: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Row]:
         """Run a query and return its rows."""
-        return self._retry_while_busy(lambda: self._run(template, parameters).fetchall())
+        try:
+            return self._retry_while_busy(lambda: self._run(template, parameters).fetchall())
+        except sqlite3.OperationalError as error:
+            if "decode to UTF-8" not in str(error):
+                raise
+        # Not always, because a function of Python for each text costs time.
+        self._live.text_factory = _decode
+        try:
+            return self._retry_while_busy(lambda: self._run(template, parameters).fetchall())
+        finally:
+            self._live.text_factory = str
 
     def change(self, template: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> int:
         """Run a statement, inside `write`, and return how many rows it changed."""
@@ -176,12 +240,17 @@ class SQLiteDatabase:
         assert number is not None
         return number
 
-    def write_port(self, port: int, topics: Collection[str]) -> None:
-        """Write a port of this process into the table of wake-ups, once for each topic."""
+    def write_port(self, port: int, topics: Collection[str]) -> bytes:
+        """Write a port of this process into the table of wake-ups, once for each topic.
+
+        Returns:
+            The contents of the datagrams that come to it.
+        """
         network, process, now = this_network(), this_process(), time.time()
         with self.write(relaxed=True):
             for topic in topics:
                 self.change(sql.WRITE_PORT, (topic, network, port, now, process))
+        return self.secret
 
     def erase_port(self, port: int) -> None:
         """Delete the rows of a port of this process."""
@@ -229,25 +298,59 @@ class SQLiteDatabase:
         if not self._topics:
             return []
         since = time.time() - SQLiteNotifier.stale_after
-        return sorted(
-            {
-                row[0]
-                for topic in self._topics
-                for row in self.rows(sql.PORTS_OF, (topic, self._notifier.network, since))
-            }
-        )
+        found = {
+            row[0]
+            for topic in self._topics
+            for row in self.rows(sql.PORTS_OF, (topic, self._notifier.network, since))
+        }
+        return [port for port in found if isinstance(port, int) and 0 < port < 65536]
+
+    def _has_impossible_keys(self) -> bool:
+        if any(self.rows(impossible) for impossible, _, _ in spoilt_keys.SPOILT_KEYS.values()):
+            return True
+        names = [(f"{self._prefix}_{table}",) for table in spoilt_keys.COUNTED]
+        last = [seq for name in names for [seq] in self.rows(spoilt_keys.READ_SEQUENCE, name)]
+        return any(isinstance(seq, int) and seq >= spoilt_keys.LAST_KEY for seq in last)
+
+    def renumber(self) -> None:
+        """Replace keys after which there would be hardly another one; inside `write`."""
+        for table, (impossible, last, move) in spoilt_keys.SPOILT_KEYS.items():
+            found = self.rows(impossible)
+            name = (f"{self._prefix}_{table}",)
+            counter = (
+                self.rows(spoilt_keys.READ_SEQUENCE, name) if table in spoilt_keys.COUNTED else ()
+            )
+            spoilt = any(isinstance(seq, int) and seq >= spoilt_keys.LAST_KEY for [seq] in counter)
+            if not found and not spoilt:
+                continue
+            _logger.error("the keys of %s were spoilt; %d rows get new ones", *name, len(found))
+            # Beyond the keys of rows that are gone, which must not come back.
+            key: int = (self.rows(last)[0][0] or 0) + _KEY_GAP
+            for [old] in found:
+                key += 1
+                self._run(move, (key, old))
+            if counter:
+                self._run(spoilt_keys.WRITE_SEQUENCE, (key, *name))
 
     def _prepare(self) -> None:
-        if self._version() == sql.VERSION:
-            return
-        with self.write():
-            version = self._version()  # again: another process may have been faster
-            if version is None:
-                self._run_all(sql.SCHEMA)
-            else:
-                for older in range(version, sql.VERSION):
-                    self._run_all(sql.MIGRATIONS[older])
-            self._run(sql.WRITE_VERSION, (str(sql.VERSION),))
+        if self._version() != sql.VERSION:
+            with self.write():
+                version = self._version()  # again: another process may have been faster
+                if version is None:
+                    self._run_all(sql.SCHEMA)
+                else:
+                    for older in range(version, sql.VERSION):
+                        self._run_all(sql.MIGRATIONS[older])
+                self._run(sql.WRITE_VERSION, (str(sql.VERSION),))
+        found = self.rows(sql.READ_META, (_SECRET,))
+        if not found:
+            with self.write():
+                self._run(sql.ADD_META, (_SECRET, secrets.token_hex(16)))
+                found = self.rows(sql.READ_META, (_SECRET,))
+        if self._has_impossible_keys():
+            with self.write():
+                self.renumber()
+        self.secret = str(found[0][0]).encode(errors="replace")[:_LONGEST_SECRET]
 
     def _run_all(self, statements: Iterable[str]) -> None:
         for statement in statements:
@@ -256,7 +359,14 @@ class SQLiteDatabase:
     def _version(self) -> int | None:
         if not self.rows(sql.HAS_TABLE, (f"{self._prefix}_meta",)):
             return None
-        version = int(self.rows(sql.READ_VERSION)[0][0])
+        found = self.rows(sql.READ_VERSION)
+        text = str(found[0][0]) if found else ""
+        version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+        if version < 1:
+            raise ConfigError(
+                f"{self._url.path} has tables of the version {text!r:.50}, which no release has"
+                " written: restore it, or remove it"
+            )
         if version > sql.VERSION:
             raise ConfigError(
                 f"{self._url.path} has tables of version {version}, and this aiotaskq knows"
@@ -271,7 +381,7 @@ class SQLiteDatabase:
 _connections: set[sqlite3.Connection] = set()
 
 _databases: WeakSet[SQLiteDatabase] = WeakSet()
-_registering = threading.RLock()  # held during a fork, so that no object is made then
+_registering = make_reentrant_lock()  # held during a fork, so that no object is made then
 _stopped: list[SQLiteDatabase] = []  # those that the current fork has stopped
 
 
@@ -289,6 +399,26 @@ def _after_fork() -> None:
 
 
 forks.register(_before_fork, _after_fork)
+
+
+def _decode(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Return the identity of the file at a path; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _create_private(path: Path) -> None:
+    """Create a file that its owner alone can use; SQLite gives its companions the same mode."""
+    # Where this fails, the file exists, or SQLite says why it cannot be made.
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _check_place(path: Path) -> None:

@@ -20,6 +20,7 @@ from aiotaskq.drivers.sqlite.messages import (
     as_bytes,
     as_number,
     as_text,
+    as_time,
     claim_again,
 )
 
@@ -34,10 +35,10 @@ def read(database: SQLiteDatabase, queue: str, limit: int, before: int) -> list[
             id=as_text(name),
             queue=queue,
             body=as_bytes(body),
-            reason=reason,
+            reason=as_text(reason),
             crashes=as_number(crashes),
-            died_at=died_at,
-            details=details,
+            died_at=as_time(died_at) or 0.0,
+            details=as_bytes(details),
         )
         for seq, name, queue, body, reason, crashes, died_at, details in database.rows(
             sql.NEWEST_DEAD, (queue, before, limit)

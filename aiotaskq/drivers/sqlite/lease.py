@@ -30,6 +30,7 @@ functions below run in the thread of a connection, inside a transaction of the c
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -39,7 +40,7 @@ from aiotaskq.drivers.common.clock import is_stall
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
-from aiotaskq.drivers.sqlite.messages import BUDGET
+from aiotaskq.drivers.sqlite.messages import BUDGET, as_text, as_time
 from aiotaskq.drivers.sqlite.notify import queue_topic
 from aiotaskq.drivers.sqlite.process_identity import is_alive
 
@@ -119,7 +120,8 @@ def give_up(database: SQLiteDatabase, number: int, now: float, gone: Collection[
     rows = database.rows(sql.JUDGED, (number,))
     if not rows:
         return False
-    [(name, lease_until, process, fenced)] = rows
+    [(name, stored_until, process, fenced)] = rows
+    name, lease_until = as_text(name), as_time(stored_until) or 0.0
     if fenced:
         return True
     if process in gone:
@@ -154,7 +156,7 @@ def take_back(database: SQLiteDatabase, number: int, limit: int) -> int:
             database.change(sql.FORGET_SEQ, (seq,))
         else:
             database.change(sql.TAKE_BACK, (seq,))
-            database.notify(queue_topic(queue))
+            database.notify(queue_topic(as_text(queue)))
     if len(held) < limit:
         remove(database, number)
     return len(held)
@@ -168,6 +170,7 @@ def remove(database: SQLiteDatabase, number: int) -> None:
 
 def _fence(database: SQLiteDatabase, number: int, note: str) -> None:
     """Keep a consumer from any further action; the note tells people how it died."""
+    note = note.encode(errors="backslashreplace").decode()
     database.change(sql.FENCE, (note, number))
 
 
@@ -187,14 +190,23 @@ def _is_silence(database: SQLiteDatabase, lease: float) -> bool:
 def _spare(database: SQLiteDatabase, now: float) -> None:
     for number, process, lease in database.rows(sql.SPARABLE):
         if is_alive(process):
-            database.change(sql.SPARE, (now + float(lease), number))
+            database.change(sql.SPARE, (now + (_finite(lease) or 0.0), number))
     database.change(sql.WRITE_META, (_SPARED, repr(_number(database, _BEAT))))
     note_look(database)
 
 
 def _number(database: SQLiteDatabase, key: str) -> float | None:
     rows = database.rows(sql.READ_META, (key,))
-    return float(rows[0][0]) if rows else None
+    return _finite(rows[0][0]) if rows else None
+
+
+def _finite(value: object) -> float | None:
+    """Return a stored number; None for what another program wrote that is none."""
+    try:
+        number = float(value)  # type: ignore[arg-type]  # of any type
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _key(number: int) -> str:

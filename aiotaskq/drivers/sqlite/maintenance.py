@@ -22,7 +22,7 @@ from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.dead_letters import SQLiteDeadLetterTrimmer
 from aiotaskq.drivers.sqlite.lease import give_up, is_anybody_spared, note_look, take_back
-from aiotaskq.drivers.sqlite.messages import BUDGET
+from aiotaskq.drivers.sqlite.messages import BUDGET, as_text, as_time
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier, queue_topic
 from aiotaskq.drivers.sqlite.process_identity import is_gone
 
@@ -60,7 +60,7 @@ class SQLiteMaintenance:
         lapsed = [
             number
             for number, lease_until, process, fenced in database.rows(sql.ALL_CONSUMERS)
-            if fenced or lease_until <= now or process in gone
+            if fenced or (as_time(lease_until) or 0.0) <= now or process in gone
         ]
         [(due_at, _)] = database.rows(sql.OUTLOOK)
         is_due = due_at is not None and due_at <= now
@@ -86,9 +86,10 @@ def promote(database: SQLiteDatabase, now: float) -> int:
     Of all queues, inside a transaction, at most `BUDGET` messages.
     """
     due = database.rows(sql.ALL_DUE, (now, BUDGET))
+    due += database.rows(sql.ALL_TIMELESS, (BUDGET - len(due),))
     for seq, _ in due:
         database.change(sql.PROMOTE, (seq,))
-    for queue in {queue for _, queue in due}:
+    for queue in {as_text(queue) for _, queue in due}:
         database.notify(queue_topic(queue))
     return len(due)
 
@@ -97,6 +98,8 @@ def _sweep(database: SQLiteDatabase, now: float) -> bool:
     """Remove a bounded number of rows whose time is over; return whether there may be more."""
     # Ports go by the real clock: they do not age when a test lets time pass.
     database.change(sql.DROP_STALE_PORTS, (time.time() - SQLiteNotifier.stale_after,))
+    database.renumber()
+    database.change(sql.TAKE_BACK_STRAYS, (BUDGET,))
     for [process] in database.rows(sql.LISTENING_PROCESSES):
         if is_gone(process):
             database.change(sql.DROP_PORTS_OF, (process,))

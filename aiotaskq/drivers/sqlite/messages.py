@@ -7,6 +7,7 @@ All functions run in the thread of a connection, inside a transaction of the cal
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable
 
 from aiotaskq.contract.message import Envelope
@@ -14,6 +15,9 @@ from aiotaskq.drivers.common.retention import UNIQUE_IDS_FOR
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.notify import queue_topic
+from aiotaskq.errors import EncodeError
+
+_FAR = 2**31 - 1  # whole numbers beyond are not counted
 
 BUDGET = 1000
 """Rows that one step of maintenance touches at most, so that no transaction takes long."""
@@ -54,6 +58,24 @@ def claim_again(database: SQLiteDatabase, name: str, now: float) -> None:
     database.change(sql.CLAIM_AGAIN, (name, now + UNIQUE_IDS_FOR))
 
 
+class UnstorableValue(EncodeError):
+    """A value that SQLite cannot store; the message is the reason."""
+
+
+UNSTORABLE_ERRORS = (UnicodeEncodeError, OverflowError, sqlite3.DataError)
+"""Errors for such a value: text with lone surrogates, a number or bytes beyond SQLite's limits."""
+
+
+def unstorable(error: Exception) -> UnstorableValue:
+    """Return the error for callers."""
+    return UnstorableValue(f"SQLite cannot store it: {error}")
+
+
+def as_time(value: object) -> float | None:
+    """Return a value of a column for times; None for a value of another type."""
+    return float(value) if isinstance(value, int | float) else None
+
+
 def as_bytes(value: object) -> bytes:
     """Return a value of a column for bytes; SQLite accepts a value of any type in any column."""
     return value if isinstance(value, bytes) else as_text(value).encode(errors="replace")
@@ -68,4 +90,4 @@ def as_text(value: object) -> str:
 
 def as_number(value: object) -> int:
     """Return a value of a column for whole numbers; a value of another type counts as 0."""
-    return value if isinstance(value, int) else 0
+    return max(-_FAR, min(value, _FAR)) if isinstance(value, int) else 0

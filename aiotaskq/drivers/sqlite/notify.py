@@ -1,7 +1,8 @@
-"""Notification between the processes that share a file: empty UDP datagrams to the local machine.
+"""Notification between the processes that share a file: UDP datagrams to the local machine.
 
 SQLite does not tell a process that another one has committed something. So the processes tell one
-another, by datagrams on the loopback device. A datagram is empty and means "look again".
+another, by datagrams on the loopback device. A datagram holds a secret that stands in the file, and
+means "look again". Datagrams of programs that cannot read the file have no effect.
 
 Theory of operation. A *listener* (one for each driver object) binds a UDP port and writes it into
 the table ``<prefix>_wakeups``, once for each topic: ``queue:<name>`` or ``results``. A transaction
@@ -17,6 +18,7 @@ Events that may come between any two steps:
 
 - A datagram is lost, because its sender died after the commit, or a buffer was full. Each waiter
   looks every `SQLiteListener.poll` seconds in any case.
+- A datagram of an earlier release is empty, and is not heeded: looks find what it told of.
 - A datagram comes in vain: to a port that somebody else owns by now, or for a message that another
   worker has taken. Its only effect is a look.
 - A listener dies. Its rows stay until maintenance sees that its process is gone, or until they
@@ -35,10 +37,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hmac
+import itertools
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import ClassVar
+import weakref
+from collections.abc import Collection, Iterable
+from typing import ClassVar, Protocol
 
 from aiotaskq import forks
 from aiotaskq.drivers.sqlite.process_identity import this_network
@@ -48,6 +53,8 @@ RESULTS = "results"
 """The topic of final outcomes."""
 
 _LOOPBACK = "127.0.0.1"
+_LONGEST = 100  # bytes of a datagram that are read
+_MOST_PORTS = 1000  # listeners that one change wakes; the others look by themselves
 _READ_AT_ONCE = 100  # datagrams that are read before the event loop goes on with other work
 
 
@@ -70,12 +77,12 @@ class SQLiteNotifier:
         """The network whose ports can be reached from here."""
         return this_network()
 
-    def notify(self, ports: Iterable[int]) -> None:
+    def notify(self, ports: Iterable[int], secret: bytes) -> None:
         """Wake the listeners at these ports. Never raises."""
-        for port in ports:
+        for port in itertools.islice(ports, _MOST_PORTS):
             # The change is committed, and a listener that is not reached finds it by a look.
-            with contextlib.suppress(OSError):
-                self._sender().sendto(b"", (_LOOPBACK, port))
+            with contextlib.suppress(OSError, OverflowError):
+                self._sender().sendto(secret, (_LOOPBACK, port))
 
     def close(self) -> None:
         """Close the socket. The next `notify` opens another one."""
@@ -90,6 +97,31 @@ class SQLiteNotifier:
         return self._socket
 
 
+class WakeUpPorts(Protocol):
+    """The table of wake-ups of one file, as a listener needs it."""
+
+    @property
+    def generation(self) -> int:
+        """Return another number when the path leads to another file."""
+        ...
+
+    async def write_port(self, port: int, topics: Collection[str]) -> bytes:
+        """Write a port for some topics; return the secret that its datagrams hold.
+
+        Raises:
+            Unavailable: It cannot be written now.
+        """
+        ...
+
+    async def erase_port(self, port: int) -> None:
+        """Delete the rows of a port.
+
+        Raises:
+            Unavailable: They cannot be deleted now.
+        """
+        ...
+
+
 class SQLiteListener:
     """Receives datagrams for all waiters of one driver object, on its event loop.
 
@@ -97,9 +129,7 @@ class SQLiteListener:
     is bound by the first `listen`.
 
     Args:
-        write_port: Writes a port into the table of wake-ups, for some topics; may raise
-            `Unavailable`.
-        erase_port: Deletes the rows of a port; may raise `Unavailable`.
+        ports: Keeps the table of wake-ups.
     """
 
     poll = 1.0
@@ -110,11 +140,11 @@ class SQLiteListener:
 
     def __init__(
         self,
-        write_port: Callable[[int, Collection[str]], Awaitable[None]],
-        erase_port: Callable[[int], Awaitable[None]],
+        ports: WakeUpPorts,
     ) -> None:
-        self._write_port = write_port
-        self._erase_port = erase_port
+        self._ports = ports
+        self._secret = b""
+        self._generation = 0  # of the file in which the port was written
         self._lock = asyncio.Lock()
         self._waiters: set[asyncio.Event] = set()
         self._written_at: dict[str, float] = {}  # by topic, on the monotonic clock
@@ -150,7 +180,7 @@ class SQLiteListener:
             if wanted and self._socket is not None:
                 # The time before the call: the row must not be older than it seems to be here.
                 now, port = time.monotonic(), self._socket.getsockname()[1]
-                await self._write_port(port, wanted)
+                self._secret = await self._ports.write_port(port, wanted)
                 self._written_at.update(dict.fromkeys(wanted, now))
 
     async def wait(self, waiter: asyncio.Event, seconds: float) -> None:
@@ -174,7 +204,7 @@ class SQLiteListener:
             bound.close()
             # Otherwise the rows become stale; after a fork they are the parent's anyway.
             with contextlib.suppress(Unavailable, ConfigError):
-                await self._erase_port(port)
+                await self._ports.erase_port(port)
 
     def _wake_all(self) -> None:
         for waiter in self._waiters:
@@ -182,6 +212,9 @@ class SQLiteListener:
 
     def _unwritten(self, topics: Collection[str]) -> list[str]:
         """Return the topics whose row is missing, or is to be written anew."""
+        if self._generation != self._ports.generation:  # it is another file
+            self._generation = self._ports.generation
+            self._written_at.clear()
         before = time.monotonic() - SQLiteNotifier.stale_after / 3
         return [topic for topic in topics if self._written_at.get(topic, before) <= before]
 
@@ -191,6 +224,8 @@ class SQLiteListener:
             return
         try:
             self._socket = bind_port()
+            # Where the event loop is closed without `close`, nobody else does it.
+            weakref.finalize(self, self._socket.close)
             asyncio.get_running_loop().add_reader(self._socket, self._receive, self._socket)
         except (OSError, NotImplementedError):
             # A sandbox without network, or an event loop without readers.
@@ -202,8 +237,8 @@ class SQLiteListener:
     def _receive(self, bound: socket.socket) -> None:
         with contextlib.suppress(OSError):  # nothing more to read
             for _ in range(_READ_AT_ONCE):
-                bound.recv(1)
-        self._wake_all()
+                if hmac.compare_digest(bound.recv(_LONGEST), self._secret):
+                    self._wake_all()
 
 
 def bind_port() -> socket.socket:

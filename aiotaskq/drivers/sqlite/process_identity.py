@@ -28,24 +28,25 @@ def this_process() -> str | None:
     return f"{where}/{status[_PID]}/{status[_STARTED]}"
 
 
-def is_gone(process: str | None) -> bool:
+def is_gone(process: object) -> bool:
     """Return whether a process is certainly dead; False where that cannot be known from here."""
     return _lives(process) is False
 
 
-def is_alive(process: str | None) -> bool:
+def is_alive(process: object) -> bool:
     """Return whether a process certainly lives; False where that cannot be known from here."""
     return _lives(process) is True
 
 
-def _lives(process: str | None) -> bool | None:
-    if process is None:
+def _lives(process: object) -> bool | None:
+    # Another program may have written anything in its place.
+    if not isinstance(process, str) or process.count("/") < 2:
         return None
     where, pid, started = process.rsplit("/", 2)
-    if where != _here():
+    if where != _here() or not (pid.isascii() and pid.isdigit() and len(pid) < 10):
         return None  # another container, another machine, or before a reboot
     status = _status(pid)
-    if status is None:
+    if status is None or len(status) <= _STARTED:
         return None if _exists(int(pid)) else False
     # A zombie runs nothing; it only waits for its parent to notice.
     return status[_STARTED] == started and status[_STATE] not in "ZX"

@@ -10,11 +10,12 @@ a notification, or cannot read the file for a while, reads on from its number an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from msgspec import Raw, UnsetType
 
@@ -24,10 +25,10 @@ from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.database import Row, SQLiteDatabase
 from aiotaskq.drivers.sqlite.maintenance import SQLiteSweeper
-from aiotaskq.drivers.sqlite.messages import BUDGET
+from aiotaskq.drivers.sqlite.messages import BUDGET, UNSTORABLE_ERRORS, as_text, unstorable
 from aiotaskq.drivers.sqlite.notify import RESULTS, SQLiteListener
 from aiotaskq.drivers.sqlite.url import SQLiteUrl
-from aiotaskq.errors import BackendUnavailable
+from aiotaskq.errors import BackendUnavailable, BatchRefused
 
 _RETRY_EVERY = 0.2  # seconds between looks of a subscriber while the file cannot be read
 
@@ -50,7 +51,7 @@ class SQLiteBackend:
 
     def __init__(self, url: str, *, prefix: str = "aiotaskq") -> None:
         self._connection = SQLiteConnection(SQLiteUrl.parse(url), prefix, BackendUnavailable)
-        self._listener = SQLiteListener(self._connection.write_port, self._connection.erase_port)
+        self._listener = SQLiteListener(self._connection)
         self._sweeper = SQLiteSweeper()
         self._time_shift = 0.0  # seconds that tests let pass on top of the real time
 
@@ -82,12 +83,12 @@ class SQLiteBackend:
             return {}
         asked = (json.dumps(list(ids)), self._now())
         rows = await self._connection.run(lambda database: database.rows(sql.LOAD, asked))
-        return {row[0]: read_outcome(row) for row in rows}
+        return {as_text(row[0]): read_outcome(row) for row in rows}
 
     async def subscribe(self) -> AsyncGenerator[Sequence[str], None]:
         look = asyncio.Event()  # set where there is a reason to look
         self._listener.add(look)
-        seen: int | None = None
+        seen: Seen | None = None
         gap_told = False  # whether the reader was told that it may have missed something
         try:
             while True:
@@ -95,7 +96,10 @@ class SQLiteBackend:
                 look.clear()
                 try:
                     await self._listener.listen([RESULTS])
-                    seen, ids = await self._connection.run(partial(_arrived_since, seen=seen))
+                    last, ids = await self._connection.run(partial(_arrived_since, seen=seen))
+                    if seen is not None and seen.generation != last.generation:
+                        gap_told = False  # it is another file
+                    seen = last
                 except BackendUnavailable:
                     if not self._connection.is_open:
                         return
@@ -127,16 +131,41 @@ class SQLiteBackend:
     def _store(
         self, database: SQLiteDatabase, batch: list[Outcome], ttl: float | None
     ) -> list[str]:
+        try:
+            return self._store_all(database, batch, ttl)
+        except UNSTORABLE_ERRORS:
+            return self._store_all(database, batch, ttl, singly=True)
+
+    def _store_all(
+        self,
+        database: SQLiteDatabase,
+        batch: list[Outcome],
+        ttl: float | None,
+        *,
+        singly: bool = False,
+    ) -> list[str]:
+        """Store outcomes; where `singly`, those that SQLite cannot store are refused."""
         now = self._now()
         expires_at = None if ttl is None else now + ttl
-        refused = []
+        refused: list[str] = []
+        errors: dict[int, Exception] = {}
         with database.write():
-            for outcome in batch:
-                if not _keep(database, _row(outcome, expires_at), now):
+            for place, outcome in enumerate(batch):
+                try:
+                    with database.apart() if singly else contextlib.nullcontext():
+                        kept = _keep(database, _row(outcome, expires_at), now)
+                except UNSTORABLE_ERRORS as error:
+                    if not singly:
+                        raise
+                    errors[place] = unstorable(error)
+                    continue
+                if not kept:
                     refused.append(outcome.task_id)
                 elif outcome.status.final:
                     database.notify(RESULTS)
             self._sweeper.sweep_if_due(database, now)
+        if errors:
+            raise BatchRefused(errors, answer=refused)
         return refused
 
 
@@ -153,12 +182,26 @@ def _keep(database: SQLiteDatabase, row: Row, now: float) -> bool:
     )
 
 
-def _arrived_since(database: SQLiteDatabase, seen: int | None) -> tuple[int, list[str]]:
-    """Return the ids of final outcomes after a number, and the number to go on from."""
-    if seen is None:
-        return database.rows(sql.LAST_ARRIVAL)[0][0] or 0, []
-    rows = database.rows(sql.ARRIVED_SINCE, (seen, BUDGET))
-    return rows[-1][0] if rows else seen, [row[1] for row in rows]
+class Seen(NamedTuple):
+    """The last outcome that a subscriber has seen.
+
+    Attributes:
+        generation: That of the file; see `SQLiteDatabase`.
+        number: The number of the outcome.
+    """
+
+    generation: int
+    number: int
+
+
+def _arrived_since(database: SQLiteDatabase, seen: Seen | None) -> tuple[Seen, list[str]]:
+    """Return the ids of final outcomes after one, and the one to go on from."""
+    generation = database.generation
+    if seen is None or seen.generation != generation:
+        return Seen(generation, database.rows(sql.LAST_ARRIVAL)[0][0] or 0), []
+    rows = database.rows(sql.ARRIVED_SINCE, (seen.number, BUDGET))
+    last = rows[-1][0] if rows else seen.number
+    return Seen(generation, last), [as_text(row[1]) for row in rows]
 
 
 def _forget(database: SQLiteDatabase, ids: str, now: float) -> int:

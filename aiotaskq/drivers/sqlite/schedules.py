@@ -11,7 +11,7 @@ from aiotaskq.contract.records import DueSchedules, StoredSchedule
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.connection import SQLiteConnection
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
-from aiotaskq.drivers.sqlite.messages import add_unless_cancelled, as_bytes, as_text
+from aiotaskq.drivers.sqlite.messages import add_unless_cancelled, as_bytes, as_text, as_time
 
 
 class SQLiteSchedules:
@@ -53,7 +53,9 @@ class SQLiteSchedules:
     def _due(self, database: SQLiteDatabase, limit: int) -> DueSchedules:
         now = self._now()
         *due, (_, _, next_at, _) = database.rows(sql.DUE_SCHEDULES, {"now": now, "limit": limit})
-        return DueSchedules(schedules=[_schedule(*row) for row in due], now=now, next_at=next_at)
+        return DueSchedules(
+            schedules=[_schedule(*row) for row in due], now=now, next_at=as_time(next_at)
+        )
 
     def _swap(
         self,
@@ -82,7 +84,7 @@ def _read(
     return [_schedule(*row) for row in database.rows(query, parameters)]
 
 
-def _schedule(name: object, revision: object, due_at: float | None, body: object) -> StoredSchedule:
+def _schedule(name: object, revision: object, due_at: object, body: object) -> StoredSchedule:
     return StoredSchedule(
-        id=as_text(name), body=as_bytes(body), due_at=due_at, revision=as_text(revision)
+        id=as_text(name), body=as_bytes(body), due_at=as_time(due_at), revision=as_text(revision)
     )

@@ -20,6 +20,7 @@ queue when it falls due.
 from __future__ import annotations
 
 from aiotaskq.drivers.common.rows import OUTCOME_COLUMNS
+from aiotaskq.drivers.sqlite.spoilt_keys import LAST_KEY
 
 VERSION = 3
 """The version of the tables below. A file of a later version is refused."""
@@ -240,17 +241,22 @@ ANY_SUSPECT = """
     LIMIT 1
 """
 HOLDS_ANY = "SELECT 1 FROM ~messages WHERE consumer = ? LIMIT 1"
-# The next due time of all queues, and whether any queue has suspects.
+# The next due time of all queues, or 0 if there is one that is no time; and whether any queue has
+# suspects.
 OUTLOOK = """
     SELECT
-        (SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1),
+        CASE WHEN EXISTS (SELECT 1 FROM ~messages WHERE due_at >= '') THEN 0.0 ELSE (
+            SELECT due_at FROM ~messages WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) END,
         EXISTS (
             SELECT 1 FROM ~messages INDEXED BY ~messages_suspects
             WHERE consumer IS NULL AND due_at IS NULL AND crashes >= 2)
 """
 ALL_DUE = "SELECT seq, queue FROM ~messages WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?"
-PROMOTE = """
-    UPDATE ~messages SET due_at = NULL, seq = (SELECT max(seq) + 1 FROM ~messages) WHERE seq = ?
+# Those whose due time is no time. SQLite sorts text and bytes behind all numbers.
+ALL_TIMELESS = "SELECT seq, queue FROM ~messages WHERE due_at >= '' LIMIT ?"
+PROMOTE = f"""
+    UPDATE ~messages SET due_at = NULL, seq = (
+        SELECT max(seq) + 1 FROM ~messages WHERE seq < {LAST_KEY}) WHERE seq = ?
 """
 HOLD = "UPDATE ~messages SET consumer = ?, token = ? WHERE seq = ?"
 
@@ -295,6 +301,7 @@ WRITE_META = """
     INSERT INTO ~meta (key, value) VALUES (?, ?)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value
 """
+ADD_META = "INSERT OR IGNORE INTO ~meta (key, value) VALUES (?, ?)"
 FORGET_META = "DELETE FROM ~meta WHERE key = ?"
 SPARABLE = """
     SELECT number, process, value FROM ~consumers JOIN ~meta ON key = 'lease:' || number
@@ -311,9 +318,21 @@ HELD_BY = "SELECT seq, queue, cancelled FROM ~messages WHERE consumer = ? LIMIT 
 FORGET_SEQ = "DELETE FROM ~messages WHERE seq = ?"
 TAKE_BACK = """
     UPDATE ~messages SET
-        consumer = NULL, token = NULL, crashes = crashes + 1,
+        consumer = NULL, token = NULL,
+        crashes = max(min(CAST(crashes AS INTEGER), 1000000000), 0) + 1,
         crash_note = (SELECT crash_note FROM ~consumers WHERE number = ~messages.consumer)
     WHERE seq = ?
+"""
+# Messages whose holder does not exist, and never did: every holder has a row while it holds any.
+TAKE_BACK_STRAYS = """
+    UPDATE ~messages SET
+        consumer = NULL, token = NULL,
+        crashes = max(min(CAST(crashes AS INTEGER), 1000000000), 0) + 1,
+        crash_note = 'its holder does not exist'
+    WHERE seq IN (
+        SELECT seq FROM ~messages WHERE consumer IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM ~consumers WHERE number = ~messages.consumer)
+        LIMIT ?)
 """
 # Each with (now, limit).
 SWEEPS = (
@@ -403,14 +422,18 @@ SCHEDULES_AMONG = """
     SELECT id, revision, due_at, body FROM ~schedules
     WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id
 """
-# The schedules that are due; then one row in any case, with the next due time after now, or NULL.
+# The schedules that are due, with those whose due time is no time; then one row in any case, with
+# the next due time after now, or NULL.
 DUE_SCHEDULES = """
     SELECT * FROM (
         SELECT id, revision, due_at, body FROM ~schedules
         WHERE due_at <= :now ORDER BY due_at, id LIMIT :limit)
+    UNION ALL SELECT * FROM (
+        SELECT id, revision, 0.0, body FROM ~schedules WHERE due_at >= '' LIMIT :limit)
     UNION ALL
     SELECT NULL, NULL, (
-        SELECT due_at FROM ~schedules WHERE due_at > :now ORDER BY due_at LIMIT 1), NULL
+        SELECT due_at FROM ~schedules WHERE due_at > :now AND due_at < ''
+        ORDER BY due_at LIMIT 1), NULL
 """
 REVISION_OF = "SELECT revision FROM ~schedules WHERE id = ?"
 WRITE_SCHEDULE = """
@@ -452,9 +475,9 @@ FORGET_RESULTS = """
     DELETE FROM ~results
     WHERE task_id IN (SELECT value FROM json_each(?)) AND (expires_at IS NULL OR expires_at > ?)
 """
-LAST_ARRIVAL = "SELECT max(arrival) FROM ~results"
-ARRIVED_SINCE = """
+LAST_ARRIVAL = f"SELECT max(arrival) FROM ~results WHERE arrival < {LAST_KEY}"
+ARRIVED_SINCE = f"""
     SELECT arrival, task_id FROM ~results
-    WHERE arrival > ? AND status IN ('SUCCESS', 'FAILURE', 'REVOKED')
+    WHERE arrival > ? AND arrival < {LAST_KEY} AND status IN ('SUCCESS', 'FAILURE', 'REVOKED')
     ORDER BY arrival LIMIT ?
 """

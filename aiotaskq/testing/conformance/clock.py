@@ -12,6 +12,7 @@ from aiotaskq.contract.settlement import Again, Done, Release
 from aiotaskq.testing.conformance.rig import (
     MOMENT,
     PATIENCE,
+    TRIES,
     BrokerSuite,
     Rig,
     envelope,
@@ -51,27 +52,31 @@ class ClockTests(BrokerSuite):
         assert await rig.harness.now() >= began + 2 * MOMENT
 
     async def test_a_waiting_fetch_returns_at_the_due_time(self, rig: Rig, broker: Broker) -> None:
+        """One of several tries is punctual: a busy machine is late at some, hardly at all of them.
+
+        A server that looks for finished waits ten times a second would be late each time.
+        """
         consumer = await rig.consumer()
         late: list[float] = []
-        for number in range(9):
-            # A server that looks for finished waits ten times a second would be late each time.
+        while min(late[1:], default=1.0) >= 0.04:
+            assert len(late) < TRIES, late
             due = await rig.harness.now() + 0.11
-            await broker.publish([envelope(f"{number}", not_before=due)])
+            await broker.publish([envelope(f"{len(late)}", not_before=due)])
             async with asyncio.timeout(PATIENCE):
-                assert ids_of(await consumer.fetch(1, 2 * PATIENCE)) == [f"{number}"]
+                assert ids_of(await consumer.fetch(1, 2 * PATIENCE)) == [f"{len(late)}"]
             late.append(await rig.harness.now() - due)
         assert min(late) >= 0
-        # The best of several: a busy machine may be late at some of them, hardly at all of them.
-        assert min(late[1:]) < 0.04, late
 
     @pytest.mark.usefixtures("needs_clock")
     async def test_waiting_consumers_share_messages_that_fall_due_at_once(
         self, rig: Rig, broker: Broker
     ) -> None:
+        """No call waits until it would have looked by itself, in one of several tries, as above."""
         consumers = [await rig.consumer() for _ in range(3)]
         ids = [f"{number}" for number in range(300)]
         late: list[float] = []
-        for _ in range(3):
+        while min(late, default=1.0) >= 3 * MOMENT:
+            assert len(late) < TRIES, late
             waiting = [asyncio.create_task(one.fetch(100, 2 * PATIENCE)) for one in consumers]
             await asyncio.sleep(MOMENT)
             due = await rig.harness.now() + 2 * MOMENT
@@ -80,8 +85,6 @@ class ClockTests(BrokerSuite):
                 got = await asyncio.gather(*waiting)
             late.append(await rig.harness.now() - due)
             assert sorted(ids_of(one for batch in got for one in batch)) == sorted(ids)
-        # No call waits until it would have looked by itself. The best of several, as above.
-        assert min(late) < 3 * MOMENT, late
 
     async def test_messages_due_at_once_are_delivered_by_priority_then_in_order(
         self, rig: Rig, broker: Broker

@@ -99,6 +99,19 @@ class FetchTests(BrokerSuite):
         assert not await consumer.settle([done(one) for one in got])
         assert await rig.finish(consumer, 1) == [f"{third}2"]
 
+    async def test_a_call_takes_nothing_from_queues_that_its_order_leaves_out(
+        self, rig: Rig
+    ) -> None:
+        for queue in "abc":
+            await rig.publish(f"{queue}1", f"{queue}2", queue=queue)
+        consumer = await rig.consumer(*"abc")
+        got: list[str] = []
+        async with asyncio.timeout(PATIENCE):
+            for order, limit, count in (("b", 1, 1), ("ca", 3, 4), ("ca", 3, 5), ("b", 5, 6)):
+                while len(got) < count:
+                    got += ids_of(await consumer.fetch(limit, 0, order=order))
+        assert got == ["b1", "c1", "c2", "a1", "a2", "b2"]
+
     async def test_an_order_holds_for_one_call_only(self, rig: Rig) -> None:
         for queue in "ab":
             await rig.publish(*(f"{queue}{number}" for number in range(5)), queue=queue)

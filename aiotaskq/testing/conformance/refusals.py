@@ -16,7 +16,7 @@ from aiotaskq.testing.conformance.rig import BrokerSuite, Rig, done, envelope, i
 
 
 class RefusalTests(BrokerSuite):
-    """`BatchRefused` of `Broker.publish` and `Consumer.settle`.
+    """`BatchRefused` of `Broker.publish`, `Broker.revive` and `Consumer.settle`.
 
     Attributes:
         impossible: Fields of envelopes that the broker can never store, one entry for each kind.
@@ -92,6 +92,23 @@ class RefusalTests(BrokerSuite):
             assert await rig.depth() == Depth(dead=1)
             [letter] = await broker.dead("q")
             assert await broker.discard("q", [letter.key]) == 1
+
+    async def test_a_dead_letter_that_can_never_go_back_stays_and_the_others_go(
+        self, rig: Rig, broker: Broker, refused: list[Envelope]
+    ) -> None:
+        consumer, held = await rig.hold("a", "b")
+        await consumer.settle([Dead(one, "why") for one in held])
+        letters = {one.id: one.key for one in await broker.dead("q")}
+        for bad in refused:
+            with pytest.raises(BatchRefused) as caught:
+                await broker.revive("q", [("no key", envelope("x")), (letters["a"], bad)])
+            assert set(caught.value.errors) == {1}
+            assert list(caught.value.answer) == ["no key"]
+        with pytest.raises(BatchRefused) as caught:
+            await broker.revive("q", [(letters["a"], refused[0]), (letters["b"], envelope("b"))])
+        assert set(caught.value.errors) == {0}
+        assert ids_of(await broker.dead("q")) == ["a"]
+        assert await rig.finish(consumer, 1) == ["b"]
 
     async def test_a_refused_retry_is_told_beside_deliveries_that_are_not_held(
         self, rig: Rig, refused: list[Envelope]

@@ -27,11 +27,14 @@ from aiotaskq.testing.conformance.harness import BrokerHarness, LethalHarness
 
 Value = TypeVar("Value")
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds to wait for something that must happen. No passing test takes as long."""
 
 MOMENT = 0.1
 """Seconds to wait for something that must not happen."""
+
+TRIES = 50
+"""Attempts at something that has to be quick, of which a busy machine may delay many."""
 
 BOUND = 2000
 """The most messages of each kind that one call of `maintain` may move, to keep no one waiting."""

@@ -13,6 +13,7 @@ from aiotaskq.contract.outcome import TaskStatus
 from aiotaskq.drivers.postgres import connection, subscription
 from aiotaskq.errors import BackendUnavailable
 from tests.drivers.postgres.tools import (
+    PATIENCE,
     Make,
     heard,
     outcome,
@@ -174,12 +175,12 @@ async def test_closing_does_not_wait_for_a_dead_connection(
     postgres_url: str,
 ) -> None:
     between, port = proxy
-    backend = await make(postgres_url.replace(str(postgres_server.port), str(port)), timeout=20.0)
+    backend = await make(postgres_url.replace(str(postgres_server.port), str(port)), timeout=280.0)
     await backend.store([outcome("a")], None)
     between.freeze()
     call = asyncio.create_task(backend.load(["a"]))
     await asyncio.sleep(0.1)
-    async with asyncio.timeout(15.0):
+    async with asyncio.timeout(PATIENCE):
         await backend.close()
         with pytest.raises(BackendUnavailable):
             await call

@@ -119,7 +119,7 @@ MOST_PAGES = 20_000  # touched for a hundred or a thousand messages; the table h
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_no_statement_of_the_hot_path_reads_or_sorts_the_backlog(
     crowded: asyncpg.Connection[asyncpg.Record],
 ) -> None:

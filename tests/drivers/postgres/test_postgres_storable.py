@@ -8,6 +8,7 @@ from msgspec import UNSET, Raw
 
 from aiotaskq.contract.message import Attempt
 from aiotaskq.contract.outcome import RemoteError, TaskStatus
+from aiotaskq.encoding.codec import Codec
 from aiotaskq.errors import BatchRefused
 from tests.drivers.postgres.tools import (
     HISTORY,
@@ -18,7 +19,6 @@ from tests.drivers.postgres.tools import (
 )
 
 IMPOSSIBLE = {
-    "NUL": b'{"a":["b\\u0000"]}',
     "lone surrogate": b'"\\ud800"',
     "huge number": b"1e200000",
     "deep": b"[" * 20_000 + b"]" * 20_000,
@@ -48,6 +48,16 @@ async def test_a_result_that_cannot_be_stored_is_a_failure_that_says_so(
     assert error.exc_type == "EncodeError"
     assert "PostgreSQL cannot keep the result" in error.exc_message[0]
     assert list(await backend.store([outcome("123")], None)) == ["123"]
+
+
+@pytest.mark.parametrize("value", ["\0", {"a\0": ["b\0", None]}, {"$text": "\0"}], ids=repr)
+async def test_a_value_with_nul_comes_back_as_it_was(make: Make, value: object) -> None:
+    backend = await make()
+    codec = Codec()
+    await backend.store([outcome("a", bytes(codec.encode_result(value))), outcome("b")], None)
+    loaded = await backend.load(["a", "b"])
+    assert loaded["a"].status is TaskStatus.SUCCESS
+    assert codec.decode_result(loaded["a"].result) == value
 
 
 async def test_nul_in_an_error_is_escaped(make: Make) -> None:

@@ -17,7 +17,7 @@ from aiotaskq.drivers.postgres import PostgresBackend, PostgresBroker
 from aiotaskq.drivers.postgres.consumer import PostgresConsumer
 from aiotaskq.errors import BrokerUnavailable
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 Join = Callable[..., Awaitable[PostgresConsumer]]
 Make = Callable[..., Awaitable[PostgresBackend]]
 

@@ -36,7 +36,7 @@ from aiotaskq.errors import (
 )
 from tests.servers import Certificates, RabbitServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 Holder: TypeAlias = tuple[RabbitConsumer, Delivery]
 
 

@@ -20,7 +20,7 @@ from aiotaskq.drivers.rabbitmq.transport import connect
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, ConfigError
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def envelope(name: str) -> Envelope:

@@ -14,7 +14,7 @@ from aiotaskq.drivers.rabbitmq.transport import connect
 from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 async def delete(url: str, queue: str) -> None:

@@ -36,7 +36,7 @@ from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BrokerUnavailable, LeaseLost, TaskFailed
 from tests.servers import RabbitServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 DURABLE_AFTER = 4.0  # seconds until RabbitMQ 3.10 finds a new queue again when it is restarted
 
 
@@ -297,7 +297,7 @@ async def die() -> None:
 """
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_a_long_task_lives_through_restarts_of_the_server(
     rabbit_server: RabbitServer, url: str, prefix: str, redis_url: str
 ) -> None:

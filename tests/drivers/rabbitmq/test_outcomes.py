@@ -48,10 +48,10 @@ async def test_results_beyond_a_limit_are_on_disk_and_all_can_be_read(
         assert memoryview(found[name].result).nbytes == 50_002
     assert len(await kept.get(names)) == 400
     assert kept.forget(names[:399]) == 399
-    await asyncio.to_thread(kept.sweep)
+    await kept.sweep()
     assert set(await kept.get(names)) == {"399"}
     kept.forget(names)
-    await asyncio.to_thread(kept.sweep)
+    await kept.sweep()
     assert (kept._size, kept._disk._database) == (0, None)
 
 
@@ -62,7 +62,7 @@ async def test_an_interim_outcome_on_disk_is_replaced(monkeypatch: pytest.Monkey
     await settled(kept)
     assert (await kept.get(["a"]))["a"].status is TaskStatus.STARTED
     assert not kept.put([outcome("a", 1)])
-    await asyncio.to_thread(kept.sweep)
+    await kept.sweep()
     assert (await kept.get(["a"]))["a"].status is TaskStatus.SUCCESS
 
 

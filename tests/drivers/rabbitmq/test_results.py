@@ -17,7 +17,7 @@ from aiotaskq.errors import BackendUnavailable, ConfigError
 from aiotaskq.testing.conformance.result_listener import outcome, value
 from tests.servers import RabbitServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.mark.parametrize("which", ["rpc", "none", "redis and rpc", "redis", "postgresql"])

@@ -29,7 +29,7 @@ class Network:
         return self._server.url().replace(f":{self._server.port}/", f":{self.port}/")
 
     def drop(self) -> None:
-        """Drop what is sent on the connections that there are now, in both directions."""
+        """Drop everything on the connections that there are now, in both directions."""
         self._dropped.set()
         self._dropped = asyncio.Event()
 

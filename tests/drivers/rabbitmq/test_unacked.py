@@ -20,7 +20,7 @@ from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 from tests.servers import RabbitServer
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def envelope(name: str, delay: float = 0.0, queue: str = "q") -> Envelope:

@@ -36,15 +36,16 @@ async def test_a_dead_letter_is_readable_on_the_server(
 async def test_many_dead_letters_are_read_and_trimmed_in_steps(
     broker: RedisBroker, consumer: RedisConsumer
 ) -> None:
-    await broker.publish([envelope(f"{n}") for n in range(250)])
-    await consumer.settle([Dead(one, "why") for one in await consumer.fetch(250, 0)])
+    for first in range(0, 2500, 500):
+        await broker.publish([envelope(f"{first + n}") for n in range(500)])
+        await consumer.settle([Dead(one, "why") for one in await consumer.fetch(500, 0)])
     letters = await broker.dead("q", 220)
-    assert [one.id for one in letters] == [f"{n}" for n in range(249, 29, -1)]
+    assert [one.id for one in letters] == [f"{n}" for n in range(2499, 2279, -1)]
     assert len({one.key for one in letters}) == 220
     limits = DeadLimits(most=10)
     rounds = [(await broker.maintain(limits)).trimmed for _ in range(4)]
-    assert rounds == [100, 100, 40, 0]
-    assert [one.id for one in await broker.dead("q")] == [f"{n}" for n in range(249, 239, -1)]
+    assert rounds == [1000, 1000, 490, 0]
+    assert [one.id for one in await broker.dead("q")] == [f"{n}" for n in range(2499, 2489, -1)]
 
 
 NO_KEYS = [

@@ -26,7 +26,7 @@ from tests.servers import RedisCluster, RedisServer, SentinelSet
 Servers: TypeAlias = SentinelSet | RedisCluster
 REPLICATED = "wait_replicas=1&wait_timeout=2"
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(params=["sentinel", "cluster"])

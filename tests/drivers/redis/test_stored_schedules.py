@@ -10,7 +10,7 @@ import redis
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import Depth, StoredSchedule
 from aiotaskq.drivers.redis import RedisBroker
-from aiotaskq.errors import BrokerFull, BrokerUnavailable
+from aiotaskq.errors import BrokerFull
 from tests.drivers.redis.tools import envelope
 
 HASH, DUE = "aiotaskq:schedules", "aiotaskq:schedules:due"
@@ -83,7 +83,7 @@ async def test_a_full_server_removes_and_reads_schedules_and_stores_none(
 
 
 @pytest.mark.parametrize("key", [HASH, DUE, "aiotaskq:{q}:ready"])
-async def test_a_key_of_a_wrong_type_changes_no_schedule_and_stores_nothing(
+async def test_a_key_of_a_wrong_type_is_set_aside_for_a_change(
     broker: RedisBroker, control: redis.Redis, key: str
 ) -> None:
     store = broker.schedules()
@@ -92,12 +92,12 @@ async def test_a_key_of_a_wrong_type_changes_no_schedule_and_stores_nothing(
     control.copy("saved", HASH)
     control.delete(key)
     control.set(key, "text")
-    with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
-        await store.compare_and_swap("s", "1", schedule("s", "2", 1000.0), [envelope("a")])
-    control.delete(key)
-    control.rename("saved", HASH)
-    assert await store.load() == [schedule("s", "1")]
-    assert (await broker.depth()) == {}
+    seen = None if key == HASH else "1"
+    assert await store.compare_and_swap("s", seen, schedule("s", "2", 1000.0), [envelope("a")])
+    assert await store.load() == [schedule("s", "2", 1000.0)]
+    assert (await broker.depth()) == {"q": Depth(ready=1)}
+    [aside] = control.keys(f"{key}:aside:*")
+    assert control.get(aside) == "text"
 
 
 async def test_ten_thousand_envelopes_fit_in_one_swap(broker: RedisBroker) -> None:

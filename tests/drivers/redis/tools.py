@@ -12,12 +12,12 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.errors import Unavailable
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 Value = TypeVar("Value")
 
 
 def envelope(name: str, **fields: object) -> Envelope:
-    return Envelope(**{"id": name, "queue": "q", "body": name.encode(), **fields})  # type: ignore[arg-type]  # a test's shorthand
+    return Envelope(**{"id": name, "queue": "q", "body": name.encode(errors="replace"), **fields})  # type: ignore[arg-type]  # a test's shorthand
 
 
 def outcome(name: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:

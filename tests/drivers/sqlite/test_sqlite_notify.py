@@ -147,7 +147,7 @@ async def test_ports_are_given_up_on_closing_and_dropped_when_stale(
     clone = broker.clone()
     await clone.open()
     consumer = await opened(clone, "q", "p")
-    async with asyncio.timeout(30.0):  # a short fetch may end before it listens, if all is busy
+    async with asyncio.timeout(120.0):  # a short fetch may end before it listens, if all is busy
         while not await consumer.fetch(1, 0.01) and rows(path, count) == [(0,)]:
             pass
     assert rows(path, count) == [(2,)]

@@ -18,7 +18,7 @@ from aiotaskq.drivers.sqlite import SQLiteBroker, sql
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.errors import BrokerFull, BrokerUnavailable
 
-PATIENCE = 60.0  # seconds until a test gives up; never part of one that passes
+PATIENCE = 120.0  # seconds until a test gives up; never part of one that passes
 NEVER = 1e6
 
 SWAP = """

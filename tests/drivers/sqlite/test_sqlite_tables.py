@@ -59,7 +59,7 @@ from tests.drivers.sqlite.tools import (
         (sql.HELD_AMONG, ('["a"]',), "messages_id (id=?)"),
         (sql.PORTS_OF, ("t", "n", 0.0), "PRIMARY KEY (topic=? AND network=?)"),
         (sql.LOAD, ('["a"]', 0.0), "results_1 (task_id=?)"),
-        (sql.ARRIVED_SINCE, (1, 1000), "INTEGER PRIMARY KEY (rowid>?)"),
+        (sql.ARRIVED_SINCE, (1, 1000), "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
     ],
     ids=lambda value: " ".join(value.split())[:30] if isinstance(value, str) else "",
 )

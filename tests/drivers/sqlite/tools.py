@@ -15,7 +15,7 @@ from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 30.0  # seconds until a test gives up; never part of a test that passes
+PATIENCE = 120.0  # seconds until a test gives up; never part of a test that passes
 NEVER = 3600.0  # seconds; a test that passes does not wait for the end of these
 
 Process = subprocess.Popen[str]

@@ -127,6 +127,6 @@ def outcome(task_id: str, status: TaskStatus = TaskStatus.SUCCESS) -> Outcome:
 
 async def until(condition: object) -> None:
     assert callable(condition)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.001)

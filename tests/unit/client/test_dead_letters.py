@@ -265,7 +265,7 @@ async def test_a_retry_runs_under_the_same_id_from_the_first_attempt_on(app: Tas
     assert await app.dead.retry(id="a") == 1
     assert await waiter.status() is TaskStatus.PENDING
     async with app.worker():
-        ended = await waiter.wait(timeout=30)
+        ended = await waiter.wait(timeout=120)
     assert (ended.return_value, ended.attempts, seen) == (3, 1, [2])
     assert await app.dead.list() == []
 

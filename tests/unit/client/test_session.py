@@ -206,7 +206,7 @@ def run(program: Path) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=280,
         check=False,
     )
     # The debug mode of asyncio reports callbacks that take long, as they do on a busy machine.

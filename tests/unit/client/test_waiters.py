@@ -43,7 +43,7 @@ async def test_an_outcome_that_is_there_is_found_at_once(
     monkeypatch.setattr("aiotaskq.client.waiters._SAFETY_LOOK", 1000)
     backend.deaf = True
     await backend.store([outcome("1"), outcome("2")], None)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         assert (await waiters.wait("1")).task_id == "1"
         assert (await waiters.wait("2")).task_id == "2"
 
@@ -58,7 +58,7 @@ async def test_no_outcome_is_lost_between_the_look_and_the_push(
         for _ in range(turns):  # store at every moment in the life of a wait
             await asyncio.sleep(0)
         await backend.store([outcome(task_id)], None)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await waiting
 
     for turns in range(20):
@@ -96,7 +96,7 @@ async def test_a_lost_push_is_noticed_though_other_outcomes_keep_arriving(
 
     busy = asyncio.create_task(stay_busy())
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await lost
     finally:
         busy.cancel()

@@ -31,7 +31,7 @@ from aiotaskq.processes.pipe import (
 
 pytestmark = pytest.mark.may_block(reason="the lease keeper reads /proc, and serves nobody else")
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 BEAT = 0.05
 SECRET = "redis://:swordfish@localhost/0"
 

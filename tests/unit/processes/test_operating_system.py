@@ -52,7 +52,7 @@ def test_a_process_begins_with_signals_of_its_own_and_tells_how_it_ended(ignored
     assert not set(blocked) & set(STOP_SIGNALS)
     assert process.is_alive()
     process.send_signal(signal.SIGKILL)
-    process.join(20)
+    process.join(120)
     assert not process.is_alive()
     process.send_signal(signal.SIGKILL)  # it has ended: nothing is sent
     assert process.collect() == -signal.SIGKILL
@@ -138,6 +138,48 @@ def test_a_daemon_may_have_children_and_its_group_ends_with_it() -> None:
         time.sleep(0.01)
     pipe.close()
     childs_end.close()
+
+
+def test_a_child_leaves_the_processes_of_its_parent_alone() -> None:
+    program = """
+import os, sys, time
+from aiotaskq.processes.operating_system import start_process
+process = start_process(time.sleep, (600,), name="test", daemon=True)
+child = os.fork()
+if child == 0:
+    sys.exit(5)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), process.is_alive())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("5 True\n", "")
+
+
+def test_dead_processes_of_others_are_freed_and_our_own_are_not() -> None:
+    program = """
+import os
+from aiotaskq.processes.operating_system import reap_orphans
+reap_orphans(set())
+children = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(3)]
+for child in children:
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+reap_orphans(children)
+assert os.waitpid(children.pop(), 0)
+reap_orphans(set())
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    print("none is left")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.stderr) == ("none is left\n", "")
 
 
 def test_a_program_that_leaves_a_daemon_behind_exits_at_once() -> None:

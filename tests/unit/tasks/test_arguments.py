@@ -265,7 +265,7 @@ def test_a_result_arrives_as_its_annotation_says(
 def test_an_argument_that_does_not_fit_is_a_decode_error_with_its_name(
     annotation: Any, text: bytes
 ) -> None:
-    def fn(fine: int, x: Any = None) -> None: ...
+    def fn(fine: int, x: Any = 0) -> None: ...
 
     fn.__annotations__ = {"fine": int, "x": annotation}
     arguments = Arguments(fn)

@@ -161,7 +161,7 @@ def test_the_limits_are_the_calls_then_the_tasks_then_the_applications(app: Task
     @app.task(bind=True)
     def threaded(self: Task[..., Any]) -> None: ...
 
-    assert threaded.request.timelimit == (60, None)
+    assert threaded.request.timelimit == (60, 50)
 
 
 def test_a_task_called_by_another_one_is_called_directly(app: TaskQueue) -> None:

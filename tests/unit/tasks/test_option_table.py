@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -184,8 +185,10 @@ def test_celerys_names_take_and_refuse_the_same_values() -> None:
 # --- what holds ---------------------------------------------------------------------------------
 
 
-def effective(app: TaskQueue, **options: Any) -> EffectiveOptions:
-    task = app.task(**options)(coroutine)
+def effective(
+    app: TaskQueue, fn: Callable[..., Any] = coroutine, **options: Any
+) -> EffectiveOptions:
+    task = app.task(**options)(fn)
     return app.effective_options(task.name)
 
 
@@ -196,6 +199,7 @@ SETTINGS: dict[str, tuple[Any, Any, Any]] = {  # the default, and two other valu
     "soft_timeout": (None, 5.0, 6.0),
     "retry": (None, Retry(delay=1), Retry(delay=2)),
     "ignore_result": (False, True, False),
+    "executor": ("thread", "process", "thread"),
     "track_started": (False, True, False),
 }
 
@@ -206,10 +210,15 @@ def test_a_task_goes_before_its_application_and_that_before_the_default(name: st
     app = TaskQueue("t", broker="memory://")
     setting = OPTIONS[name].setting
     assert setting is not None
-    assert getattr(effective(app), name) == default
+    assert getattr(effective(app, plain), name) == default
     app.conf[setting] = of_the_app
-    assert getattr(effective(app), name) == of_the_app
-    assert getattr(effective(app, **{name: of_the_task}), name) == of_the_task
+    assert getattr(effective(app, plain), name) == of_the_app
+    assert getattr(effective(app, plain, **{name: of_the_task}), name) == of_the_task
+
+
+def test_coroutine_functions_run_on_the_loop_whatever_the_setting_says() -> None:
+    app = TaskQueue("t", broker="memory://", task_default_executor="process")
+    assert effective(app).executor == "loop"
 
 
 def test_a_route_goes_before_the_default_queue_and_the_task_before_the_route() -> None:

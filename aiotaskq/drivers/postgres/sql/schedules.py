@@ -13,16 +13,22 @@ from aiotaskq.drivers.postgres.sql.fragments import NOW
 ALL = 'SELECT id, revision, due_at, body FROM "{prefix}_schedules"'
 # Returns the schedules of some ids. Locks nothing, likewise.
 AMONG = f"{ALL} WHERE id = ANY ($1::text[])"
-# Returns the due schedules, after a row with the time and the earliest due time after it. Locks
-# nothing, likewise: any number of schedulers look, and the change decides.
+# Returns the due schedules, and those whose due time is no number, after a row with the time and
+# the earliest due time after it. Locks nothing, likewise: any number of schedulers look, and the
+# change decides.
 DUE = f"""
 SELECT NULL AS id, NULL AS revision, NULL::bytea AS body, {NOW} AS now, (
-    SELECT due_at FROM "{{prefix}}_schedules" WHERE due_at > {NOW} ORDER BY due_at LIMIT 1
+    SELECT due_at FROM "{{prefix}}_schedules" WHERE due_at > {NOW} AND due_at < 'NaN'
+    ORDER BY due_at LIMIT 1
 ) AS due_at
 UNION ALL
 (
     SELECT id, revision, body, NULL, due_at FROM "{{prefix}}_schedules"
     WHERE due_at <= {NOW} ORDER BY due_at, id LIMIT $2
+)
+UNION ALL
+(
+    SELECT id, revision, body, NULL, 0 FROM "{{prefix}}_schedules" WHERE due_at = 'NaN' LIMIT $2
 )
 """
 # Adds a schedule unless there is one. The unique index makes two that add the same one take turns.

@@ -40,7 +40,7 @@ from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.common.dead_letter_keys import not_a_key
 from aiotaskq.drivers.redis.broker import RedisBroker
 from aiotaskq.drivers.redis.cluster.consumer import ClusterConsumer
-from aiotaskq.drivers.redis.cluster.gather import gather_all
+from aiotaskq.drivers.redis.cluster.gather import gather_all, gather_batches
 from aiotaskq.drivers.redis.cluster.lease import ClusterLease
 from aiotaskq.drivers.redis.cluster.nodes import ClusterNodes, ClusterTopology, SlotClient
 from aiotaskq.drivers.redis.cluster.placement import SHARDS, ShardPlacement, hash_of
@@ -48,8 +48,9 @@ from aiotaskq.drivers.redis.cluster.results import ClusterBackend
 from aiotaskq.drivers.redis.cluster.schedules import ClusterSchedules
 from aiotaskq.drivers.redis.cluster.shard_mover import ShardMover
 from aiotaskq.drivers.redis.consumer import RedisConsumer
+from aiotaskq.drivers.redis.dead_letters import unstorable_letters
 from aiotaskq.drivers.redis.url import parse_cluster_url
-from aiotaskq.errors import BrokerUnavailable
+from aiotaskq.errors import BatchRefused, BrokerUnavailable
 
 _STRETCH = 100  # successive envelopes of one queue in a batch that go to the same shard
 _TICK = 1e-6  # seconds: the resolution of the times of dead letters
@@ -127,9 +128,12 @@ class ClusterBroker:
         if any(envelope.unique for envelope in batch):
             return await self._publish_in_order(batch, call_id, turn)
         shares = self._spread(batch, turn)
-        await gather_all(
+        calls = (
             self._stores[shard].publish(share, call_id=call_id) for shard, share in shares.items()
         )
+        _, errors = await gather_batches(list(shares.values()), calls, batch)
+        if errors:
+            raise BatchRefused(errors)
         return []
 
     def consumer(
@@ -186,6 +190,7 @@ class ClusterBroker:
             promoted=sum(one.promoted for one in rounds),
             reclaimed=sum(one.reclaimed for one in rounds),
             trimmed=sum(one.trimmed for one in rounds),
+            aside=sum(one.aside for one in rounds),
         )
 
     async def depth(self) -> Mapping[str, Depth]:
@@ -223,7 +228,10 @@ class ClusterBroker:
     async def revive(self, queue: str, letters: Sequence[tuple[str, Envelope]]) -> Collection[str]:
         missing: list[str] = []
         shares: dict[int, list[tuple[str, Envelope]]] = {}
-        for key, envelope in letters:
+        refused = unstorable_letters(letters)
+        for place, (key, envelope) in enumerate(letters):
+            if place in refused:
+                continue
             shard, own = _split_key(key)
             if shard is None:
                 missing.append(key)
@@ -233,6 +241,8 @@ class ClusterBroker:
             await self._check_reachable(queue)
         for shard, share in shares.items():
             missing += await self._revive(shard, queue, share)
+        if refused:
+            raise BatchRefused(refused, answer=missing)
         return missing
 
     async def discard(self, queue: str, keys: Collection[str]) -> int:
@@ -309,11 +319,17 @@ class ClusterBroker:
             return shards[turn % len(shards)]
 
         refused: list[str] = []
+        errors: dict[int, Exception] = {}
         for number, (shard, group) in enumerate(itertools.groupby(batch, key=first)):
             share = list(group)
             call = None if call_id is None else f"{call_id}:{number}"
-            refused += await self._stores[shard].publish(share, call_id=call)
+            calls = [self._stores[shard].publish(share, call_id=call)]
+            [told], found = await gather_batches([share], calls, batch)
+            refused += told
+            errors |= found
             await self._move(shard, {envelope.queue for envelope in share})
+        if errors:
+            raise BatchRefused(errors, answer=refused)
         return refused
 
     async def _forward(self, batch: Sequence[Settlement]) -> None:
@@ -326,8 +342,10 @@ class ClusterBroker:
                         await self._move(shard, [queue])
 
     async def _maintain(self, shard: int, limits: DeadLimits) -> Maintained:
-        maintained = await self._stores[shard].maintain(limits)
-        await self._mover.move(shard, await self._stores[shard].queues())
+        store = self._stores[shard]
+        queues = await store.some_queues()
+        maintained = await store.maintain_some(queues, limits)
+        await self._mover.move(shard, queues)
         return maintained
 
     async def _move(self, shard: int, queues: Collection[str]) -> None:

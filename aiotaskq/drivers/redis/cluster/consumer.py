@@ -32,9 +32,10 @@ from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Settlement
 from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
-from aiotaskq.drivers.redis.cluster.gather import gather_all
+from aiotaskq.drivers.redis.cluster.gather import gather_all, gather_batches
 from aiotaskq.drivers.redis.consumer import RedisConsumer
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, MARGIN, SHORTEST_WAIT
+from aiotaskq.errors import BatchRefused
 
 
 class ClusterConsumer:
@@ -94,9 +95,8 @@ class ClusterConsumer:
             else:
                 gone[id(settlement.delivery)] += 1
         try:
-            settled = await gather_all(
-                self._by_owner[owner].settle(share) for owner, share in shares.items()
-            )
+            calls = (self._by_owner[owner].settle(share) for owner, share in shares.items())
+            settled, refused = await gather_batches(list(shares.values()), calls, batch)
         except BaseException:  # the caller repeats all shares, also those that succeeded
             for owner, share in shares.items():
                 self._by_owner[owner].mark_uncertain(share)
@@ -108,6 +108,8 @@ class ClusterConsumer:
             if gone[id(settlement.delivery)] > 0:
                 gone[id(settlement.delivery)] -= 1
                 lost.append(settlement.delivery)
+        if refused:
+            raise BatchRefused(refused, answer=lost)
         return lost
 
     async def news(self) -> News:

@@ -13,14 +13,14 @@ from typing import ClassVar, Self
 
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.common.opening import OpenOnce
-from aiotaskq.drivers.redis.cluster.gather import gather_all
+from aiotaskq.drivers.redis.cluster.gather import gather_all, gather_batches
 from aiotaskq.drivers.redis.cluster.nodes import ClusterNodes, ClusterTopology, SlotConnection
 from aiotaskq.drivers.redis.cluster.placement import TAGS, ShardPlacement, slot_of
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.drivers.redis.notify import subscribe_to_outcomes
 from aiotaskq.drivers.redis.outcomes import RedisOutcomes
 from aiotaskq.drivers.redis.url import parse_cluster_url
-from aiotaskq.errors import BackendUnavailable
+from aiotaskq.errors import BackendUnavailable, BatchRefused
 
 
 class ClusterBackend:
@@ -67,14 +67,16 @@ class ClusterBackend:
             by_shard.setdefault(self._placement.home_of(outcome.task_id), []).append(outcome)
         stores = self._opened()
         try:
-            refused = await gather_all(
-                stores[shard].store(part, ttl) for shard, part in by_shard.items()
-            )
+            calls = (stores[shard].store(part, ttl) for shard, part in by_shard.items())
+            refused, errors = await gather_batches(list(by_shard.values()), calls, batch)
         except BaseException:  # the caller repeats all parts, also those that succeeded
             for shard, part in by_shard.items():
                 stores[shard].mark_uncertain(part)
             raise
-        return [task_id for part in refused for task_id in part]
+        answer = [task_id for part in refused for task_id in part]
+        if errors:
+            raise BatchRefused(errors, answer=answer)
+        return answer
 
     async def load(self, ids: Collection[str]) -> Mapping[str, Outcome]:
         stores = self._opened()

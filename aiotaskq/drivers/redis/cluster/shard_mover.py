@@ -69,7 +69,7 @@ class ShardMover:
     async def _pack(
         self, client: RedisClient, queues: Sequence[str]
     ) -> Sequence[tuple[int, bytes, bytes, Sequence[bytes]]]:
-        args: list[Word] = [MAX_ENTRIES, MAX_BYTES]
+        args: list[Word] = [MAX_ENTRIES, MAX_BYTES, len(self._stores)]
         for queue in queues:
             args += (uuid.uuid4().hex, random.choice(self._placement.shards_of(queue)))
         keys = [client.keys.base(queue) for queue in queues]
@@ -80,7 +80,7 @@ class ShardMover:
         self, shard: int, queue: str, parcel: bytes, target: int, contents: Sequence[bytes]
     ) -> None:
         there, here = self._clients[target], self._clients[shard]
-        await self._stores[target].introduce([queue])
+        await self._stores[target].names.introduce([queue])
         base = there.keys.base(queue)
         await there.connection.script(scripts.UNPACK, [base], [parcel, *contents])
         await here.connection.script(scripts.DROP_PARCEL, [here.keys.base(queue)], [parcel])

@@ -31,7 +31,7 @@ local function look(base, consumer)
       if count >= SEEN or bytes >= SEEN_BYTES then
         return false
       end
-      local item = redis.call('HGET', held, number)
+      local item = redis.call('HGET', held, number) or ''
       local id = id_of(item)
       if wanted[id] then
         wanted[id] = nil
@@ -55,8 +55,9 @@ end
 
 -- Consumers ask for ids that were cancelled after the last one that they know. So each call gets a
 -- later time than the one before, though the clock may have been set back.
-local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
-local at, pairs = text(math.max(now, tonumber(last or 0) + 0.000001)), {}
+local last = redis.call('ZREVRANGEBYSCORE', KEYS[1], text(now + TEN_YEARS), '-inf',
+  'WITHSCORES', 'LIMIT', 0, 1)[2]
+local at, pairs = text(math.max(now, (finite(last) or 0) + 0.000001)), {}
 for i = 4, #ARGV do
   if wanted[ARGV[i]] then
     pairs[#pairs + 1] = at
@@ -68,4 +69,4 @@ if #pairs > 0 then
 end
 local kept = now - tonumber(ARGV[2])
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
-return { 1, found, '', first and tonumber(first) < kept - DAY and text(kept) or '' }
+return { 1, found, '', finite(first) and finite(first) < kept - DAY and text(kept) or '' }

@@ -4,6 +4,7 @@
 --       2  schedules by due time
 -- ARGV  1  time shift
 --       2  most to return
+-- Entries without a schedule are deleted: they would keep others out.
 -- Return 1  the queue's time
 --        2  the earliest due time after that, or ''
 --        3  for each: id, due time, the value stored under the id
@@ -21,6 +22,8 @@ for i = 1, #due, 2 do
     found[#found + 1] = due[i]
     found[#found + 1] = due[i + 1]
     found[#found + 1] = stored
+  else
+    redis.call('ZREM', KEYS[2], due[i])
   end
 end
 return found

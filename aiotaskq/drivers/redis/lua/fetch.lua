@@ -7,7 +7,8 @@
 --       4  receipt number to begin with, above all that the consumer used before
 --       5  '', or the lowest receipt number of earlier fetches whose replies did not arrive
 --       6  `suspects` or `others` to hand out nothing else, or ''
---       7  numbers of the queues, 1 being the first, if this call drains them in another order
+--       7  numbers of the queues, 1 being the first, if this call drains them in another order, or
+--          not all of them
 -- Return false if the consumer was given up, else
 --       1  seconds until the next item falls due, or ''
 --       2  1 if the call stopped early and may be made again at once, else 0
@@ -40,8 +41,13 @@ local now = clock(ARGV[1])
 local consumer, left, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local queues, order, runs, dropped, wait = #KEYS - 1, {}, {}, 0, nil
 
+for i = 7, #ARGV do
+  order[i - 6] = tonumber(ARGV[i])
+end
 for i = 1, queues do
-  order[i] = tonumber(ARGV[6 + i] or i)
+  if #ARGV < 7 then
+    order[i] = i
+  end
   if not redis.call('ZSCORE', KEYS[i] .. 'consumers', consumer) then
     return false
   end
@@ -54,7 +60,7 @@ local function return_unanswered(first)
   for i = 1, queues do
     for _, taken in ipairs(receipts_of(KEYS[i], consumer)) do
       if taken >= first and taken < number then
-        local item = redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken)
+        local item = redis.call('HGET', KEYS[i] .. 'held:' .. consumer, taken) or ''
         runs[#runs + 1] = { i, taken, item }
         left = is_suspect(item) and 0 or left - 1
       end
@@ -64,11 +70,12 @@ end
 
 if ARGV[5] ~= '' then
   return_unanswered(tonumber(ARGV[5]))
-elseif number < tonumber(redis.call('GET', KEYS[1] .. 'floor:' .. consumer) or 0) then
+elseif number < (finite(redis.call('GET', KEYS[1] .. 'floor:' .. consumer)) or 0) then
   return { '', 0, {}, text(now) }
 end
 
-local cancels = redis.call('EXISTS', KEYS[#KEYS]) == 1
+-- It fails here, and not behind the first removal, where the key is of another type.
+local cancels = redis.call('ZCARD', KEYS[#KEYS]) > 0
 
 -- Return the items that are not cancelled, and count the others.
 local function without_cancelled(items)
@@ -104,7 +111,13 @@ local function hand_out(queue, list)
         pairs[2 * i] = item
         number = number + 1
       end
-      redis.call('HSET', KEYS[queue] .. 'held:' .. consumer, unpack(pairs))
+      local done = redis.pcall('HSET', KEYS[queue] .. 'held:' .. consumer, unpack(pairs))
+      if type(done) == 'table' and done.err then -- another program made it a key of another type
+        for i = #items, 1, -1 do
+          redis.call('LPUSH', list, items[i])
+        end
+        error(done.err)
+      end
       runs[#runs + 1] = run
       left = left - #items
     end

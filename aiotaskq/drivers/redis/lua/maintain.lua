@@ -3,11 +3,12 @@
 -- KEYS  bases of queues; last, the key `cancelled`
 -- ARGV  1  time shift
 --       2  server time after which this call is out of date
---       3  most items to promote, most to take back, and most letters to drop, of each queue
+--       3  most items to promote, and most to take back, of each queue
 --       4  '1' if the caller itself could not reach the server lately, else ''
 --       5  most dead letters that a queue keeps
 --       6  seconds for which it keeps them, or ''
---       7  consumers of the caller, which are alive
+--       7  most dead letters to drop, of each queue
+--       8  consumers of the caller, which are alive
 -- Return the server's time, then how many items were promoted, reclaimed and dropped.
 --
 -- Theory of operation
@@ -37,7 +38,7 @@ local function caller_vouches(base)
   if ARGV[4] == '1' then
     return true
   end
-  for i = 7, #ARGV do
+  for i = 8, #ARGV do
     if redis.call('ZSCORE', base .. 'consumers', ARGV[i]) then
       return true
     end
@@ -48,11 +49,11 @@ end
 -- Return whether the server stood still, not the consumer. If so, all leases have begun anew.
 local function server_stood_still(base, consumer)
   local meta = redis.call('HMGET', base .. 'meta', 'beat', 'granted', 'lease:' .. consumer, 'seen')
-  local beat, lease = tonumber(meta[1] or real), tonumber(meta[3] or '')
+  local beat, lease = finite(meta[1]) or real, finite(meta[3])
   if not lease or real - beat <= lease / 2 or not caller_vouches(base) then
     return false
   end
-  if meta[1] == meta[2] and real - tonumber(meta[4] or real) <= lease / 2 then
+  if meta[1] == meta[2] and real - (finite(meta[4]) or real) <= lease / 2 then
     return false
   end
   allow_when_full(base)
@@ -88,11 +89,12 @@ local function trim(base)
   if there == 0 then
     return 0
   end
-  local excess = math.min(there - tonumber(ARGV[5]), most)
+  local letters = tonumber(ARGV[7])
+  local excess = math.min(there - tonumber(ARGV[5]), letters)
   local keys = excess > 0 and redis.call('ZRANGE', base .. 'dead', 0, excess - 1) or {}
   if #keys == 0 and ARGV[6] ~= '' then
     keys = redis.call('ZRANGEBYSCORE', base .. 'dead', '-inf', text(now - tonumber(ARGV[6])),
-      'LIMIT', 0, most)
+      'LIMIT', 0, letters)
   end
   if #keys > 0 then
     redis.call('ZREM', base .. 'dead', unpack(keys))

@@ -17,5 +17,5 @@ for i = 1, #KEYS - 1 do
 end
 return {
   redis.call('EXISTS', unpack(suspects)) > 0 and 1 or 0,
-  redis.call('ZRANGEBYSCORE', KEYS[#KEYS], '(' .. ARGV[2], '+inf', 'WITHSCORES')
+  redis.call('ZRANGEBYSCORE', KEYS[#KEYS], '(' .. ARGV[2], text(clock(0) + TEN_YEARS), 'WITHSCORES')
 }

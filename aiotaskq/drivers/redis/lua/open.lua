@@ -16,8 +16,8 @@ for i, base in ipairs(KEYS) do
   allow_when_full(base)
   -- The server was started after the last renewal, to the whole second. So the server was away, and
   -- the other consumers, which come back in a moment, must not be given up for that.
-  local beat = redis.call('HGET', base .. 'meta', 'beat')
-  if beat and uptime and uptime + 1 <= real - tonumber(beat) then
+  local beat = finite(redis.call('HGET', base .. 'meta', 'beat'))
+  if beat and uptime and uptime + 1 <= real - beat then
     extend_leases(base, now)
   end
   redis.call('ZADD', base .. 'consumers', text(now + tonumber(ARGV[3])), ARGV[2])

@@ -4,7 +4,8 @@
 -- KEYS  bases of queues
 -- ARGV  1  most items in a parcel
 --       2  most bytes, about
---       3  for each queue: the id of a new parcel, and the number of the shard that it goes to
+--       3  the number of shards
+--       4  for each queue: the id of a new parcel, and the number of the shard that it goes to
 -- Return for each queue that has a parcel: its number, id of the parcel, number of the shard,
 -- contents. The contents are pairs: where an item goes (a priority, `suspects`, or `d` and the
 -- Unix time at which it is due), and the item, or the member of `delayed`.
@@ -45,12 +46,20 @@ end
 
 for i, base in ipairs(KEYS) do
   local kept = redis.call('HMGET', base .. 'parcel', 'id', 'shard', 'items')
+  local whole, contents = pcall(cmsgpack.unpack, kept[3] or '')
+  whole = whole and type(contents) == 'table' and #contents % 2 == 0 and
+    string.match(kept[2] or '', '^%d%d?$') and tonumber(kept[2]) < tonumber(ARGV[3])
+  if kept[1] and not whole then -- another program wrote it
+    local parcel = base .. 'parcel'
+    redis.call('RENAME', parcel, parcel .. ':aside:' .. ARGV[2 + 2 * i])
+    kept[1] = false
+  end
   if kept[1] then
     write_for_replicas(base .. 'none')
-    parcels[#parcels + 1] = { i, kept[1], kept[2], cmsgpack.unpack(kept[3]) }
+    parcels[#parcels + 1] = { i, kept[1], kept[2], contents }
   elseif redis.call('EXISTS', base .. 'ready', base .. 'levels', base .. 'delayed') > 0 then
     allow_when_full(base)
-    local found, id, shard = fill(base), ARGV[1 + 2 * i], ARGV[2 + 2 * i]
+    local found, id, shard = fill(base), ARGV[2 + 2 * i], ARGV[3 + 2 * i]
     if #found > 0 then
       redis.call('HSET', base .. 'parcel', 'id', id, 'shard', shard, 'items', cmsgpack.pack(found))
       parcels[#parcels + 1] = { i, id, shard, found }

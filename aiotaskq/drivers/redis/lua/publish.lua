@@ -43,8 +43,9 @@ while at < #ARGV do
     at = at + 2 * count
   elseif kind == 'u' then
     for i = at, at + 3 * count - 1, 3 do
-      if redis.call('SET', KEYS[2] .. ARGV[i], 1, 'NX', 'EX', UNIQUE_IDS_FOR) then
-        put(ARGV[i + 1], ARGV[i + 2])
+      if redis.call('EXISTS', KEYS[2] .. ARGV[i]) == 0 then
+        put(ARGV[i + 1], ARGV[i + 2]) -- first, as it may fail
+        redis.call('SET', KEYS[2] .. ARGV[i], 1, 'EX', UNIQUE_IDS_FOR)
       else
         refused[#refused + 1] = ARGV[i]
       end

@@ -19,10 +19,13 @@
 
 -- Give a consumer up. A fenced consumer can neither renew nor settle.
 local function fence(base, consumer, now)
-  redis.call('ZREM', base .. 'consumers', consumer)
+  allow_when_full(base)
   redis.call('ZADD', base .. 'fenced', text(now), consumer)
+  redis.call('ZREM', base .. 'consumers', consumer)
   redis.call('HDEL', base .. 'meta', 'lease:' .. consumer, 'about:' .. consumer)
 end
+
+local MOST_CRASHES = 1000000000 -- more are not counted
 
 local function quoted(note)
   return (string.gsub(note, '[%%%s%c]', function(char)
@@ -37,7 +40,8 @@ local function give_back_crashed(base, item, note, now, cancelled)
     add_dead_letter(base, item, '"not an item of a queue"', '', now)
     return
   end
-  give_back(base, (tonumber(crashes) + 1) .. ':' .. note .. rest, cancelled)
+  crashes = string.format('%d', math.min(tonumber(crashes), MOST_CRASHES) + 1)
+  give_back(base, crashes .. ':' .. note .. rest, cancelled)
 end
 
 -- Take back up to `limit` items of one fenced consumer. Return how many.
@@ -45,13 +49,14 @@ local function take_back(base, consumer, limit, now, cancelled)
   local held, numbers = base .. 'held:' .. consumer, receipts_of(base, consumer)
   local count, note = math.min(#numbers, limit), nil
   if count > 0 then
+    allow_when_full(base)
     note = quoted(redis.call('HGET', base .. 'meta', 'note:' .. consumer)
       or 'the lease of ' .. consumer .. ' ran out')
   end
   for i = #numbers, #numbers - count + 1, -1 do
     local item = redis.call('HGET', held, numbers[i])
+    give_back_crashed(base, item or '', note, now, cancelled)
     redis.call('HDEL', held, numbers[i])
-    give_back_crashed(base, item, note, now, cancelled)
   end
   if count == #numbers then
     redis.call('ZREM', base .. 'fenced', consumer)

@@ -18,8 +18,8 @@ for _, base in ipairs(KEYS) do
   allow_when_full(base)
   -- Nobody renewed for half a lease, but this consumer lives: so the server stood still. The other
   -- consumers are about to renew, too.
-  local beat = redis.call('HGET', base .. 'meta', 'beat')
-  if beat and real - tonumber(beat) > lease / 2 then
+  local beat = finite(redis.call('HGET', base .. 'meta', 'beat'))
+  if beat and real - beat > lease / 2 then
     extend_leases(base, now)
   end
   redis.call('ZADD', base .. 'consumers', 'XX', text(now + lease), ARGV[2])

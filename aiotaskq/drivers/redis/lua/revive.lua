@@ -13,13 +13,15 @@ local now, missing = clock(ARGV[1]), {}
 
 for i = 2, #ARGV, 7 do
   local key, packed, id = ARGV[i], ARGV[i + 2], ARGV[i + 3]
-  redis.call('HDEL', KEYS[1] .. 'letters', key)
-  if redis.call('ZREM', KEYS[1] .. 'dead', key) == 1 then
+  redis.call('HDEL', KEYS[1] .. 'letters', '') -- a deletion first: see allow_when_full()
+  if redis.call('ZSCORE', KEYS[1] .. 'dead', key) then
     redis.call('ZREM', KEYS[3], packed)
     if ARGV[i + 4] == '1' then
       redis.call('SET', KEYS[2] .. id, 1, 'EX', UNIQUE_IDS_FOR)
     end
     place(KEYS[tonumber(ARGV[i + 1])], ARGV[i + 5], ARGV[i + 6], now)
+    redis.call('HDEL', KEYS[1] .. 'letters', key)
+    redis.call('ZREM', KEYS[1] .. 'dead', key)
   else
     missing[#missing + 1] = key
   end

@@ -43,11 +43,15 @@ local apply = {
 
 while at <= #ARGV do
   local kind, number, item = ARGV[at], ARGV[at + 1], nil
-  if kind == 'x' or kind == 'r' then
+  if kind ~= 'd' then
     item = redis.call('HGET', held, number)
   end
   if redis.call('HDEL', held, number) == 1 then
-    apply[kind](item)
+    local ok, failure = pcall(apply[kind], item)
+    if not ok then -- such as a key of another type; nothing may be lost by that
+      redis.call('HSET', held, number, item or '')
+      error(failure)
+    end
   else
     gone[#gone + 1] = number
   end

@@ -18,7 +18,10 @@
 --   receipt numbers (fetch, settle), by the id of the call (publish), of a parcel (unpack), or by
 --   a revision (compare_and_swap).
 -- * A script that fails midway is not undone. Where half a script would do harm, all that may fail
---   comes before the first removal.
+--   comes before the first removal. A key may be of another type, because another program wrote it;
+--   set_aside.lua renames it, and the caller makes the call again.
+-- * Values that another program may have written are read with finite(), and fields with
+--   receipts_of(): an arithmetic error would fail the script each time.
 -- * A server over its memory limit refuses a script whose first write may need memory. It lets a
 --   script run to its end that begins with a deletion. See allow_when_full().
 -- * Since Redis 7.2 the command WAIT waits for the last write of its own connection. A script that
@@ -30,6 +33,7 @@
 --   token that is lost, each waiting consumer looks again within a second.
 
 local DAY = 86400 -- seconds
+local TEN_YEARS = 3650 * DAY
 
 -- Return the queue's time and the server's. They differ by the time that a test harness adds.
 local function clock(shift)
@@ -57,6 +61,14 @@ local function write_for_replicas(key)
   redis.call('DEL', key)
 end
 
+-- Return a stored number; nil where there is none, or none that one can calculate with.
+local function finite(stored)
+  local number = stored and tonumber(stored)
+  if number and number == number and number ~= math.huge and number ~= -math.huge then
+    return number
+  end
+end
+
 local function level_of(item)
   local space = string.find(item, ' ', 1, true)
   return space and tonumber(string.sub(item, space + 1, space + 1)) or 0
@@ -81,7 +93,7 @@ end
 
 -- Put an item at the head of its list. One whose id was cancelled is forgotten instead.
 local function give_back(base, item, cancelled)
-  if not redis.call('ZSCORE', cancelled, id_of(item)) then
+  if item and not redis.call('ZSCORE', cancelled, id_of(item)) then
     redis.call('LPUSH', list_of(base, is_suspect(item) and 'suspects' or level_of(item)), item)
   end
 end
@@ -137,7 +149,6 @@ local function promote(base, now, most, cancelled)
   if #due == 0 then
     return 0
   end
-  redis.call('ZREM', base .. 'delayed', unpack(due))
   local any, lists = redis.call('EXISTS', cancelled) == 1, {}
   for _, member in ipairs(due) do
     local item = item_of(member)
@@ -147,6 +158,11 @@ local function promote(base, now, most, cancelled)
       table.insert(lists[level], item)
     end
   end
+  redis.call('SCARD', base .. 'levels') -- these fail before anything is removed
+  for level in pairs(lists) do
+    redis.call('LLEN', base .. (level == 0 and 'ready' or 'ready:' .. level))
+  end
+  redis.call('ZREM', base .. 'delayed', unpack(due))
   for level, items in pairs(lists) do
     redis.call('RPUSH', list_of(base, level), unpack(items))
   end
@@ -156,12 +172,14 @@ end
 -- Keep an item as a dead letter. Its key is the time of its death, or the next free microsecond
 -- after the newest letter, so that the order of keys is the order of deaths.
 local function add_dead_letter(base, item, reason, details, now)
-  local last = redis.call('ZRANGE', base .. 'dead', -1, -1, 'WITHSCORES')[2]
-  local key = text(math.max(now, tonumber(last or 0) + 0.000001))
-  redis.call('ZADD', base .. 'dead', key, key)
+  -- Of the letters within reason: after a time without an end there is no next microsecond.
+  local last = redis.call('ZREVRANGEBYSCORE', base .. 'dead', text(now + TEN_YEARS), '-inf',
+    'WITHSCORES', 'LIMIT', 0, 1)[2]
+  local key = text(math.max(now, (finite(last) or 0) + 0.000001))
   redis.call('HSET', base .. 'letters', key,
     '{"died_at":' .. text(now) .. ',"reason":' .. reason .. ',"details":' .. #details .. '}\n'
     .. details .. item)
+  redis.call('ZADD', base .. 'dead', key, key)
 end
 
 -- Return the receipt numbers that a consumer holds, in order. Only numbers are read: few, and
@@ -169,7 +187,9 @@ end
 local function receipts_of(base, consumer)
   local numbers = {}
   for _, field in ipairs(redis.call('HKEYS', base .. 'held:' .. consumer)) do
-    numbers[#numbers + 1] = tonumber(field) -- nil for a field that no script wrote
+    if #field < 16 and (field == '0' or string.match(field, '^[1-9]%d*$')) then
+      numbers[#numbers + 1] = tonumber(field) -- other fields were written by no script
+    end
   end
   table.sort(numbers)
   return numbers
@@ -178,9 +198,9 @@ end
 -- Let the lease of every consumer begin anew, now.
 local function extend_leases(base, now)
   for _, consumer in ipairs(redis.call('ZRANGE', base .. 'consumers', 0, -1)) do
-    local lease = redis.call('HGET', base .. 'meta', 'lease:' .. consumer)
+    local lease = finite(redis.call('HGET', base .. 'meta', 'lease:' .. consumer))
     if lease then
-      redis.call('ZADD', base .. 'consumers', 'XX', 'GT', text(now + tonumber(lease)), consumer)
+      redis.call('ZADD', base .. 'consumers', 'XX', 'GT', text(now + lease), consumer)
     end
   end
 end

@@ -32,7 +32,12 @@ for i = 1, (#KEYS - 1) / 2 do
     end
   else
     finals = finals + 1
-    if set(key, outcome, 'NX') then
+    -- A key of another type holds no outcome; another program wrote it.
+    local free = set(key, outcome, 'NX')
+    if not free and redis.call('TYPE', key).ok ~= 'string' then
+      free = set(key, outcome)
+    end
+    if free then
       stored[#stored + 1] = finals
       outdated[#outdated + 1] = state
     else

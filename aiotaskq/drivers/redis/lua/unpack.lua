@@ -7,17 +7,18 @@
 
 local base = KEYS[1]
 
-if not redis.call('SET', base .. 'parcel:' .. ARGV[1], 1, 'NX', 'EX', DAY) then
+if redis.call('EXISTS', base .. 'parcel:' .. ARGV[1]) == 1 then
   write_for_replicas(base .. 'none')
   return 0
 end
 for i = 2, #ARGV, 2 do
   local where, item = ARGV[i], ARGV[i + 1]
   if string.sub(where, 1, 1) == 'd' then
-    redis.call('ZADD', base .. 'delayed', string.sub(where, 2), item)
+    redis.call('ZADD', base .. 'delayed', finite(string.sub(where, 2)) or 0, item)
   else
     redis.call('RPUSH', list_of(base, tonumber(where) or where), item)
   end
 end
+redis.call('SET', base .. 'parcel:' .. ARGV[1], 1, 'EX', DAY) -- last, as the above may fail
 notify(base)
 return 1
