@@ -28,8 +28,10 @@ from tests.servers import RabbitServer
 PATIENCE = 30.0
 
 
-def envelope(name: str, priority: int = 0, queue: str = "q", **fields: Any) -> Envelope:
-    return Envelope(id=name, queue=queue, body=b"x", priority=priority, **fields)
+def envelope(
+    name: str, priority: int = 0, queue: str = "q", *, delay: float | None = None
+) -> Envelope:
+    return Envelope(id=name, queue=queue, body=b"x", priority=priority, delay=delay)
 
 
 async def consume(broker: RabbitBroker, *queues: str) -> RabbitConsumer:
@@ -273,7 +275,7 @@ async def test_a_full_queue_of_one_priority_refuses_its_own_messages_only(
         batch = [envelope("b"), envelope("c", 5), envelope("d", 9)]
         refused: BatchRefused | None = None
         async with asyncio.timeout(PATIENCE):
-            while refused is None:  # the policy needs a moment, and may let another one in
+            while refused is None:  # the policy needs a moment, and the limit may let one more in
                 try:
                     await broker.publish(batch)
                 except BatchRefused as error:

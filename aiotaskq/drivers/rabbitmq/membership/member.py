@@ -132,8 +132,7 @@ class ConsumerMember:
             Queue.Declare(queue=queue, exclusive=True, auto_delete=True),
             Basic.Consume(queue=queue, consumer_tag="questions", no_ack=True),
         )
-        await self._join_and_read(transport)
-        await self._queue_list.read(transport)
+        await asyncio.gather(self._join_and_read(transport), self._queue_list.read(transport))
         self._start(self._stay_reading(transport, self._ledger.stream, self._join_and_read))
         self._start(self._stay_reading(transport, self._queue_list, self._queue_list.read))
         self.losses.watch(transport)
