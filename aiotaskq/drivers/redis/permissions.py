@@ -97,7 +97,7 @@ def _commands_in(source: str) -> frozenset[str]:
 
 _SENDER = RedisRole(
     meaning="sends tasks, and does nothing else",
-    scripts=(scripts.PUBLISH,),
+    scripts=(scripts.PUBLISH, scripts.CONSUMERS),
     sends=("sadd", "smembers", "smismember", "time", "zmscore"),
     keys=(*_QUEUES, "cancelled"),
 )
