@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from tests.unit.client.drivers import until
 
 
 class SharedBroker(MemoryBroker):
-    traits = Traits()
+    traits: ClassVar[Traits] = Traits()
 
 
 @pytest.fixture(autouse=True)

@@ -383,7 +383,8 @@ def test_no_code_of_a_users_type_runs_for_an_attribute_that_a_payload_names() ->
 
 
 def test_the_members_of_a_group_are_failures_of_their_types() -> None:
-    error = ExceptionGroup("several", [ValueError(1), ExceptionGroup("more", [KeyError("x")])])
+    members: list[Exception] = [ValueError(1), ExceptionGroup("more", [KeyError("x")])]
+    error = ExceptionGroup("several", members)
     error.add_note("a note")
     for failure in (travel(error), pickle.loads(pickle.dumps(travel(error)))):
         assert isinstance(failure, ExceptionGroup)
