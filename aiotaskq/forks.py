@@ -29,6 +29,7 @@ and executes another program at once.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import contextlib
 import functools
@@ -36,7 +37,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -248,15 +248,15 @@ def _cut_off() -> None:
     if not ours:
         return
     try:
-        dead_end, other = socket.socketpair()
+        dead_end, other = _socket.socketpair()  # also where Python's own sockets are patched
     except OSError:  # too many files are open: better none than the parent's
         for fd in ours:
             os.close(fd)
         return
     other.close()
-    with dead_end:
-        for fd in ours:
-            os.dup2(dead_end.fileno(), fd, inheritable=False)
+    for fd in ours:
+        os.dup2(dead_end.fileno(), fd, inheritable=False)
+    dead_end.close()
 
 
 def _is_still(fd: int, identity: tuple[int, int]) -> bool:

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
 import psutil
@@ -20,6 +19,7 @@ from xdist.remote import Producer  # type: ignore[import-untyped]  # it has no t
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # likewise
 
 import aiotaskq.worker  # noqa: F401 - now, since its first import reads files, in a loop as well
+from tests.process_tree import child_pids
 from tests.servers import (
     Certificates,
     PgBouncer,
@@ -255,22 +255,10 @@ async def tasks_of_the_test() -> AsyncIterator[None]:
 def _children() -> list[psutil.Process]:
     known = {pid for dog in _expected for pid in dog.pids}
     found = []
-    for pid in _child_pids() - known:
+    for pid in child_pids(os.getpid()) - known:
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(psutil.Process(pid))
     return [one for one in found if not any(helper in _describe(one) for helper in _HELPERS)]
-
-
-def _child_pids() -> set[int]:
-    """Return the pids of child processes, from the kernel where possible: a full scan is slow."""
-    threads = Path("/proc/self/task")
-    if not (threads / str(os.getpid()) / "children").exists():
-        return {child.pid for child in psutil.Process().children()}
-    pids: set[int] = set()
-    for thread in threads.iterdir():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            pids.update(map(int, (thread / "children").read_text().split()))
-    return pids
 
 
 def _describe(child: psutil.Process) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from aiotaskq.contract.broker import Broker
 from aiotaskq.contract.message import Message
 from aiotaskq.contract.records import read_worker_info
-from aiotaskq.errors import Unavailable
+from aiotaskq.errors import AioTaskQError
 from aiotaskq.readable import get_logger, on_one_line
 
 logger = get_logger("aiotaskq.session")
@@ -51,7 +51,7 @@ class Audience:
                 await asyncio.sleep(_A_MOMENT)
                 pairs, self._new = self._new, set()
                 await self._tell(pairs)
-        except Unavailable as error:
+        except AioTaskQError as error:  # it is away, or allows no look
             logger.debug("cannot see which workers there are: %s", error)
         except Exception:  # nothing that is sent depends on it
             logger.exception("cannot see which workers there are")

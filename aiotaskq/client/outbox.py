@@ -85,7 +85,7 @@ def disclose(delivery: Delivery) -> Envelope:
     """
     try:
         envelope = _decoder.decode(delivery.body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise DecodeError(f"no envelope: {error}") from error
     # One that expired in the outbox goes on: a worker tells its end, like that of every task.
     if delivery.expired:

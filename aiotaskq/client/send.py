@@ -16,7 +16,7 @@ from aiotaskq.client.cancel import store_revoked
 from aiotaskq.client.prepare import PreparedMessage, check_traits, prepare, seal
 from aiotaskq.client.session import Session
 from aiotaskq.contract.message import Envelope, Message
-from aiotaskq.errors import BatchRefused
+from aiotaskq.errors import AioTaskQError, BatchRefused
 from aiotaskq.events import Sent
 from aiotaskq.middleware import Middleware, wrap_send
 from aiotaskq.readable import get_logger
@@ -73,7 +73,12 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
         and ("connection" not in call.options or session.is_transactional)
     }
     if named:
-        await _tell_cancelled(app, session, named)
+        try:
+            await _tell_cancelled(app, session, named)
+        except AioTaskQError as error:  # all is stored, and the caller is not to send it again
+            logger.warning(
+                "cannot see whether %s was cancelled before: %s", ", ".join(named), error
+            )
     return ids
 
 

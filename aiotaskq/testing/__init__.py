@@ -1,4 +1,4 @@
-"""Test tools for pytest: conformance suites and a model for drivers, and fault injection.
+"""Test tools for pytest: conformance suites, a model and a fuzzer for drivers, and fault injection.
 
 A driver's test file gives a harness and nothing else::
 

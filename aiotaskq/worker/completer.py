@@ -94,6 +94,8 @@ class Completer:
             health, "finished tasks wait for their results to be stored", _PAUSES
         )
         self._settling = Outage(health, "finished tasks wait to be settled", _PAUSES)
+        self._full = Outage(health, "finished tasks wait for room in a queue", _PAUSES)
+        self._found_no_room = False  # in the batch that is settled now
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
         # What is done, by the identity of a delivery, if its settlement is refused for good.
@@ -248,12 +250,21 @@ class Completer:
         await asyncio.sleep(outage.pause(error))
 
     async def _settle(self, batch: Sequence[Settlement]) -> Collection[Delivery]:
-        return await self._apply(
+        self._found_no_room = False
+        gone = await self._apply(
             batch, self._consumer.settle, self._settling, self._settle_otherwise
         )
+        if not self._found_no_room:
+            self._full.over()
+        return gone
 
     async def _settle_otherwise(self, one: Settlement, why: Exception) -> Collection[Delivery]:
-        """Add another settlement in place of one that the broker refuses for good."""
+        """Add another settlement in place of one that the broker refuses."""
+        if isinstance(why, Unavailable):  # such as a queue without room: not for good
+            self._found_no_room = True
+            again = partial(self.add, one, on_refused=self._on_refused.pop(id(one.delivery), None))
+            asyncio.get_running_loop().call_later(self._full.pause(why), again)
+            return ()
         logger.error("the broker refuses to settle %s: %s", on_one_line(one.delivery.id), why)
         self._health.counts["unsettled"] += 1
         on_refused = self._on_refused.pop(id(one.delivery), None)

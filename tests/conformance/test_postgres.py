@@ -137,7 +137,7 @@ async def harness(postgres_server: PostgresServer, database: str) -> AsyncIterat
 
 
 class TestPostgresBroker(BrokerConformance):
-    pass
+    impossible = ({"id": "\ud800"}, {"id": "a\0b"}, {"queue": "q\0"}, {"priority": 10**6})
 
 
 class TestPostgresBackend(ResultConformance):

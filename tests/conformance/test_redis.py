@@ -20,7 +20,7 @@ async def harness(redis_server: RedisServer, redis_url: str) -> AsyncIterator[Re
 
 
 class TestRedisBroker(BrokerConformance):
-    pass
+    impossible = ({"id": "\ud800"}, {"queue": "\ud800"})
 
 
 class TestRedisBackend(ResultConformance):

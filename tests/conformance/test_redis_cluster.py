@@ -20,7 +20,7 @@ async def harness(
 
 
 class TestRedisClusterBroker(BrokerConformance):
-    pass
+    impossible = ({"id": "\ud800"}, {"queue": "\ud800"})
 
 
 class TestRedisClusterBackend(ResultConformance):

@@ -122,7 +122,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[SQLiteHarness]:
 
 
 class TestSQLiteBroker(BrokerConformance):
-    pass
+    impossible = ({"id": "\ud800"}, {"queue": "\ud800"}, {"priority": 2**70})
 
 
 class TestSQLiteBackend(ResultConformance):

@@ -159,7 +159,7 @@ def test_a_row_with_everything_is_an_outcome() -> None:
     ],
 )
 def test_a_row_of_another_program_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(DecodeError, match="the row of a is not an outcome"):
+    with pytest.raises(DecodeError, match="the row of 'a' is not an outcome"):
         read_outcome(row(**fields))
 
 

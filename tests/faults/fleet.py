@@ -20,6 +20,7 @@ import psutil
 
 import aiotaskq
 from tests.faults.ledger import Ledger, Up
+from tests.process_tree import children
 from tests.servers import Watchdog
 
 LONG = 120.0  # seconds until something that must happen has failed
@@ -74,9 +75,8 @@ class Program:
     def family(self) -> list[psutil.Process]:
         """Return the living processes of the program, itself first."""
         for process in list(self.known.values()):
-            with contextlib.suppress(psutil.Error):
-                for child in process.children(recursive=True):
-                    self.known.setdefault(child.pid, child)
+            for child in children(process.pid, recursive=True) if lives(process) else ():
+                self.known.setdefault(child.pid, child)
         return [process for process in self.known.values() if lives(process)]
 
     def signal(self, number: signal.Signals) -> None:
@@ -222,7 +222,4 @@ def describe(process: psutil.Process) -> str:
 
 def pids_of(process: psutil.Process) -> tuple[int, ...]:
     """Return the pids of a process and of all its descendants."""
-    try:
-        return (process.pid, *(child.pid for child in process.children(recursive=True)))
-    except psutil.NoSuchProcess:
-        return (process.pid,)
+    return (process.pid, *(child.pid for child in children(process.pid, recursive=True)))

@@ -12,33 +12,33 @@ import redis
 from aiotaskq.testing.fuzz import NOTICES, Attack, heads, texts
 from aiotaskq.testing.fuzz.seeds import message
 
-BASE = "aiotaskq:{default}:"
 OF_QUEUE = (
     *("ready", "ready:7", "ready:suspects", "levels", "delayed", "consumers", "fenced", "dead"),
     *("letters", "wake", "meta"),
 )
 OF_PREFIX = ("queues", "cancelled", "schedules", "schedules:due")
-KEYS = [*(BASE + one for one in OF_QUEUE), *(f"aiotaskq:{one}" for one in OF_PREFIX)]
 SCORES = ("inf", "-inf", "1e300", "-1", "0", "9e15")
 
 
+Client: TypeAlias = "redis.Redis | redis.RedisCluster"
 Commands: TypeAlias = tuple[tuple[Any, ...], ...]
 
 
-def attacks(client: redis.Redis, seed: int) -> list[Attack]:
-    """Return the attacks on the store of a client."""
+def attacks(client: Client, seed: int, prefix: str = "aiotaskq") -> list[Attack]:
+    """Return the attacks on a store; in a cluster, the prefix has the tag of a shard."""
+    base = f"{prefix}:{{default}}:"
     values: list[str | bytes] = [*texts(), b"\xff"]
     named = [
-        *_types(),
-        *(pair for value in values for pair in _values(value)),
-        *(pair for head in heads(random.Random(seed)) for pair in _heads(head)),
+        *_types(prefix, base),
+        *(pair for value in values for pair in _values(prefix, base, value)),
+        *(pair for head in heads(random.Random(seed)) for pair in _heads(base, head)),
         *_notices(),
     ]
     return [Attack(name[:300], partial(_run, client, commands)) for name, commands in named]
 
 
-def _types() -> Iterator[tuple[str, Commands]]:
-    for key in KEYS:
+def _types(prefix: str, base: str) -> Iterator[tuple[str, Commands]]:
+    for key in [*(base + one for one in OF_QUEUE), *(f"{prefix}:{one}" for one in OF_PREFIX)]:
         for words in (
             ("SET", key, "x"),
             ("HSET", key, "a", "b"),
@@ -50,46 +50,46 @@ def _types() -> Iterator[tuple[str, Commands]]:
         yield f"no {key}", (("DEL", key),)
 
 
-def _values(value: str | bytes) -> Iterator[tuple[str, Commands]]:
+def _values(prefix: str, base: str, value: str | bytes) -> Iterator[tuple[str, Commands]]:
     for field in ("beat", "granted", "seen", "lease:x", "about:x", "note:x"):
-        yield f"meta {field}={value!r}", (("HSET", f"{BASE}meta", field, value),)
-    yield f"queues has {value!r}", (("SADD", "aiotaskq:queues", value),)
-    yield f"levels has {value!r}", (("SADD", f"{BASE}levels", value),)
-    yield f"a letter {value!r}", (("HSET", f"{BASE}letters", value, value),)
-    yield f"a schedule {value!r}", (("HSET", "aiotaskq:schedules", value, value),)
-    yield f"a token {value!r}", (("RPUSH", f"{BASE}wake", value),)
+        yield f"meta {field}={value!r}", (("HSET", f"{base}meta", field, value),)
+    yield f"queues has {value!r}", (("SADD", f"{prefix}:queues", value),)
+    yield f"levels has {value!r}", (("SADD", f"{base}levels", value),)
+    yield f"a letter {value!r}", (("HSET", f"{base}letters", value, value),)
+    yield f"a schedule {value!r}", (("HSET", f"{prefix}:schedules", value, value),)
+    yield f"a token {value!r}", (("RPUSH", f"{base}wake", value),)
     for score in SCORES:
         for name in ("delayed", "consumers", "fenced", "dead"):
-            yield f"{name} has {value!r} at {score}", (("ZADD", BASE + name, score, value),)
+            yield f"{name} has {value!r} at {score}", (("ZADD", base + name, score, value),)
         for name in ("cancelled", "schedules:due"):
-            key = f"aiotaskq:{name}"
+            key = f"{prefix}:{name}"
             yield f"{name} has {value!r} at {score}", (("ZADD", key, score, value),)
     yield (
         f"a forged consumer {value!r}",
         (
-            ("ZADD", f"{BASE}consumers", "9e15", value),
-            ("HSET", f"{BASE}meta", b"about:" + _bytes(value), value),
+            ("ZADD", f"{base}consumers", "9e15", value),
+            ("HSET", f"{base}meta", b"about:" + _bytes(value), value),
         ),
     )
     yield (
         f"a fenced consumer that holds {value!r}",
         (
-            ("ZADD", f"{BASE}fenced", "1", "forged"),
-            ("HSET", f"{BASE}held:forged", value, value, "1", value),
+            ("ZADD", f"{base}fenced", "1", "forged"),
+            ("HSET", f"{base}held:forged", value, value, "1", value),
         ),
     )
 
 
-def _heads(head: bytes) -> Iterator[tuple[str, Commands]]:
-    yield f"ready has {head[:50]!r}", (("RPUSH", f"{BASE}ready", head, head + message()),)
+def _heads(base: str, head: bytes) -> Iterator[tuple[str, Commands]]:
+    yield f"ready has {head[:50]!r}", (("RPUSH", f"{base}ready", head, head + message()),)
     yield (
         f"ready:7 has {head[:50]!r}",
-        (("RPUSH", f"{BASE}ready:7", head + message()), ("SADD", f"{BASE}levels", "7")),
+        (("RPUSH", f"{base}ready:7", head + message()), ("SADD", f"{base}levels", "7")),
     )
-    yield f"delayed has {head[:50]!r}", (("ZADD", f"{BASE}delayed", "1", head + message()),)
+    yield f"delayed has {head[:50]!r}", (("ZADD", f"{base}delayed", "1", head + message()),)
     yield (
         f"a suspect {head[:50]!r}",
-        (("RPUSH", f"{BASE}ready:suspects", head), ("SADD", f"{BASE}levels", "suspects")),
+        (("RPUSH", f"{base}ready:suspects", head), ("SADD", f"{base}levels", "suspects")),
     )
 
 
@@ -102,7 +102,7 @@ def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
 
 
-def _run(client: redis.Redis, commands: Commands) -> None:
+def _run(client: Client, commands: Commands) -> None:
     for words in commands:
         try:
             client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py's

@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.may_block, pytest.mark.timeout(120 + 10 * SECONDS)]
 
 @pytest.fixture
 def seed() -> int:
-    """A seed, told with every failure; that of an earlier run: AIOTASKQ_TESTS_SEED."""
-    seed = int(os.environ.get("AIOTASKQ_TESTS_SEED") or random.randrange(2**32))
+    """A seed, told with every failure: a new one in `make fuzz`, or that of AIOTASKQ_TESTS_SEED."""
+    usual = random.randrange(2**32) if "AIOTASKQ_TESTS_FUZZ" in os.environ else 1
+    seed = int(os.environ.get("AIOTASKQ_TESTS_SEED") or usual)
     sys.stderr.write(f"seed {seed}\n")
     return seed
 

@@ -1,4 +1,4 @@
-"""The fuzzer on RabbitMQ, by messages."""
+"""The fuzzer on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from aiotaskq.drivers.rabbitmq import RabbitBroker
 from aiotaskq.testing.fuzz import body_attacks, check_dead_commands, fuzz
+from tests.fuzz import attacks_rabbitmq
 from tests.fuzz.test_fuzz import SECONDS, seed
 from tests.servers import RabbitServer
 
@@ -24,6 +25,10 @@ async def test_hostile_messages_in_rabbitmq_harm_nobody(
     url = rabbit_server.url()
     broker = RabbitBroker(url)
     await broker.open()
-    assert await fuzz(url, body_attacks(broker.publish, seed), seconds=SECONDS, seed=seed)
+    attacks = [
+        *attacks_rabbitmq.attacks(rabbit_server, seed),
+        *body_attacks(broker.publish, seed),
+    ]
+    assert await fuzz(url, attacks, seconds=SECONDS, seed=seed)
     await broker.close()
     await asyncio.to_thread(check_dead_commands, url, tmp_path)

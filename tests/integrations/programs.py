@@ -18,6 +18,7 @@ import pytest
 from aiotaskq.cli import main
 from aiotaskq.processes.lease_keeper_process import PROCESS_TITLE
 from tests.integrations.shell import Shell
+from tests.process_tree import children
 
 LONG = 120.0  # seconds that a test waits for an event before it fails
 COMMAND = (sys.executable, "-m", "aiotaskq")
@@ -112,11 +113,10 @@ class Program:
     def children(self) -> list[psutil.Process]:
         """Return the worker processes, each the leader of a process group of its own."""
         found = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.pid).children():
-                with contextlib.suppress(ProcessLookupError):
-                    if os.getpgid(child.pid) == child.pid:
-                        found.append(child)
+        for child in children(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(child.pid) == child.pid:
+                    found.append(child)
         return found
 
     def worker_pids(self, count: int) -> list[int]:
@@ -127,11 +127,10 @@ class Program:
     def lease_keepers(self) -> list[psutil.Process]:
         """Return the processes that keep leases: one, for most of the time."""
         found = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.pid).children():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if child.name() == PROCESS_TITLE:
-                        found.append(child)
+        for child in children(self.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() == PROCESS_TITLE:
+                    found.append(child)
         return found
 
     def lease_keeper_pid(self) -> int:
@@ -143,8 +142,7 @@ class Program:
     def all_pids(self) -> list[int]:
         """Return the pids of all processes below it, with a lease keeper among them."""
         self.lease_keeper_pid()
-        below = psutil.Process(self.pid).children(recursive=True)
-        return [process.pid for process in below]
+        return [process.pid for process in children(self.pid, recursive=True)]
 
     def wait(self) -> int:
         """Wait until it and all that hold its output have ended; return the exit status."""
@@ -159,9 +157,7 @@ class Program:
 
     def close(self) -> None:
         """Kill it and its descendants, as far as they still run."""
-        left: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            left = psutil.Process(self.pid).children(recursive=True)
+        left = children(self.pid, recursive=True)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(LONG)

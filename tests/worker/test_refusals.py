@@ -10,13 +10,16 @@ import pytest
 
 from aiotaskq import (
     BatchRefused,
+    BrokerFull,
     ConfigError,
     Reject,
     Retry,
+    RetryLater,
     Snooze,
     TaskQueue,
     TaskStatus,
     Unsupported,
+    current_task,
 )
 from aiotaskq.contract.message import Delivery
 from aiotaskq.contract.outcome import Outcome
@@ -145,6 +148,46 @@ async def test_what_cannot_be_settled_at_all_stays_held_and_goes_back_at_the_end
         await until(lambda: app_holds(app) == 1)
         assert (await bad.wait(LONG)).status is TaskStatus.SUCCESS
     assert (await (await app.broker()).depth())["default"].ready == 1
+
+
+async def test_a_queue_without_room_is_waited_for(
+    app: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, full, tries = MemoryConsumer.settle, True, 0
+
+    async def picky(self: MemoryConsumer, batch: Sequence[Settlement]) -> Sequence[Delivery]:
+        nonlocal tries
+        refused: dict[int, Exception] = {}
+        if full:
+            refused = {
+                at: BrokerFull("no room") for at, one in enumerate(batch) if isinstance(one, Again)
+            }
+            tries += len(refused)
+        gone = await settle(self, [one for at, one in enumerate(batch) if at not in refused])
+        if refused:
+            raise BatchRefused(refused, answer=gone)
+        return gone
+
+    monkeypatch.setattr(MemoryConsumer, "settle", picky)
+
+    @app.task
+    async def job() -> int:
+        if current_task().attempt == 1:
+            raise RetryLater(0)
+        return current_task().attempt
+
+    @app.task
+    async def other() -> int:
+        return 1
+
+    async with app.worker() as worker:
+        handle = await job.kiq()
+        await until(lambda: tries >= 3)
+        assert await (await other.kiq()).result(LONG) == 1
+        full = False
+        assert await handle.result(LONG) == 2
+        assert worker.health.counts["unsettled"] == 0
+    assert not await (await app.broker()).dead("default")
 
 
 async def test_a_set_up_that_breaks_is_waited_for(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -35,11 +35,17 @@ def read_outcome(row: Iterable[Any]) -> Outcome:
     task_id, status, result, done, traceback, name, args, kwargs, *rest = row
     worker, retries, queue, execution_time, children, history = rest
     try:
+        for text in (task_id, traceback, name, worker, queue):
+            if not isinstance(text, str | None):
+                raise TypeError(f"{text!r:.100} is no text")
+        for number in (retries, execution_time):
+            if not isinstance(number, int | float | None):
+                raise TypeError(f"{number!r:.100} is no number")
         return Outcome(
             task_id=task_id,
             status=TaskStatus(status),
             result=Raw(b"null") if result is None else _raw(result),
-            date_done=datetime.fromisoformat(done) if isinstance(done, str) else done,
+            date_done=_read_time(done),
             traceback=traceback,
             name=name,
             args=UNSET if args is None else _raw(args),
@@ -51,8 +57,8 @@ def read_outcome(row: Iterable[Any]) -> Outcome:
             children=_decode_children(children or "[]"),
             history=_read_history(history) if history else (),
         )
-    except (TypeError, ValueError) as error:
-        raise DecodeError(f"the row of {task_id} is not an outcome: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DecodeError(f"the row of {task_id!r:.200} is not an outcome: {error}") from error
 
 
 def write_history(attempts: Sequence[Attempt]) -> str | None:
@@ -73,6 +79,16 @@ def count_depths(counts: Iterable[tuple[str, str, int]]) -> dict[str, Depth]:
             states = found.setdefault(queue, {})
             states[state] = states.get(state, 0) + count
     return {queue: Depth(**states) for queue, states in found.items()}
+
+
+def _read_time(done: object) -> datetime | None:
+    if isinstance(done, str):
+        done = datetime.fromisoformat(done)
+    if done is None:
+        return None
+    if not isinstance(done, datetime):
+        raise TypeError(f"{done!r:.100} is no time")
+    return done if done.tzinfo is not None else done.replace(tzinfo=UTC)
 
 
 def _raw(value: str | bytes) -> Raw:

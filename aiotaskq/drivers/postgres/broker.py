@@ -213,7 +213,8 @@ class PostgresBroker:
         return await self._pool.transact(work, repeat=True)
 
     async def cancelled_among(self, ids: Collection[str]) -> Collection[str]:
-        rows = await self._pool.fetch(messages_sql.CANCELLED_AMONG, list(ids))
+        known = list(filter(is_storable, ids))
+        rows = await self._pool.fetch(messages_sql.CANCELLED_AMONG, known)
         return {row["id"] for row in rows}
 
     async def maintain(self, limits: DeadLimits = DeadLimits()) -> Maintained:  # noqa: B008 - frozen

@@ -30,10 +30,11 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 
 from aiotaskq.drivers.common.opening import OpenOnce
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.postgres.begin_session import begin_session
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.url import PostgresUrl
-from aiotaskq.errors import AioTaskQError, ConfigError, EncodeError, Unavailable
+from aiotaskq.errors import AioTaskQError, ConfigError, Unavailable
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.drivers.postgres")
@@ -53,10 +54,6 @@ _QUIET = 5.0  # seconds without an answer after which a connection is tested bef
 _TEST_TIMEOUT = 1.5  # seconds
 _CONNECT_TIMEOUT = 5.0  # seconds, unless the URL has connect_timeout
 _CLOSE_TIMEOUT = 2.0
-
-
-class UnstorableValue(EncodeError):
-    """A value that PostgreSQL cannot store; the message is the reason."""
 
 
 # Errors of a call on a connection that ended while it was idle.

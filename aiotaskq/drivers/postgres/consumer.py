@@ -37,7 +37,8 @@ from aiotaskq.contract.message import Delivery, Envelope
 from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.common.deliveries import hand_out
-from aiotaskq.drivers.postgres.connection import Connection, PostgresPool, UnstorableValue
+from aiotaskq.drivers.common.unstorable import UnstorableValue
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.maintenance import extend_leases, promote
 from aiotaskq.drivers.postgres.messages import insert
 from aiotaskq.drivers.postgres.notify import PostgresListener, PostgresNotifier

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.common.batches import portions
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.postgres.connection import (
     STATEMENT_BYTES,
     UNSTORABLE_ERRORS,
-    UnstorableValue,
 )
 from aiotaskq.drivers.postgres.names import PostgresNames
 from aiotaskq.drivers.postgres.sql import messages as messages_sql

@@ -80,7 +80,7 @@ ROLES: Final[Mapping[str, PostgresRole]] = {
                 ("messages", "consumers", "cancelled", "recent", "calls", "results"), _ALL
             ),
             "dead": "SELECT, INSERT, DELETE",
-            "silence": "SELECT, UPDATE",
+            "silence": _STORE,
         },
     ),
     "scheduler": PostgresRole(

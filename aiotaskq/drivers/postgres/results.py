@@ -28,12 +28,12 @@ from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.clock import SweepTimer
 from aiotaskq.drivers.common.rows import read_outcome
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.postgres.connection import (
     STATEMENT_BYTES,
     UNSTORABLE_ERRORS,
     Connection,
     PostgresPool,
-    UnstorableValue,
 )
 from aiotaskq.drivers.postgres.migrate import PostgresMigrations
 from aiotaskq.drivers.postgres.names import PostgresNames

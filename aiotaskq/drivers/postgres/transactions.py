@@ -23,7 +23,8 @@ from typing import Any, Self, TypeAlias
 import asyncpg
 
 from aiotaskq.contract.outcome import Outcome
-from aiotaskq.drivers.postgres.connection import Connection, PostgresPool, UnstorableValue
+from aiotaskq.drivers.common.unstorable import UnstorableValue
+from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.drivers.postgres")

@@ -49,11 +49,11 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import ConsumerInfo, DeadLetter, DeadLimits, Depth, Grant, Maintained
 from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.retention import CANCELLED_IDS_FOR, UNIQUE_IDS_FOR
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, MAX_QUEUES, RedisClient
 from aiotaskq.drivers.redis.connection import (
     RedisConnection,
-    UnstorableValue,
     Word,
     is_malformed_data,
 )
@@ -245,7 +245,7 @@ class RedisBroker:
 
     async def cancelled_among(self, ids: Collection[str]) -> set[str]:
         key, found = self._client.keys.cancelled, set[str]()
-        for part in slices(list(ids), MAX_ENTRIES):
+        for part in slices([one for one in ids if items.is_text(one)], MAX_ENTRIES):
             packed = map(items.pack_id, part)
             scores = await self._client.connection.command("ZMSCORE", key, *packed)
             found |= {name for name, at in zip(part, scores, strict=True) if at is not None}

@@ -53,10 +53,11 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from aiotaskq.drivers.common.opening import SharedAttempt
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.redis.scripts import SET_ASIDE, RedisScript
 from aiotaskq.drivers.redis.server import RedisServer
 from aiotaskq.drivers.redis.transport import RedisTransport
-from aiotaskq.errors import ConfigError, EncodeError, Unavailable
+from aiotaskq.errors import ConfigError, Unavailable
 from aiotaskq.readable import get_logger
 
 logger = get_logger("aiotaskq.redis")
@@ -77,10 +78,6 @@ _SERVED_AS = {
     "sentinel": "a sentinel: its URL begins with redis+sentinel:// or rediss+sentinel://",
 }
 """Descriptions of servers by the mode that INFO reports, each with the URLs that lead to them."""
-
-
-class UnstorableValue(EncodeError):
-    """A value that the server cannot store; the message is the reason."""
 
 
 class RedisConnection:

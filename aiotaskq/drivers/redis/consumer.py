@@ -48,9 +48,10 @@ from aiotaskq.contract.records import Grant, News
 from aiotaskq.contract.settlement import Again, Dead, Done, Release, Settlement
 from aiotaskq.drivers.common.batches import portions, slices
 from aiotaskq.drivers.common.deliveries import hand_out, next_is_suspect
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
-from aiotaskq.drivers.redis.connection import UnstorableValue, Word
+from aiotaskq.drivers.redis.connection import Word
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, RedisNotifier
 from aiotaskq.errors import BatchRefused, LeaseLost, Unavailable
 
@@ -208,10 +209,7 @@ class RedisConsumer:
         refused: dict[int, Exception] = {}  # by identity
         try:
             for queue, share in by_queue.items():
-                try:
-                    gone += await self._settle(queue, share)
-                except (UnstorableValue, UnicodeEncodeError):  # its script did not run
-                    gone += await self._settle_singly(queue, share, refused)
+                gone += await self._settle(queue, share, refused)
         except BaseException:  # any part may have taken effect
             for share in by_queue.values():
                 self.mark_uncertain(share)
@@ -228,22 +226,16 @@ class RedisConsumer:
         return answer
 
     async def _settle_singly(
-        self, queue: str, share: list[Settlement], refused: dict[int, Exception]
+        self, queue: str, share: Sequence[Settlement], refused: dict[int, Exception]
     ) -> list[Settlement]:
-        """Settle each by itself; note those that can never be settled, by their identity.
-
-        Those that an earlier call has settled count as such: see `_uncertain`.
-        """
-        self.mark_uncertain(share)
+        """Settle each by itself; note those that can never be settled, by their identity."""
         gone: list[Settlement] = []
         for one in share:
-            number: int = one.delivery.receipt[1]
             try:
-                gone += await self._settle(queue, [one])
+                gone += await self._settle_any(queue, [one])
             except (UnstorableValue, UnicodeEncodeError) as error:
                 refused[id(one)] = items.unstorable(error)
-                self._uncertain.pop(number, None)
-                self._held.add(number)
+                self._held.add(one.delivery.receipt[1])
         return gone
 
     def mark_uncertain(self, batch: Sequence[Settlement]) -> None:
@@ -349,7 +341,9 @@ class RedisConsumer:
 
     # --- settling -------------------------------------------------------------------------------
 
-    async def _settle(self, queue: str, share: list[Settlement]) -> list[Settlement]:
+    async def _settle(
+        self, queue: str, share: list[Settlement], refused: dict[int, Exception]
+    ) -> list[Settlement]:
         if all(type(settlement) is Done for settlement in share):
             numbers = {settlement.delivery.receipt[1] for settlement in share}
             # The fast script returns a number only. That is enough where all are held, as far as is
@@ -361,7 +355,10 @@ class RedisConsumer:
         ordered = sorted(share, key=_order)
         sizes = [_size(settlement) for settlement in ordered]
         for part in portions(ordered, sizes, most=MAX_ENTRIES, most_bytes=MAX_BYTES):
-            gone += await self._settle_any(queue, part)
+            try:
+                gone += await self._settle_any(queue, part)
+            except (UnstorableValue, UnicodeEncodeError):  # the script did not run
+                gone += await self._settle_singly(queue, part, refused)
         return gone
 
     async def _settle_done(self, queue: str, share: list[Settlement]) -> list[Settlement]:

@@ -12,9 +12,10 @@ import msgspec
 
 from aiotaskq.contract.outcome import Outcome
 from aiotaskq.drivers.common.batches import portions, slices
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.redis import items, scripts
 from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES
-from aiotaskq.drivers.redis.connection import RedisConnection, UnstorableValue, Word
+from aiotaskq.drivers.redis.connection import RedisConnection, Word
 from aiotaskq.drivers.redis.keys import RedisKeys
 from aiotaskq.errors import BatchRefused, DecodeError
 

@@ -26,6 +26,8 @@ _QUEUES = ("queues", "ids:*", "{*}:*")
 _RESULTS = ("result:*", "state:*")
 _CANCELLED = ("cancelled", "cancelled:none", "none")
 _SCHEDULES = ("schedules", "schedules:due", "none")
+_ASIDE = ("queues:aside:*", "cancelled:aside:*")
+_SCHEDULES_ASIDE = ("schedules:aside:*", "schedules:due:aside:*")
 
 
 class RedisRole(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,9 +97,9 @@ def _commands_in(source: str) -> frozenset[str]:
 
 _SENDER = RedisRole(
     meaning="sends tasks, and does nothing else",
-    scripts=(scripts.PUBLISH,),
-    sends=("sadd", "smembers", "smismember", "time"),
-    keys=_QUEUES,
+    scripts=(scripts.PUBLISH, scripts.CONSUMERS),
+    sends=("sadd", "smembers", "smismember", "time", "zmscore"),
+    keys=(*_QUEUES, "cancelled"),
 )
 _READER = RedisRole(
     meaning="reads results, and waits for them",
@@ -150,20 +152,21 @@ _WORKER = _union(
             scripts.OPEN,
             scripts.PEEK,
             scripts.RENEW,
+            scripts.SET_ASIDE,
             scripts.SETTLE,
             scripts.WAKE,
         ),
-        sends=("blpop", "hkeys"),
-        keys=_QUEUES,
+        sends=("blpop", "hkeys", "sscan"),
+        keys=(*_QUEUES, *_ASIDE),
     ),
 )
 _SCHEDULER = _union(
     "runs schedules: `aiotaskq scheduler`",
     RedisRole(
         meaning="runs schedules",
-        scripts=(scripts.COMPARE_AND_SWAP, scripts.DUE, scripts.LOAD),
-        sends=("hkeys", "mget", "sadd", "smembers", "smismember", "time"),
-        keys=(*_QUEUES, *_SCHEDULES, "result:*", "state:*"),
+        scripts=(scripts.COMPARE_AND_SWAP, scripts.DUE, scripts.LOAD, scripts.SET_ASIDE),
+        sends=("hkeys", "mget", "sadd", "smembers", "smismember", "time", "zrem"),
+        keys=(*_QUEUES, *_SCHEDULES, *_SCHEDULES_ASIDE, "result:*", "state:*"),
     ),
 )
 _OPERATOR = _union(
@@ -179,10 +182,11 @@ _OPERATOR = _union(
             scripts.DISCARD,
             scripts.PURGE,
             scripts.REVIVE,
+            scripts.SET_ASIDE,
             scripts.WAKE,
         ),
-        sends=("zscore",),
-        keys=_QUEUES,
+        sends=("sscan", "zscore"),
+        keys=(*_QUEUES, *_ASIDE),
     ),
 )
 _CLUSTER_MOVES = RedisRole(

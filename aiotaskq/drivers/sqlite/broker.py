@@ -302,7 +302,7 @@ def _unstorable_among(database: SQLiteDatabase, batch: list[Envelope]) -> dict[i
 
 
 class _Undo(Exception):
-    """Raised to undo what was only tried."""
+    """Raised to undo an attempt."""
 
 
 def _texts(text: object) -> tuple[str, ...]:

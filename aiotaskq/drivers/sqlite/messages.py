@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 from aiotaskq.contract.message import Envelope
 from aiotaskq.drivers.common.retention import UNIQUE_IDS_FOR
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.sqlite import sql
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 from aiotaskq.drivers.sqlite.notify import queue_topic
-from aiotaskq.errors import EncodeError
 
 _FAR = 2**31 - 1  # whole numbers beyond are not counted
 
@@ -56,10 +56,6 @@ def claim(database: SQLiteDatabase, name: str, now: float) -> bool:
 def claim_again(database: SQLiteDatabase, name: str, now: float) -> None:
     """Note a unique id, whether or not it was noted before."""
     database.change(sql.CLAIM_AGAIN, (name, now + UNIQUE_IDS_FOR))
-
-
-class UnstorableValue(EncodeError):
-    """A value that SQLite cannot store; the message is the reason."""
 
 
 UNSTORABLE_ERRORS = (UnicodeEncodeError, OverflowError, sqlite3.DataError)

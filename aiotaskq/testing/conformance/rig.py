@@ -205,7 +205,9 @@ class BrokerSuite:
 
 def envelope(name: str, **fields: Any) -> Envelope:
     """Return an envelope of queue ``q`` whose body holds its id."""
-    return Envelope(**{"id": name, "queue": "q", "body": f"body of {name}".encode(), **fields})
+    return Envelope(
+        **{"id": name, "queue": "q", "body": f"body of {name}".encode(errors="replace"), **fields}
+    )
 
 
 def ids_of(items: Iterable[Any]) -> list[str]:

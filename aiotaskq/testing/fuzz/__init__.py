@@ -11,7 +11,7 @@ schedule go on; at the end the commands about dead letters have to work::
         check_dead_commands(URL, tmp_path)
 
 =======  ==============================================================
-`seeds`  values that break what reads them: bodies, heads, texts, notices
+`seeds`  values that break their readers: bodies, heads, texts, notices
 `run`    the fuzzer
 =======  ==============================================================
 """

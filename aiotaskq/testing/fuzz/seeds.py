@@ -1,4 +1,4 @@
-"""Seeds of the fuzzer: values that break what reads them, for any driver."""
+"""Seeds of the fuzzer, for any driver: values that break their readers."""
 
 from __future__ import annotations
 

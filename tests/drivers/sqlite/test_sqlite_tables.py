@@ -144,5 +144,5 @@ async def test_a_row_of_another_program_that_is_not_an_outcome_is_one_clear_erro
     )
     connection.commit()
     connection.close()
-    with pytest.raises(DecodeError, match="the row of a is not an outcome"):
+    with pytest.raises(DecodeError, match="the row of 'a' is not an outcome"):
         await backend.load(["a"])
