@@ -252,17 +252,13 @@ async def test_tls_needs_a_server_with_a_trusted_certificate(
         await stranger.open()
 
 
-async def test_missing_traits_are_refused_where_the_message_is_sent(url: str, prefix: str) -> None:
-    app = TaskQueue("t", broker=url, prefix=prefix)
-
-    @app.task
-    async def noop() -> None: ...
-
-    async with app:
-        with pytest.raises(Unsupported, match="task_id"):
-            await noop.with_options(task_id="mine").kiq()
-        with pytest.raises(Unsupported, match="schedules"):
-            (await app.broker()).schedules()
+async def test_missing_traits_are_refused_where_they_are_asked_for(broker: RabbitBroker) -> None:
+    with pytest.raises(BatchRefused) as refusal:
+        await broker.publish([Envelope(id="mine", queue="q", body=b"x", unique=True)])
+    assert isinstance(refusal.value.errors[0], Unsupported)
+    with pytest.raises(Unsupported, match="schedules"):
+        broker.schedules()
+    assert await broker.depth() == {}
 
 
 # --- deaths -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic, Queue
 
+from aiotaskq import Retry, TaskQueue, current_task
 from aiotaskq.contract.message import SUSPECT, Envelope
 from aiotaskq.contract.records import Depth
 from aiotaskq.contract.settlement import Again, Dead, Done, Release
@@ -262,6 +263,34 @@ async def test_a_cancelled_message_is_dropped_from_each_priority(broker: RabbitB
     assert not await consumer.settle([Done(got)])
     assert await broker.depth() == {}
     await consumer.close()
+
+
+async def test_tasks_run_by_priority_and_keep_it_when_they_are_tried_again(
+    url: str, prefix: str
+) -> None:
+    app = TaskQueue("t", broker=url, prefix=prefix, task_default_priority=2)
+    ran: list[tuple[str, int, int]] = []
+
+    @app.task(retry=Retry(max_attempts=2, delay=0.0), priority=5)
+    async def note(name: str) -> None:
+        run = current_task()
+        ran.append((name, run.priority, run.attempt))
+        if name == "fails" and run.attempt == 1:
+            raise ValueError
+
+    @app.task
+    async def plain() -> None:
+        ran.append(("plain", current_task().priority, 1))
+
+    async with app:
+        calls = [plain.s(), note.with_options(priority=0).s("last"), note.s("fails")]
+        await app.kiq_many([*calls, note.with_options(priority=9).s("first")])
+        await app.worker(concurrency=1, burst=True).run()
+    first, failed, *others = ran
+    assert (first, failed) == (("first", 9, 1), ("fails", 5, 1))
+    assert ("fails", 5, 2) in others
+    others.remove(("fails", 5, 2))  # its copy may arrive a moment later than the next fetch
+    assert others == [("plain", 2, 1), ("last", 0, 1)]
 
 
 # --- what operators do --------------------------------------------------------------------------
