@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 
 from aiotaskq import TaskQueue
+
+# Sentry's client looks for eventlet, whose import warns of itself, and of each fork from then on.
+# The tests of eventlet run programs of their own.
+sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # so Python raises ImportError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from aiotaskq import ConfigError, TaskQueue, TaskRevoked, TaskStatus, current_task
 from aiotaskq.events import Received, Released, Revoked, Started, Succeeded, WorkerReady
-from aiotaskq.worker import Worker, incarnation
+from aiotaskq.worker import Worker, fetching
 from tests.worker.events import LONG, EventRecorder, until
 from tests.worker.outage import Outage, OutageBroker
 
@@ -312,7 +312,7 @@ async def test_queues_are_drained_in_the_order_in_which_they_are_named(app: Task
 async def test_a_burst_ends_when_the_queues_are_empty(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incarnation, "_FETCH_WAIT", 2 * LONG)  # it does not wait for the end of one
+    monkeypatch.setattr(fetching, "_FETCH_WAIT", 2 * LONG)  # it does not wait for the end of one
     done = 0
 
     @app.task

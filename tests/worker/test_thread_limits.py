@@ -54,7 +54,7 @@ async def test_a_soft_limit_that_is_not_handled_fails_the_task(app: TaskQueue) -
 
     async with app.worker():
         outcome = await (await job.kiq()).wait(LONG)
-    assert isinstance(outcome.error, SoftTimeLimitExceeded)
+    assert "SoftTimeLimitExceeded: " in str(outcome.error)
     assert isinstance(outcome.error, TaskFailed)
     assert outcome.error.exc_type == "SoftTimeLimitExceeded"
     assert "spin" in str(outcome.traceback)
@@ -137,7 +137,7 @@ async def test_a_function_that_catches_every_exception_ends_all_the_same(app: Ta
 
     async with app.worker():
         outcome = await (await stubborn.kiq()).wait(LONG)
-        assert isinstance(outcome.error, TimeoutError)
+        assert "TimeLimitExceeded: " in str(outcome.error)
         await recorded.count(2)  # it has ended
     assert [type(error) for error in caught] == [TimeLimitExceeded]
     assert recorded.names == ["Stuck", "Refused"]
@@ -202,7 +202,7 @@ async def test_c_code_is_not_given_the_time_to_clean_up(app: TaskQueue) -> None:
         async with asyncio.timeout(LONG):
             async with app.worker(grace_period=0):
                 outcome = await (await hang.with_options(timeout=0.05).kiq()).wait(LONG)
-                assert isinstance(outcome.error, TimeLimitExceeded)
+                assert str(outcome.error).startswith("TimeLimitExceeded: ")
                 begun.clear()
                 handle = await hang.kiq()
                 await until(begun.is_set)
@@ -226,7 +226,7 @@ async def test_c_code_is_left_behind_and_takes_no_thread_from_others(app: TaskQu
     try:
         async with app.worker(threads=1):
             for _ in range(3):
-                with pytest.raises(TimeoutError):
+                with pytest.raises(TaskFailed, match="TimeLimitExceeded: "):
                     await (await hang.kiq()).result(LONG)
             assert await (await quick.kiq()).result(LONG) == "done"
     finally:
@@ -342,7 +342,7 @@ async def test_limits_that_pass_as_functions_end_hit_no_other_code(app: TaskQueu
         quiet = [await other.kiq(number) for number in range(60)]
         for handle in tight:
             outcome = await handle.wait(LONG)
-            assert outcome.return_value == "ended" or isinstance(outcome.error, TimeoutError)
+            assert outcome.return_value == "ended" or "TimeLimitExceeded: " in str(outcome.error)
         assert [await handle.result(LONG) for handle in quiet] == list(range(60))
         assert worker.running == 0
     assert len(ended) == 60 * 50
