@@ -10,6 +10,7 @@ from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.records import DeadLetter
 from aiotaskq.drivers.common.batches import slices
 from aiotaskq.drivers.common.dead_letter_keys import number_before, number_of_key
+from aiotaskq.drivers.common.unstorable import UnstorableValue
 from aiotaskq.drivers.postgres.connection import Connection, PostgresPool
 from aiotaskq.drivers.postgres.maintenance import STEP_ROWS
 from aiotaskq.drivers.postgres.messages import count_by_queue, insert
@@ -18,6 +19,7 @@ from aiotaskq.drivers.postgres.notify import PostgresNotifier
 from aiotaskq.drivers.postgres.sql import dead_letters as dead_letters_sql
 from aiotaskq.drivers.postgres.sql import messages as messages_sql
 from aiotaskq.drivers.postgres.storable import is_storable
+from aiotaskq.errors import BatchRefused
 
 
 async def read(pool: PostgresPool, queue: str, limit: int, before: str | None) -> list[DeadLetter]:
@@ -55,21 +57,35 @@ async def revive(
     """Store envelopes in place of letters; return the keys of letters that were not there.
 
     Raises:
+        BatchRefused: These envelopes can never be stored; the others are.
         Unavailable: The server cannot be reached now; some letters may be revived.
     """
-    absent: list[str] = []
     if not is_storable(queue):
         return [key for key, _ in letters]
-    for some in slices(letters, STEP_ROWS):
 
-        async def work(
-            connection: Connection, some: Sequence[tuple[str, Envelope]] = some
-        ) -> tuple[list[str], list[Envelope]]:
+    async def step(some: Sequence[tuple[str, Envelope]]) -> list[str]:
+        async def work(connection: Connection) -> tuple[list[str], list[Envelope]]:
             return await _revive(connection, pool.names, queue, some, shift)
 
         missing, found = await pool.transact(work, repeat=False)
-        absent += missing
         await notifier.wake(count_by_queue(found))
+        return missing
+
+    absent: list[str] = []
+    refused: dict[int, Exception] = {}
+    first = 0  # the position of the first letter of a step
+    for some in slices(letters, STEP_ROWS):
+        try:
+            absent += await step(some)
+        except UnstorableValue:  # nothing of the step is stored; each by itself shows which it is
+            for at, one in enumerate(some, first):
+                try:
+                    absent += await step([one])
+                except UnstorableValue as error:
+                    refused[at] = error
+        first += len(some)
+    if refused:
+        raise BatchRefused(refused, answer=absent)
     return absent
 
 

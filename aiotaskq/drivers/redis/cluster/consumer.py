@@ -101,7 +101,7 @@ class ClusterConsumer:
             for owner, share in shares.items():
                 self._by_owner[owner].mark_uncertain(share)
             raise
-        await self._forward(batch)
+        await self._forward([one for at, one in enumerate(batch) if at not in refused])
         gone.update(id(delivery) for part in settled for delivery in part)
         lost: list[Delivery] = []
         for settlement in batch:
