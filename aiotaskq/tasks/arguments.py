@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw
@@ -302,10 +303,9 @@ class _Loader:
     def _keywords(self, raw: bytes) -> dict[str, Any]:
         items: dict[str, Raw] = _read(self._map, raw, "the keyword arguments")
         named, json = self._arguments.named, self._json
-        try:
+        with suppress(Exception):  # any: see _read, which tells the wrong one
             return {name: named(name).read(bytes(item), json=json) for name, item in items.items()}
-        except Exception:  # any: see _read, which tells the wrong one
-            return {name: self._item(named(name), item, name) for name, item in items.items()}
+        return {name: self._item(named(name), item, name) for name, item in items.items()}
 
     def _item(self, form: Form, item: Raw, name: str) -> Any:
         return _read(lambda raw: form.read(raw, json=self._json), bytes(item), f"argument {name!r}")

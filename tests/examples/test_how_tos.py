@@ -16,23 +16,23 @@ exported 3 rows
 delivered a book at attempt 1
 paid order 7 after 2 retries
 http://localhost does not answer
-order 8 was never paid
+Reject: order 8 was never paid
 attempt 1: ConnectionError: http://localhost does not answer
 attempt 2: ConnectionError: http://localhost does not answer
 """
 TIME_LIMITS = """\
 some pages
 counted for a while
-time_limits.wait_for_ever: it ran longer than its timeout of 0.2 s
-time_limits.spin: it ran longer than its timeout of 1 s
+time_limits.wait_for_ever: TimeLimitExceeded: it ran longer than its timeout of 0.2 s
+time_limits.spin: TimeLimitExceeded: it ran longer than its timeout of 1 s
 REVOKED
 REVOKED
 cleaned up
 """
 DEAD_LETTERS = """\
-order 1 is not paid
-order 2 is not paid
-order 3 is not paid
+Reject: order 1 is not paid
+Reject: order 2 is not paid
+Reject: order 3 is not paid
 dead_letters.ship [3]: order 3 is not paid, after 1 attempt
 dead_letters.ship [2]: order 2 is not paid, after 1 attempt
 dead_letters.ship [1]: order 1 is not paid, after 1 attempt

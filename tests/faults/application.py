@@ -311,7 +311,6 @@ _HOSTILE: dict[str, Callable[[], object]] = {
     "odd": _hostile_value,
     "huge": lambda: "x" * 5_000_000,
     "deep": lambda: _deep(5_000),
-    "surrogate": lambda: "\ud800",
 }
 
 

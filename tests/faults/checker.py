@@ -329,8 +329,16 @@ def _loud_logs(history: _History) -> Iterable[str]:
             yield f"U10: {len(wrong)} tracebacks in {name}: {_around(text, found.start())}"
 
 
+# Before the name of an exception, with its module or of a builtin.
+_INDENTED = r"^  (?=(?:\w+\.)+[\w.<>]+(?:: |$)|\w+(?:Error|Exception|Exit|Interrupt)(?:: |$))"
+
+
 def _unchained(text: str) -> str:
-    """Return the last exception of each chain; the others are its causes."""
+    """Return the last exception of each chain; the others are its causes.
+
+    The lines of an error are indented in the log: see `aiotaskq.readable`.
+    """
+    text = re.sub(_INDENTED, "", text, flags=re.MULTILINE)
     text = re.sub(_LINK + "(?=Traceback)", "", text)
     return re.sub(_LINK, _HEADER, text)  # an exception that was not raised has no header of its own
 

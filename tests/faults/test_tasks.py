@@ -15,7 +15,6 @@ HOSTILE = (
     "odd",
     "huge",
     "deep",
-    "surrogate",
     "raise-hostile",
     "raise-huge",
     "raise-exit",

@@ -86,7 +86,7 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str], str]] = {
             "@app.task\nasync def a(x: Missing) -> None: ...\n"
         },
         ["worker", "m:app"],
-        r"annotations of a cannot be resolved: name 'Missing' is not defined",
+        r"parameter 'x' of the task m\.a in m is annotated with Missing, which cannot be resolved",
     ),
     "import of a setting": (
         {"tasks.py": TASKS.format(options=", imports=['broken']"), "broken.py": "x\n"},
