@@ -148,7 +148,7 @@ def test_what_tasks_print_is_seen_at_once_in_any_encoding(programs: Programs) ->
     for place, more in (("the loop", r" \\ud83d\\ude00"), ("a thread", ""), ("a process", "")):
         worker.line(rf"^in {place} \\u00e9{more}$")
     assert worker.stop() == 0
-    for line in (r"app:         f\u00e4cher", r"  . \u65e5\u672c", r"  . gr\u00f6\u00dfe"):
+    for line in ("app:         f\u00e4cher", "  . \u65e5\u672c", "  . gr\u00f6\u00dfe"):
         assert line in worker.output
 
 
