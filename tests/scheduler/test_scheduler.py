@@ -28,7 +28,7 @@ from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.memory.schedules import MemorySchedules
 from aiotaskq.events import Sent
 from aiotaskq.middleware import Send
-from tests.scheduler.warp import BEGIN, WarpStore, run
+from tests.scheduler.warp import BEGIN, WarpStore, entered, run
 
 OSLO = ZoneInfo("Europe/Oslo")  # read now: reading a file would block the loop
 
@@ -140,7 +140,7 @@ def test_a_task_may_carry_its_own_schedule_and_runs_with_its_arguments() -> None
         async def add(x: int, y: int) -> int:
             return x + y
 
-        async with app.worker(), app.scheduler():
+        async with entered(app.worker()), app.scheduler():
             await asyncio.sleep(1.5)
             assert await app.handle("add@2026-01-01T00:00:01Z").result() == 5
 
@@ -221,7 +221,7 @@ def test_a_run_is_left_out_while_the_one_before_has_not_ended() -> None:
         async def slow() -> None:
             await asyncio.sleep(25)
 
-        async with app.worker(), app.scheduler():
+        async with entered(app.worker()), app.scheduler():
             await asyncio.sleep(75)
             (info,) = await app.schedules.list()
         assert info.skipped == 4

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from aiotaskq.drivers.memory.store import MemoryStore
@@ -18,8 +19,11 @@ class _Selector(selectors.DefaultSelector):
     """A selector that moves the clock to the next timer when nothing is ready."""
 
     passed = 0.0
+    stands = False  # while a thread is waited for, which has the time of the world
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.stands:
+            return super().select(0.001 if timeout is None else min(timeout, 0.001))
         ready = super().select(None if timeout is None else 0.0)
         if not ready and timeout is not None:
             self.passed += timeout
@@ -34,6 +38,21 @@ class WarpLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._warp.passed
+
+    def stand(self, still: bool) -> None:
+        """Have the clock stand still, or go on."""
+        self._warp.stands = still
+
+
+@asynccontextmanager
+async def entered(manager: AbstractAsyncContextManager[object]) -> AsyncIterator[None]:
+    """Enter a context manager that waits for a thread; the clock stands still until then."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, WarpLoop)
+    loop.stand(True)
+    async with manager:
+        loop.stand(False)
+        yield
 
 
 class WarpStore(MemoryStore):
