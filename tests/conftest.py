@@ -28,6 +28,7 @@ from tests.servers import (
     RedisCluster,
     RedisServer,
     SentinelSet,
+    ServerFailed,
     ServerMissing,
     Watchdog,
 )
@@ -140,15 +141,30 @@ Servers = TypeVar("Servers", bound=_Startable)
 
 def _run(make: Callable[[], Servers]) -> Iterator[Servers]:
     """Create and start servers, and close them at the end, also if the start failed."""
+    servers = _started(make)
     try:
-        servers = make()
-    except ServerMissing as missing:
-        _without(missing)
-    try:
-        servers.start()
         yield servers
     finally:
         servers.close()
+
+
+def _started(make: Callable[[], Servers]) -> Servers:
+    """Return running servers. A port that was free may be taken by then: so there are more tries."""
+    left = 3
+    while True:
+        try:
+            servers = make()
+        except ServerMissing as missing:
+            _without(missing)
+        try:
+            servers.start()
+        except BaseException as error:
+            servers.close()
+            left -= 1
+            if not left or not isinstance(error, ServerFailed):
+                raise
+        else:
+            return servers
 
 
 @pytest.fixture(scope="session")
