@@ -149,7 +149,7 @@ def _run(make: Callable[[], Servers]) -> Iterator[Servers]:
 
 
 def _started(make: Callable[[], Servers]) -> Servers:
-    """Return running servers. A port that was free may be taken by then: so there are more tries."""
+    """Return running servers; try again where a port that was free was taken meanwhile."""
     left = 3
     while True:
         try:
