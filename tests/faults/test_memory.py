@@ -130,4 +130,4 @@ async def test_t14_t15_what_a_task_does_to_itself_is_its_own_failure(stage: Stag
     worker.stop()
     await running
     assert not verdict.problems, str(verdict)
-    assert verdict.counts["failed"] == 7
+    assert verdict.counts["failed"] == 6
