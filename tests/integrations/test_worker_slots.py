@@ -61,7 +61,8 @@ def test_two_workers_share_tasks_that_need_processes(jobs: Programs) -> None:
         assert worker.stop() == 0
     order = [int(line) for line in (jobs.folder / "started").read_text().split()]
     assert sorted(order) == [*range(12), 99]
-    assert 99 in order[2:4]  # right after those that ran when it was sent
+    # Right after those that ran when it was sent, and those that a worker had in hand just then.
+    assert order.index(99) < 7
 
 
 def test_sigterm_hands_back_at_once_what_has_not_started(jobs: Programs) -> None:
