@@ -184,8 +184,13 @@ class SQLiteConnection:
             thread.end()
             await asyncio.shield(asyncio.wrap_future(last))
 
-    def submit(self, job: Callable[[SQLiteDatabase], T]) -> Future[T]:
+    def submit(self, job: Callable[[SQLiteDatabase], T], *, follows: bool = True) -> Future[T]:
         """Submit a job to the thread and return the future of its result.
+
+        Args:
+            job: The job.
+            follows: Whether it is for the file that the path leads to now; if not, it is for the
+                file that was opened, also where that was removed or replaced.
 
         Raises:
             Unavailable: The driver is not open.
@@ -198,7 +203,7 @@ class SQLiteConnection:
                 f"{self.url.text} was opened by process {self._pid}, before a fork: a child"
                 " opens a clone() of its own"
             )
-        return thread.submit(lambda: self._attempt(job))
+        return thread.submit(lambda: self._attempt(job, follows))
 
     async def run(self, job: Callable[[SQLiteDatabase], T]) -> T:
         """Run a job in the thread and return its value.
@@ -225,17 +230,19 @@ class SQLiteConnection:
         return await self.run(lambda database: database.write_port(port, topics))
 
     async def erase_port(self, port: int) -> None:
-        """Delete a port from the table of wake-ups.
+        """Delete a port from the table of wake-ups, of the file into which it was written.
 
         Raises:
             Unavailable: SQLite failed, or the driver is not open.
         """
-        await self.run(lambda database: database.erase_port(port))
+        erasing = self.submit(lambda database: database.erase_port(port), follows=False)
+        await asyncio.wrap_future(erasing)
 
-    def _attempt(self, job: Callable[[SQLiteDatabase], T]) -> T:
+    def _attempt(self, job: Callable[[SQLiteDatabase], T], follows: bool) -> T:
         try:
             with self._database.in_use():
-                self._follow()
+                if follows:
+                    self._follow()
                 return job(self._database)
         except UNSTORABLE_ERRORS as error:
             raise unstorable(error) from error

@@ -224,8 +224,9 @@ class SQLiteListener:
             return
         try:
             self._socket = bind_port()
-            # Where the event loop is closed without `close`, nobody else does it.
-            weakref.finalize(self, self._socket.close)
+            # Where the event loop is closed without `close`, nobody else does it. Not at exit: it
+            # would come before the `close` of the loop behind plain code.
+            weakref.finalize(self, self._socket.close).atexit = False
             asyncio.get_running_loop().add_reader(self._socket, self._receive, self._socket)
         except (OSError, NotImplementedError):
             # A sandbox without network, or an event loop without readers.

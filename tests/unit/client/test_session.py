@@ -198,6 +198,33 @@ def test_a_loop_that_is_closed_by_hand_says_nothing_after_a_send(tmp_path: Path)
     assert run(program) == ""
 
 
+def test_a_plain_program_whose_file_is_gone_at_its_end_says_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(
+            """
+            import shutil
+            from aiotaskq import ResultTimeout, TaskQueue
+            app = TaskQueue("t", broker="sqlite:///there/queue.db")
+
+            @app.task
+            def add(x: int, y: int) -> int:
+                return x + y
+
+            import os
+            os.mkdir("there")
+            try:
+                add.delay(2, 8).get(timeout=0.05)
+            except ResultTimeout:
+                print("waited")
+            shutil.rmtree("there")
+            """
+        )
+    )
+    assert run(program) == "waited\n"
+    assert not (tmp_path / "there").exists()
+
+
 def run(program: Path) -> str:
     """Run a program in which every warning is an error; return its output."""
     done = subprocess.run(
