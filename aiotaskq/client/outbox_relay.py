@@ -153,7 +153,7 @@ class OutboxRelay:
             refused = error.errors
         except Unavailable:
             raise
-        except Exception as error:
+        except Exception as error:  # any, and nothing of the batch is stored then
             if len(batch) > 1:  # the others are not to wait for one that the broker refuses
                 return [done for one in batch for done in await self._publish([one])]
             refused = {0: error}

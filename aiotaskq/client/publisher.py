@@ -91,7 +91,7 @@ class Publisher:
             refused = await self._send([one for envelopes, _ in callers for one in envelopes])
         except BatchRefused as error:
             _tell_each(callers, error)
-        except Exception as error:
+        except Exception as error:  # any: it is the callers' to see
             if len(callers) == 1 or isinstance(error, Unavailable):
                 _tell(callers, error)
                 return

@@ -27,6 +27,7 @@ import os
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -99,6 +100,11 @@ class Scheduler:
         self._main: asyncio.Task[None] | None = None
         self._relaying: asyncio.Task[None] | None = None
 
+    @cached_property
+    def _broker(self) -> Broker:
+        """The broker of the application, not opened: its traits are of interest."""
+        return self._app.drivers()[0]
+
     async def run(self, *, patient: bool = True) -> None:
         """Send due runs until told to stop; runs that are being sent then are finished.
 
@@ -152,7 +158,7 @@ class Scheduler:
                 put, removed = await synchronize(store, self._app, self._app.declared_schedules())
             except ConfigError:
                 raise
-            except Exception as error:
+            except Exception as error:  # a fault of a driver included: it may pass
                 if not patient:
                     raise
                 await self._outage(error, backoff)
@@ -351,7 +357,7 @@ class Scheduler:
     ) -> tuple[list[Message], list[Envelope]]:
         """Return the messages of runs that the middleware lets through, and their envelopes."""
         app = self._app
-        broker, _ = app.drivers()  # not opened: its traits are of interest
+        broker = self._broker
         messages: list[Message] = []
         envelopes: list[Envelope] = []
         for due in runs:

@@ -201,7 +201,7 @@ class Incarnation:
                 news = await self._consumer.news()
             except LeaseLost:
                 raise
-            except Exception as error:
+            except Exception as error:  # a fault of a driver is no reason to end what runs
                 await asyncio.sleep(outage.pause(error))
                 continue
             outage.over()
