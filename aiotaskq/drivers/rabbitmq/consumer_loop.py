@@ -471,6 +471,7 @@ class ConsumerLoop:
         if self._vanished:
             assert self._transport is not None  # it is open
             self._vanished = False
+            self._lanes.on_deleted()
             await self._move(self._transport)
             channel = await self._open_channel()
         await self._close_earlier()

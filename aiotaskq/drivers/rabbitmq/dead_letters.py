@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from weakref import WeakKeyDictionary
 
 from pamqp.commands import Basic, Queue
@@ -37,11 +37,11 @@ from aiotaskq.drivers.rabbitmq.channel import (
     RabbitChannel,
     time_limit,
 )
-from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RESOURCE_LOCKED, RabbitConnection
+from aiotaskq.drivers.rabbitmq.connection import NOT_FOUND, RabbitConnection
+from aiotaskq.drivers.rabbitmq.lock import server_lock
 from aiotaskq.drivers.rabbitmq.messages import read_dead_letter
 
 _SETTLING = 0.02  # seconds in which the queue applies acknowledgements
-_LOCK_PAUSE = 0.02  # seconds between attempts to get the lock
 
 _TAG = "letters"  # one consuming for each channel, so any name will do
 _MOST = 65_535  # letters that can be read at once: the largest prefetch count of AMQP
@@ -102,17 +102,16 @@ async def hold_dead_letters(
         Unavailable: The server cannot be reached, or another reader takes too long.
     """
     async with _turns.setdefault(connection, defaultdict(asyncio.Lock))[queue]:
-        channel: RabbitChannel | None = None
         try:
             transport = await connection.transport()
-            await _lock(connection, queue)
-            try:
+            async with AsyncExitStack() as stack:
+                late = f"others look at the dead letters of {queue!r} for too long"
+                async with time_limit(connection.address.timeout, late):
+                    lock = server_lock(connection, connection.names.lock(queue))
+                    await stack.enter_async_context(lock)
                 channel = await transport.open_channel()
+                stack.push_async_callback(channel.close)
                 yield HeldDeadLetters(channel, *await _read(channel, connection, queue, most))
-            finally:
-                if channel is not None:
-                    await channel.close()
-                await connection.call(Queue.Delete(queue=connection.names.lock(queue)))
         except AmqpError as error:
             connection.raise_mapped(error)
 
@@ -151,19 +150,3 @@ async def _read(
     await channel.call(Basic.Cancel(_TAG))
     letters.sort(key=lambda one: one.letter.key)
     return letters, total
-
-
-async def _lock(connection: RabbitConnection, queue: str) -> None:
-    """Become the only connection that reads the dead letters of a queue."""
-    lock = Queue.Declare(queue=connection.names.lock(queue), exclusive=True, auto_delete=True)
-    late = f"others look at the dead letters of {queue!r} for too long"
-    async with time_limit(connection.address.timeout, late):
-        while True:
-            try:
-                await connection.call(lock)
-            except AmqpRefused as error:
-                if error.code != RESOURCE_LOCKED:
-                    raise
-            else:
-                return
-            await asyncio.sleep(_LOCK_PAUSE)

@@ -8,6 +8,7 @@ Theory of operation
 `stale` is set in the reader when a priority is new on the list. The next fetch calls `find`, which
 declares the lane, because the sender that put it on the list may have died before it did so, and
 adds it. A lane that cannot be declared is left out for good, with a warning: the others are served.
+After a queue was deleted, `find` makes all lanes again, as senders do.
 """
 
 from __future__ import annotations
@@ -66,8 +67,13 @@ class ConsumerLanes:
         suspects: list[Source] = [(queue, None) for queue in self.of]
         self.sources = [*suspects, *(one for lanes in self.of.values() for one in lanes)]
 
+    def on_deleted(self) -> None:
+        """Take note that one of their queues was deleted."""
+        self._topology.on_deleted()
+        self.stale = True
+
     async def find(self) -> None:
-        """Declare the lanes that are new on the list, and add them.
+        """Declare the lanes that are new on the list or deleted, and add the new ones.
 
         Raises:
             Unavailable: The server cannot be reached; it is to be done again.
@@ -80,21 +86,23 @@ class ConsumerLanes:
         ]
         self.stale = False
         try:
-            unusable = await self._topology.ensure(new)
+            known = [one for lanes in self.of.values() for one in lanes]
+            unusable = await self._topology.ensure([*known, *new])
         except BaseException:
             self.stale = True
             raise
-        for lane, error in unusable.items():
+        for lane in new:
+            error = unusable.get(lane)
+            if error is None:
+                self.of[lane[0]].append(lane)
+                self.of[lane[0]].sort(reverse=True)
+                continue
             self._unusable.add(lane)
             logger.warning(
                 "Tasks of priority %d in the queue %s cannot be fetched: %s",
                 *(lane[1], lane[0], error),
                 extra={"event": "rabbitmq_unusable_priority", "queue": lane[0]},
             )
-        for lane in new:
-            if lane not in unusable:
-                self.of[lane[0]].append(lane)
-                self.of[lane[0]].sort(reverse=True)
         self._note_sources()
 
     def plan(

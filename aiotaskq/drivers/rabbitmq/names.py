@@ -42,6 +42,7 @@ class RabbitNames:
         ledger: The stream of membership records.
         queue_list: The stream of queue names.
         dead_exchange: The exchange that leads to the queues of dead letters.
+        making_lock: The queue that exists while somebody makes the first queues of a lane.
     """
 
     def __init__(self, prefix: str, queue_type: str) -> None:
@@ -55,6 +56,7 @@ class RabbitNames:
         self.ledger = f"{prefix}.ledger"
         self.queue_list = f"{prefix}.queues"
         self.dead_exchange = f"{prefix}.dead"
+        self.making_lock = f"{prefix}.lock"
         # The same for all kinds: a name that is too long for one of them is refused before any of
         # its queues exists. That of a priority is as long as that of the suspects.
         self._longest = _LONGEST - len(f"{prefix}.{_LONGEST_KIND}.")
@@ -73,7 +75,7 @@ class RabbitNames:
         return self._name("dead", queue)
 
     def mark(self, queue: str, priority: int = 0) -> str:
-        """Return the exchange that exists while a lane is on the list of queues."""
+        """Return the exchange that exists while a lane is listed and its queues are made."""
         # pamqp takes no more than 127 bytes for an exchange.
         name = f"{queue}\0{priority}" if priority else queue
         digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()

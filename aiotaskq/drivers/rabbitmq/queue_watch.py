@@ -141,6 +141,7 @@ class QueueWatch:
                 self._unused_since.pop(queue, None)
                 if queue not in listed:
                     await self._membership.add_queue(queue)
+                    await self._membership.mark_queue(queue)
                 continue
             since = self._unused_since.setdefault(queue, now)
             longest = _UNUSED_FOR if count is not None else _MISSING_FOR

@@ -5,9 +5,14 @@ Theory of operation
 Messages of each priority of a task queue have a queue of their own, which is declared when the
 first of them is sent: a lane. `ensure` declares the missing ones and remembers them for one
 transport, for `_REMEMBERED` seconds. On a new transport, and after a message was returned because
-its queue is gone, everything is declared again when it is next needed. Declaring is idempotent: any
-number of processes may do it at once, and another process completes the work of one that dies in
-the middle.
+its queue is gone, everything is declared again when it is next needed. Declaring is idempotent, and
+another process completes the work of one that dies in the middle.
+
+A quorum queue is known to the server before its process runs. In between, RabbitMQ answers the
+declaration of a second process at once, and closes the connection of a consumer that believes it
+(seen with 3.10: "noproc", INTERNAL_ERROR). So the queues of a lane are made under a lock at the
+server, until a mark says that they are there; the lock is needed once in the life of a lane, and
+again when a queue was deleted. It is not waited for longer than `_MAKING`: its holder may hang.
 
 Invariant: a lane is on the list of queues (`membership/`) before it is declared here. So every
 queue that is used is found by `RabbitMembership.queues`, though AMQP itself cannot list queues, and
@@ -19,17 +24,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from pamqp.commands import Exchange, Queue
 
-from aiotaskq.drivers.rabbitmq.channel import AmqpRefused
+from aiotaskq.drivers.rabbitmq.channel import AmqpError, AmqpRefused
 from aiotaskq.drivers.rabbitmq.connection import ACCESS_REFUSED, NOT_FOUND, RabbitConnection
 from aiotaskq.drivers.rabbitmq.delays import DIGIT_HEADER, POSITIONS, Hop
+from aiotaskq.drivers.rabbitmq.lock import server_lock
 from aiotaskq.drivers.rabbitmq.membership import RabbitMembership
 from aiotaskq.drivers.rabbitmq.names import Lane
 from aiotaskq.errors import ConfigError
 
 _REMEMBERED = 1800.0  # seconds; a queue is forgotten after a longer time without use
+_MAKING = 5.0  # seconds
 
 
 class RabbitTopology:
@@ -46,10 +54,11 @@ class RabbitTopology:
         self._membership = membership
         self._declaring = asyncio.Lock()
         self._declared: set[str] = set()  # names, on this transport
-        self._listed: set[Lane] = set()  # those that are on the list
+        self._made: set[Lane] = set()  # those that have the mark
+        self._doubted: set[Lane] = set()  # those that had it, and may be deleted since
         self._remembered_until = 0.0
         connection.on_connected = self._declared.clear
-        connection.on_returned = self._forget
+        connection.on_returned = self.on_deleted
 
     async def ensure(
         self, lanes: Iterable[Lane] = (), paths: Iterable[Sequence[Hop]] = ()
@@ -80,7 +89,7 @@ class RabbitTopology:
         async with self._declaring:
             for lane in missing.values():
                 try:
-                    await self._declare_lane(*lane)
+                    await self._declare_lane(lane)
                 except ConfigError as error:
                     unusable[lane] = error
             for hop in hops.values():
@@ -89,30 +98,68 @@ class RabbitTopology:
 
     def _forget(self) -> None:
         self._declared.clear()
-        self._listed.clear()
+        self._made.clear()
 
-    async def _declare_lane(self, queue: str, priority: int) -> None:
-        names = self._names
-        name = names.ready(queue, priority)
+    def on_deleted(self) -> None:
+        """Take note that a queue was deleted, whichever: each is made again before its next use."""
+        self._doubted |= self._made
+        self._forget()
+
+    async def _declare_lane(self, lane: Lane) -> None:
+        name = self._names.ready(*lane)
         if name in self._declared:
             return
+        queue, priority = lane
         if priority:
-            await self._declare_lane(queue, 0)
+            await self._declare_lane((queue, 0))
         try:
-            if (queue, priority) not in self._listed:
-                await self._list(queue, priority)
-            if priority:
-                await self._connection.declare(names.declare_ready(queue, priority))
+            if lane not in self._doubted and await self._is_marked(lane):
+                await self._declare_queues(lane)
             else:
-                await self._declare_queue(queue)
+                await self._make(lane)
         except ConfigError:
             # A user without the right to make it may still send to it.
-            if not await self._is_usable(queue, priority):
+            if not await self._is_usable(lane):
                 raise
         self._declared.add(name)
 
-    async def _declare_queue(self, queue: str) -> None:
+    async def _is_marked(self, lane: Lane) -> bool:
+        if lane in self._made:
+            return True
+        try:
+            mark = self._names.mark(*lane)
+            await self._connection.call(Exchange.Declare(exchange=mark, passive=True))
+        except AmqpRefused as error:
+            if error.code != NOT_FOUND:
+                self._connection.raise_mapped(error)
+            return False
+        self._made.add(lane)
+        return True
+
+    async def _make(self, lane: Lane) -> None:
+        """Declare the queues of a lane while no other process does so, list it, and mark it."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(_MAKING):
+                    lock = server_lock(self._connection, self._names.making_lock)
+                    await stack.enter_async_context(lock)
+            except (TimeoutError, AmqpRefused):
+                pass  # without it: the holder hangs, or this user has no right to have it
+            except AmqpError as error:
+                self._connection.raise_mapped(error)
+            if not await self._is_marked(lane):
+                await self._membership.add_queue(*lane)
+            await self._declare_queues(lane)
+            await self._membership.mark_queue(*lane)
+        self._made.add(lane)
+        self._doubted.discard(lane)
+
+    async def _declare_queues(self, lane: Lane) -> None:
         names = self._names
+        queue, priority = lane
+        if priority:
+            await self._connection.declare(names.declare_ready(queue, priority))
+            return
         await self._connection.declare(
             names.declare_dead(queue),
             Exchange.Declare(exchange=names.dead_exchange, exchange_type="direct", durable=True),
@@ -125,9 +172,9 @@ class RabbitTopology:
             names.declare_ready(queue),
         )
 
-    async def _is_usable(self, queue: str, priority: int) -> bool:
+    async def _is_usable(self, lane: Lane) -> bool:
         """Return whether a lane exists that this user has no right to declare."""
-        ready = self._names.declare_ready(queue, priority)
+        ready = self._names.declare_ready(*lane)
         try:
             await self._connection.call(ready)
         except AmqpRefused as error:
@@ -141,17 +188,6 @@ class RabbitTopology:
         except AmqpRefused:
             return False
         return True
-
-    async def _list(self, queue: str, priority: int) -> None:
-        """Put a lane on the list of queues, unless its mark says that it is there."""
-        mark = self._names.mark(queue, priority)
-        try:
-            await self._connection.call(Exchange.Declare(exchange=mark, passive=True))
-        except AmqpRefused as error:
-            if error.code != NOT_FOUND:
-                self._connection.raise_mapped(error)
-            await self._membership.add_queue(queue, priority)
-        self._listed.add((queue, priority))
 
     async def _declare_hop(self, hop: Hop) -> None:
         names = self._names

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aiotaskq.drivers.rabbitmq import RabbitBroker
+from aiotaskq.drivers.rabbitmq.channel import RabbitChannel
+from aiotaskq.drivers.rabbitmq.transport import connect
+from aiotaskq.drivers.rabbitmq.url import parse_url
 from tests.servers import RabbitServer
 
 _numbers = itertools.count()
@@ -30,3 +33,11 @@ async def broker(url: str, prefix: str) -> AsyncIterator[RabbitBroker]:
     await broker.open()
     yield broker
     await broker.close()
+
+
+@pytest.fixture
+async def channel(url: str) -> AsyncIterator[RabbitChannel]:
+    """A channel of an operator or a stranger, with confirms."""
+    transport = await connect(parse_url(url))
+    yield await transport.open_channel(confirms=True)
+    await transport.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -65,13 +65,6 @@ PROPERTIES = {
     + struct.pack(">Q", 2**40)
     + shortstr(b"\xff\xfe") * 2,
 }
-
-
-@pytest.fixture
-async def channel(url: str) -> AsyncIterator[RabbitChannel]:
-    transport = await connect(parse_url(url))
-    yield await transport.open_channel(confirms=True)
-    await transport.close()
 
 
 async def write(channel: RabbitChannel, queue: str, body: bytes = b"x") -> None:

@@ -20,8 +20,6 @@ from aiotaskq.drivers.rabbitmq.consumer import RabbitConsumer
 from aiotaskq.drivers.rabbitmq.messages import PLAIN_PROPERTIES, RabbitMessage
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
 from aiotaskq.drivers.rabbitmq.properties import AmqpProperties
-from aiotaskq.drivers.rabbitmq.transport import connect
-from aiotaskq.drivers.rabbitmq.url import parse_url
 from aiotaskq.errors import BatchRefused, BrokerFull, BrokerUnavailable, ConfigError
 from tests.drivers.rabbitmq.test_refusals import full_at
 from tests.servers import RabbitServer
@@ -50,14 +48,6 @@ async def either(
     await broker.open()
     yield broker
     await broker.close()
-
-
-@pytest.fixture
-async def channel(url: str) -> AsyncIterator[RabbitChannel]:
-    """A channel of an operator or a stranger, with confirms."""
-    transport = await connect(parse_url(url))
-    yield await transport.open_channel(confirms=True)
-    await transport.close()
 
 
 # --- names --------------------------------------------------------------------------------------

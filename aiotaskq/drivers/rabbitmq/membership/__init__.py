@@ -175,7 +175,13 @@ class RabbitMembership:
         await self._queue_list.declare()
         level = b"%b%d" % (_LEVEL, priority) if priority else b""
         await self._queue_list.write(level + queue.encode())
-        # After the record: a queue that has the mark is not put on the list again.
+
+    async def mark_queue(self, queue: str, priority: int = 0) -> None:
+        """Mark a queue, or a priority of it, as listed and made: it is not put on the list again.
+
+        Raises:
+            Unavailable: The server cannot be reached.
+        """
         mark = self._connection.names.mark(queue, priority)
         await self._connection.declare(
             Exchange.Declare(exchange=mark, exchange_type="direct", durable=True)
@@ -195,7 +201,7 @@ class RabbitMembership:
         except AmqpRefused:
             self._queues.pop(queue, None)
         else:
-            await self.add_queue(queue)  # somebody did that in between
+            await self.add_queue(queue)  # somebody has begun to use it
 
     def _read_queue(self, body: bytes) -> None:
         """Apply a record of the list of queues. Others may have written it: it may be anything."""
