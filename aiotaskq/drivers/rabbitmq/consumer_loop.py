@@ -5,8 +5,7 @@ over another connection, since the server may stop reading from a connection tha
 
 Theory of operation
 -------------------
-All of this runs on the event loop of the consumer's thread, so only awaits are points where another
-call can come in between.
+All of this runs on the event loop of the consumer's thread: calls come in between at awaits only.
 
 Life. `open` connects, joins the membership, and opens the channel. From then on the consumer is
 open until its transport fails, which happens once: by the network, by the server, by `close`, or
@@ -24,14 +23,14 @@ brings fewer than counted is ended after a short wait. While queues are long, a 
 moment (`_expected`), which saves the next fetches a round trip.
 
 Channels. When a queue is deleted under the consumer, it goes on with another channel (`_move`). An
-earlier one stays open while a message is held on it, or awaited.
+earlier one stays open while a message is held on it, or awaited. It hears of the deletion from the
+server, or from the list of queues where others have made the queue again within milliseconds.
 
 Cancelling. RabbitMQ counts a message as lost if it is on its way while the consuming that brings it
 is cancelled, and it fails when a consuming is cancelled before its beginning was answered. So a
 consuming is cancelled only after the answer, and one that waits for a message is never cancelled:
-it goes on, over any number of fetches, until it has brought its one message (`_waiting`). For the
-same reason a fetch whose caller is gone ends by a flag (`FetchCall.is_over`), not by cancelling its
-coroutine.
+it goes on until it has brought its one message (`_waiting`). For the same reason a fetch whose
+caller is gone ends by a flag (`FetchCall.is_over`), not by cancelling its coroutine.
 
 Unclaimed messages. A message may arrive while no fetch is under way, or beyond the limit of one, or
 for a fetch whose caller is gone. The next fetch gets it. If none comes soon, `_return_unclaimed`
@@ -104,6 +103,7 @@ class ConsumerLoop:
         self._lanes = ConsumerLanes(
             *(connection.names, self._topology, self._membership, self._queues),
             on_stale=self._wake.set,
+            on_made_again=self._on_queue_deleted,
         )
         self.unacked = UnackedMessages(connection, self._topology, self._membership, consumer.id)
         self._member = self._membership.member(consumer, self.unacked)
@@ -147,6 +147,7 @@ class ConsumerLoop:
             await self._member.join(transport)
             await self._lanes.find()
             await self._move(transport)
+            self._lanes.watch_deletions()
         except AmqpError as error:
             if self._transport is not None:
                 self._transport.fail(AmqpDisconnected("it was not opened"))
@@ -229,12 +230,11 @@ class ConsumerLoop:
 
     async def _find_lanes(self, channel: RabbitChannel) -> bool:
         """Add lanes that are new; return whether the server could be reached for that."""
-        try:
+        with contextlib.suppress(Unavailable):
             await self._lanes.find()
-        except Unavailable:
-            return False
-        self._count_lanes(channel)
-        return True
+            self._count_lanes(channel)
+            return True
+        return False
 
     def _count_lanes(self, channel: RabbitChannel) -> None:
         self._counted = self._lanes.sources
@@ -359,7 +359,8 @@ class ConsumerLoop:
 
         def receive(message: AmqpMessage) -> None:
             # It has its one message, and no other can be on its way to it.
-            self._waiting.pop(source, None)
+            if self._waiting.get(source) == (channel, tag):
+                del self._waiting[source]
             self._end_consuming(channel, [tag])
             self._receive(channel, message, source)
             if self._call is None:
@@ -456,9 +457,10 @@ class ConsumerLoop:
                 f"{self._consumer.id} has lost its connection to RabbitMQ: {self._transport.error}"
             )
 
-    def _on_queue_deleted(self, tag: str) -> None:
-        # The next count declares it again.
-        self._waiting = {key: one for key, one in self._waiting.items() if one[1] != tag}
+    def _on_queue_deleted(self, tag: str = "") -> None:
+        # Without a tag others have made the queue again. Then the server has not told: it consumes
+        # from the new queue by itself, and what that brings never arrives. So await nothing here.
+        self._waiting = {key: one for key, one in self._waiting.items() if tag and one[1] != tag}
         self._vanished = True
         self._wake.set()
 
@@ -482,11 +484,8 @@ class ConsumerLoop:
         transport = self._transport
         if transport is not None and transport.error is None:
             error = channel.error
-            if (
-                isinstance(error, AmqpRefused)
-                and error.code == PRECONDITION_FAILED
-                and _HELD_TOO_LONG in str(error)
-            ):
+            refused = isinstance(error, AmqpRefused) and error.code == PRECONDITION_FAILED
+            if refused and _HELD_TOO_LONG in str(error):
                 # It counts as a crash, or a task that is held for longer than the server allows
                 # would be tried for ever.
                 self._member.losses.close()

@@ -29,9 +29,10 @@ class ConsumerLanes:
     Args:
         names: The names of queues.
         topology: Declares them.
-        membership: It has the list of queues; this object takes its callback.
+        membership: It has the list of queues; this object takes its callbacks.
         queues: The task queues.
         on_stale: Called when there may be a new lane.
+        on_made_again: Called when a lane that was deleted was made again by another process.
 
     Attributes:
         of: The lanes of each task queue, those of higher priorities first.
@@ -46,11 +47,13 @@ class ConsumerLanes:
         membership: RabbitMembership,
         queues: Sequence[str],
         on_stale: Callable[[], None],
+        on_made_again: Callable[[], None],
     ) -> None:
         self._names = names
         self._topology = topology
         self._membership = membership
         self._on_stale = on_stale
+        self._on_made_again = on_made_again
         self._unusable: set[Lane] = set()
         self.of: dict[str, list[Lane]] = {one: [(one, 0)] for one in queues}
         self.sources: list[Source] = []
@@ -62,6 +65,15 @@ class ConsumerLanes:
         if queue in self.of:
             self.stale = True
             self._on_stale()
+
+    def watch_deletions(self) -> None:
+        """Begin to listen for lanes that are made again; what the list had before is no news."""
+        self._membership.on_made_again = self._note_made_again
+
+    def _note_made_again(self, queue: str) -> None:
+        if queue in self.of:
+            self.on_deleted()
+            self._on_made_again()
 
     def _note_sources(self) -> None:
         suspects: list[Source] = [(queue, None) for queue in self.of]

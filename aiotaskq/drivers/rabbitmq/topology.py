@@ -113,7 +113,7 @@ class RabbitTopology:
         if priority:
             await self._declare_lane((queue, 0))
         try:
-            if lane not in self._doubted and await self._is_marked(lane):
+            if lane not in self._doubted and await self._is_made(lane):
                 await self._declare_queues(lane)
             else:
                 await self._make(lane)
@@ -123,12 +123,19 @@ class RabbitTopology:
                 raise
         self._declared.add(name)
 
-    async def _is_marked(self, lane: Lane) -> bool:
+    async def _is_made(self, lane: Lane) -> bool:
+        """Return whether a lane has its mark and, unless that was seen before, its queues."""
         if lane in self._made:
             return True
+        queue, priority = lane
+        names = [self._names.ready(*lane)]
+        if not priority:
+            names.append(self._names.suspects(queue))
         try:
-            mark = self._names.mark(*lane)
-            await self._connection.call(Exchange.Declare(exchange=mark, passive=True))
+            await self._connection.call(
+                Exchange.Declare(exchange=self._names.mark(*lane), passive=True),
+                *(Queue.Declare(queue=name, passive=True) for name in names),
+            )
         except AmqpRefused as error:
             if error.code != NOT_FOUND:
                 self._connection.raise_mapped(error)
@@ -147,7 +154,9 @@ class RabbitTopology:
                 pass  # without it: the holder hangs, or this user has no right to have it
             except AmqpError as error:
                 self._connection.raise_mapped(error)
-            if not await self._is_marked(lane):
+            if not await self._is_made(lane):
+                # Also for those that consume from it: the server does not tell all of them that
+                # the queue was deleted.
                 await self._membership.add_queue(*lane)
             await self._declare_queues(lane)
             await self._membership.mark_queue(*lane)

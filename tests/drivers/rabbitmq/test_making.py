@@ -13,6 +13,7 @@ from aiotaskq.drivers.rabbitmq import RabbitBroker, topology
 from aiotaskq.drivers.rabbitmq.channel import RabbitChannel
 from aiotaskq.drivers.rabbitmq.lock import server_lock
 from aiotaskq.drivers.rabbitmq.names import RabbitNames
+from aiotaskq.errors import BrokerUnavailable
 
 PATIENCE = 120.0
 ROUNDS = 6
@@ -46,6 +47,14 @@ async def send(url: str, prefix: str, queue: str, number: int) -> None:
     await broker.close()
 
 
+async def publish(broker: RabbitBroker, one: Envelope) -> None:
+    """Send a message as a client does: once more if its queue is gone."""
+    try:
+        await broker.publish([one])
+    except BrokerUnavailable:
+        await broker.publish([one])
+
+
 @pytest.mark.parametrize("queue_type", ["quorum", "classic"])
 async def test_programs_that_make_a_queue_at_once_keep_their_connections(
     url: str, prefix: str, queue_type: str
@@ -59,6 +68,31 @@ async def test_programs_that_make_a_queue_at_once_keep_their_connections(
                 *(receive(url, prefix, queue, wanted) for _ in range(3)),
                 *(send(url, prefix, queue, one) for one in range(3)),
             )
+
+
+async def test_all_messages_arrive_though_senders_make_a_deleted_queue_again_at_once(
+    url: str, broker: RabbitBroker, prefix: str, channel: RabbitChannel
+) -> None:
+    ready = RabbitNames(prefix, "quorum").ready("q")
+    consumer = broker.consumer(("q", "p"), name="w", lease=60.0)
+    await consumer.open()
+    for turn in range(ROUNDS):
+        waiting = asyncio.create_task(consumer.fetch(1, PATIENCE))
+        loop = consumer._loop
+        while loop._earlier or len(loop._waiting) < len(loop._counted):
+            await asyncio.sleep(0.01)
+        await consumer.news()  # the server answers after it has begun to consume
+        await channel.call(Queue.Delete(queue=ready))
+        # One that has sent to it before, and two that begin: each finds out by itself.
+        await asyncio.gather(
+            publish(broker, envelope(turn, "q", 0)), *(send(url, prefix, "q", turn) for _ in "ab")
+        )
+        got = [*await waiting]
+        async with asyncio.timeout(PATIENCE):
+            while len(got) < 1 + 2 * len(PRIORITIES):
+                got += await consumer.fetch(10, 0.2)
+        assert not await consumer.settle([Done(one) for one in got])
+    await consumer.close()
 
 
 async def test_a_process_that_hangs_while_it_makes_a_queue_delays_others_but_does_not_stop_them(

@@ -94,6 +94,8 @@ class RabbitMembership:
         harmless_losses: Returns how often a message was lost with a connection though the process
             lived.
         on_level: Called with the name of a queue when another priority of it is in use.
+        on_made_again: Called with the name of a queue when it, or a priority of it, was put on the
+            list though it was there: somebody has found it deleted, and has made it again.
     """
 
     def __init__(self, connection: RabbitConnection) -> None:
@@ -105,6 +107,7 @@ class RabbitMembership:
         self._queues: dict[str, None] = {}
         self._levels: dict[str, list[int]] = {}  # priorities above 0, the highest first
         self.on_level: Callable[[str], None] = lambda _: None
+        self.on_made_again: Callable[[str], None] = lambda _: None
         self._odd_queue_logged = False
         self._queue_list = RabbitStream(
             connection,
@@ -214,6 +217,8 @@ class RabbitMembership:
             queue = ""
         if body.startswith(_FORGOTTEN):
             self._queues.pop(queue, None)
+        elif queue in self._queues:
+            self.on_made_again(queue)
         elif self._connection.names.can_name(queue):
             self._queues[queue] = None
         elif body and not self._odd_queue_logged:
@@ -229,7 +234,9 @@ class RabbitMembership:
         except ValueError:
             return  # not ours
         known = self._levels.get(queue, [])
-        if level and level not in known and self._connection.names.can_name(queue):
+        if level in known:
+            self.on_made_again(queue)
+        elif level and self._connection.names.can_name(queue):
             self._levels[queue] = sorted([*known, level], reverse=True)
             self.on_level(queue)
 
