@@ -267,13 +267,15 @@ class RabbitChannel:
         number, most = self._number, self._transport.frame_max - _OVERHEAD
         parts: list[bytes] = []
         for one in batch:
-            self._published += 1
-            self._unconfirmed[self._published] = confirmation, one
             parts.append(_packed_publish(number, one.exchange, one.routing_key))
             parts.append(_packed_header(number, one))
             for start in range(0, len(one.body), most):
                 piece = ContentBody(one.body[start : start + most])
                 parts.append(frame.marshal(piece, number))
+        # After all are packed: one that cannot be must not count, for the server counts as well.
+        for one in batch:
+            self._published += 1
+            self._unconfirmed[self._published] = confirmation, one
         self._transport.write(b"".join(parts))
         return confirmation
 

@@ -32,13 +32,13 @@ async def server_lock(connection: RabbitConnection, name: str) -> AsyncIterator[
     channel = await _lock(connection, name)
     try:
         yield
+        with contextlib.suppress(AmqpError):  # then it ends with the connection
+            await channel.call(Queue.Delete(queue=name))
     except BaseException:
         # No waiting for the answer: a server without memory does not even read.
         _give_up(channel, name)
         raise
-    with contextlib.suppress(AmqpError):  # then it ends with the connection
-        await channel.call(Queue.Delete(queue=name))
-    await channel.close()
+    _close(channel)
 
 
 async def _lock(connection: RabbitConnection, name: str) -> RabbitChannel:
@@ -62,4 +62,9 @@ async def _lock(connection: RabbitConnection, name: str) -> RabbitChannel:
 def _give_up(channel: RabbitChannel, name: str) -> None:
     with contextlib.suppress(AmqpError):  # the lock is gone with the channel's connection
         channel.send_unanswered(channel.pack(Queue.Delete(queue=name, nowait=True)))
+    _close(channel)
+
+
+def _close(channel: RabbitChannel) -> None:
+    with contextlib.suppress(AmqpError):  # it is closed
         channel.abandon()

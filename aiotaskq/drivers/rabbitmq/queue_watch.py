@@ -157,5 +157,6 @@ class QueueWatch:
         for queue in queues:
             del self._unused_since[queue]
             if queue not in served:
-                await self._membership.forget_queue(queue)
+                # First: it is looked at even if this is broken off in the middle.
                 self._forgotten[queue] = now + _UNUSED_FOR
+                await self._membership.forget_queue(queue)

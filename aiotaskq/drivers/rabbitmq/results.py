@@ -147,11 +147,17 @@ class RabbitBackend:
         ).marshal()
         replies: list[AmqpPublication] = []
         places: list[int] = []
+        refusals: dict[int, Exception] = {}
         for place, one in enumerate(batch):
             if not one.reply_to:
                 continue
             if self._names.is_replies(one.reply_to):
-                replies.append(AmqpPublication("", one.reply_to, properties, _encode(one)))
+                try:
+                    body = _encode(one)
+                except (ValueError, RecursionError) as error:  # a lone surrogate, deep nesting
+                    refusals[place] = error
+                    continue
+                replies.append(AmqpPublication("", one.reply_to, properties, body))
                 places.append(place)
             else:
                 # The message chose it. A result must not become a task, nor go anywhere else.
@@ -166,7 +172,6 @@ class RabbitBackend:
                 )
         if not replies:
             await connection.ping()
-        refusals: dict[int, Exception] = {}
         for start in range(0, len(replies), _MOST):
             # Not strict: a client that is gone waits for nothing.
             some = await connection.publish(replies[start : start + _MOST], strict=False)

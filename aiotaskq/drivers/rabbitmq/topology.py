@@ -23,8 +23,8 @@ consumers find the lanes of their queues. A queue that was not used for long may
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from pamqp.commands import Exchange, Queue
 
@@ -53,6 +53,7 @@ class RabbitTopology:
         self._names = connection.names
         self._membership = membership
         self._declaring = asyncio.Lock()
+        self._making = asyncio.Lock()  # not the same: others need not wait while a holder hangs
         self._declared: set[str] = set()  # names, on this transport
         self._made: set[Lane] = set()  # those that have the mark
         self._doubted: set[Lane] = set()  # those that had it, and may be deleted since
@@ -80,21 +81,32 @@ class RabbitTopology:
             self._remembered_until = now + _REMEMBERED
         if not self._connection.is_connected:
             await self._connection.transport()  # which clears `_declared`
-        missing = {name: one for one in lanes if (name := names.ready(*one)) not in self._declared}
+        missing = [one for one in lanes if names.ready(*one) not in self._declared]
         hops = {names.delay_queue(hop.position, hop.digit): hop for path in paths for hop in path}
         hops = {name: hop for name, hop in hops.items() if name not in self._declared}
         unusable: dict[Lane, ConfigError] = {}
         if not missing and not hops:
             return unusable
+        # Those of priority 0 first: others need their queues of suspects and of dead letters.
+        wanted = sorted({*missing, *((queue, 0) for queue, _ in missing)}, key=lambda one: one[1])
+        new: list[Lane] = []
         async with self._declaring:
-            for lane in missing.values():
-                try:
-                    await self._declare_lane(lane)
-                except ConfigError as error:
-                    unusable[lane] = error
+            for lane in wanted:
+                if lane not in self._doubted and await self._is_made(lane):
+                    await self._declare_lane(lane, self._declare_queues, unusable)
+                else:
+                    new.append(lane)
             for hop in hops.values():
                 await self._declare_hop(hop)
-        return unusable
+        if new:
+            async with self._making, self._making_lock():
+                for lane in new:
+                    await self._declare_lane(lane, self._make, unusable)
+        return {
+            one: error
+            for one in missing
+            if (error := unusable.get(one) or unusable.get((one[0], 0))) is not None
+        }
 
     def _forget(self) -> None:
         self._declared.clear()
@@ -105,22 +117,23 @@ class RabbitTopology:
         self._doubted |= self._made
         self._forget()
 
-    async def _declare_lane(self, lane: Lane) -> None:
+    async def _declare_lane(
+        self,
+        lane: Lane,
+        declare: Callable[[Lane], Awaitable[None]],
+        unusable: dict[Lane, ConfigError],
+    ) -> None:
+        """Declare a lane unless that was done, or note why it cannot be used."""
         name = self._names.ready(*lane)
         if name in self._declared:
             return
-        queue, priority = lane
-        if priority:
-            await self._declare_lane((queue, 0))
         try:
-            if lane not in self._doubted and await self._is_made(lane):
-                await self._declare_queues(lane)
-            else:
-                await self._make(lane)
-        except ConfigError:
+            await declare(lane)
+        except ConfigError as error:
             # A user without the right to make it may still send to it.
             if not await self._is_usable(lane):
-                raise
+                unusable[lane] = error
+                return
         self._declared.add(name)
 
     async def _is_made(self, lane: Lane) -> bool:
@@ -143,23 +156,28 @@ class RabbitTopology:
         self._made.add(lane)
         return True
 
-    async def _make(self, lane: Lane) -> None:
-        """Declare the queues of a lane while no other process does so, list it, and mark it."""
+    @asynccontextmanager
+    async def _making_lock(self) -> AsyncIterator[None]:
+        """Hold the lock under which lanes are made, or go on without it after a while."""
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(_MAKING):
                     lock = server_lock(self._connection, self._names.making_lock)
                     await stack.enter_async_context(lock)
             except (TimeoutError, AmqpRefused):
-                pass  # without it: the holder hangs, or this user has no right to have it
+                pass  # the holder hangs, or this user has no right to have it
             except AmqpError as error:
                 self._connection.raise_mapped(error)
-            if not await self._is_made(lane):
-                # Also for those that consume from it: the server does not tell all of them that
-                # the queue was deleted.
-                await self._membership.add_queue(*lane)
-            await self._declare_queues(lane)
-            await self._membership.mark_queue(*lane)
+            yield
+
+    async def _make(self, lane: Lane) -> None:
+        """Declare the queues of a lane, list it, and mark it."""
+        if not await self._is_made(lane):
+            # Also for those that consume from it: the server does not tell all of them that the
+            # queue was deleted.
+            await self._membership.add_queue(*lane)
+        await self._declare_queues(lane)
+        await self._membership.mark_queue(*lane)
         self._made.add(lane)
         self._doubted.discard(lane)
 

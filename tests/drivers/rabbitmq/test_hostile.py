@@ -176,6 +176,24 @@ async def test_no_answer_goes_to_a_queue_that_a_question_names(
     await consumer.close()
 
 
+async def test_a_question_with_an_address_that_cannot_be_packed_stops_no_settling(
+    broker: RabbitBroker, prefix: str, channel: RabbitChannel
+) -> None:
+    await broker.publish([envelope("a"), envelope("b")])
+    consumer = broker.consumer(["q"], name="w", lease=60.0)
+    await consumer.open()
+    [held] = await consumer.fetch(1, PATIENCE)
+    question = msgspec.msgpack.encode({"after": "", "ids": []})
+    address = b"amq.rabbitmq.reply-to" + b"\xff" * 200
+    properties = struct.pack(">H", 0x0200) + shortstr(address)  # the flag of reply_to
+    name = RabbitNames(prefix, "quorum").consumer(consumer.id)
+    await channel.publish([AmqpPublication("", name, properties, question)]).done
+    await broker.consumers()  # it has read the question by then
+    assert not await consumer.settle([Again(held, envelope("a again"))])
+    assert (await broker.depth())["q"].ready == 2
+    await consumer.close()
+
+
 async def test_a_message_from_an_exchange_and_with_a_key_that_are_no_text_is_delivered(
     broker: RabbitBroker, prefix: str, channel: RabbitChannel
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 from pamqp.commands import Queue
@@ -98,11 +99,25 @@ async def test_all_messages_arrive_though_senders_make_a_deleted_queue_again_at_
 async def test_a_process_that_hangs_while_it_makes_a_queue_delays_others_but_does_not_stop_them(
     broker: RabbitBroker, prefix: str, channel: RabbitChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "_MAKING", 0.3)
+    await broker.publish([envelope(0, "old", 0)])
     lock = RabbitNames(prefix, "quorum").making_lock
     await channel.call(Queue.Declare(queue=lock, exclusive=True))
-    await broker.publish([envelope(1, "q", 5)])
-    assert (await broker.depth())["q"].ready == 1
+    monkeypatch.setattr(topology, "_MAKING", PATIENCE)
+    waiting = asyncio.create_task(broker.publish([envelope(1, "q", 5)]))
+    broker._topology._forget()  # as after half an hour
+    await broker.publish([envelope(1, "old", 0)])
+    assert not waiting.done()
+    waiting.cancel()
+    # It waits once, however many queues are new.
+    monkeypatch.setattr(topology, "_MAKING", 0.3)
+    lock_once = Mock(side_effect=server_lock)
+    monkeypatch.setattr(topology, "server_lock", lock_once)
+    await broker.publish([envelope(1, f"q{one}", 5) for one in range(5)])
+    assert lock_once.call_count == 1
+    assert {one: count.ready for one, count in (await broker.depth()).items()} == {
+        "old": 2,
+        **{f"q{one}": 1 for one in range(5)},
+    }
 
 
 async def test_the_lock_does_not_outlive_a_call_that_is_cancelled(

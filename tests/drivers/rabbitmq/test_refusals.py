@@ -168,6 +168,20 @@ async def test_a_result_that_is_too_large_for_the_server_leaves_the_others(
         await backend.close()
 
 
+async def test_a_result_that_cannot_be_written_leaves_the_others(url: str, prefix: str) -> None:
+    backend = RabbitBackend(url, prefix=prefix)
+    await backend.open()
+    address = await backend.reply_address()
+    odd = msgspec.structs.replace(outcome("odd", address), traceback="\udcff")
+    with pytest.raises(BatchRefused) as caught:
+        await backend.store([outcome("a", address), odd, outcome("b", address)], 60.0)
+    assert list(caught.value.errors) == [1]
+    async with asyncio.timeout(PATIENCE):
+        while len(await backend.load(["a", "b"])) < 2:
+            await asyncio.sleep(0.01)
+    await backend.close()
+
+
 async def test_results_may_be_kept_for_years(url: str, prefix: str) -> None:
     backend = RabbitBackend(url, prefix=prefix)
     await backend.open()

@@ -58,6 +58,7 @@ from aiotaskq.readable import get_logger
 logger = get_logger("aiotaskq.rabbitmq")
 
 _LONGEST_MARK = 40  # characters of a survey's mark
+_LONGEST_ADDRESS = 255  # bytes: AMQP's short string
 _RECORD_WAIT = 1.0  # seconds that an answer waits for the record which the question refers to
 _JOIN_EVERY = 86_400.0  # seconds: the ledger drops old records
 _READ_PAUSE = 0.2  # seconds between attempts to read the ledger again
@@ -198,7 +199,8 @@ class ConsumerMember:
     async def _answer(self, message: AmqpMessage) -> None:
         question = decode_question(message.body)
         mark, address = message.properties.correlation_id, message.properties.reply_to
-        if question is None or not address.startswith(REPLIES) or len(mark) > _LONGEST_MARK:
+        fits = len(address.encode()) <= _LONGEST_ADDRESS and len(mark) <= _LONGEST_MARK
+        if question is None or not address.startswith(REPLIES) or not fits:
             return  # not from a survey: no answer goes to a queue of somebody's choice
         try:
             async with asyncio.timeout(_RECORD_WAIT):
