@@ -95,7 +95,9 @@ class Completer:
         )
         self._settling = Outage(health, "finished tasks wait to be settled", _PAUSES)
         self._full = Outage(health, "finished tasks wait for room in a queue", _PAUSES)
-        self._found_no_room = False  # in the batch that is settled now
+        # Settlements that found their queue full. They are tried again with what ends by then.
+        self._no_room: list[Settlement] = []
+        self._trying_again: asyncio.TimerHandle | None = None
         self._outcomes: list[Outcome] = []
         self._settlements: list[Settlement] = []
         # What is done, by the identity of a delivery, if its settlement is refused for good.
@@ -175,13 +177,29 @@ class Completer:
         return len(self._settlements) + self._under_way
 
     @property
+    def unsettled(self) -> int:
+        """The same with those that wait for room in a queue, whatever else is settled meanwhile."""
+        return self.backlog + len(self._no_room)
+
+    @property
     def full(self) -> bool:
         """Return whether so much waits to be stored that no more tasks should be run."""
-        return self.backlog >= _MOST_WAITING or self._size >= _MOST_BYTES
+        return self.unsettled >= _MOST_WAITING or self._size >= _MOST_BYTES
+
+    @property
+    def idle(self) -> bool:
+        """Return whether there is nothing to do, but to wait for room in a queue."""
+        return self._idle.is_set()
 
     async def drained(self) -> None:
-        """Wait until all that was added is stored and settled."""
+        """Wait until all that was added is stored and settled, or waits for room in a queue."""
         await self._idle.wait()
+
+    async def finished(self) -> None:
+        """Wait until all that was added is stored and settled."""
+        while self._no_room or not self.idle:
+            self._ended.clear()
+            await self._ended.wait()
 
     async def settled(self) -> None:
         """Wait until all that was added before is settled; more may be added meanwhile."""
@@ -199,6 +217,7 @@ class Completer:
             while self._outcomes or self._settlements:
                 await self._complete_batch()
             self._idle.set()
+            self._ended.set()
 
     async def _complete_batch(self) -> None:
         # An outcome is added together with its settlement, so taking all of the former with
@@ -228,13 +247,18 @@ class Completer:
         if refused:
             self._health.refused(refused)
         if broken is None:
-            if self._on_refused:
-                for one in settlements:
-                    self._on_refused.pop(id(one.delivery), None)
+            self._forget_refusals(settlements)
         elif stored:
             await self._put_back((), broken.left, broken.error, self._settling)
         else:
             await self._put_back(broken.left, settlements, broken.error, self._storing)
+
+    def _forget_refusals(self, settled: Sequence[Settlement]) -> None:
+        if self._on_refused:
+            waiting = {id(one.delivery) for one in self._no_room}
+            for one in settled:
+                if id(one.delivery) not in waiting:
+                    self._on_refused.pop(id(one.delivery), None)
 
     async def _put_back(
         self,
@@ -250,20 +274,28 @@ class Completer:
         await asyncio.sleep(outage.pause(error))
 
     async def _settle(self, batch: Sequence[Settlement]) -> Collection[Delivery]:
-        self._found_no_room = False
         gone = await self._apply(
             batch, self._consumer.settle, self._settling, self._settle_otherwise
         )
-        if not self._found_no_room:
+        if not self._no_room:
             self._full.over()
         return gone
+
+    def _try_again(self) -> None:
+        self._trying_again = None
+        self._settlements += self._no_room
+        self._no_room.clear()
+        self._idle.clear()
+        self._wake.set()
 
     async def _settle_otherwise(self, one: Settlement, why: Exception) -> Collection[Delivery]:
         """Add another settlement in place of one that the broker refuses."""
         if isinstance(why, Unavailable):  # such as a queue without room: not for good
-            self._found_no_room = True
-            again = partial(self.add, one, on_refused=self._on_refused.pop(id(one.delivery), None))
-            asyncio.get_running_loop().call_later(self._full.pause(why), again)
+            self._no_room.append(one)
+            if self._trying_again is None:
+                pause = self._full.pause(why)
+                loop = asyncio.get_running_loop()
+                self._trying_again = loop.call_later(pause, self._try_again)
             return ()
         logger.error("the broker refuses to settle %s: %s", on_one_line(one.delivery.id), why)
         self._health.counts["unsettled"] += 1

@@ -18,6 +18,8 @@ so that a task does not run twice at once; its delivery is held until then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from inspect import isawaitable
@@ -155,7 +157,7 @@ class Executor:
         if delivery.crashes >= self._max_crashes:
             self._end.killer(delivery, message)
             return None
-        if delivery.expired or (self._cancelled_early and delivery.id in self._cancelled_early):
+        if delivery.expired or (self._cancelled_early and self._was_cancelled_early(delivery)):
             self._tell_received(message)
             self._end.revoked(delivery, message, "expired" if delivery.expired else "cancelled")
             return None
@@ -175,6 +177,9 @@ class Executor:
             return None
         self._waiting.add(execution)
         return options.executor
+
+    def _was_cancelled_early(self, delivery: Delivery) -> bool:
+        return self._cancelled_early.get(delivery.id, -math.inf) > self._loop.time()
 
     def _fill(self, executor: ExecutorName) -> None:
         """Start what waits for an executor, as long as it has free slots."""
@@ -291,7 +296,10 @@ class Executor:
         except BaseException as error:  # SystemExit included: it ends the task only
             forks.end_child(self._generation, error)
             if execution.transaction is not None:
-                await execution.transaction.roll_back()
+                # The function has ended, so a soft limit that passes now, or a cancellation of its
+                # own that arrives late, changes nothing: its end has to be told.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await execution.transaction.roll_back()
             judged = context.judge(error)
             self._end_raised(execution, judged)
             drop_tracebacks(judged)

@@ -214,7 +214,7 @@ class Fetching:
     async def _something_ended(self, late_in: float | None) -> None:
         """Wait until there may be room again, or the quiet time for a suspect is over."""
         self._slot_free.clear()
-        if not self._executor.held:  # the backlog is full, or has to be empty for a suspect
+        if not (self._executor.held or self._completer.idle):  # full, or in the way of a suspect
             await self._completer.drained()
             return
         await self._rest(_FETCH_WAIT if late_in is None else late_in)

@@ -70,7 +70,10 @@ class Heartbeat:
             Unavailable: The lease cannot be renewed now.
             LeaseLost: It is lost already.
         """
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise BrokerUnavailable(f"the lease cannot be renewed: {error}") from None
         await self._first
 
     @property
@@ -105,10 +108,14 @@ class Heartbeat:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 asyncio.run(self._live())
+        except Exception:  # a process without free descriptors has no event loop, for instance
+            logger.exception("the lease is not renewed any more")
         finally:
-            if not self._gone:  # a fault in here: without renewals nothing may be trusted
+            if not self._gone:  # without renewals nothing may be trusted
                 self._gone = True
                 self._tell(self._lost)
+            broken = BrokerUnavailable("the thread that renews the lease has ended; see the log")
+            self._tell(lambda: self._note_first(broken))  # if it could not begin
             self._tell(self._ended.set)
 
     async def _live(self) -> None:

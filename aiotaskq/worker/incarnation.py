@@ -229,11 +229,11 @@ class Incarnation:
         await self._executor.release()
         try:
             async with asyncio.timeout(_STORE_WAIT):
-                await self._completer.drained()
+                await self._completer.finished()
         except TimeoutError:
             logger.error(
                 "%d finished tasks could not be settled; they run again elsewhere",
-                self._completer.backlog,
+                self._completer.unsettled,
             )
 
     async def abandon(self) -> None:
@@ -241,7 +241,7 @@ class Incarnation:
         await self._executor.abandon()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFUSE_WAIT):
-                await self._completer.drained()
+                await self._completer.finished()
 
     async def close(self) -> None:
         """End the lease; deliveries that are still held go back to their queues."""

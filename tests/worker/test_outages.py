@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -402,3 +403,28 @@ async def test_an_outcome_that_cannot_be_stored_ends_no_worker(
         monkeypatch.setattr(MemoryBackend, "store", picky)
         assert await (await job.kiq("friendly")).result(LONG) == "friendly"
     await app.close()
+
+
+async def test_a_process_without_free_descriptors_begins_to_take_tasks_when_it_has_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = TaskQueue("app", broker=MemoryBroker())
+    run, tries = asyncio.run, 0
+
+    def short(work: Coroutine[Any, Any, None]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            work.close()
+            raise OSError(errno.EMFILE, "Too many open files")
+        run(work)
+
+    monkeypatch.setattr(asyncio, "run", short)
+
+    @app.task
+    async def job() -> int:
+        return 1
+
+    async with app, app.worker():
+        assert await (await job.kiq()).result(LONG) == 1
+    assert tries == 3

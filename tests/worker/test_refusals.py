@@ -29,6 +29,7 @@ from aiotaskq.drivers.memory.consumer import MemoryConsumer
 from tests.worker.events import LONG, until
 
 YEAR = 365 * 86_400.0
+TASKS = 20
 
 # The ways in which a driver may say it: of each entry, as the contract asks, or of a whole batch
 # of which nothing has taken effect.
@@ -188,6 +189,40 @@ async def test_a_queue_without_room_is_waited_for(
         assert await handle.result(LONG) == 2
         assert worker.health.counts["unsettled"] == 0
     assert not await (await app.broker()).dead("default")
+
+
+async def test_a_worker_that_stops_waits_for_room(
+    app: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, full, tries = MemoryConsumer.settle, True, 0
+
+    async def picky(self: MemoryConsumer, batch: Sequence[Settlement]) -> Sequence[Delivery]:
+        nonlocal full, tries
+        refused = {at: BrokerFull("no room") for at in range(len(batch)) if full}
+        tries += len(refused)
+        full = full and tries < 3 * TASKS
+        gone = await settle(self, [one for at, one in enumerate(batch) if at not in refused])
+        if refused:
+            raise BatchRefused(refused, answer=gone)
+        return gone
+
+    monkeypatch.setattr(MemoryConsumer, "settle", picky)
+    runs = 0
+
+    @app.task
+    async def job() -> None:
+        nonlocal runs
+        runs += 1
+
+    async with app:
+        async with app.worker(concurrency=TASKS):
+            for _ in range(TASKS):
+                await job.kiq()
+            await until(lambda: tries >= 1)
+        # It has settled all that ran: nothing goes back, and nothing runs again.
+        assert not await (await app.broker()).depth()
+    assert runs == TASKS
+    assert tries < 10 * TASKS  # a pause is for all that wait
 
 
 async def test_a_set_up_that_breaks_is_waited_for(

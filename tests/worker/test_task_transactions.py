@@ -16,6 +16,7 @@ from aiotaskq import Retry, TaskFailed, TaskQueue, TaskRevoked, current_task
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.drivers.postgres import PostgresBackend
+from aiotaskq.drivers.postgres.transactions import PostgresTransaction
 from aiotaskq.errors import BackendUnavailable
 from aiotaskq.testing import FaultKind, FaultPlan, FaultPoint, FlakyBroker
 
@@ -324,6 +325,30 @@ async def test_other_result_backends_have_no_transactions() -> None:
     async with app, app.worker():
         with pytest.raises(TaskFailed, match=r"postgresql://, and not memory://"):
             await (await pay.kiq()).result(LONG)
+
+
+async def test_a_limit_that_passes_while_writes_are_undone_does_not_hide_the_end(
+    app: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll_back = PostgresTransaction.roll_back
+
+    async def slow(self: PostgresTransaction) -> None:
+        try:
+            await asyncio.Event().wait()  # until the soft limit
+        finally:
+            await roll_back(self)
+
+    monkeypatch.setattr(PostgresTransaction, "roll_back", slow)
+
+    @app.task(soft_timeout=0.3)
+    async def pay() -> None:
+        await current_task().transaction()
+        raise ValueError("no money")
+
+    async with app.worker():
+        with pytest.raises(TaskFailed, match="no money"):
+            await (await pay.kiq()).result(LONG)
+        await until_settled(app)
 
 
 async def test_only_the_coroutine_of_a_task_has_a_transaction(app: TaskQueue) -> None:
