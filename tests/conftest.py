@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol, TypeVar
 import psutil
 import pytest
 from blockbuster import BlockBuster
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer  # type: ignore[import-untyped]  # it has no types
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # likewise
 
@@ -33,8 +33,10 @@ from tests.servers import (
     Watchdog,
 )
 
-# A shared machine may stop any example for a while, so there is no deadline.
-settings.register_profile("aiotaskq", deadline=None, print_blob=True)
+# A shared machine may stop any example for a while: there is no deadline, and slow is not wrong.
+settings.register_profile(
+    "aiotaskq", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("aiotaskq")
 
 SERVER_FIXTURES = frozenset(

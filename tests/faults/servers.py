@@ -109,8 +109,12 @@ def is_red(line: Said) -> bool:
 async def healthy(scene: Scene) -> None:
     """Wait until no worker reports that it is unhealthy."""
 
-    def all_green(lines: Iterable[Line]) -> bool:
+    def red(lines: Iterable[Line]) -> list[Said]:
         last = {line.pid: line for line in lines if isinstance(line, Said) and line.event == HEALTH}
-        return not any(map(is_red, last.values()))
+        return list(filter(is_red, last.values()))
 
-    await scene.ledger.until(all_green, "all are healthy", within=PATIENCE)
+    try:
+        await scene.ledger.until(lambda lines: not red(lines), "all are healthy", within=PATIENCE)
+    except AssertionError as error:
+        error.add_note("\n".join(map(str, red(scene.ledger.refresh()))))
+        raise

@@ -115,6 +115,19 @@ def test_a_patched_program_that_forks_can_send_in_both(programs: Programs, libra
     assert " 3 " in shown
 
 
+@pytest.mark.parametrize("library", list(PATCHES))
+def test_the_default_timeout_of_sockets_does_not_end_a_wait(
+    programs: Programs, library: str
+) -> None:
+    code = """
+        import socket
+        socket.setdefaulttimeout(1e-6)
+        app.send_task("x")
+        print("sent")
+    """
+    assert send(programs, library, code, "sqlite:///q.db") == "sent\n"
+
+
 @pytest.mark.server
 def test_nothing_starts_a_thread_while_the_interpreter_ends(
     programs: Programs, redis_url: str

@@ -6,21 +6,27 @@ import asyncio
 import io
 import json
 import logging
+import math
 import sqlite3
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
+from fractions import Fraction
+from ipaddress import IPv6Address
+from pathlib import Path, PurePosixPath
 
 import msgspec
 import pytest
 from msgspec import Raw
 
-from aiotaskq import Reject, TaskQueue
+from aiotaskq import Reject, Schedule, TaskQueue
 from aiotaskq.cli import main
+from aiotaskq.cli.output import json_data, say_json, say_value
 from aiotaskq.contract.message import Envelope
 from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.settlement import Dead
 from aiotaskq.drivers.sqlite import SQLiteBroker
+from aiotaskq.encoding.tags import resolve
 
 EVIL = "x\x1b[31m\x9b2J\n[2026-01-01: INFO] forged\r\x00\u202e[/b][bold]\\"
 MEGABYTE = "m" * 2**20
@@ -152,6 +158,56 @@ def test_json_stays_exact(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
     _, out, _ = run(capfd, "result", "hostile_tasks:app", "good")
     assert all(char.isprintable() or char == "\n" for char in out)
     assert json.loads(out) == f"{EVIL}\U000e0001"
+
+
+async def add_typed(values: Mapping[str, object]) -> None:
+    """Store a schedule for each value, which is an argument of its calls."""
+    async with TaskQueue("tasks", broker="sqlite:///store.db") as app:
+        for name, value in values.items():
+            given = Schedule(60, args=(value,), kwargs={"named": value})
+            await app.schedules.add(name, "t", given)
+
+
+def test_json_shows_arguments_of_all_types_as_they_are_stored(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, object] = {
+        "a": PurePosixPath("/x"),
+        "b": 1j,
+        "c": Fraction(1, 2),
+        "d": IPv6Address("::1"),
+        "e": deque([1]),
+        "f": {(1, 2): 3},
+        "g": "\ud800",
+        "h": math.inf,
+        "i": ["plain", {"k": None}],
+    }
+    asyncio.run(add_typed(values))
+    for words in (["list", "hostile_tasks:app"], ["show", "hostile_tasks:app", *values]):
+        status, out, _ = run(capfd, "schedule", *words, "--json")
+        assert status == 0
+        listed = {one["id"]: one for one in json.loads(out)}
+        assert {name: resolve(one["args"])[0] for name, one in listed.items()} == {
+            name: [value] for name, value in values.items()
+        }
+        assert all(one["kwargs"] == {"named": one["args"][0]} for one in listed.values())
+        assert listed["h"]["args"] == [{"__type__": "float", "__value__": "inf"}]
+        assert listed["i"]["args"] == [["plain", {"k": None}]]
+
+
+def test_json_has_a_text_for_a_value_without_a_form(capfd: pytest.CaptureFixture[str]) -> None:
+    class Failing:
+        def __getattribute__(self, name: str) -> object:
+            raise ValueError(name)
+
+        def __repr__(self) -> str:
+            raise ValueError
+
+    say_json([json_data(Failing()), Failing(), "\ud800"])
+    shown = "<Failing that cannot be shown: ValueError>"
+    assert json.loads(capfd.readouterr().out) == [shown, shown, "\ud800"]
+    say_value([Failing()])
+    assert "that cannot be shown" in capfd.readouterr().out
 
 
 @pytest.fixture

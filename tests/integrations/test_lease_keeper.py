@@ -31,7 +31,8 @@ def test_a_sibling_gets_what_a_killed_process_held_at_once(site: Site) -> None:
     taker = int(worker.line(r"napping x (\d+) 1$", times=2).group(1))  # the same attempt
     assert taker != victim
     note = rf"worker-\d \(pid {victim} on \S+\) was killed by signal 9 \(Killed\), \d+ MiB in use"
-    worker.line(f"gave 1 task back: {note}")
+    # The sibling may have looked before the lease keeper had ended the lease.
+    worker.line(f"gave 1 task back: {note}|took 1 task back from workers that died")
     assert site.result(task_id) == '"x"'
     assert worker.stop() == 0
 

@@ -76,10 +76,10 @@ ROLES: Final[Mapping[str, PostgresRole]] = {
     "worker": PostgresRole(
         meaning="runs tasks, which may do all that a client does",
         tables={
+            # UPDATE of dead letters: trimming locks the rows.
             **dict.fromkeys(
-                ("messages", "consumers", "cancelled", "recent", "calls", "results"), _ALL
+                ("messages", "consumers", "dead", "cancelled", "recent", "calls", "results"), _ALL
             ),
-            "dead": "SELECT, INSERT, DELETE",
             "silence": _STORE,
         },
     ),

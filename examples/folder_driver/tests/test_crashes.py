@@ -76,6 +76,8 @@ async def test_many_that_are_killed_at_random_lose_nothing(tmp_path: Path, seed:
             processes[victim].kill()
             processes[victim].wait()
             processes[victim] = start()
+        while len(read(logs)[0]) <= 100:  # on a busy machine they are slow
+            await asyncio.sleep(0.1)
     finally:
         for process in processes:
             process.kill()
@@ -85,7 +87,6 @@ async def test_many_that_are_killed_at_random_lose_nothing(tmp_path: Path, seed:
         pass
     rest = await drained(harness)
     sent, ended = read(logs)
-    assert len(sent) > 100
     assert set(sent) <= ended | set(rest), "lost"
     assert max(Counter(rest).values(), default=1) == 1, "there twice"
     assert await broker.depth() == {}

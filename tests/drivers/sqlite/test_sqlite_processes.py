@@ -216,12 +216,15 @@ async def test_after_a_fork_the_child_needs_a_clone(start: Start, broker: SQLite
 
 
 FORKING = """
+import logging
 import os
 import threading
 
 from aiotaskq import TaskQueue
 
 app = TaskQueue("forking", broker="sqlite:///forking.db")
+# On a busy machine it lasts long enough to hear that no worker serves the queue.
+logging.getLogger("aiotaskq.session").setLevel(logging.ERROR)
 
 
 @app.task
