@@ -103,7 +103,7 @@ conformance: $(VENV)/.dev servers ## Run the conformance suites for every driver
 
 .PHONY: faults
 faults: $(VENV)/.dev servers ## Run the long fault tests and random histories, with new seeds: an hour
-	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults $(ARGS)
+	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/faults tests/properties $(ARGS)
 	AIOTASKQ_TESTS_FAULTS=long $(BIN)/python -m pytest $(SPREAD) tests/conformance -k histories
 
 # Seconds for each driver: make fuzz FUZZ=600

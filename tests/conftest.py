@@ -34,8 +34,13 @@ from tests.servers import (
 )
 
 # A shared machine may stop any example for a while: there is no deadline, and slow is not wrong.
+# `make faults` tries more examples.
 settings.register_profile(
-    "aiotaskq", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "aiotaskq",
+    max_examples=200 if os.environ.get("AIOTASKQ_TESTS_FAULTS") == "long" else 40,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("aiotaskq")
 

@@ -68,4 +68,4 @@ class TestMemoryBackend(ResultConformance):
 
 @pytest.mark.timeout(3600)  # histories are long, and the machine may be busy
 def test_random_histories_agree_with_the_model() -> None:
-    check_broker(MemoryHarness, examples=scaled(60, 500), steps=40)
+    check_broker(MemoryHarness, examples=scaled(40, 500), steps=40)

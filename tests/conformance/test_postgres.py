@@ -148,4 +148,4 @@ class TestPostgresBackend(ResultConformance):
 def test_random_histories_agree_with_the_model(
     postgres_server: PostgresServer, database: str
 ) -> None:
-    check_broker(lambda: _harness(postgres_server, database), examples=scaled(10, 100), steps=30)
+    check_broker(lambda: _harness(postgres_server, database), examples=scaled(6, 100), steps=30)

@@ -215,5 +215,5 @@ class TestRabbitBackend(ResultConformance):
 def test_random_histories_agree_with_the_model(rabbit_server: RabbitServer) -> None:
     rabbit_server.start()
     check_broker(
-        lambda: RabbitHarness(rabbit_server, None), examples=scaled(5, 60), steps=30, shrink=False
+        lambda: RabbitHarness(rabbit_server, None), examples=scaled(3, 60), steps=30, shrink=False
     )

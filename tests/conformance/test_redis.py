@@ -35,4 +35,4 @@ def test_random_histories_agree_with_the_model(redis_server: RedisServer, redis_
             redis_server, [redis_server], redis_server.url(account=redis_server.limited)
         )
 
-    check_broker(make, examples=scaled(15, 200), steps=30)
+    check_broker(make, examples=scaled(8, 200), steps=30)

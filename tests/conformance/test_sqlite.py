@@ -138,4 +138,4 @@ def test_random_histories_agree_with_the_model(tmp_path: Path) -> None:
         folder.mkdir()
         return SQLiteHarness(folder)
 
-    check_broker(harness, examples=scaled(20, 200), steps=30)
+    check_broker(harness, examples=scaled(10, 200), steps=30)

@@ -156,7 +156,7 @@ def timing_of(plan: Plan, zone: str, *, seconds: bool, both: bool) -> Timing:
     return Timing(when=when, timezone=zone)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.sampled_from(CHANGES), PLANS, st.booleans(), st.integers(-30 * 60, 30 * 60))
 def test_a_crontab_comes_when_a_calendar_walked_by_minutes_says_so(
     change: tuple[str, str], plan: Plan, both: bool, shift: int
@@ -169,7 +169,7 @@ def test_a_crontab_comes_when_a_calendar_walked_by_minutes_says_so(
     assert list(timing.between(begin, end)) == expected
 
 
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(
     st.sampled_from([change for change in CHANGES if change[0] not in ("Pacific/Apia",)]),
     PLANS_OF_SECONDS,
@@ -267,7 +267,7 @@ def test_jitter_stays_in_its_bounds_and_is_the_same_for_all(
     assert again.delayed(due, schedule_id) == delayed
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.text("0123456789*/-,#LWlmonfrijan @", max_size=24) | st.text(max_size=12))
 def test_any_text_is_a_crontab_or_is_refused(text: str) -> None:
     for make in (

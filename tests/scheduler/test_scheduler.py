@@ -262,7 +262,7 @@ def test_a_send_that_hangs_or_fails_delays_no_other(caplog: pytest.LogCaptureFix
             middlewares=[Hanging()],
             beat_schedule={
                 **{f"hangs {n}": {"task": "hangs", "schedule": 1} for n in range(20)},
-                **{f"fails {n}": {"task": "fails", "schedule": 1} for n in range(40)},
+                **{f"fails {n}": {"task": "fails", "schedule": 1} for n in range(15)},
                 "works": {"task": "works", "schedule": 1},
             },
         )
@@ -464,6 +464,24 @@ def test_an_unreadable_schedule_hides_no_other() -> None:
         assert (good.runs, odd_info.task) == (1, "")
         assert "remove it and add it again" in odd_info.when
         assert await app.schedules.remove("odd")
+
+    play(act)
+
+
+def test_a_schedule_whose_next_run_lies_beyond_the_calendar_hides_no_other() -> None:
+    async def act(world: World) -> None:
+        app = world.app()
+        await app.schedules.add("good", "t", 10)
+        await app.schedules.add("odd", "t", Schedule(10, jitter=5.0))
+        store = (await app.broker()).schedules()
+        (odd,) = await store.load(["odd"])
+        body = odd.body.replace(b'"jitter":5.0', b'"jitter":1e18')
+        changed = StoredSchedule(id="odd", body=body, due_at=None, revision="r")
+        assert await store.compare_and_swap("odd", odd.revision, changed)
+        good, shown = await app.schedules.list()
+        assert (good.task, shown.task) == ("t", "")
+        assert shown.when.startswith("the stored schedule 'odd' cannot be shown: ")
+        assert await app.schedules.get("odd") == shown
 
     play(act)
 

@@ -56,12 +56,13 @@ STREAM = b"".join(
 @pytest.mark.parametrize("most", [1, 7, 8, 64, 4096, 10**9])
 def test_frames_are_rewritten_whatever_the_pieces_in_which_they_come(most: int) -> None:
     rewriter, sizes = FrameRewriter(), random.Random(most)
-    out, at = b"", 0
+    out: list[bytes] = []
+    at = 0
     while at < len(STREAM):
         size = sizes.randint(1, most) if most > 1 else 1
-        out += rewriter.feed(STREAM[at : at + size])
+        out.append(rewriter.feed(STREAM[at : at + size]))
         at += size
-    declared, delivered, odd, first, second, _, plain = read_all(out)
+    declared, delivered, odd, first, second, _, plain = read_all(b"".join(out))
     assert (declared.queue, declared.message_count) == ("q", 1)
     assert (delivered.consumer_tag, delivered.delivery_tag) == ("tag", 7)
     assert delivered.redelivered
