@@ -241,17 +241,19 @@ class SQLiteConnection:
     def _attempt(self, job: Callable[[SQLiteDatabase], T], follows: bool) -> T:
         try:
             with self._database.in_use():
-                if follows:
-                    self._follow()
+                self._connect_again(follows)
                 return job(self._database)
         except UNSTORABLE_ERRORS as error:
             raise unstorable(error) from error
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
-    def _follow(self) -> None:
+    def _connect_again(self, follows: bool) -> None:
         try:
-            self._database.follow()
+            if follows:
+                self._database.follow()
+            else:
+                self._database.reconnect()
         except ConfigError as error:  # it worked at first, and somebody may put the file back
             raise self._unavailable(str(error)) from error
 

@@ -5,9 +5,13 @@ process or removed, closed. Only `open` leads from new to open, and nothing lead
 
 A message is held by the number of the consumer's row and a *token*, which is another one for each
 hand-out. A receipt is the message's place in the queue and the token. *Invariant: a settlement
-takes effect only if exactly this hand-out is still held and the consumer is not fenced*; both are
+takes effect only if exactly this hand-out is still held and the consumer is alive*; both are
 looked at in the transaction that applies it. So a settlement that comes twice, or after the
 message was taken back and handed out again, changes nothing.
+
+A consumer is *alive* while a row has its number and its id and is not fenced. The number alone
+proves nothing: in a file that has replaced another one, places, numbers and tokens begin at 1 again
+and belong to others. So every job looks at both before it acts by number.
 
 Events that may come between any two steps:
 
@@ -241,7 +245,9 @@ class SQLiteConsumer:
         return any(database.rows(sql.ANY_SUSPECT, (queue,)) for queue in self._queues)
 
     def _read_news(self, database: SQLiteDatabase) -> tuple[list[Row], bool]:
-        return database.rows(sql.CANCELLED_OF, (self._number,)), self._suspects_wait(database)
+        alive = self._is_alive(database)
+        cancelled = database.rows(sql.CANCELLED_OF, (self._number,)) if alive else []
+        return cancelled, self._suspects_wait(database)
 
     def _hand_back(self, database: SQLiteDatabase) -> None:
         """Give back what cancelled calls took, as far as their jobs are over.
@@ -251,8 +257,10 @@ class SQLiteConsumer:
         while self._abandoned and (job := self._abandoned[0]).done():
             if not job.cancelled() and job.exception() is None:
                 with database.write(relaxed=True):
-                    for delivery in job.result()[0]:
-                        self._give_back(database, delivery)
+                    # Another file may have taken the place of the one that they were taken from.
+                    if self._is_alive(database):
+                        for delivery in job.result()[0]:
+                            self._give_back(database, delivery)
             self._abandoned.popleft()
 
     def _check_alive(self, database: SQLiteDatabase) -> None:
@@ -260,7 +268,7 @@ class SQLiteConsumer:
             raise LeaseLost(f"the lease of {self.id} is lost")
 
     def _is_alive(self, database: SQLiteDatabase) -> bool:
-        return bool(database.rows(sql.IS_ALIVE, (self._number,)))
+        return bool(database.rows(sql.IS_ALIVE, (self._number, self.id)))
 
     # --- settling ---
 

@@ -1,6 +1,7 @@
 """An SQLite file as one thread sees it: the connection, transactions, the schema, forks.
 
-Theory of operation. An object of this kind is closed, open, or *closed for a fork*.
+Theory of operation. An object of this kind is connected or not. A use that finds it not connected,
+after a fork or after an attempt that failed, connects again.
 
 *Transactions.* Every change of the file runs inside `SQLiteDatabase.write`, which takes the file's
 lock for writing at its beginning. So two transactions that write never overlap, a transaction sees
@@ -15,8 +16,11 @@ again inside `write`.
 
 *Foreign files.* The path may come to lead to another file: the old one was removed, or replaced by
 a backup. A connection to a file that nobody else can find is deaf for ever, so each use begins with
-`follow`, which connects anew then. What was held in the old file is lost with it: consumers find
-that their leases are lost, and workers begin new ones. `generation` counts the files.
+`follow`, which connects anew then. What was held in the old file is lost with it: a consumer whose
+id is not in the file that is there now finds that its lease is lost, and its worker begins a new
+one. Numbers of rows prove nothing, as they begin at 1 again. `generation` counts the files. A file
+that was removed while there was no connection may have left its number to the next one, so the
+secret in it counts as well.
 
 *Hostile values.* Another program may have written any value into any column. Text that is not UTF-8
 is read with replacements, and `renumber` replaces keys after which SQLite would have no other.
@@ -24,7 +28,8 @@ is read with replacements, and `renumber` replaces keys after which SQLite would
 *Forks.* SQLite must not be used on both sides of a fork: the locks of its connections, and what it
 remembers about those of the file, are wrong in the child. Any thread of the program may fork at
 any time. So each use stands inside ``with database.in_use():``, and a fork waits for all uses in
-the process and closes all connections first. Parent and child connect again at the next use.
+the process and closes all connections first. Parent and child connect again at the next use. A
+wait that Ctrl-C ends leaves no lock taken.
 *Invariant: at a fork, no connection of this driver is open.*
 """
 
@@ -75,7 +80,6 @@ class SQLiteDatabase:
         self._url = url
         self._prefix = prefix
         self._use = make_reentrant_lock()
-        self._closed_for_fork = False
         self._notifier = SQLiteNotifier()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""  # the mode that the connection is in
@@ -91,48 +95,63 @@ class SQLiteDatabase:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep other threads from forking meanwhile; connect again after an earlier fork."""
+        """Keep other threads from forking meanwhile."""
         with self._use:
-            if self._closed_for_fork:
-                self.open()
-                self._closed_for_fork = False
             yield
 
-    def follow(self) -> None:
-        """Connect to the file that the path leads to now, if it is another one.
+    def reconnect(self) -> None:
+        """Connect again if a fork or a failure has ended the connection.
 
         Raises:
             ConfigError: There can be no such database at present.
         """
-        if self._file is not None and self._file == _file_at(self._url.path):
-            return
-        _logger.error(
-            "%s was removed or replaced: what this process held in it is given up, and it goes on"
-            " with the file that is there now",
-            self._url.path,
-        )
-        self._file = None
-        self._disconnect()
-        self.open()
-        self.generation += 1
+        if self._connection is None:
+            self.open()
+
+    def follow(self) -> None:
+        """Connect to the file that the path leads to now, if there is no connection to it.
+
+        Raises:
+            ConfigError: There can be no such database at present.
+        """
+        if self._connection is None or self._file != _file_at(self._url.path):
+            self.open()
 
     def open(self) -> None:
-        """Connect, and create the tables if they are missing.
+        """Connect, and create the tables if they are missing; end an earlier connection.
 
-        A new file can be read by its owner only, and so can its companions.
+        A new file can be read by its owner only, and so can its companions. After an error there
+        is no connection.
 
         Raises:
             ConfigError: The path can never be such a database, or a later version wrote it.
         """
         path = self._url.path
+        self._disconnect()
         _check_place(path)
         _create_private(path)
-        self._synchronous = ""
+        # Before connecting: where it is replaced in between, the next use finds another one.
+        file, secret = _file_at(path), self.secret
         # Not only in this thread: a thread that forks closes it.
         self._connection = connection = sqlite3.connect(
             path, isolation_level=None, timeout=0, check_same_thread=False
         )
         _connections.add(connection)
+        try:
+            self._set_up(connection)
+        except BaseException:
+            self._disconnect()
+            raise
+        if self._file is not None and (file, self.secret) != (self._file, secret):
+            _logger.error(
+                "%s was removed or replaced: what this process held in it is given up, and it goes"
+                " on with the file that is there now",
+                path,
+            )
+            self.generation += 1
+        self._file = file
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
         # SQLite's own pauses grow from 1 ms to 100 ms, in which faster processes take turn after
         # turn. It gets a short try, and `_retry_while_busy` does the rest.
         connection.execute("PRAGMA busy_timeout = 10")
@@ -140,39 +159,41 @@ class SQLiteDatabase:
             lambda: connection.execute("PRAGMA journal_mode = wal").fetchone()
         )
         if mode != ("wal",):
-            raise ConfigError(f"{path}: the file system has no shared memory, which SQLite needs")
+            raise ConfigError(
+                f"{self._url.path}: the file system has no shared memory, which SQLite needs"
+            )
         connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")
         # On macOS a plain fsync stops at the disk's own cache; elsewhere this means nothing.
         connection.execute("PRAGMA fullfsync = 1")
         self._prepare()
-        self._file = _file_at(path)
 
     def close(self) -> None:
         """Disconnect."""
         with self._use:
-            self._closed_for_fork = False
             self._notifier.close()
             self._disconnect()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._synchronous = ""
         if connection is not None:
-            connection.close()
-            _connections.discard(connection)
+            try:
+                connection.close()
+            finally:
+                _connections.discard(connection)
 
     def before_fork(self) -> None:
         """Wait for the end of the current use and close the connection.
 
-        A call of `after_fork` must follow; until then nobody else can use this object.
+        A call of `after_fork` must follow, also after an error; until then nobody else can use
+        this object.
         """
         self._use.acquire()
-        if self._connection is not None:
-            self._disconnect()
-            self._closed_for_fork = True
+        self._disconnect()
 
     def after_fork(self) -> None:
-        """Allow uses again."""
-        self._use.release()
+        """Allow uses again. Does nothing if `before_fork` was interrupted while it waited."""
+        _release(self._use)
 
     @contextlib.contextmanager
     def write(self, *, relaxed: bool = False) -> Iterator[None]:
@@ -306,7 +327,8 @@ class SQLiteDatabase:
         return [port for port in found if isinstance(port, int) and 0 < port < 65536]
 
     def _has_impossible_keys(self) -> bool:
-        if any(self.rows(impossible) for impossible, _, _ in spoilt_keys.SPOILT_KEYS.values()):
+        limit = (spoilt_keys.LAST_KEY,)
+        if any(self.rows(keys, limit) for keys, _, _ in spoilt_keys.SPOILT_KEYS.values()):
             return True
         names = [(f"{self._prefix}_{table}",) for table in spoilt_keys.COUNTED]
         last = [seq for name in names for [seq] in self.rows(spoilt_keys.READ_SEQUENCE, name)]
@@ -314,8 +336,8 @@ class SQLiteDatabase:
 
     def renumber(self) -> None:
         """Replace keys after which there would be hardly another one; inside `write`."""
-        for table, (impossible, last, move) in spoilt_keys.SPOILT_KEYS.items():
-            found = self.rows(impossible)
+        for table, (keys, last, move) in spoilt_keys.SPOILT_KEYS.items():
+            found = self.rows(keys, (spoilt_keys.LAST_KEY,))
             name = (f"{self._prefix}_{table}",)
             counter = (
                 self.rows(spoilt_keys.READ_SEQUENCE, name) if table in spoilt_keys.COUNTED else ()
@@ -323,14 +345,25 @@ class SQLiteDatabase:
             spoilt = any(isinstance(seq, int) and seq >= spoilt_keys.LAST_KEY for [seq] in counter)
             if not found and not spoilt:
                 continue
+            first, key = self._room(last)
+            found = self.rows(keys, (first,))
             _logger.error("the keys of %s were spoilt; %d rows get new ones", *name, len(found))
-            # Beyond the keys of rows that are gone, which must not come back.
-            key: int = (self.rows(last)[0][0] or 0) + _KEY_GAP
             for [old] in found:
                 key += 1
                 self._run(move, (key, old))
             if counter:
                 self._run(spoilt_keys.WRITE_SEQUENCE, (key, *name))
+
+    def _room(self, last: str) -> tuple[int, int]:
+        """Return from which key on rows have to move, and a key after which there is room."""
+        first = spoilt_keys.LAST_KEY
+        while True:
+            # Beyond the keys of rows that are gone, which must not come back.
+            key: int = (self.rows(last, (first,))[0][0] or 0) + _KEY_GAP
+            # A key right before the limit is spoilt as well: the next ones would be beyond it.
+            if key + _KEY_GAP < first or first < 4 * _KEY_GAP:
+                return first, key
+            first //= 2
 
     def _prepare(self) -> None:
         if self._version() != sql.VERSION:
@@ -382,20 +415,30 @@ _connections: set[sqlite3.Connection] = set()
 
 _databases: WeakSet[SQLiteDatabase] = WeakSet()
 _registering = make_reentrant_lock()  # held during a fork, so that no object is made then
-_stopped: list[SQLiteDatabase] = []  # those that the current fork has stopped
+_stopped: list[SQLiteDatabase] = []  # those that the current fork has stopped, or is stopping
 
 
 def _before_fork() -> None:
-    _registering.acquire()
-    for database in list(_databases):
-        database.before_fork()
-        _stopped.append(database)
+    try:
+        _registering.acquire()
+        for database in list(_databases):
+            _stopped.append(database)  # first: an interruption may come at any point
+            database.before_fork()
+    except BaseException:  # of a signal handler, such as Ctrl-C: no call of `_after_fork` follows
+        _after_fork()
+        raise
 
 
 def _after_fork() -> None:
     while _stopped:
         _stopped.pop().after_fork()
-    _registering.release()
+    _release(_registering)
+
+
+def _release(lock: Any) -> None:
+    """Release a lock of this thread, unless the wait for it was interrupted."""
+    with contextlib.suppress(RuntimeError):  # it is not this thread's
+        lock.release()
 
 
 forks.register(_before_fork, _after_fork)

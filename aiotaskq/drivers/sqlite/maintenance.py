@@ -98,8 +98,8 @@ def _sweep(database: SQLiteDatabase, now: float) -> bool:
     """Remove a bounded number of rows whose time is over; return whether there may be more."""
     # Ports go by the real clock: they do not age when a test lets time pass.
     database.change(sql.DROP_STALE_PORTS, (time.time() - SQLiteNotifier.stale_after,))
-    database.renumber()
     database.change(sql.TAKE_BACK_STRAYS, (BUDGET,))
+    database.renumber()  # after that, as it leaves messages alone that are held
     for [process] in database.rows(sql.LISTENING_PROCESSES):
         if is_gone(process):
             database.change(sql.DROP_PORTS_OF, (process,))

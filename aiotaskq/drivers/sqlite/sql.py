@@ -254,9 +254,11 @@ OUTLOOK = """
 ALL_DUE = "SELECT seq, queue FROM ~messages WHERE due_at <= ? ORDER BY due_at, seq LIMIT ?"
 # Those whose due time is no time. SQLite sorts text and bytes behind all numbers.
 ALL_TIMELESS = "SELECT seq, queue FROM ~messages WHERE due_at >= '' LIMIT ?"
+# A message keeps its place where there is no sound key to follow, or only the last one.
 PROMOTE = f"""
-    UPDATE ~messages SET due_at = NULL, seq = (
-        SELECT max(seq) + 1 FROM ~messages WHERE seq < {LAST_KEY}) WHERE seq = ?
+    UPDATE ~messages SET due_at = NULL, seq = coalesce((
+        SELECT nullif(max(seq) + 1, {LAST_KEY}) FROM ~messages WHERE seq < {LAST_KEY}), seq)
+    WHERE seq = ?
 """
 HOLD = "UPDATE ~messages SET consumer = ?, token = ? WHERE seq = ?"
 
@@ -287,7 +289,8 @@ ADD_CONSUMER = """
     INSERT INTO ~consumers (id, name, queues, lease_until, process, about)
     VALUES (?, ?, ?, ?, ?, ?)
 """
-IS_ALIVE = "SELECT 1 FROM ~consumers WHERE number = ? AND fenced = 0"
+# With (number, id): in a file that replaced another one, its number may be that of a stranger.
+IS_ALIVE = "SELECT 1 FROM ~consumers WHERE number = ? AND id = ? AND fenced = 0"
 NUMBER_OF = "SELECT number FROM ~consumers WHERE id = ? AND fenced = 0"
 RENEW = "UPDATE ~consumers SET lease_until = ? WHERE number = ?"
 REMOVE_CONSUMER = "DELETE FROM ~consumers WHERE number = ?"
