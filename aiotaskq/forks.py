@@ -23,6 +23,10 @@ not with `os.register_at_fork`. The system takes its list of hooks when a fork *
 begins during an import, waits for it, and then goes on would not call the hooks which that import
 has registered, while another thread already uses the driver. The list here is read after the wait.
 
+A signal handler may raise an exception in the middle of all this, as that of Ctrl-C does. Python
+writes such an exception to stderr and forks all the same. So a fork is noted first, and then each
+thing that is done for it: whatever was done is undone, in the parent and in the child.
+
 Limit: C code that forks by itself calls no hook. `subprocess` without a `preexec_fn` is such code,
 and executes another program at once.
 """
@@ -40,7 +44,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, NoReturn
 from weakref import WeakSet
 
@@ -64,14 +68,27 @@ class ForkHooks(NamedTuple):
     in_child: Callable[[], None] | None
 
 
-class _Fork(NamedTuple):
-    """A fork that is under way."""
+class _Fork:
+    """A fork that is under way in this thread, and what was done for it so far."""
 
-    thread: int
-    hooks: list[ForkHooks]  # whose `before` was called
-    loop: asyncio.AbstractEventLoop | None  # that runs in the thread that forks
-    replaced: list[int]  # signals whose handlers the child does not keep
-    mask: set[int]  # of the thread, before it held signals back
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.loop = asyncio._get_running_loop()
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # before signals are held back
+        self.importing = _hold_importing()
+        self.hooks: list[ForkHooks] = []  # whose `before` has ended
+        self.replaced: list[int] = []  # signals whose handlers the child does not keep
+        self.prepared = False  # all is done that is done before the fork
+
+
+def _hold_importing() -> Generator[None]:
+    """Hold `importing` from the first step to the second.
+
+    No signal is handled between the two ends of the beginning of a `with` block. So this is in its
+    second step if and only if it holds the lock.
+    """
+    with importing:
+        yield
 
 
 _registered: list[ForkHooks] = []
@@ -90,8 +107,8 @@ def register(
     """Have functions called around each fork that has not got past its wait yet.
 
     Args:
-        before: Called in the thread that forks.
-        after: Called in the same thread, in the parent and in the child.
+        before: Called in the thread that forks. Where it raises, it has undone what it did.
+        after: Called in the same thread, in the parent and in the child, if `before` has ended.
         in_child: Called after the fork, in the child alone.
     """
     _registered.append(ForkHooks(before, after, in_child))
@@ -159,22 +176,43 @@ def _leave(error: BaseException | None) -> NoReturn:
 
 
 def _before_fork() -> None:
-    importing.acquire()
-    begun: list[ForkHooks] = []
-    for hooks in _registered:
-        if hooks.before is not None:
-            hooks.before()
-        begun.append(hooks)
-    # Last: no signal is held back while a hook waits.
-    replaced = [int(number) for number in signal.valid_signals() if _is_replaced(number)]
-    mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, replaced)}
-    thread = threading.get_ident()
-    _under_way.append(_Fork(thread, begun, asyncio._get_running_loop(), replaced, mask))
+    fork = _Fork()
+    try:
+        _under_way.append(fork)
+        _prepare(fork)
+    finally:
+        fork.prepared = True
+
+
+def _prepare(fork: _Fork) -> None:
+    try:
+        next(fork.importing)
+        for hooks in _registered:
+            if hooks.before is not None:
+                hooks.before()
+            fork.hooks.append(hooks)
+    finally:
+        # Last: no signal is held back while a hook waits. It would not help either: the kernel
+        # gives the signal to another thread, and Python calls its handler in this one.
+        _hold_signals_back(fork)
+
+
+def _hold_signals_back(fork: _Fork) -> None:
+    """Keep the child, which has this thread alone, from handling a signal before it is cut off."""
+    handled = [int(number) for number in signal.valid_signals() if callable(_handler(number))]
+    fork.replaced = [number for number in handled if _is_replaced(number)]
+    signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+
+
+def _handler(number: int) -> Any:
+    """Return the handler of a signal; a number or None: it is none of Python's."""
+    handler: Any = signal.getsignal(number)
+    return handler
 
 
 def _is_replaced(number: int) -> bool:
     """Return whether a child does not keep the handler of a signal."""
-    handler: Any = signal.getsignal(number)
+    handler = _handler(number)
     if not callable(handler) or handler is signal.default_int_handler:
         return False
     if number in STOP_SIGNALS and any(runs() for runs in _runs_task):
@@ -188,52 +226,70 @@ def _is_replaced(number: int) -> bool:
 
 
 def _after_fork_in_parent() -> None:
-    fork = _take_fork()
+    fork = _own_fork()
     if fork is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
-        _call_after(fork)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+        finally:
+            _undo(fork)
+            _under_way.remove(fork)
 
 
-def _take_fork() -> _Fork | None:
-    """Return the fork of this thread; None: Ctrl-C has come while it waited, and it went on."""
-    if _under_way and _under_way[-1].thread == threading.get_ident():
-        return _under_way.pop()
+def _own_fork() -> _Fork | None:
+    """Return the fork of this thread; None: it was undone already, or not even noted.
+
+    A fork in a signal handler may come in the middle of the preparation of another one.
+    """
+    for fork in reversed(_under_way.copy()):
+        if fork.thread == threading.get_ident():
+            return fork if fork.prepared else None
     return None
 
 
-def _call_after(fork: _Fork) -> None:
+def _undo(fork: _Fork) -> None:
+    """Undo what was done before the fork, and is not undone yet."""
     try:
-        for hooks in reversed(fork.hooks):
+        while fork.hooks:
+            hooks = fork.hooks[-1]
+            del fork.hooks[-1]
             if hooks.after is not None:
                 hooks.after()
     finally:
-        importing.release()
+        fork.importing.close()
 
 
 def _after_fork_in_child() -> None:
     global generation
     generation += 1
     signal.set_wakeup_fd(-1)
-    fork = _take_fork()
-    if fork is None:
-        return
+    fork = _own_fork()
+    if fork is None:  # an exception of a signal handler came before all else
+        fork = _Fork()
+        _hold_signals_back(fork)
+    # The other threads are not here, and new ones may have their numbers.
+    _under_way[:] = [one for one in _under_way if one.thread == fork.thread and one is not fork]
     for number in fork.replaced:
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, default)
     try:
         _cut_off()
     finally:
-        _call_after(fork)
-        for hooks in fork.hooks:
+        _undo(fork)
+        if not importing._is_owned():  # the wait for it was interrupted, maybe: nobody has it here
+            importing._at_fork_reinit()
+        for hooks in _registered:
             if hooks.in_child is not None:
                 hooks.in_child()
         if fork.loop is not None and fork.loop in _guarded:
             fork.loop.call_soon(_come_back)
-        # Last: a signal that has come since the fork is handled now. An exception would be lost
-        # here.
-        if signal.SIGINT in fork.replaced and signal.SIGINT in signal.sigpending():
+        # Last: a signal that has come since the fork is handled now. Ctrl-C ends the child, as an
+        # exception would be lost here.
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        if ctrl_c is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, fork.mask)
+        if ctrl_c is signal.default_int_handler:
+            signal.signal(signal.SIGINT, ctrl_c)
 
 
 def _cut_off() -> None:
@@ -292,3 +348,6 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
+    # Once more: a signal that comes during the fork is handled at the first step of the next
+    # function of Python. If its handler raises, that function is not run.
+    os.register_at_fork(after_in_parent=_after_fork_in_parent)

@@ -15,7 +15,8 @@ of all of them:
 
 Processes that tasks have started, and that outlive their worker process, are found by their
 session: a worker process leads one, and its children are in it unless they begin one themselves
-(`kill_session`). Each process of a pool leads a process group within it (`ChildProcess.kill`).
+(`kill_session`). Each process of a pool leads a process group within it
+(`ChildProcess.signal_group`).
 
 Limits: without /proc only the process group of a worker process is found. Without pidfds (before
 Linux 5.3) the end of a process is noticed up to a tenth of a second late.
@@ -190,6 +191,11 @@ def _forget_all() -> None:
 
 
 register(in_child=_forget_all)
+
+
+def adopts_orphans() -> bool:
+    """Return whether dead processes are given to this one when their parents have died."""
+    return os.getpid() == 1
 
 
 def reap_orphans(own: Container[int]) -> None:

@@ -44,7 +44,6 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import os
 import signal
 import socket
 import time
@@ -57,6 +56,7 @@ from aiotaskq.backoff import Backoff
 from aiotaskq.forks import STOP_SIGNALS, keep_private
 from aiotaskq.processes.lease_keeper import LeaseKeeper
 from aiotaskq.processes.operating_system import (
+    adopts_orphans,
     describe_exit_status,
     kill_session,
     reap_orphans,
@@ -92,6 +92,7 @@ _LATER_PAUSES = (0.5, 30.0)  # seconds: the second pause, and the longest; each 
 _STEADY_LIFE = 10.0  # seconds of life after which a death counts as the first
 _PATIENCE = 30.0  # seconds to end for processes that have not said how long they need
 _STUCK_LOOK_INTERVAL = 1.0  # seconds between looks whether the event loops of children run
+_ORPHAN_LOOK_INTERVAL = 5.0  # seconds between looks for dead orphans
 
 
 class _RestartPauses:
@@ -230,6 +231,8 @@ class Supervisor:
         ]
         if any(child.block_limit < math.inf for child in self._children.values()):
             moments.append(now + _STUCK_LOOK_INTERVAL)
+        if adopts_orphans():  # the end of one is no event
+            moments.append(now + _ORPHAN_LOOK_INTERVAL)
         timeout = max(0.0, min(moments) - now) if moments else None
         watched: list[Any] = [self._wake]
         if self._file_watcher is not None and not self._file_watcher.pipe.closed:
@@ -254,7 +257,7 @@ class Supervisor:
         self._kill_stuck()
         self._start_due()
         self._lease_keeper.check()  # last: no start of a child has to wait for it
-        if os.getpid() == 1:
+        if adopts_orphans():
             self._reap_orphans()
 
     def _reap_orphans(self) -> None:

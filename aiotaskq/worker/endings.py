@@ -481,13 +481,13 @@ class Endings:
 
 def _as_json(raw: Raw, empty: Raw) -> Raw | msgspec.UnsetType:
     """Return arguments as JSON, for a store that keeps them beside the result."""
-    encoded = bytes(raw)
-    if not encoded:
+    view = memoryview(raw)  # no copy: arguments may be large
+    if not view:
         return empty
-    if encoded[:1] in b"[{":
+    if view[0] in b"[{":
         return raw
     try:
-        return Raw(msgspec.json.encode(msgspec.msgpack.decode(encoded)))
+        return Raw(msgspec.json.encode(msgspec.msgpack.decode(view)))
     except (ValueError, TypeError):  # MessagePack has keys that JSON has not
         return UNSET
 

@@ -191,11 +191,11 @@ class Incarnation:
                 )
 
     async def _hear_news(self) -> None:
-        """Ask which tasks were cancelled, while any task runs."""
+        """Ask which tasks were cancelled, while any task runs, and until an outage is over."""
         outage = Outage(self._health, "cannot hear of cancelled tasks", _PAUSES)
         while True:
             await asyncio.sleep(_NEWS_EVERY)
-            if not self._executor.held:
+            if not (self._executor.held or outage.on):
                 continue
             try:
                 news = await self._consumer.news()

@@ -23,6 +23,10 @@ reply. Only that thread puts the process back or collects it. An abort comes fro
 the two meet under a lock (`_Exchange`): a process that has already replied may be running another
 task by then, and must not be killed. A reservation may be given up while a thread prepares its
 process; they meet under a lock as well (`_Reservation`).
+
+The event loop and the threads take processes and put them back under the lock of the pool. So a
+process is either idle or busy: none is started while one is idle, and none is idle in a closed
+pool.
 """
 
 from __future__ import annotations
@@ -94,6 +98,7 @@ class ProcessPool:
         self._worker = worker
         self._end_orphans = end_orphans
         self._threads = ThreadPool(size, name="aiotaskq-process")  # one to talk to each process
+        self._lock = threading.Lock()  # held while these change
         self._idle: deque[_Process] = deque()
         self._busy: set[_Process] = set()
         self._closed = False
@@ -110,13 +115,17 @@ class ProcessPool:
         current = asyncio.current_task()
         assert current is not None
         current.add_done_callback(lambda _: self._give_back(reservation))
-        ready = self._find_ready(module)
+        ready = self._take_ready(module)
         if ready is not None:
-            self._busy.add(ready)
             reservation.keep(ready)
             return
         try:
-            await self._threads.run(self._prepare, module, reservation, exchange)
+            prepared = self._threads.run(self._prepare, module, reservation, exchange)
+        except RuntimeError as error:  # no thread can be started
+            reservation.failure = error
+            return
+        try:
+            await prepared
         except BaseException:
             exchange.abort()
             self._give_back(reservation)
@@ -144,6 +153,7 @@ class ProcessPool:
             RemoteFailure: The task raised an exception, or its module cannot be imported.
             ProcessDied: The process ended before the task did.
             OSError: No process can be started.
+            RuntimeError: No thread can be started to talk to it.
         """
         fn = task.fn
         request = RunTask(
@@ -177,8 +187,7 @@ class ProcessPool:
                 else:
                     process.modules.add(module)
         except BaseException as error:
-            self._busy.discard(process)
-            process.end()
+            self._end(process)
             if not isinstance(error, ProcessDied):
                 raise
             reservation.failure = error
@@ -196,51 +205,61 @@ class ProcessPool:
         try:
             reply = exchange.do(process)
         except BaseException:
-            self._busy.discard(process)
-            process.end()
+            self._end(process)
             raise
         self._put_back(process)
         return reply
 
     def _take(self, module: str | None = None) -> _Process:
         """Return an idle process, best one with a module, or a new one; it counts as busy."""
-        process = self._find_idle(module) or _Process(self._codec_settings, self._end_orphans)
-        self._busy.add(process)
+        process = self._take_idle(module)
+        if process is None:
+            process = _Process(self._codec_settings, self._end_orphans)
+            with self._lock:
+                self._busy.add(process)
+                if self._closed:
+                    process.kill()
         return process
 
-    def _find_ready(self, module: str) -> _Process | None:
+    def _take_ready(self, module: str) -> _Process | None:
         """Return the process that was idle last, if it needs no preparation."""
-        with contextlib.suppress(IndexError):
-            process = self._idle.pop()
-            if module in process.modules and process.alive():
+        if not self._lock.acquire(blocking=False):
+            return None  # the loop does not wait: a thread finds one
+        try:
+            if self._idle and module in self._idle[-1].modules and self._idle[-1].alive():
+                process = self._idle.pop()
+                self._busy.add(process)
                 return process
-            self._idle.append(process)
+        finally:
+            self._lock.release()
         return None
 
-    def _find_idle(self, module: str | None) -> _Process | None:
+    def _take_idle(self, module: str | None) -> _Process | None:
         while True:
-            try:
-                process = self._idle.pop()
-            except IndexError:
-                return None
-            if module is not None and module not in process.modules:
-                for other in list(self._idle):
-                    if module in other.modules:
-                        with contextlib.suppress(ValueError):  # another thread has taken it
-                            self._idle.remove(other)
-                            self._idle.append(process)
-                            process = other
-                            break
+            with self._lock:
+                if not self._idle:
+                    return None
+                latest = self._idle[-1]
+                best = (one for one in (latest, *self._idle) if module in one.modules)
+                process = next(best, latest)
+                self._idle.remove(process)
+                self._busy.add(process)
             if process.alive():
                 return process
-            process.end()  # something killed it while it was idle
+            self._end(process)  # something killed it while it was idle
 
     def _put_back(self, process: _Process) -> None:
-        self._busy.discard(process)
-        if self._closed:
-            process.end()
-        else:
-            self._idle.append(process)
+        with self._lock:
+            if not self._closed:
+                self._busy.discard(process)
+                self._idle.append(process)
+                return
+        self._end(process)
+
+    def _end(self, process: _Process) -> None:
+        with self._lock:
+            self._busy.discard(process)
+        process.end()
 
     def _give_back(self, reservation: _Reservation) -> None:
         """Put back the process of a reservation, if it still has one."""
@@ -250,18 +269,23 @@ class ProcessPool:
 
     async def close(self) -> None:
         """End all processes, at once if they are busy."""
-        self._closed = True
-        for process in list(self._busy):
+        with self._lock:
+            self._closed = True
+            busy, idle = list(self._busy), list(self._idle)
+            self._idle.clear()
+        for process in busy:
             process.kill()
-        await self._threads.run(self._stop)
+        if idle:
+            await self._threads.run(_stop, idle)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_WAIT):
                 await self._threads.drained()  # they collect the killed processes
         await self._threads.close()
 
-    def _stop(self) -> None:
-        while self._idle:
-            self._idle.pop().end(_STOP_WAIT)
+
+def _stop(processes: list[_Process]) -> None:
+    for process in processes:
+        process.end(_STOP_WAIT)
 
 
 def _failure(reply: ProcessReply) -> RemoteFailure:

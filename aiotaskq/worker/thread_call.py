@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextvars
 import ctypes
 import threading
+from _thread import RLock  # the function of `threading` takes longer to make the same
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ class ThreadCall:
         self._args = args
         self._kwargs = kwargs
         self._context = contextvars.copy_context()
-        self._lock = threading.RLock()  # taken again where the thread was interrupted after it
+        self._lock = RLock()  # taken again where the thread was interrupted after it
         self._thread: int | None = None  # the one that makes the call; None: it has not begun
         self._instead: Callable[[], BaseException] | None = None  # raised in place of the call
         self._sent = False

@@ -30,6 +30,7 @@ Reason: TypeAlias = Callable[[], Callable[[], BaseException] | None]
 
 _PUSH_EVERY = 1.0  # seconds between two exceptions in a function that was given up
 _PUSHES = 5
+_START_PAUSE = 1.0  # seconds after which a thread that could not be started is tried again
 
 
 class _Job:
@@ -64,6 +65,7 @@ class ThreadPool:
         self._busy = 0  # functions that were handed to threads and are not delivered yet
         self._given_up: set[ThreadCall] = set()  # they run on
         self._waking = False
+        self._adding: asyncio.TimerHandle | None = None  # of another attempt to start threads
         self._less = asyncio.Event()  # set when a function or a thread has ended
 
     @property
@@ -81,29 +83,35 @@ class ThreadPool:
             call: The call.
             reason: Asked at each cancellation. Where it returns None, the function is given up,
                 and `asyncio.CancelledError` raised at once.
-        """
-        try:
-            return await self._call(call, reason)
-        except _Carried as carried:
-            raise carried.error from None
 
-    async def _call(self, call: ThreadCall, reason: Reason) -> Any:
+        Raises:
+            RuntimeError: There is no thread, and none can be started.
+        """
         job = self._hand_over(call)
         try:
             return await job.future
+        except _Carried as carried:
+            raise carried.error from None
         except asyncio.CancelledError:
-            if not job.future.cancelled():  # the function has just ended, maybe with this
-                return job.future.result()
+            pass  # or the function has raised it
+        try:
+            return await self._end_cancelled(job, reason)
+        except _Carried as carried:
+            raise carried.error from None
+
+    async def _end_cancelled(self, job: _Job, reason: Reason) -> Any:
+        if not job.future.cancelled():  # the function has just ended, maybe with this
+            return job.future.result()
         job.future = self._loop.create_future()
         if job.delivered:  # just before it was cancelled
             self._resolve(job)
         while (error := reason()) is not None:
-            call.interrupt(error)
+            job.call.interrupt(error)
             with contextlib.suppress(asyncio.CancelledError):  # there is another reason now
                 await asyncio.wait([job.future])
             if job.future.done():
                 return job.future.result()
-        self.give_up(call)
+        self.give_up(job.call)
         job.future.cancel()
         raise asyncio.CancelledError
 
@@ -122,16 +130,38 @@ class ThreadPool:
         """Run a function in a thread, in a copy of the caller's context; nothing interrupts it.
 
         The future may be cancelled, and the function runs to its end all the same.
+
+        Raises:
+            RuntimeError: There is no thread, and none can be started.
         """
         return self._hand_over(ThreadCall(function, args, {})).future
 
     def _hand_over(self, call: ThreadCall) -> _Job:
         job = _Job(call, self._loop.create_future())
         if self._busy >= len(self._threads) < self.size + len(self._given_up):
-            self._add_thread()
+            try:
+                self._add_thread()
+            except RuntimeError:
+                # The threads of functions that were given up may never be free again.
+                if len(self._threads) <= len(self._given_up):
+                    raise
+                self._add_later()  # meanwhile it waits for one of the others
         self._busy += 1
         self._work.put(job)
         return job
+
+    def _add_later(self) -> None:
+        if self._adding is None:
+            self._adding = self._loop.call_later(_START_PAUSE, self._add_missing)
+
+    def _add_missing(self) -> None:
+        """Start the threads that could not be started when functions were handed over."""
+        self._adding = None
+        try:
+            while len(self._threads) < min(self._busy, self.size + len(self._given_up)):
+                self._add_thread()
+        except RuntimeError:
+            self._add_later()
 
     def _add_thread(self) -> None:
         number = len(self._threads) + 1
@@ -190,6 +220,8 @@ class ThreadPool:
 
     async def close(self) -> None:
         """End the idle threads; those that still run a function are left behind."""
+        if self._adding is not None:
+            self._adding.cancel()
         for _ in self._threads:
             self._work.put(None)
         while self._alive > self._busy:

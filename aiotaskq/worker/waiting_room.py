@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
@@ -33,12 +33,6 @@ class WaitingRoom:
 
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))
-
-    def __iter__(self) -> Iterator[Execution]:
-        """Yield all executions, in no order."""
-        for heap in self._heaps.values():
-            for entry in heap:
-                yield entry[-1]
 
     def has(self, executor: Executor) -> bool:
         """Return whether any execution waits for an executor."""

@@ -213,3 +213,77 @@ def test_a_private_file_descriptor_is_a_dead_end_in_a_child_and_others_are_not()
         os.kill(child, 9)
     """
     assert run(program) == "0 b'theirs'\nb'mine'\nb''\n"
+
+
+def test_a_fork_that_ctrl_c_interrupts_in_a_hook_gives_back_all_that_it_took() -> None:
+    program = """
+        import os, signal, sys, threading
+        from aiotaskq import forks
+        from aiotaskq.drivers.sqlite import database
+
+        interrupted, taken, busy = threading.Event(), threading.RLock(), threading.Lock()
+        begun, told = threading.Event(), []
+
+        def wait():
+            begun.set()
+            busy.acquire()
+
+        def note(unraisable):
+            told.append(unraisable.exc_type.__name__)
+            interrupted.set()
+
+        def interrupt():
+            begun.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def are_free():
+            free = []
+            def look():
+                locks = (taken, forks.importing, database._registering)
+                free.extend(lock.acquire(timeout=20) for lock in locks)
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            return free
+
+        sys.unraisablehook = note
+        forks.register(taken.acquire, taken.release)
+        forks.register(wait, lambda: told.append("not begun"))
+        forks.register(in_child=lambda: told.append("in child"))
+        busy.acquire()
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        child = os.fork()
+        if not child:
+            os._exit(0 if are_free() == [True] * 3 and told[-1] == "in child" else 1)
+        thread.join()
+        assert interrupted.is_set()
+        print(told, are_free(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert run(program) == "['KeyboardInterrupt'] [True, True, True] 0\n"
+
+
+def test_a_signal_during_the_fork_itself_leaves_nothing_taken() -> None:
+    program = """
+        import _thread, asyncio, concurrent.futures.thread, logging, multiprocessing, os, random
+        import sys, threading
+
+        # C code, so that the signal is handled at the first step of the next function of Python.
+        os.register_at_fork(after_in_parent=_thread.interrupt_main)
+        from aiotaskq import forks
+
+        told, free = [], []
+        sys.unraisablehook = lambda found: told.append((found.exc_type.__name__, found.object))
+        called = []
+        forks.register(lambda: called.append("before"), lambda: called.append("after"))
+        child = os.fork()
+        if not child:
+            os._exit(0 if called == ["before", "after"] else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        thread = threading.Thread(target=lambda: free.append(forks.importing.acquire(timeout=20)))
+        thread.start()
+        thread.join()
+        assert told == [("KeyboardInterrupt", forks._after_fork_in_parent)]
+        print(called, status, free, forks._under_way)
+    """
+    assert run(program) == "['before', 'after'] 0 [True] []\n"

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aiotaskq import TaskQueue
-from aiotaskq.contract.records import Grant
+from aiotaskq import BrokerUnavailable, TaskQueue
+from aiotaskq.contract.records import Grant, News
 from aiotaskq.events import HealthChanged
 from aiotaskq.worker import health as health
 from tests.worker.events import LONG, EventRecorder, until
-from tests.worker.outage import Outage, OutageBroker
+from tests.worker.outage import Outage, OutageBroker, OutageConsumer
 
 
 @pytest.fixture
@@ -41,6 +41,33 @@ async def test_a_worker_is_unhealthy_while_its_broker_is_unreachable(
         outage.broker_down = False
         await until(lambda: not worker.health.problems)
         assert recorded.events[-1].problems == ()
+
+
+async def test_a_worker_that_has_become_idle_is_healthy_when_the_broker_is_back(
+    flaky: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, gate, news = True, asyncio.Event(), OutageConsumer.news
+
+    async def flaky_news(self: OutageConsumer) -> News:
+        if away:
+            raise BrokerUnavailable("the broker is away")
+        return await news(self)
+
+    monkeypatch.setattr(OutageConsumer, "news", flaky_news)
+
+    @flaky.task
+    async def job() -> None:
+        await gate.wait()
+
+    async with flaky.worker() as worker:
+        handle = await job.kiq()
+        await until(lambda: len(worker.health.problems) == 1)
+        assert "cannot hear of cancelled tasks" in worker.health.problems[0]
+        gate.set()
+        await handle.result(LONG)
+        await until(lambda: not worker.running)
+        away = False
+        await until(lambda: not worker.health.problems)
 
 
 async def test_a_worker_is_healthy_after_a_lease_lost_in_an_outage(
