@@ -279,15 +279,19 @@ class PostgresConsumer:
             if not await connection.fetch(render(consumers_sql.RAISE_FLOOR), self._number, floor):
                 return None
             return await connection.fetch(
-                render(messages_sql.TAKEN_SINCE), self._shift(), self._number, self._unanswered
+                render(messages_sql.TAKEN_SINCE),
+                self._shift(),
+                self._number,
+                self._unanswered,
+                self._queues,
             )
 
         rows = await self._pool.transact(recover, repeat=True)
         if rows is None:
             raise LeaseLost(f"the lease of {self.id} is lost")
-        self._unanswered = None
         deliveries = [_delivery(row, row["now"], row["token"]) for row in rows]
         self._add_to_buffer(deliveries, self._queues)
+        self._unanswered = None  # last: nobody else knows of them
 
     def _add_to_buffer(self, deliveries: list[Delivery], queues: Sequence[str]) -> None:
         """Add deliveries in the order in which they are to be returned."""

@@ -175,9 +175,10 @@ async def _fence(
 ) -> list[int]:
     """Fence consumers whose leases have lapsed, or extend all leases; return the fenced ones."""
     [silence] = await connection.fetch(names.render(consumers_sql.LOCK_SILENCE))
-    [longest] = await connection.fetch(names.render(consumers_sql.LONGEST_LEASE), lapsed)
-    if longest[0] is not None:  # else all of them are fenced already
-        if is_stall(silence["seconds"], longest[0]):
+    [live] = await connection.fetch(names.render(consumers_sql.LONGEST_LEASE), lapsed)
+    if live["count"]:  # else all of them are fenced already
+        longest = live["longest"]  # None: another program wrote all of them
+        if longest is not None and is_stall(silence["seconds"], longest):
             await extend_leases(connection, names, shift)
         else:
             await connection.fetch(names.render(consumers_sql.FENCE_LAPSED), shift, lapsed)

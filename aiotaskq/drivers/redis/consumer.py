@@ -37,6 +37,7 @@ replaced by a replica that lacks the last writes, or another process may end the
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
@@ -54,6 +55,8 @@ from aiotaskq.drivers.redis.client import MAX_BYTES, MAX_ENTRIES, RedisClient
 from aiotaskq.drivers.redis.connection import Word
 from aiotaskq.drivers.redis.notify import LONGEST_WAIT, RedisNotifier
 from aiotaskq.errors import BatchRefused, LeaseLost, Unavailable
+
+_RECEIPT = re.compile(rb"0|[1-9][0-9]{0,14}")  # as `receipts_of` in shared.lua takes them
 
 Only: TypeAlias = Literal["", "suspects", "others"]
 
@@ -331,7 +334,8 @@ class RedisConsumer:
             first = self._next_number if self._unanswered is None else self._unanswered
             for base in self._bases:
                 held = await connection.command("HKEYS", f"{base}held:{self.id}")
-                forgotten = sorted({int(n) for n in held if n.isdigit() and int(n) < first} - ours)
+                numbers = {int(field) for field in held if _RECEIPT.fullmatch(field)}
+                forgotten = sorted({number for number in numbers if number < first} - ours)
                 for part in slices(forgotten, MAX_ENTRIES):
                     args: list[Word] = [self._client.time_shift, self.id]
                     for number in reversed(part):

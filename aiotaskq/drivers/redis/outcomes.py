@@ -23,6 +23,7 @@ from aiotaskq.errors import BatchRefused, DecodeError
 _PUBLISHED = 8
 _PUBLISHED_BYTES = 4096
 _LOADED = 500  # outcomes in one command
+_LONGEST_TTL = 100.0 * 365 * 86_400  # seconds; the server refuses one that is longer than its clock
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Outcome).decode
@@ -112,7 +113,7 @@ class RedisOutcomes:
                 args += (b"1", text)
             else:
                 args += (b"0", text)
-        expiry = "" if ttl is None else max(1, round(ttl * 1000))
+        expiry = "" if ttl is None else max(1, round(min(ttl, _LONGEST_TTL) * 1000))
         args = [expiry, self._keys.results, *_published(finals), *args]
         refused = await self._connection.script(scripts.STORE, keys, args)
         return [part[position - 1][0].task_id for position in refused]

@@ -158,6 +158,91 @@ async def test_odd_consumers_are_listed_and_maintained_like_others(
     assert await broker.lease(other.grant).renew()
 
 
+FORGED = (
+    "INSERT INTO aiotaskq_consumers (id, name, queues, about, lease, lease_until, beat)"
+    " VALUES ('forged', '', '{q}', '', $1, $2, $3)"
+)
+ODD = [float("inf"), float("nan"), 1e300]
+
+
+@pytest.mark.parametrize("odd", ODD)
+async def test_a_sign_of_life_in_the_future_hides_no_outage(
+    broker: PostgresBroker, join: Join, database: Database, odd: float
+) -> None:
+    consumer = await join()
+    await broker.publish([envelope("a")])
+    [held] = await consumer.fetch(1, 0)
+    await database.execute(FORGED, 60.0, odd, odd)
+    # As after an outage: nobody could give a sign of life until its lease ran out.
+    await database.execute(
+        "UPDATE aiotaskq_consumers SET beat = beat - 100, lease_until = lease_until - 100"
+        " WHERE id = $1",
+        consumer.id,
+    )
+    await broker.maintain()
+    assert await broker.lease(consumer.grant).renew()
+    assert not await consumer.settle([Done(held)])
+    spared = await database.fetchval("SELECT spared FROM aiotaskq_silence")
+    assert 0 < spared < 1e11
+
+
+@pytest.mark.parametrize("odd", ODD)
+async def test_a_sign_of_life_in_the_future_hides_no_outage_from_a_renewal(
+    broker: PostgresBroker, join: Join, database: Database, odd: float
+) -> None:
+    first, second = await join(), await join()
+    await database.execute(FORGED, 60.0, odd, odd)
+    await database.execute(
+        "UPDATE aiotaskq_consumers SET beat = beat - 100, lease_until = lease_until - 100"
+        " WHERE id = $1 OR id = $2",
+        first.id,
+        second.id,
+    )
+    assert await broker.lease(first.grant).renew()
+    await broker.maintain()
+    assert await broker.lease(second.grant).renew()
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("lease", [60.0, 0.0, -1.0, *ODD])
+async def test_a_lease_without_an_end_lapses(
+    broker: PostgresBroker, join: Join, database: Database, odd: float, lease: float
+) -> None:
+    await join()
+    await database.execute(FORGED, lease, odd, 0.0)
+    number = await database.fetchval("SELECT number FROM aiotaskq_consumers WHERE id = 'forged'")
+    await put(database, "held", consumer=str(number), token="1")
+    assert (await broker.maintain()).reclaimed == 1
+    assert [one.id for one in await broker.consumers()] != ["forged"]
+    assert not await database.fetchval(
+        "SELECT count(*) FROM aiotaskq_consumers WHERE id = 'forged'"
+    )
+
+
+@pytest.mark.parametrize("seconds", [30.0, 10**6])
+async def test_a_clock_that_is_set_back_ends_no_lease_of_the_living(
+    broker: PostgresBroker, join: Join, database: Database, seconds: float
+) -> None:
+    first, second = await join(), await join()
+    await database.execute(
+        "UPDATE aiotaskq_consumers SET beat = beat + $1, lease_until = lease_until + $1", seconds
+    )
+    await broker.maintain()
+    for consumer in (first, second):
+        assert await broker.lease(consumer.grant).renew()
+        await broker.maintain()
+    assert len(await broker.consumers()) == 2
+
+
+async def test_a_lease_of_any_length_can_be_given(broker: PostgresBroker) -> None:
+    consumer = broker.consumer(["q"], name="w", lease=1e300)
+    await consumer.open()
+    assert await broker.lease(consumer.grant).renew()
+    await broker.maintain()
+    assert await broker.lease(consumer.grant).renew()
+    await consumer.close()
+
+
 async def test_a_missing_row_of_silences_is_made_again(
     broker: PostgresBroker, join: Join, database: Database
 ) -> None:

@@ -54,6 +54,28 @@ async def test_messages_of_a_lost_answer_come_in_the_order_of_queues_and_priorit
     assert ids(await consumer.fetch(3, 0)) == ["q2", "q1", "p1"]
 
 
+async def test_messages_of_a_lost_answer_come_though_others_were_written_to_the_consumer(
+    broker: PostgresBroker,
+    join: Join,
+    database: asyncpg.Connection[asyncpg.Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumer = await join()
+    await broker.publish([envelope("a"), envelope("b")])
+    losing(broker, monkeypatch, messages_sql.TAKE)
+    with pytest.raises(BrokerUnavailable):
+        await consumer.fetch(2, 0)
+    await database.execute(
+        "INSERT INTO aiotaskq_messages (id, queue, priority, body, consumer, token)"
+        " VALUES ('odd', 'elsewhere', 0, '', $1, $2)",
+        consumer._number,
+        consumer._token,
+    )
+    got = await consumer.fetch(5, 0)
+    assert ids(got) == ["a", "b"]
+    assert not await consumer.settle([Done(one) for one in got])
+
+
 async def test_a_fetch_that_is_cancelled_while_it_wakes_others_loses_nothing(
     broker: PostgresBroker, join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from aiotaskq.drivers.postgres.sql.fragments import NOW, REAL_NOW, any_suspect
 
+# --- signs of life and leases: other programs may have written any number into these columns
+
+_AHEAD = 10.0  # seconds by which a sign of life may lie ahead, where the clock was set back
+_LONGEST_LEASE = 100.0 * 365 * 86_400  # seconds
+_LEASE_AHEAD = 86_400.0  # seconds by which the end of a lease may lie ahead, likewise
+
+# The last sign of life. One in the future would hide every silence until then.
+_LAST_BEAT = f"max(beat) FILTER (WHERE beat <= {REAL_NOW} + {_AHEAD})"
+_IS_LEASE = f"lease > 0 AND lease <= {_LONGEST_LEASE}"
+_LEASE = f"CASE WHEN {_IS_LEASE} THEN lease ELSE 0 END"
+# A lease that ends much later than a new one would has lapsed, too: it would never lapse by itself.
+# So has one whose end is NaN, which is greater than every number.
+_LAPSED = f"(lease_until <= {NOW} OR lease_until > {NOW} + {_LEASE} + {_LEASE_AHEAD})"
+
+
+def _bounded(lease: str) -> str:
+    return f"least({lease}::float8, {_LONGEST_LEASE})"
+
+
 # --- waiting and notifying: the flags are soft state, so their commits do not wait for the disk ---
 
 # Marks a consumer as waiting; returns no row if it was marked. Locks its row, but no key, and so
@@ -41,9 +60,9 @@ SELECT pg_notify($3::text || number, ''), set_config('synchronous_commit', 'off'
 # Runs under `LOCK_SILENCE`.
 ADD_CONSUMER = f"""
 INSERT INTO "{{prefix}}_consumers" (id, name, queues, about, lease, lease_until, beat)
-VALUES ($2, $3, $4::text[], $5, $6::float8, {NOW} + $6::float8, {REAL_NOW})
+VALUES ($2, $3, $4::text[], $5, {_bounded("$6")}, {NOW} + {_bounded("$6")}, {REAL_NOW})
 ON CONFLICT (id, fenced) DO UPDATE SET lease_until = excluded.lease_until, beat = excluded.beat
-RETURNING number, (SELECT max(beat) FROM "{{prefix}}_consumers") AS last_beat,
+RETURNING number, (SELECT {_LAST_BEAT} FROM "{{prefix}}_consumers") AS last_beat,
     extract(epoch FROM pg_postmaster_start_time())::float8 AS started
 """
 # Raises the floor of the tokens that a consumer may fetch with. FOR UPDATE, and so waits for a
@@ -74,20 +93,20 @@ SELECT id, queues, about FROM "{{prefix}}_consumers" WHERE NOT fenced AND lease_
 
 # --- leases ---
 
-_LAST_BEAT = 'SELECT max(beat) FROM "{prefix}_consumers"'
+_SILENCE = f'{REAL_NOW} - (SELECT coalesce({_LAST_BEAT}, 0) FROM "{{prefix}}_consumers")'
 # Renews a lease; returns how long no consumer had given a sign of life. Changes no key, and so does
 # not wait for a fetch. Runs under `LOCK_SILENCE`.
 RENEW = f"""
-UPDATE "{{prefix}}_consumers" SET lease_until = {NOW} + $3::float8, beat = {REAL_NOW}
+UPDATE "{{prefix}}_consumers" SET lease_until = {NOW} + {_bounded("$3")}, beat = {REAL_NOW}
 WHERE id = $2 AND NOT fenced
-RETURNING {REAL_NOW} - ({_LAST_BEAT}) AS silence
+RETURNING {_SILENCE} AS silence
 """
 # Renews a lease unless there was a silence; the usual case. The last condition is that of
 # `aiotaskq.drivers.common.clock.is_stall`; here it saves a second statement. Locks the row alone,
 # and no key: signs of life neither wait for one another nor for fetches.
 RENEW_UNLESS_SILENT = f"""
-UPDATE "{{prefix}}_consumers" SET lease_until = {NOW} + $3::float8, beat = {REAL_NOW}
-WHERE id = $2 AND NOT fenced AND {REAL_NOW} - ({_LAST_BEAT}) <= $3::float8 / 2
+UPDATE "{{prefix}}_consumers" SET lease_until = {NOW} + {_bounded("$3")}, beat = {REAL_NOW}
+WHERE id = $2 AND NOT fenced AND {_SILENCE} <= $3::float8 / 2
 RETURNING number
 """
 # Fences a consumer whose process is known to be dead. Changes a key, and so waits for its fetch.
@@ -101,7 +120,7 @@ RETURNING number
 LOCK_SILENCE = f"""
 SELECT {REAL_NOW} - CASE WHEN spared = last THEN seen ELSE last END AS seconds
 FROM "{{prefix}}_silence" AS s, LATERAL (
-    SELECT coalesce(max(beat), 0) AS last FROM "{{prefix}}_consumers"
+    SELECT coalesce({_LAST_BEAT}, 0) AS last FROM "{{prefix}}_consumers"
 ) AS beats
 FOR UPDATE OF s
 """
@@ -109,20 +128,24 @@ FOR UPDATE OF s
 # promoting, and its fetch would bring less than there is. It begins with this lock, so that its
 # later statements see what the first one committed.
 LOCK_PROMOTION = 'SELECT FROM "{prefix}_silence" FOR UPDATE'
-# Returns the longest lease of some consumers that are not fenced. Runs under `LOCK_SILENCE`.
-LONGEST_LEASE = """
-SELECT max(lease) FROM "{prefix}_consumers" WHERE number = ANY ($1::bigint[]) AND NOT fenced
+# Returns how many of some consumers are not fenced, and their longest lease; NULL if none of them
+# has one that a consumer could have been given. Runs under `LOCK_SILENCE`.
+LONGEST_LEASE = f"""
+SELECT count(*) AS count, max(lease) FILTER (WHERE {_IS_LEASE}) AS longest
+FROM "{{prefix}}_consumers" WHERE number = ANY ($1::bigint[]) AND NOT fenced
 """
 # Gives every consumer another lease. Changes no key, and so does not wait for fetches. Runs under
 # `LOCK_SILENCE`.
 EXTEND_LEASES = f"""
-UPDATE "{{prefix}}_consumers" SET lease_until = greatest(lease_until, {NOW} + lease)
+UPDATE "{{prefix}}_consumers"
+SET lease_until = CASE WHEN {_LAPSED} THEN {NOW} + {_LEASE}
+    ELSE greatest(lease_until, {NOW} + {_LEASE}) END
 WHERE NOT fenced
 """
 # Records that leases were extended in the current silence. Runs under `LOCK_SILENCE`.
 NOTE_EXTENSION = f"""
 UPDATE "{{prefix}}_silence"
-SET spared = (SELECT coalesce(max(beat), 0) FROM "{{prefix}}_consumers"), seen = {REAL_NOW}
+SET spared = (SELECT coalesce({_LAST_BEAT}, 0) FROM "{{prefix}}_consumers"), seen = {REAL_NOW}
 """
 # Records when the server last answered, in a silence in which leases were extended. Locks the row,
 # as every UPDATE does, but only for a moment: it is a transaction of its own.
@@ -132,7 +155,7 @@ NOTE_CHECK = f'UPDATE "{{prefix}}_silence" SET seen = {REAL_NOW}'
 FENCE_LAPSED = f"""
 UPDATE "{{prefix}}_consumers"
 SET fenced = true, crash_note = name || ': its lease ran out'
-WHERE number = ANY ($2::bigint[]) AND NOT fenced AND lease_until <= {NOW}
+WHERE number = ANY ($2::bigint[]) AND NOT fenced AND {_LAPSED}
 """
 # Returns those of some consumers that are fenced. Locks nothing: fencing is never undone.
 FENCED_AMONG = """
@@ -154,10 +177,12 @@ WHERE number = $1 AND fenced
 OVERVIEW = f"""
 SELECT EXISTS (SELECT FROM "{{prefix}}_messages" WHERE due_at <= {NOW}) AS is_due,
     ARRAY(
-        SELECT number FROM "{{prefix}}_consumers" WHERE fenced OR lease_until <= {NOW}
+        SELECT number FROM "{{prefix}}_consumers" WHERE fenced OR {_LAPSED}
         ORDER BY number LIMIT 100
     ) AS lapsed,
-    s.spared = (SELECT max(beat) FROM "{{prefix}}_consumers") AS is_spared,
+    (
+        SELECT count(*) > 0 AND s.spared = coalesce({_LAST_BEAT}, 0) FROM "{{prefix}}_consumers"
+    ) AS is_spared,
     s.single IS NULL AS is_silence_missing,
     (SELECT max(seq) FROM "{{prefix}}_dead") AS newest_dead,
     EXISTS (SELECT FROM "{{prefix}}_dead" WHERE died_at <= {NOW} - $2::float8) AS any_outdated

@@ -130,12 +130,13 @@ FROM outlook
 UNION ALL
 SELECT *, NULL FROM taken
 """
-# Returns the messages that fetches since a token took. No lock: only their holder settles them, and
-# the floor was raised before (see `consumers.RAISE_FLOOR`), so that no fetch of then can add any.
+# Returns messages that fetches since a token took from the queues of the consumer ($4). Locks none:
+# only their holder settles them, and the floor was raised before (see `consumers.RAISE_FLOOR`), so
+# that no fetch of then can add any.
 TAKEN_SINCE = f"""
 SELECT seq, token, queue, id, priority, crashes, crash_note, expires_at, body, {NOW} AS now
 FROM "{{prefix}}_messages"
-WHERE consumer = $2 AND token >= $3
+WHERE consumer = $2 AND token >= $3 AND queue = ANY ($4::text[])
 """
 # Moves due messages to the end of their queues, in the order in which they fell due. Skips rows
 # that a cancelling or purging transaction has locked. Runs under `consumers.LOCK_PROMOTION`.

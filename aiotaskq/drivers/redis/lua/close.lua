@@ -7,6 +7,9 @@
 local count = 0
 
 for i = 1, #KEYS - 1 do
+  check_ending(KEYS[i], ARGV[1], KEYS[#KEYS])
+end
+for i = 1, #KEYS - 1 do
   local base = KEYS[i]
   local held = base .. 'held:' .. ARGV[1]
   if redis.call('ZSCORE', base .. 'consumers', ARGV[1]) then

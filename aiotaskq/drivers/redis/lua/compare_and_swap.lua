@@ -19,10 +19,13 @@ if (there and '=' .. string.match(there, '^[^\n]*') or '') ~= ARGV[3] then
   return 0
 end
 
--- A script that fails midway is not undone. So the other key is read before anything is written,
--- which fails if it is of a wrong type. And writes that need memory come first: a server over its
+-- A script that fails midway is not undone. So the other keys are read before anything is written,
+-- which fails if one is of a wrong type. And writes that need memory come first: a server over its
 -- limit refuses the first of them, and with it the whole script.
 redis.call('ZSCORE', KEYS[2], id)
+for i = 3, #KEYS do
+  check_waiting(KEYS[i])
+end
 for i = 6, #ARGV, 3 do
   place(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2], now)
 end

@@ -12,6 +12,9 @@ local now, most = clock(ARGV[1]), tonumber(ARGV[3])
 local left = most
 
 for i = 1, #KEYS - 1 do
+  check_ending(KEYS[i], ARGV[2], KEYS[#KEYS])
+end
+for i = 1, #KEYS - 1 do
   local base = KEYS[i]
   if redis.call('ZSCORE', base .. 'consumers', ARGV[2]) then
     fence(base, ARGV[2], now)

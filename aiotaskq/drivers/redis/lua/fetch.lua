@@ -183,6 +183,22 @@ local function has_more(base)
   return first and tonumber(first) <= now
 end
 
+-- Call a function that may find a key of another type. Return what it returns; nil if it failed.
+--
+-- What was handed out before has to be returned in any case: the caller makes a call that failed
+-- again, with the same receipt numbers. The next call meets the key with nothing in its hands.
+local failed = false
+local function attempt(what, ...)
+  local done, result = pcall(what, ...)
+  if done then
+    return result
+  end
+  if #runs == 0 then
+    error(result, 0)
+  end
+  failed = true
+end
+
 local levels, suspects, alone = {}, {}, false
 for _, queue in ipairs(left > 0 and order or {}) do
   levels[queue] = redis.call('SMEMBERS', KEYS[queue] .. 'levels')
@@ -194,19 +210,19 @@ for _, queue in ipairs(left > 0 and order or {}) do
 end
 if #suspects > 0 and ARGV[6] ~= 'others' and holds_nothing() then
   for _, queue in ipairs(suspects) do
-    alone = alone or hand_out_suspect(queue)
+    alone = alone or attempt(hand_out_suspect, queue)
   end
 end
 for _, queue in ipairs(order) do
-  if left > 0 and ARGV[6] ~= 'suspects' then
-    hand_out_queue(queue, levels[queue])
+  if left > 0 and ARGV[6] ~= 'suspects' and not failed then
+    attempt(hand_out_queue, queue, levels[queue])
   end
 end
 if left <= 0 then
   -- One token stands for any number of items, and this consumer took it. The items that it leaves
   -- behind are for another consumer, which nobody else wakes.
   for queue = 1, queues do
-    if has_more(KEYS[queue]) then
+    if attempt(has_more, KEYS[queue]) then
       notify(KEYS[queue])
     end
   end

@@ -105,6 +105,9 @@ end
 
 local function maintain(base)
   local due, left = promote(base, now, most, KEYS[#KEYS]), most
+  if due > 0 then
+    notify(base) -- before anything else may fail
+  end
   fence_lapsed(base)
   note_seen(base)
   for _, consumer in ipairs(redis.call('ZRANGE', base .. 'fenced', 0, most - 1)) do
@@ -113,7 +116,7 @@ local function maintain(base)
     end
   end
   promoted, reclaimed = promoted + due, reclaimed + most - left
-  if due > 0 or left < most then
+  if left < most then
     notify(base)
   end
   trimmed = trimmed + trim(base)

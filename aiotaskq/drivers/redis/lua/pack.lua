@@ -13,6 +13,7 @@
 local parcels = {}
 
 local function fill(base)
+  check_waiting(base) -- what was taken out is nowhere else until all of it is in the parcel
   local found, bytes = {}, 0
   local function add(where, item)
     found[#found + 1] = where
@@ -22,8 +23,8 @@ local function fill(base)
   local function is_full()
     return #found >= 2 * tonumber(ARGV[1]) or bytes >= tonumber(ARGV[2])
   end
-  for _, level in ipairs({ 'suspects', 9, 8, 7, 6, 5, 4, 3, 2, 1, 0 }) do
-    local list = level == 0 and base .. 'ready' or base .. 'ready:' .. level
+  for _, level in ipairs(LEVELS) do
+    local list = list_name(base, level)
     while not is_full() do
       local item = redis.call('LPOP', list)
       if not item then

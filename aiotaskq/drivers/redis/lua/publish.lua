@@ -28,6 +28,13 @@ local function put(due, item)
   place(base, due, item, now)
 end
 
+-- One group, or one entry, is stored in one list or in `delayed`, and fails as a whole. Of several,
+-- some could be stored before another fails.
+local words = ({ e = 1, d = 2, u = 3 })[ARGV[3]] or tonumber(ARGV[4])
+if #ARGV > 4 + words then
+  check_waiting(base)
+end
+
 while at < #ARGV do
   local kind, count = ARGV[at], tonumber(ARGV[at + 1])
   at = at + 2

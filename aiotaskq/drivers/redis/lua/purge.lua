@@ -4,10 +4,10 @@
 -- Return how many items were dropped.
 
 local base = KEYS[1]
-local count = redis.call('LLEN', base .. 'ready') + redis.call('ZCARD', base .. 'delayed')
-for _, level in ipairs({ 1, 2, 3, 4, 5, 6, 7, 8, 9, 'suspects' }) do
-  count = count + redis.call('LLEN', base .. 'ready:' .. level)
-  redis.call('UNLINK', base .. 'ready:' .. level)
+local lists, count = {}, redis.call('ZCARD', base .. 'delayed')
+for i, level in ipairs(LEVELS) do
+  lists[i] = list_name(base, level)
+  count = count + redis.call('LLEN', lists[i])
 end
-redis.call('UNLINK', base .. 'ready', base .. 'levels', base .. 'delayed', base .. 'wake')
+redis.call('UNLINK', base .. 'levels', base .. 'delayed', base .. 'wake', unpack(lists))
 return count

@@ -11,6 +11,13 @@
 
 local now, missing = clock(ARGV[1]), {}
 
+-- Half a call, made again, would return the letters that it had revived as missing.
+check_dead(KEYS[1])
+redis.call('ZCARD', KEYS[3])
+for i = 4, #KEYS do
+  check_waiting(KEYS[i])
+end
+
 for i = 2, #ARGV, 7 do
   local key, packed, id = ARGV[i], ARGV[i + 2], ARGV[i + 3]
   redis.call('HDEL', KEYS[1] .. 'letters', '') -- a deletion first: see allow_when_full()

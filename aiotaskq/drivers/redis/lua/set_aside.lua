@@ -31,6 +31,13 @@ local function check_queue(base)
     check(base .. 'ready:' .. level, 'list')
   end
   check(base .. 'ready:suspects', 'list')
+  if redis.call('EXISTS', base .. 'levels') == 0 then -- it tells where there are items
+    for _, level in ipairs({ 1, 2, 3, 4, 5, 6, 7, 8, 9, 'suspects' }) do
+      if redis.call('EXISTS', base .. 'ready:' .. level) == 1 then
+        redis.call('SADD', base .. 'levels', level)
+      end
+    end
+  end
   for _, level in ipairs(redis.call('SMEMBERS', base .. 'levels')) do
     check(base .. 'ready:' .. level, 'list')
   end
@@ -43,11 +50,14 @@ local function check_queue(base)
   end
 end
 
+local of_consumer = { held = 'hash', floor = 'string', nudge = 'list' }
+
 for _, key in ipairs(KEYS) do
-  if string.sub(key, -1) == ':' then
+  local part = of_consumer[string.match(key, '{[^{}]*}:(%l+):.') or '']
+  if string.sub(key, -2) == '}:' then -- not the prefix of unique ids, which may have any name
     check_queue(key)
-  elseif string.find(key, ':nudge:', 1, true) then
-    check(key, 'list')
+  elseif part then
+    check(key, part)
   else
     local wanted = of_prefix[string.match(key, ':(%l+)$') or '']
     if wanted then

@@ -41,6 +41,18 @@ local apply = {
   end,
 }
 
+-- One settlement fails as a whole. Of several, some would be applied before another fails, and the
+-- same call, made again, would return them as not held.
+if #ARGV > 2 + words[ARGV[3]] then
+  redis.call('HLEN', held)
+  redis.call('ZCARD', KEYS[1])
+  check_waiting(base)
+  check_dead(base)
+  for i = 3, #KEYS do
+    check_waiting(KEYS[i])
+  end
+end
+
 while at <= #ARGV do
   local kind, number, item = ARGV[at], ARGV[at + 1], nil
   if kind ~= 'd' then

@@ -17,9 +17,10 @@
 --   ran. So a script that would do harm when it is called twice recognizes the second call: by
 --   receipt numbers (fetch, settle), by the id of the call (publish), of a parcel (unpack), or by
 --   a revision (compare_and_swap).
--- * A script that fails midway is not undone. Where half a script would do harm, all that may fail
---   comes before the first removal. A key may be of another type, because another program wrote it;
---   set_aside.lua renames it, and the caller makes the call again.
+-- * A script that fails midway is not undone. A key may be of another type, because another program
+--   wrote it; set_aside.lua renames it, and the caller makes the call again. So where half a script
+--   would do harm, it reads all keys that it may write before it writes the first: see
+--   check_waiting().
 -- * Values that another program may have written are read with finite(), and fields with
 --   receipts_of(): an arithmetic error would fail the script each time.
 -- * A server over its memory limit refuses a script whose first write may need memory. It lets a
@@ -74,13 +75,45 @@ local function level_of(item)
   return space and tonumber(string.sub(item, space + 1, space + 1)) or 0
 end
 
--- Return the list for a priority, or for suspects.
+-- Return the name of the list for a priority, or for suspects.
+local function list_name(base, level)
+  return level == 0 and base .. 'ready' or base .. 'ready:' .. level
+end
+
+-- Return the same, for a list that an item is about to be added to.
 local function list_of(base, level)
-  if level == 0 then
-    return base .. 'ready'
+  if level ~= 0 then
+    redis.call('SADD', base .. 'levels', level)
   end
-  redis.call('SADD', base .. 'levels', level)
-  return base .. 'ready:' .. level
+  return list_name(base, level)
+end
+
+local LEVELS = { 'suspects', 9, 8, 7, 6, 5, 4, 3, 2, 1, 0 }
+
+-- Read the keys of the items of a queue that wait. This fails if one of them is of another type, and
+-- place(), promote() and give_back() can fail by no other.
+local function check_waiting(base)
+  for _, level in ipairs(LEVELS) do
+    redis.call('LLEN', list_name(base, level))
+  end
+  redis.call('SCARD', base .. 'levels')
+  redis.call('ZCARD', base .. 'delayed')
+end
+
+-- Read the keys of the dead letters of a queue: likewise, for add_dead_letter().
+local function check_dead(base)
+  redis.call('ZCARD', base .. 'dead')
+  redis.call('HLEN', base .. 'letters')
+end
+
+-- Read the keys that take back the items of a consumer: likewise, for the end of its lease.
+local function check_ending(base, consumer, cancelled)
+  check_waiting(base)
+  check_dead(base)
+  redis.call('ZCARD', base .. 'fenced')
+  redis.call('HLEN', base .. 'meta')
+  redis.call('HLEN', base .. 'held:' .. consumer)
+  redis.call('ZCARD', cancelled)
 end
 
 local function id_of(item)
@@ -160,7 +193,7 @@ local function promote(base, now, most, cancelled)
   end
   redis.call('SCARD', base .. 'levels') -- these fail before anything is removed
   for level in pairs(lists) do
-    redis.call('LLEN', base .. (level == 0 and 'ready' or 'ready:' .. level))
+    redis.call('LLEN', list_name(base, level))
   end
   redis.call('ZREM', base .. 'delayed', unpack(due))
   for level, items in pairs(lists) do

@@ -11,6 +11,17 @@ if redis.call('EXISTS', base .. 'parcel:' .. ARGV[1]) == 1 then
   write_for_replicas(base .. 'none')
   return 0
 end
+-- Half a parcel would be stored again with the whole of it.
+check_waiting(base)
+local seen = {}
+for i = 2, #ARGV, 2 do
+  local where = ARGV[i]
+  if string.sub(where, 1, 1) ~= 'd' and not seen[where] then
+    -- With its level noted, so that set_aside.lua finds the list, whichever it is.
+    redis.call('LLEN', list_of(base, tonumber(where) or where))
+    seen[where] = true
+  end
+end
 for i = 2, #ARGV, 2 do
   local where, item = ARGV[i], ARGV[i + 1]
   if string.sub(where, 1, 1) == 'd' then
