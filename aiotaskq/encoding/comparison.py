@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, time
 from decimal import Decimal
 from enum import IntEnum
 from typing import Any
@@ -20,13 +22,14 @@ from aiotaskq.encoding.reduction import (
 
 _ORDERED = (list, tuple, deque)
 _IDENTITY: Any = object.__eq__
+_EXACT = (str, int, bool, type(None))  # equal ones are the same
 
 
 class Match(IntEnum):
     """The likeness of an arrived value to the one sent. Of several parts, the highest counts."""
 
     SAME = 0  # the same value of the same type, or the base value of a subclass of a builtin type
-    CONVERTED = 1  # a builtin value became one of another type, as an annotation may ask for
+    CONVERTED = 1  # it became one of another type, or in another zone, as an annotation may ask for
     LOST = 2  # something is missing or different
 
 
@@ -95,10 +98,14 @@ class Comparison:
     def _same_type(self, sent: Any, got: Any) -> Match:
         if isinstance(sent, float | complex | Decimal):
             return _same(repr(sent) == repr(got))  # NaN, the sign of zero, the places of a Decimal
+        if isinstance(sent, datetime | time):
+            return _times(sent, got)
         if isinstance(sent, _ORDERED):
             return self._pairwise(sent, got)
         if isinstance(sent, dict):
             return self._mapping(sent, got)
+        if isinstance(sent, set | frozenset):
+            return _sets(sent, got)
         if isinstance(sent, enum.Enum):
             return _same(sent is got or sent == got)
         fields = fields_of(sent)
@@ -121,11 +128,14 @@ class Comparison:
     def _mapping(self, sent: Mapping[Any, Any], got: Mapping[Any, Any]) -> Match:
         if len(sent) != len(got):
             return Match.LOST
-        types = {key: type(key) for key in got}
-        if any(key not in types or not isinstance(key, types[key]) for key in sent):
+        keys = {key: key for key in got}
+        if any(key not in keys or not isinstance(key, type(keys[key])) for key in sent):
             # Other keys are wrong; the same keys as other types may be what was asked for.
             return self._keys(sent, got)
-        return _worst(self._compare_at(f"[{key!r}]", one, got[key]) for key, one in sent.items())
+        # Equal keys may still differ in their time zones.
+        match = _worst(self._compare(key, keys[key]) for key in sent if type(key) not in _EXACT)
+        inside = (self._compare_at(f"[{key!r}]", one, got[key]) for key, one in sent.items())
+        return max(match, _worst(inside))
 
     def _keys(self, sent: Mapping[Any, Any], got: Mapping[Any, Any]) -> Match:
         keys = self._pairwise([*sent], [*got])
@@ -149,6 +159,53 @@ class Comparison:
             else self._compare_at(f".{name}", one, after[name])
             for name, one in before.items()
         )
+
+
+def _times(sent: Any, got: Any) -> Match:
+    """Compare two datetimes, or two times of a day."""
+    if sent.utcoffset() == got.utcoffset():
+        return _same(sent.replace(tzinfo=None) == got.replace(tzinfo=None))
+    if sent == got:
+        return Match.CONVERTED
+    # In the hours in which a clock is set, Python calls equal moments of two zones different.
+    return Match.CONVERTED if _instant(sent) == _instant(got) else Match.LOST
+
+
+def _instant(value: Any) -> Any:
+    is_aware = isinstance(value, datetime) and value.utcoffset() is not None
+    return value.astimezone(UTC) if is_aware else value
+
+
+def _sets(sent: Any, got: Any) -> Match:
+    if all(type(one) in _EXACT for one in sent):
+        return _same(sent == got)
+    with suppress(TypeError):  # an object has fields that are not hashable
+        if _key(sent, exact=True) == _key(got, exact=True):
+            return Match.SAME
+        if _key(sent, exact=False) == _key(got, exact=False):
+            return Match.CONVERTED
+    return _same(sent == got)
+
+
+def _key(value: Any, *, exact: bool) -> Any:
+    """Return what stands for a member of a set: equal ones for the same, also in other zones.
+
+    Args:
+        value: The member.
+        exact: Whether the same moment in another zone is another value.
+    """
+    if isinstance(value, datetime | time) and value.utcoffset() is not None:
+        if exact:
+            return value.replace(tzinfo=None), value.utcoffset()
+        return _instant(value)
+    if isinstance(value, tuple):
+        return tuple(_key(one, exact=exact) for one in value)
+    if isinstance(value, set | frozenset):
+        return frozenset(_key(one, exact=exact) for one in value)
+    fields = None if isinstance(value, enum.Enum) else fields_of(value)
+    if fields is None:
+        return value
+    return type(value), *(_key(one, exact=exact) for one in fields.values())
 
 
 def _same(same: bool) -> Match:

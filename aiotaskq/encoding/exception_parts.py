@@ -13,47 +13,68 @@ from itertools import chain
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
-_ROOM = 10_000  # characters, about, for all the parts of one exception
+import msgspec
+
+_ROOM = 10_000  # bytes of JSON, for the arguments of one exception, and for its attributes
+_ROOM_OF_ALL = 100_000  # the same, for an exception with all the exceptions in it
+_WORK_OF_ALL = 3 * _ROOM_OF_ALL  # so much is looked at in all: bytes that may be left out after all
 _DEPTH = 10  # lists and dicts in one another
-_MOST_MEMBERS = 100  # exceptions of a group
-_NEVER = object()  # in place of a value that does not travel
 
 
-def arguments(error: BaseException) -> list[Any] | None:
+class Budget:
+    """The limits that an exception and all the exceptions in it share.
+
+    Attributes:
+        room: Bytes of JSON that are left for them.
+        work: Bytes that are left to look at. Unlike the room, what does not travel takes from it.
+    """
+
+    def __init__(self) -> None:
+        self.room = _ROOM_OF_ALL
+        self.work = _WORK_OF_ALL
+
+
+def arguments(error: BaseException, budget: Budget) -> list[Any] | None:
     """Return the arguments of an exception; None if one of them does not travel."""
+    copying = _Copying(budget, _ROOM)
     try:
         given = BaseException.args.__get__(error)  # type: ignore[attr-defined]  # a slot
-        parts = [_plain(one) for one in given]
-    except Exception:  # whatever a user's type does
+        parts = [copying.copy(one) for one in given]
+    except Exception:  # one that does not travel, and whatever a user's type does
         return None
-    return None if any(one is _NEVER for one in parts) or _size(parts) > _ROOM else parts
+    copying.keep()
+    return parts
 
 
-def attributes(error: BaseException) -> dict[str, Any]:
+def attributes(error: BaseException, budget: Budget) -> dict[str, Any]:
     """Return the attributes of an exception that travel, also those in slots, as of `OSError`."""
     found: dict[str, Any] = {}
     room = _ROOM
     try:
         for name, value in chain(vars(error).items(), slots(error)):
-            plain = _NEVER if _is_reserved(name) else _plain(value)
-            if plain is _NEVER or name in found:
+            if budget.work <= 0:
+                break
+            budget.work -= 1
+            if _is_reserved(name) or name in found:
                 continue
-            size = len(name) + _size(plain)
-            if size <= room:
-                room -= size
-                found[name] = plain
+            copying = _Copying(budget, room)
+            try:
+                pair = copying.copy(name), copying.copy(value)
+            except _DoesNotTravel:
+                continue
+            found[pair[0]] = pair[1]
+            room -= copying.keep()
     except Exception:  # whatever a user's type does
         pass
     return found
 
 
 def members(error: BaseException) -> tuple[BaseException, ...]:
-    """Return the exceptions in a group, of many the first; none if it is no group."""
+    """Return the exceptions in a group; none if it is no group."""
     if not isinstance(error, BaseExceptionGroup):
         return ()
     # Not the attribute, which a user's type may replace.
-    found = BaseExceptionGroup.exceptions.__get__(error)
-    return tuple(found[:_MOST_MEMBERS])
+    return tuple(BaseExceptionGroup.exceptions.__get__(error))
 
 
 def restore(error: BaseException, found: Mapping[str, Any]) -> None:
@@ -98,39 +119,94 @@ def _is_reserved(name: Any) -> bool:
     return type(name) is not str or (name.startswith("__") and name.endswith("__"))
 
 
-def _plain(value: Any, depth: int = _DEPTH) -> Any:
-    """Return a value, with copies of its lists and dicts; `_NEVER` if it does not travel."""
-    kind = type(value)
-    if value is None or kind is bool:
-        return value
-    if kind is str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return _NEVER
-        return value
-    if kind is int:
-        return value if -(2**63) <= value < 2**64 else _NEVER
-    if kind is float:
-        return value if math.isfinite(value) else _NEVER
-    if not depth or kind not in (list, dict) or len(value) > _ROOM:
-        return _NEVER
-    if kind is list:
-        items = [_plain(one, depth - 1) for one in value]
-        return _NEVER if any(one is _NEVER for one in items) else items
-    pairs = {key: _plain(one, depth - 1) for key, one in value.items()}
-    fits = all(
-        type(key) is str and _plain(key) is not _NEVER and one is not _NEVER
-        for key, one in pairs.items()
-    )
-    return pairs if fits else _NEVER
+class _DoesNotTravel(Exception):
+    """A value that does not travel, or for which there is no room."""
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value) + 2
-    if isinstance(value, list):
-        return 2 + sum(map(_size, value))
-    if isinstance(value, dict):
-        return 2 + sum(len(key) + _size(one) for key, one in value.items())
-    return 8
+class _Copying:
+    """The copying of plain data, with a limit.
+
+    Each part is paid for before the next one is looked at: lists may share parts or contain
+    themselves, so that a few of them stand for any number of parts.
+
+    Args:
+        budget: The limits of all.
+        room: The bytes that this copy may have.
+    """
+
+    def __init__(self, budget: Budget, room: int) -> None:
+        self._budget = budget
+        self._room = min(room, budget.room)
+        self._size = 0
+        self._path: set[int] = set()
+
+    def keep(self) -> int:
+        """Take the room for the copies, and return their size."""
+        self._budget.room -= self._size
+        return self._size
+
+    def copy(self, value: Any, depth: int = _DEPTH) -> Any:
+        """Return a value, with copies of its lists and dicts.
+
+        Raises:
+            _DoesNotTravel: It is no plain data, or there is no room for it.
+        """
+        kind = type(value)
+        if value is None or kind is bool:
+            self._pay(5)
+        elif kind is str:
+            self._pay_text(value)
+        elif kind is int and -(2**63) <= value < 2**64:
+            self._pay(len(str(value)))
+        elif kind is float and math.isfinite(value):
+            self._pay(len(repr(value)))
+        elif depth and kind in (list, dict) and id(value) not in self._path:
+            self._path.add(id(value))
+            inside = self._dict(value, depth) if kind is dict else self._list(value, depth)
+            self._path.discard(id(value))
+            return inside
+        else:
+            raise _DoesNotTravel
+        return value
+
+    def _list(self, value: list[Any], depth: int) -> list[Any]:
+        self._pay(2)
+        self._may_have(2 * len(value))
+        return [self.copy(one, depth - 1) for one in value]
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
+        self._pay(2)
+        self._may_have(6 * len(value))
+        found = {}
+        for key, one in value.items():
+            if type(key) is not str:
+                raise _DoesNotTravel
+            self._pay_text(key)
+            found[key] = self.copy(one, depth - 1)
+        return found
+
+    def _may_have(self, more: int) -> None:
+        if self._size + more > self._room:
+            raise _DoesNotTravel
+
+    def _pay_text(self, text: str) -> None:
+        self._may_have(len(text))
+        self._pay(size_of_text(text))
+
+    def _pay(self, size: int) -> None:
+        self._size += size + 1  # and what separates it from the next
+        self._budget.work -= size + 1
+        if self._size > self._room or self._budget.work < 0:
+            raise _DoesNotTravel
+
+
+def size_of_text(text: str) -> int:
+    """Return the number of bytes that a text has as JSON.
+
+    Raises:
+        _DoesNotTravel: It has a lone surrogate.
+    """
+    try:
+        return len(msgspec.json.encode(text))
+    except UnicodeEncodeError:
+        raise _DoesNotTravel from None

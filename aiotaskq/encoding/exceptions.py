@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import sys
 import traceback
+from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,10 @@ _OURS = "aiotaskq."  # modules with frames between the event loop and a task
 
 _PACKAGE = __name__.partition(".")[0]
 _DEPTH = 5  # groups in one another
+_MOST_MEMBERS = 100  # exceptions of a group
+_NAME_LIMIT = 1000  # characters of the name of a type, or of its module
+_FRAME = 200  # bytes, at most, of the names of the fields, and of the words for members left out
+_MOST_SHOWN = 1000  # exceptions in a group, up to which its traceback has those of its members
 
 # If one of these leaves a coroutine, it has a special meaning for Python.
 _NEVER_MIXED = (StopIteration, StopAsyncIteration)
@@ -73,19 +78,84 @@ def rebuild(error: Raw, task_id: str, traceback: str | None, *, own: bool = Fals
     return _from_remote(_read(error), task_id, traceback, own)
 
 
-def _to_remote(error: BaseException, depth: int = _DEPTH) -> RemoteError:
-    kind = type(error)
-    message = _plain_arguments(error)
-    arguments = parts.arguments(error)
-    members = parts.members(error) if depth else ()
-    return RemoteError(
-        exc_type=_encodable(str(kind.__qualname__)),
-        exc_message=message,
-        exc_module=_encodable(str(kind.__module__)),
-        exc_args=None if arguments == message else arguments,
-        exc_attributes=parts.attributes(error) or None,
-        exc_members=[_to_remote(one, depth - 1) for one in members] or None,
-    )
+def _to_remote(error: BaseException) -> RemoteError:
+    """Return an exception as data.
+
+    Level by level, so that where there is no room for all, one large group among the members of
+    another one does not displace those beside it.
+    """
+    budget = parts.Budget()
+    first = _Description(error, _MESSAGE_LIMIT, _DEPTH)
+    budget.room -= first.size()
+    waiting = deque([first])
+    while waiting:
+        waiting.extend(waiting.popleft().extend(budget))
+    return first.data()
+
+
+class _Description:
+    """The description of an exception, while it is made.
+
+    Args:
+        error: The exception.
+        limit: The characters that its message may have.
+        depth: The number of groups that may be in one another in it.
+    """
+
+    def __init__(self, error: BaseException, limit: int, depth: int) -> None:
+        self._error = error
+        self._depth = depth
+        kind = type(error)
+        self._names = [
+            _encodable(str(name)[:_NAME_LIMIT]) for name in (kind.__qualname__, kind.__module__)
+        ]
+        self._message = _plain_arguments(error, limit)
+        self._arguments: list[Any] | None = None
+        self._attributes: dict[str, Any] = {}
+        self._members: list[_Description] = []
+        self._left_out = 0
+
+    def size(self) -> int:
+        """Return the number of bytes that the type and the message need."""
+        texts = (*self._names, *map(str, self._message))
+        return _FRAME + sum(map(parts.size_of_text, texts))
+
+    def extend(self, budget: parts.Budget) -> list[_Description]:
+        """Add the other parts within the budget, and return the descriptions of the members."""
+        room = budget.room
+        self._arguments = parts.arguments(self._error, budget)
+        if self._arguments == self._message:  # which is there already
+            self._arguments, budget.room = None, room
+        self._attributes = parts.attributes(self._error, budget)
+        members = parts.members(self._error)
+        usable = min(len(members), _MOST_MEMBERS) if self._depth else 0
+        for index, one in enumerate(members[:usable]):
+            # Each has its share of the room, so that long messages do not displace other members.
+            limit = max(_SUMMARY_LIMIT, budget.room // (usable - index) - 2 * _FRAME)
+            member = None
+            if budget.room >= _FRAME:
+                member = _Description(one, min(limit, _MESSAGE_LIMIT), self._depth - 1)
+            if member is None or (size := member.size()) > budget.room:
+                break
+            budget.room -= size
+            self._members.append(member)
+        self._left_out = len(members) - len(self._members)
+        return self._members
+
+    def data(self) -> RemoteError:
+        """Return the description."""
+        name, module = self._names
+        message = self._message
+        if self._left_out:
+            message = [f"{message[0]} [{self._left_out} left out]"]
+        return RemoteError(
+            exc_type=name,
+            exc_message=message,
+            exc_module=module,
+            exc_args=self._arguments,
+            exc_attributes=self._attributes or None,
+            exc_members=[member.data() for member in self._members] or None,
+        )
 
 
 def _from_remote(remote: RemoteError, task_id: str, traceback: str | None, own: bool) -> TaskFailed:
@@ -163,12 +233,12 @@ def _message(remote: RemoteError) -> str:
     return ", ".join(str(part) for part in remote.exc_message)
 
 
-def _plain_arguments(error: BaseException) -> list[Any]:
+def _plain_arguments(error: BaseException, limit: int) -> list[Any]:
     """Return the only argument if its text is the exception's message; otherwise the message.
 
     The arguments of a `KeyError` or an `OSError`, for example, differ from the message.
     """
-    text = _text(error)
+    text = _text(error, limit)
     try:
         (only,) = error.args
         if type(only) in (str, int, float, bool) and str(only) == text:
@@ -179,22 +249,54 @@ def _plain_arguments(error: BaseException) -> list[Any]:
     return [text]
 
 
-def _text(error: BaseException) -> str:
+def _text(error: BaseException, limit: int) -> str:
     try:
         text = str(error)
     except BaseException as hostile:  # a __str__ that raises must not end the worker
         text = f"<its message cannot be shown: {type(hostile).__name__}>"
-    return _encodable(text[:_MESSAGE_LIMIT])
+    return _encodable(text[:limit])
 
 
 def _traceback(error: BaseException) -> str:
     try:
-        text = "".join(traceback.format_exception(error))
+        lines = traceback.format_exception if _is_small(error) else _without_members
+        text = "".join(lines(error))
     except BaseException as hostile:  # as above
         text = f"<the traceback cannot be shown: {type(hostile).__name__}>"
     if len(text) > _TRACEBACK_LIMIT:  # the end is the most useful part
         text = "... (shortened)\n" + text[-_TRACEBACK_LIMIT:]
     return _encodable(text)
+
+
+def _is_small(error: BaseException) -> bool:
+    """Return whether the traceback of an exception may have those of all the members in it.
+
+    One of Python has them wherever they occur, so that a few groups in one another may stand for
+    millions.
+    """
+    waiting, seen, count = [error], set[int](), 0
+    while waiting:
+        one = waiting.pop()
+        members = parts.members(one)
+        count += len(members)
+        if count > _MOST_SHOWN:
+            return False
+        waiting.extend(members)
+        for other in (one.__cause__, one.__context__):
+            if other is not None and id(other) not in seen:
+                seen.add(id(other))
+                waiting.append(other)
+    return True
+
+
+def _without_members(error: BaseException) -> list[str]:
+    """Return the lines of the traceback of an exception alone."""
+    return [
+        "Traceback (most recent call last):\n",
+        *traceback.format_tb(error.__traceback__),
+        f"{type(error).__module__}.{type(error).__qualname__}: {_text(error, _MESSAGE_LIMIT)}\n",
+        "(the exceptions in it, and its causes, are too many to be shown)\n",
+    ]
 
 
 def _of_the_task(frames: TracebackType | None) -> TracebackType | None:

@@ -13,6 +13,7 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -65,7 +66,8 @@ class Form:
         """
         try:  # mostly the plain form is read as it was
             encoded = encode_json(value) if json else encode_msgpack(value)
-            if self.is_read_as(value, self.read(encoded, json=json)):
+            got = self.read(encoded, json=json)
+            if self.is_read_as(value, got) and (json or _keeps_types(value, encoded)):
                 return encoded
         except Exception:  # told below
             pass
@@ -252,7 +254,9 @@ class _Writing:
             self._note(f"a value of type {_name(self._value)} would not be read: {_text(error)}")
             return Match.LOST
         try:
-            if self._form.is_read_as(self._value, got):
+            if self._form.is_read_as(self._value, got) and (
+                self._json or _keeps_types(self._value, encoded)
+            ):
                 return Match.SAME
         except Exception:  # its comparison may raise anything, as that of an array does
             pass
@@ -293,6 +297,46 @@ class _Writing:
         except ValueError:
             return False
         return Comparison(self._value, got).match is Match.SAME
+
+
+_UNSURE = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff", b"\xc4", b"\xc5", b"\xc6")
+"""The first bytes of the moments and the binary data in MessagePack."""
+
+_KEPT = frozenset({str, int, float, bool, bytes, type(None)})
+_ITEMS = (list, tuple, set, frozenset)
+
+
+def _keeps_types(value: Any, encoded: bytes) -> bool:
+    """Return whether MessagePack keeps what two equal values may differ in.
+
+    It has moments without their UTC offset, and one type for bytes and bytearrays. Where it is not
+    sure, the answer is no.
+    """
+    if type(value) is datetime:
+        return value.tzinfo is UTC or value.tzinfo is None
+    for mark in _UNSURE:
+        if encoded.find(mark) >= 0:  # a text may contain it, too
+            return _has_only_kept_types(value)
+    return True
+
+
+def _has_only_kept_types(value: Any) -> bool:
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        kind = type(part)
+        if kind is dict:
+            rows: tuple[Any, ...] = (part, part.values())
+        elif kind in _ITEMS:
+            rows = (part,)
+        elif kind in _KEPT or (kind is datetime and part.tzinfo in (None, UTC)):
+            continue
+        else:
+            return False
+        for row in rows:
+            if not _KEPT.issuperset(map(type, row)):
+                waiting.extend(one for one in row if type(one) not in _KEPT)
+    return True
 
 
 def _text(error: Exception) -> str:

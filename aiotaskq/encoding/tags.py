@@ -236,7 +236,9 @@ def resolve(form: Any, enums: Enums = _NO_ENUMS) -> tuple[Any, bool]:
     resolver = _Resolver(enums)
     try:
         return resolver.resolve(form), resolver.found
-    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # an enum is a class of the user, and ZoneInfo reads any file
         raise ValueError(f"a tagged value that cannot be read: {error}") from error
 
 

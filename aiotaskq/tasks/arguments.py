@@ -30,7 +30,7 @@ from aiotaskq.encoding.forms import (
 )
 from aiotaskq.encoding.tags import MARK
 from aiotaskq.errors import ConfigError, DecodeError
-from aiotaskq.tasks.hints import Hints, item_of_row, keywords_of, required_of
+from aiotaskq.tasks.hints import Hints, is_unpacked, items_of_row, keywords_of, required_of
 
 
 class Arguments:
@@ -66,6 +66,8 @@ class Arguments:
         self._most = len(positional)
         self._hints = Hints(fn, self._signature, task or _name(fn))
         self._forms: dict[str, Form] = {}  # by parameter
+        self._parts: dict[int, tuple[Any, Form]] = {}  # by id of an annotation inside another one
+        self._row_hint: tuple[Any] | None = None  # of the variadic arguments; None: not looked at
         self._plain_rows: set[tuple[type, ...]] = set()
         self._keywords: dict[str, Form] = {}  # by keyword
         self._rows: dict[int, tuple[Form, ...]] = {}  # by number of positional arguments
@@ -105,7 +107,7 @@ class Arguments:
         """
         for name, parameter in self._signature.parameters.items():
             if name == self._variadic:
-                forms = [self._at(len(self._names), len(self._names) + 1)]
+                forms = [*self._variadic_row(name, 1)]
             elif name == self._keyword_variadic:
                 forms = [self.named(keyword) for keyword in self._typed_keywords() or ("",)]
             else:
@@ -122,7 +124,7 @@ class Arguments:
         if types not in self._plain_rows:  # the same types are sent again and again
             if not all(k in form.plain for k, form in zip(types, self.row(len(args)), strict=True)):
                 return False
-            if len(self._plain_rows) < _MOST_ROWS:
+            if len(self._plain_rows) < _MOST_ROWS and len(types) <= _LONGEST_ROW:
                 self._plain_rows.add(types)
         return not kwargs or all(type(kwargs[name]) in self.named(name).plain for name in kwargs)
 
@@ -134,8 +136,16 @@ class Arguments:
         """
         found = self._rows.get(count)
         if found is None:
-            found = tuple(self._at(index, count) for index in range(count))
-            if len(self._rows) < _MOST_ROWS:  # a variadic function is called with ever other counts
+            names = self._names[:count]
+            found = tuple(self._form(name) for name in names)
+            if count > len(names):
+                if self._variadic is None:
+                    raise DecodeError(
+                        f"takes {len(names)} positional arguments but more were given"
+                    )
+                found += self._variadic_row(self._variadic, count - len(names))
+            # A variadic function is called with ever other counts.
+            if len(self._rows) < _MOST_ROWS and count <= _LONGEST_ROW:
                 self._rows[count] = found
         return found
 
@@ -161,15 +171,17 @@ class Arguments:
                 self._result = UNKNOWN_FORM
         return self._result
 
-    def _at(self, index: int, count: int) -> Form:
-        if index < len(self._names):
-            return self._form(self._names[index])
-        if self._variadic is None:
-            raise DecodeError(f"takes {len(self._names)} positional arguments but more were given")
-        before = len(self._names)
-        return self._form(
-            self._variadic, lambda hint: item_of_row(hint, index - before, count - before)
-        )
+    def _variadic_row(self, variadic: str, count: int) -> tuple[Form, ...]:
+        """Return the forms of the variadic positional arguments."""
+        if self._row_hint is None:
+            try:
+                self._row_hint = (self._hints.parameter(variadic),)
+            except ConfigError:  # told by its form
+                self._row_hint = (Any,)
+        (hint,) = self._row_hint
+        if not is_unpacked(hint):  # one for all: anybody may send a million arguments
+            return (self._form(variadic),) * count
+        return tuple(self._part(variadic, item) for item in items_of_row(hint, count))
 
     def _keyword(self, name: str) -> Form:
         parameter = self._signature.parameters.get(name)
@@ -183,7 +195,7 @@ class Arguments:
             return self._form(variadic)
         if name not in keywords:
             raise DecodeError(f"got an unexpected keyword argument {name!r}")
-        return self._form(variadic, lambda _: keywords[name])
+        return self._part(variadic, keywords[name])
 
     def _typed_keywords(self) -> Mapping[str, Any] | None:
         """Return the annotations of the keywords by name, if a TypedDict has them."""
@@ -197,8 +209,8 @@ class Arguments:
             self._keyword_hints = (found,)
         return self._keyword_hints[0]
 
-    def _form(self, parameter: str, part: Callable[[Any], Any] | None = None) -> Form:
-        """Return the form of a parameter, or of a part of a variadic one."""
+    def _form(self, parameter: str) -> Form:
+        """Return the form of a parameter."""
         found = self._forms.get(parameter)
         if found is None:
             try:
@@ -206,14 +218,23 @@ class Arguments:
             except ConfigError as error:
                 found = RefusedForm(str(error), is_resolved=False)
             else:
-                hint = hint if part is None else part(hint)
-                try:
-                    found = form_of(hint)
-                except ConfigError as error:
-                    found = RefusedForm(f"{self._hints.about(parameter)}: {error}")
-            if part is None:
-                self._forms[parameter] = found
+                found = self._made(parameter, hint)
+            self._forms[parameter] = found
         return found
+
+    def _part(self, variadic: str, hint: Any) -> Form:
+        """Return the form of some of the arguments that a variadic parameter takes."""
+        # Not by the annotation, which may not be hashable. Its id is its own while it is kept.
+        known = self._parts.get(id(hint))
+        if known is None:
+            known = self._parts[id(hint)] = hint, self._made(variadic, hint)
+        return known[1]
+
+    def _made(self, parameter: str, hint: Any) -> Form:
+        try:
+            return form_of(hint)
+        except ConfigError as error:
+            return RefusedForm(f"{self._hints.about(parameter)}: {error}")
 
     # Reading
 
@@ -250,6 +271,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _MOST_ROWS = 64
+_LONGEST_ROW = 256  # arguments of a row that is kept: those of a variadic one may be a million
 
 
 def _name(fn: Callable[..., Any]) -> str:
@@ -289,6 +311,8 @@ class _Loader:
 
     def _whole_row(self, forms: Sequence[Form]) -> Read | None:
         count = len(forms)
+        if count > _LONGEST_ROW:
+            return None
         if count not in self._whole:
             if len(self._whole) > _MOST_ROWS or not all(form.is_native for form in forms):
                 return None

@@ -57,7 +57,9 @@ class TaskHandle(Generic[R]):
             ConfigError: No result is kept, of this task or at all.
             ResultTimeout: It did not end in time.
         """
-        never = bool(self._name) and self._app.effective_options(self._name).ignore_result
+        # Of a task that is registered elsewhere, its worker decides whether it keeps results.
+        known = self._name in self._app.tasks
+        never = known and self._app.effective_options(self._name).ignore_result
         # Without time to wait, an outcome that is there now still counts.
         if never or (timeout is not None and timeout <= 0):
             there = await self._app.load_outcome(self.id)

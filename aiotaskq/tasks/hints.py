@@ -102,31 +102,33 @@ class Hints:
         )["hint"]
 
 
-def item_of_row(hint: Any, index: int, count: int) -> Any:
-    """Return the annotation of one of the variadic positional arguments.
+def is_unpacked(hint: Any) -> bool:
+    """Return whether an annotation is ``*X`` or ``Unpack[X]``, and so one of several arguments."""
+    return _unpacked(hint) is not None
+
+
+def items_of_row(hint: Any, count: int) -> list[Any]:
+    """Return the annotations of the variadic positional arguments.
 
     Args:
         hint: The annotation of ``*args``.
-        index: The place of the argument among them.
-        count: The number of them.
+        count: The number of arguments.
     """
     inner = _unpacked(hint)
     if inner is None:
-        return hint
+        return [hint] * count
     if isinstance(inner, TypeVarTuple) or get_origin(inner) is not tuple:
-        return Any
+        return [Any] * count
     items = list(get_args(inner))
     if len(items) == 2 and items[1] is ...:
-        return items[0]
+        return [items[0]] * count
     for place, item in enumerate(items):
-        if _unpacked(item) is not None:  # tuple[int, *tuple[str, ...], bool]
-            after = len(items) - place - 1
-            if index < place:
-                return items[index]
-            if index >= count - after:
-                return items[index - count]
-            return item_of_row(item, index - place, count - place - after)
-    return items[index] if index < len(items) else Any
+        if is_unpacked(item):  # tuple[int, *tuple[str, ...], bool]
+            before, after = items[:place][:count], items[place + 1 :]
+            rest = count - len(before)
+            after = after[max(0, len(after) - rest) :]
+            return [*before, *items_of_row(item, rest - len(after)), *after]
+    return [*items[:count], *[Any] * (count - len(items))]
 
 
 def required_of(hint: Any) -> frozenset[str]:

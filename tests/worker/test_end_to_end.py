@@ -230,7 +230,13 @@ async def test_the_value_of_a_task_without_results_is_refused_at_once(app: TaskQ
     unset = await app.send("elsewhere")
     with pytest.raises(TimeoutError):
         await unset.result(0.01)
-    app.conf.task_ignore_result = True
+    app.conf.task_ignore_result = True  # of this process; the task is registered in another one
+    with pytest.raises(TimeoutError):
+        await unset.result(0.01)
+
+    @app.task(name="elsewhere")
+    async def elsewhere() -> None: ...
+
     with pytest.raises(ConfigError, match="elsewhere keeps no results"):
         await unset.result()
 
