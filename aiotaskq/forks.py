@@ -69,7 +69,7 @@ class ForkHooks(NamedTuple):
 
 
 class _Fork:
-    """A fork that is under way in this thread, and what was done for it so far."""
+    """A fork that is under way in this thread, and the steps done for it so far."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()

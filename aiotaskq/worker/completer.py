@@ -178,7 +178,7 @@ class Completer:
 
     @property
     def unsettled(self) -> int:
-        """The same with those that wait for room in a queue, whatever else is settled meanwhile."""
+        """The same, and those that wait for room in a queue while others are settled."""
         return self.backlog + len(self._no_room)
 
     @property

@@ -22,7 +22,7 @@ from tests.drivers.sqlite.tools import PATIENCE, envelope
 
 
 def fork() -> None:
-    """Do what the driver does around a fork, without another process."""
+    """Take the steps of the driver around a fork, without another process."""
     database._before_fork()
     database._after_fork()
 
