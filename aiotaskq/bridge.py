@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _STOP_WAIT = 2.0  # seconds at exit for closing connections properly
 _LOOKUPS = 8  # the most names that are looked up at once
+_ENDINGS = (SystemExit, KeyboardInterrupt)  # they leave an event loop; the call gets them as well
 
 
 class Bridge:
@@ -67,8 +68,7 @@ class Bridge:
 
     def _wait(self, work: Coroutine[Any, Any, T], *, patched: bool) -> T:
         try:
-            loop = self._running(patched=patched)
-            call = _GreenCall(work, loop) if patched else _Call(work, loop)
+            call = self._begin(work, patched=patched)
         except BaseException:
             work.close()
             raise
@@ -77,6 +77,15 @@ class Bridge:
         except BaseException:
             call.cancel()  # Ctrl-C: nobody waits any more; no effect if it has ended
             raise
+
+    def _begin(self, work: Coroutine[Any, Any, T], *, patched: bool) -> _GreenCall[T] | _Call[T]:
+        while True:
+            loop = self._running(patched=patched)
+            try:
+                return _GreenCall(work, loop) if patched else _Call(work, loop)
+            except RuntimeError:
+                if not loop.is_closed():  # else it has ended meanwhile, and there is another now
+                    raise
 
     def _running(self, *, patched: bool) -> asyncio.AbstractEventLoop:
         # Greenlets do not switch in here: the lock and the wait are those of the system.
@@ -100,12 +109,14 @@ class Bridge:
         try:
             loop = _new_loop()
             try:
-                loop.run_until_complete(self._serve(started))
+                with contextlib.suppress(*_ENDINGS):
+                    loop.run_until_complete(self._serve(started))
             finally:
+                _say(started)  # first: who waits for this has the lock
+                self._forget(loop)
                 _close(loop)
         finally:
-            with contextlib.suppress(RuntimeError):  # it has started, and this was said
-                started.release()  # it could not start, for example without file descriptors
+            _say(started)  # it could not start, for example without file descriptors
 
     async def _serve(self, started: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -114,14 +125,27 @@ class Bridge:
         started.release()
         await self._stopped.wait()
 
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if self._loop is loop:  # it was not stopped, and the next call starts another
+                self._loop = self._thread = None
+
     def stop(self) -> None:
         """End the thread, if there is one; connections are closed properly."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(self._stopped.set)
-            thread.join(_STOP_WAIT)
+            if loop is None or thread is None:
+                return
+            stopped = self._stopped
+        with contextlib.suppress(RuntimeError):  # a call has ended it meanwhile
+            loop.call_soon_threadsafe(stopped.set)
+        thread.join(_STOP_WAIT)
+
+
+def _say(started: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # it was said before
+        started.release()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -149,7 +173,8 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
         while tasks := asyncio.all_tasks(loop):
             for task in tasks:
                 task.cancel()
-            loop.run_until_complete(asyncio.wait(tasks))
+            with contextlib.suppress(*_ENDINGS):  # the other calls are to hear of their ends too
+                loop.run_until_complete(asyncio.wait(tasks))
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
@@ -182,6 +207,8 @@ class _GreenCall(Generic[T]):
         self._ended.setblocking(False)
         self._waits = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=waits.detach())
         try:
+            # Else it would have the default timeout of the program's sockets.
+            self._waits.settimeout(None)
             loop.call_soon_threadsafe(self._begin, work)
         except BaseException:
             self._waits.close()

@@ -46,7 +46,7 @@ def on_one_line(text: str, most: int = MOST_OF_A_NAME) -> str:
         most: Characters of it that are shown. Behind them stands how long it is.
     """
     if len(text) > most:
-        return f"{on_one_line(text[:most])}… ({len(text):,} characters)"
+        return f"{on_one_line(text[:most], most)}… ({len(text):,} characters)"
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
@@ -89,6 +89,11 @@ def get_logger(name: str) -> logging.Logger:
     return logger
 
 
+def safe_repr(value: object) -> str:
+    """Return the `repr` of a value, or its type where that raises."""
+    return _text_of(repr, value)
+
+
 def _escaped(char: str) -> str:
     return repr(char)[1:-1]
 
@@ -124,12 +129,21 @@ def _shown(value: object) -> object:
     return shown
 
 
+def _shown_message(message: object) -> str:
+    """Return the message of a foreign logger, with its lines; all but the first are indented."""
+    first, *others = on_lines(_text_of(str, message)).split("\n")
+    return "\n".join([first, *(f"  {line}" for line in others)])
+
+
 class _Escaping(logging.Filter):
     """Changes records before any handler gets them, whosever the handler is."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         args = record.args
-        if isinstance(args, Mapping):
+        if not args and record.name.partition(".")[0] != "aiotaskq":
+            # Others, such as asyncio, put the texts of tasks into the message itself.
+            record.msg = _shown_message(record.msg)
+        elif isinstance(args, Mapping):
             record.args = {name: _shown(value) for name, value in args.items()}
         elif args:
             record.args = tuple(map(_shown, args))

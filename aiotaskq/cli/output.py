@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from aiotaskq.encoding.codec import encode_json
+from aiotaskq.encoding.forms import UNKNOWN_FORM
 from aiotaskq.errors import EncodeError
-from aiotaskq.readable import MOST_OF_A_LINE, MOST_OF_A_TEXT, as_traceback, on_one_line
+from aiotaskq.readable import MOST_OF_A_LINE, MOST_OF_A_TEXT, as_traceback, on_one_line, safe_repr
 
 _SEEN = re.compile(r"[ -~\n]+")  # most JSON is all of this
 
@@ -46,12 +47,13 @@ def say_value(value: Any) -> None:
 
 
 def say_json(value: Any) -> None:
-    """Print data for programs."""
+    """Print data for programs. Values of tasks in it are made by `json_data`."""
     try:
-        encoded = msgspec.json.encode(value)
+        encoded = msgspec.json.encode(value, enc_hook=safe_repr)
     except UnicodeEncodeError:  # lone surrogates, which the standard library escapes
-        encoded = json.dumps(msgspec.to_builtins(value)).encode()
-    typer.echo(_readable_json(msgspec.json.format(encoded, indent=2)))
+        typer.echo(json.dumps(msgspec.to_builtins(value, enc_hook=safe_repr), indent=2))
+    else:
+        typer.echo(_readable_json(msgspec.json.format(encoded, indent=2)))
 
 
 def say_table(table: Table) -> None:
@@ -72,12 +74,23 @@ def cell(*lines: str) -> Text:
     return Text("\n".join(map(on_one_line, lines)))
 
 
+def json_data(value: Any) -> Any:
+    """Return a value of a task as JSON data; types that JSON has not are tagged, as in a store.
+
+    A value for which there is no tagged form either is its `repr`.
+    """
+    try:
+        return msgspec.json.decode(UNKNOWN_FORM.write(value, json=True))
+    except Exception:  # the methods of a user's value may raise anything
+        return safe_repr(value)
+
+
 def json_or_repr(value: Any) -> str:
     """Return a value as JSON, or its `repr` where JSON has no form for it."""
     try:
         return _readable_json(encode_json(value))
     except EncodeError:
-        return on_one_line(repr(value), MOST_OF_A_LINE)
+        return on_one_line(safe_repr(value), MOST_OF_A_LINE)
 
 
 def _readable_json(data: bytes) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from aiotaskq.app import TaskQueue
@@ -13,7 +14,7 @@ from aiotaskq.cli.call import Keywords, Priority, Queue, read_argument, read_key
 from aiotaskq.cli.common import GROUP_SETTINGS, GroupWithDefaultList, choose_app, run_with_app
 from aiotaskq.cli.exit_status import NOT_DONE
 from aiotaskq.cli.formatting import local_time
-from aiotaskq.cli.output import say, say_json, say_lines, say_table
+from aiotaskq.cli.output import json_data, say, say_json, say_lines, say_table
 from aiotaskq.cli.result import Timeout, Wait, check_keeps_results, print_result, wait_for
 from aiotaskq.cli.schedule_table import (
     ScheduleListing,
@@ -410,4 +411,11 @@ def _report_missing(ids: Sequence[str], declared: Collection[str]) -> None:
 
 
 def _print_json(schedules: Sequence[ScheduleInfo]) -> None:
-    say_json(schedules)
+    shown = []
+    for one in schedules:
+        fields = msgspec.structs.asdict(one)
+        fields["args"] = [json_data(value) for value in one.args]
+        for named in ("kwargs", "options"):
+            fields[named] = {name: json_data(value) for name, value in fields[named].items()}
+        shown.append(fields)
+    say_json(shown)

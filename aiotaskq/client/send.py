@@ -28,6 +28,9 @@ logger = get_logger("aiotaskq.session")
 Publish: TypeAlias = Callable[[Sequence[Envelope]], Awaitable[Collection[str]]]
 # Messages with one destination, and their positions among the calls.
 Group: TypeAlias = tuple[Publish, list[int], list[PreparedMessage]]
+# Messages that the broker has taken, and the positions of their calls. A middleware may have
+# changed them, or have left some out.
+Published: TypeAlias = list[tuple[int, Message]]
 
 
 async def send_calls(app: Application, session: Session, calls: Iterable[Call[Any]]) -> list[str]:
@@ -58,27 +61,25 @@ async def send_calls(app: Application, session: Session, calls: Iterable[Call[An
         ]
     groups = await _groups(session, calls, batch)
     ids = [prepared.message.id for prepared in batch]
-    if any(type(one).send is not Middleware.send for one in app.middlewares):
-        for publish, _, group in groups:
-            for prepared in group:
-                await _send_through(app, publish, prepared)
-    else:
-        await _send_groups(app, groups, ids)
-    session.note_sent(one.message for one in batch)
+    published: Published = []
+    refused: BatchRefused | None = None
+    try:
+        await _send_groups(app, groups, ids, published)
+    except BatchRefused as error:  # the others are stored
+        refused = error
+    finally:
+        session.note_sent(message for _, message in published)
     # A task in the outbox is not at the broker yet, which may be away.
     named = {
-        one.message.id: one.message
-        for call, one in zip(calls, batch, strict=True)
-        if "task_id" in call.options
-        and ("connection" not in call.options or session.is_transactional)
+        message.id: message
+        for at, message in published
+        if "task_id" in calls[at].options
+        and ("connection" not in calls[at].options or session.is_transactional)
     }
     if named:
-        try:
-            await _tell_cancelled(app, session, named)
-        except AioTaskQError as error:  # all is stored, and the caller is not to send it again
-            logger.warning(
-                "cannot see whether %s was cancelled before: %s", ", ".join(named), error
-            )
+        await _tell_cancelled(app, session, named)
+    if refused is not None:
+        raise refused
     return ids
 
 
@@ -104,7 +105,14 @@ async def _groups(
     return [groups[key] for key in sorted(groups, key=lambda key: key is None)]
 
 
-async def _send_groups(app: Application, groups: Sequence[Group], ids: Sequence[str]) -> None:
+async def _send_groups(
+    app: Application, groups: Sequence[Group], ids: Sequence[str], published: Published
+) -> None:
+    if any(type(one).send is not Middleware.send for one in app.middlewares):
+        for publish, positions, group in groups:
+            for at, prepared in zip(positions, group, strict=True):
+                await _send_through(app, publish, at, prepared, published)
+        return
     sealed = [[seal(one, app.codec) for one in group] for _, _, group in groups]
     errors: dict[int, Exception] = {}
     for (publish, positions, group), envelopes in zip(groups, sealed, strict=True):
@@ -113,6 +121,7 @@ async def _send_groups(app: Application, groups: Sequence[Group], ids: Sequence[
             duplicates = await publish(envelopes)
         except BatchRefused as error:
             duplicates, own = error.answer, error.errors
+        published += [(positions[at], one.message) for at, one in enumerate(group) if at not in own]
         _emit_sent(
             app,
             (
@@ -126,10 +135,14 @@ async def _send_groups(app: Application, groups: Sequence[Group], ids: Sequence[
         raise BatchRefused(errors, answer=ids)
 
 
-async def _send_through(app: Application, publish: Publish, prepared: PreparedMessage) -> None:
+async def _send_through(
+    app: Application, publish: Publish, at: int, prepared: PreparedMessage, published: Published
+) -> None:
     async def send(message: Message) -> None:
         envelope = seal(prepared.with_message(message), app.codec)
-        if envelope.id not in await publish([envelope]):
+        duplicates = await publish([envelope])
+        published.append((at, message))
+        if envelope.id not in duplicates:
             _emit_sent(app, [message])
 
     await wrap_send(app.middlewares, send)(prepared.message)
@@ -140,15 +153,18 @@ async def _tell_cancelled(app: Application, session: Session, named: Mapping[str
 
     Ids outlive results: a caller that waits would find no outcome, and wait for ever.
     """
-    for task_id in await session.broker.cancelled_among(named):
-        message = named[task_id]
-        logger.warning(
-            "task %s was cancelled before it was sent now: it never runs, and its outcome is"
-            " REVOKED. Send it with another task_id",
-            message,
-        )
-        if not app.effective_options(message.task).ignore_result:
-            await store_revoked(session, task_id, app.conf.result_expires)
+    try:
+        for task_id in await session.broker.cancelled_among(named):
+            message = named[task_id]
+            logger.warning(
+                "task %s was cancelled before it was sent now: it never runs, and its outcome is"
+                " REVOKED. Send it with another task_id",
+                message,
+            )
+            if not app.effective_options(message.task).ignore_result:
+                await store_revoked(session, task_id, app.conf.result_expires)
+    except AioTaskQError as error:  # all is stored, and the caller is not to send it again
+        logger.warning("cannot see whether %s was cancelled before: %s", ", ".join(named), error)
 
 
 def _emit_sent(app: Application, messages: Iterable[Message]) -> None:

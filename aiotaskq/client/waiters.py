@@ -70,16 +70,20 @@ class Waiters:
                 asyncio.create_task(self._guard(self._load)),
             ]
 
-    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _guard(self, work: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
         backoff = Backoff(*_PAUSES)
+        clock = asyncio.get_running_loop().time
         try:
             while True:
+                began = clock()
                 try:
-                    await work()
+                    await work(backoff.reset)
                     return
                 except ConfigError:
                     raise
                 except Exception:  # whatever others have sent, the waiters wait on
+                    if clock() - began > _PAUSES[1]:  # it went well, though nothing came
+                        backoff.reset()
                     if not backoff.failures:
                         logger.exception("waiting for results failed, beginning again")
                     self._look(self._waiting)
@@ -93,10 +97,12 @@ class Waiters:
                 if task is not asyncio.current_task():
                     task.cancel()
 
-    async def _hear(self) -> None:
+    async def _hear(self, note_success: Callable[[], None]) -> None:
         async with contextlib.aclosing(self._backend.subscribe()) as arrivals:  # type: ignore[type-var]  # an async generator in every driver
             async for news in arrivals:
                 self._subscribed.set()
+                if news:  # the empty item of a new subscription says little: it may fail at once
+                    note_success()
                 self._resolve({one.task_id: one for one in news if isinstance(one, Outcome)})
                 ids = {one for one in news if isinstance(one, str)}
                 self._look(self._waiting.keys() & ids if news else self._waiting.keys())
@@ -106,7 +112,7 @@ class Waiters:
         if self._to_load:
             self._wake.set()
 
-    async def _load(self) -> None:
+    async def _load(self, note_success: Callable[[], None]) -> None:
         backoff = Backoff(*_PAUSES)
         loop = asyncio.get_running_loop()
         look_at = loop.time() + _SAFETY_LOOK
@@ -124,6 +130,7 @@ class Waiters:
             try:
                 await self._load_now(ids)
                 backoff.reset()
+                note_success()
             except BackendUnavailable as error:
                 logger.warning("cannot look for results, trying again: %s", error)
                 await asyncio.sleep(backoff.next())

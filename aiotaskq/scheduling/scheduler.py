@@ -68,15 +68,18 @@ class _RelayOutage:
 
     def __init__(self) -> None:
         self._backoff = Backoff(*_PAUSES)
+        self._told: type[Exception] | None = None
 
     def pause(self, error: Exception) -> float:
-        if not self._backoff.failures:
+        if type(error) is not self._told:  # a wrong password may come to light after an outage
+            self._told = type(error)
             logger.warning("runs wait to be passed on to the broker, trying again: %s", error)
         return self._backoff.next()
 
     def over(self) -> None:
         if self._backoff.failures:
             self._backoff.reset()
+            self._told = None
             logger.warning("runs are passed on to the broker again")
 
 
@@ -234,7 +237,9 @@ class Scheduler:
         while broker is None:
             try:
                 broker = await self._app.broker()
-            except Unavailable as error:
+            except Exception as error:  # a wrong setting too: somebody may mend it, and runs wait
+                if not isinstance(error, AioTaskQError):
+                    logger.exception("the broker cannot be opened, trying again")
                 await asyncio.sleep(outage.pause(error))
         name = f"{host_name()}:{os.getpid()} scheduler"
         lease = self._app.conf.worker_lease

@@ -298,12 +298,15 @@ def _owner(stored: StoredSchedule) -> str:
 def _info_of(stored: StoredSchedule) -> ScheduleInfo:
     try:
         return _info(stored.id, read(stored))
-    except ConfigError as error:
+    except Exception as error:  # whatever the store holds, the others are to be listed
+        why = str(error)
+        if not isinstance(error, ConfigError):
+            why = f"the stored schedule {stored.id!r} cannot be shown: {why}"
         unread = ScheduleRecord(
             definition=ScheduleDefinition(task="", timing=Timing(when=every(1))),
             state=ScheduleState(paused=True),
         )
-        return replace(_info(stored.id, unread), when=str(error))
+        return replace(_info(stored.id, unread), when=why)
 
 
 def _info(schedule_id: str, record: ScheduleRecord) -> ScheduleInfo:

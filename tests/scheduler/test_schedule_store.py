@@ -44,6 +44,17 @@ class Gone(Bare):
         return await super().publish(batch, call_id=call_id)
 
 
+class Locked(Bare):
+    """A broker that cannot be opened for as long as a test says."""
+
+    error: ClassVar[Exception | None] = None
+
+    async def open(self) -> None:
+        if Locked.error is not None:
+            raise Locked.error
+        await super().open()
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, where the embedded default makes its file."""
@@ -139,6 +150,30 @@ async def test_runs_wait_in_the_store_while_the_broker_is_away(
         Gone.away = False
     first = min(event.message.id for event in ended.events)
     assert first <= f"{tick.name}@{info.last_at:%Y-%m-%dT%H:%M:%S}.9Z"
+
+
+@pytest.mark.parametrize("error", [ConfigError("wrong password"), RuntimeError("a fault")])
+async def test_runs_are_passed_on_when_a_broker_that_refused_is_mended(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    app = TaskQueue(
+        "app", broker=Locked(), schedule_store="sqlite:///mine.db", broker_publish_timeout=0.05
+    )
+    ended = EventRecorder(app, Succeeded)
+
+    @app.task(schedule=every(0.2))
+    async def tick() -> None: ...
+
+    monkeypatch.setattr(Locked, "error", BrokerUnavailable("it is away"))
+    told = "runs wait to be passed on to the broker, trying again: "
+    async with app.scheduler():
+        await until(lambda: f"{told}it is away" in caplog.text)
+        monkeypatch.setattr(Locked, "error", error)
+        await until(lambda: f"{told}{error}" in caplog.text)
+        monkeypatch.setattr(Locked, "error", None)
+        async with app.worker():
+            await ended.count(1)
+    await app.close()
 
 
 @pytest.mark.server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotaskq import TaskQueue, TaskRevoked, bridge
+from aiotaskq import TaskQueue, TaskRevoked, bridge, native
 from aiotaskq.bridge import Bridge
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,86 @@ def test_a_loop_that_cannot_start_is_an_error_and_no_hang(
             door.run(nothing(), instead="x")
     assert len(complaints) == 1
     door.run(nothing(), instead="x")
+
+
+@pytest.fixture(params=["threads", "greenlets"])
+def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ways to wait for a call."""
+    monkeypatch.setattr(native, "is_patched", lambda: request.param == "greenlets")
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
+def test_a_call_that_ends_the_loop_gets_its_exception_and_the_next_one_a_new_loop(
+    door: Bridge, ending: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def end() -> None:
+        raise ending("told")
+
+    async def fine() -> str:
+        return "fine"
+
+    complaints: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", complaints.append)
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    for _ in range(3):
+        with pytest.raises(ending, match="told"):
+            door.run(end(), instead="x")
+        assert door.run(fine(), instead="x") == "fine"
+    door.stop()
+    assert complaints == []
+
+
+@pytest.mark.usefixtures("waiting")
+def test_all_calls_hear_of_the_end_of_the_loop(door: Bridge) -> None:
+    begun = threading.Semaphore(0)
+    gate: asyncio.Event | None = None
+
+    async def wait(ending: BaseException | None) -> None:
+        nonlocal gate
+        gate = gate or asyncio.Event()
+        begun.release()
+        try:
+            await gate.wait()
+            if ending is None:
+                await asyncio.Event().wait()
+        finally:  # of those that are cancelled, as the first one ends the loop, too
+            if ending is not None:
+                raise ending
+
+    async def open_gate() -> None:
+        assert gate is not None
+        gate.set()
+
+    def run(ending: BaseException | None) -> str:
+        try:
+            door.run(wait(ending), instead="x")
+        except BaseException as error:
+            return type(error).__name__
+        return "nothing"
+
+    endings = [SystemExit(1), KeyboardInterrupt(), SystemExit(2), None]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(run, one) for one in endings]
+        for _ in endings:
+            assert begun.acquire(timeout=60)
+        door.run(open_gate(), instead="x")
+        heard = [call.result(timeout=60) for call in calls]
+    assert heard == ["SystemExit", "KeyboardInterrupt", "SystemExit", "CancelledError"]
+
+
+@pytest.mark.usefixtures("waiting")
+def test_the_default_timeout_of_sockets_does_not_end_a_call(door: Bridge) -> None:
+    async def wait() -> str:
+        await asyncio.sleep(0.05)  # much longer than that timeout
+        return "waited"
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(1e-6)
+    try:
+        assert door.run(wait(), instead="x") == "waited"
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def test_stopping_closes_open_sessions(door: Bridge) -> None:

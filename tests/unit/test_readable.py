@@ -27,6 +27,10 @@ def test_a_name_is_shown_on_one_line() -> None:
     assert len(on_one_line("\u202e" * 2**20)) < 2000
 
 
+def test_a_text_that_is_too_long_is_cut_once_at_the_given_length() -> None:
+    assert on_one_line(LONG, 4_000) == f"{'x' * 4_000}… (1,048,576 characters)"
+
+
 def test_several_lines_stay_lines_and_are_bounded() -> None:
     assert on_lines("a\x1b\nb\u202e") == "a\\x1b\nb\\u202e"
     shown = on_lines(f"first\n{LONG}\nlast")
@@ -127,6 +131,27 @@ def test_tracebacks_keep_their_newlines_and_nothing_else(written: io.StringIO) -
     assert all(line.isprintable() for line in lines)
     assert lines.count("Traceback (most recent call last):") == 2
     assert any(line.strip().startswith("ValueError: a\\x1b[31mb") for line in lines)
+
+
+def test_a_message_of_a_foreign_logger_is_escaped_and_keeps_its_lines() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    foreign = get_logger("foreign.test")  # as that of asyncio
+    foreign.addHandler(handler)
+    try:
+        foreign.error("Exception in callback\nhandle: \x1b[2J 100%%s\n[ERROR] forged")
+        foreign.error("took %s\x1b", HOSTILE)
+        foreign.error(Failing())
+    finally:
+        foreign.removeHandler(handler)
+    assert stream.getvalue().split("\n") == [
+        "Exception in callback",
+        r"  handle: \x1b[2J 100%%s",
+        "  [ERROR] forged",
+        f"took {SHOWN}\x1b",  # a text with places for arguments stands in the code
+        "<Failing that cannot be shown: ValueError>",
+        "",
+    ]
 
 
 def test_all_loggers_of_the_package_escape() -> None:

@@ -6,13 +6,13 @@ import asyncio
 import gc
 import logging
 import warnings
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import pytest
 
 from aiotaskq.client.waiters import Waiters
 from aiotaskq.contract.outcome import Outcome, TaskStatus
-from aiotaskq.errors import BackendUnavailable, ConfigError, DecodeError
+from aiotaskq.errors import BackendUnavailable, ConfigError, DecodeError, Unavailable
 from tests.unit.client.drivers import RecordingBackend, outcome, until
 
 
@@ -189,3 +189,64 @@ async def test_an_outcome_that_cannot_be_read_fails_only_its_own_waiters(
     assert isinstance(bad, DecodeError)
     assert isinstance(one, Outcome)
     assert isinstance(two, Outcome)
+
+
+class FailingSubscription(RecordingBackend):
+    """A backend whose first subscriptions fail, each after the items that a test gives for it."""
+
+    def __init__(self, *scripts: Sequence[Sequence[str]]) -> None:
+        super().__init__()
+        self.scripts = list(scripts)
+        self.lasts = 0.0  # seconds between the items and the failure
+
+    async def subscribe(self) -> AsyncIterator[Sequence[str]]:
+        if not self.scripts:
+            async for ids in super().subscribe():
+                yield ids
+            return
+        for ids in self.scripts.pop(0):
+            yield ids
+        await asyncio.sleep(self.lasts)
+        raise OSError("it failed")
+
+
+async def failures_told(backend: FailingSubscription, caplog: pytest.LogCaptureFixture) -> int:
+    """Wait until a subscription holds; return the number of failures in the log."""
+    waiters = Waiters(backend)
+    waiting = asyncio.create_task(waiters.wait("1"))
+    await until(lambda: backend.subscriptions)
+    await waiters.close()
+    await asyncio.wait([waiting])
+    return caplog.text.count("waiting for results failed")
+
+
+async def test_the_first_failure_after_news_is_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = FailingSubscription([], [], [[], ["x"]], [], [])
+    assert await failures_told(backend, caplog) == 2
+
+
+async def test_a_subscription_that_only_begins_counts_as_no_success(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await failures_told(FailingSubscription([[]], [[]], [[]]), caplog) == 1
+
+
+async def test_a_failure_after_a_long_quiet_time_is_told_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotaskq.client.waiters._PAUSES", (0.001, 0.001))
+    backend = FailingSubscription([[]], [[]])
+    backend.lasts = 0.05
+    assert await failures_told(backend, caplog) == 2
+
+
+async def test_the_first_failure_after_a_look_that_went_well_is_told_again(
+    backend: RecordingBackend, waiters: Waiters, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        backend.load_errors = [Unavailable("of another kind"), Unavailable("again")]
+        await backend.store([outcome(str(number))], None)
+        assert (await waiters.wait(str(number))).task_id == str(number)
+    assert caplog.text.count("waiting for results failed") == 2
