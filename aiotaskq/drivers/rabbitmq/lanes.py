@@ -67,7 +67,7 @@ class ConsumerLanes:
             self._on_stale()
 
     def watch_deletions(self) -> None:
-        """Begin to listen for lanes that are made again; earlier records of the list are no news."""
+        """Begin to listen for lanes that are made again; older records are no news."""
         self._membership.on_made_again = self._note_made_again
 
     def _note_made_again(self, queue: str) -> None:
