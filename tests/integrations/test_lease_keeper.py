@@ -99,8 +99,8 @@ def test_a_death_while_the_broker_is_away_is_told_when_it_is_back(
 
 
 def test_a_process_that_c_code_holds_for_longer_than_its_lease_keeps_its_task(site: Site) -> None:
-    worker = site.worker(2, lease=2.5, worker_loop_block_warning=None)
-    task_id = site.call("tasks.hold", "7")
+    worker = site.worker(2, lease=6, worker_loop_block_warning=None)
+    task_id = site.call("tasks.hold", "13")
     holder = worker.line(r"holding (\d+)").group(1)
     worker.line("^held$")
     assert site.result(task_id) == holder

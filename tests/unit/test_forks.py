@@ -283,7 +283,8 @@ def test_a_signal_during_the_fork_itself_leaves_nothing_taken() -> None:
         thread = threading.Thread(target=lambda: free.append(forks.importing.acquire(timeout=20)))
         thread.start()
         thread.join()
-        assert told == [("KeyboardInterrupt", forks._after_fork_in_parent)]
+        # Mostly in a hook of ours; Python may handle the signal a moment later, in another one.
+        assert [name for name, _ in told] == ["KeyboardInterrupt"], told
         print(called, status, free, forks._under_way)
     """
     assert run(program) == "['before', 'after'] 0 [True] []\n"
