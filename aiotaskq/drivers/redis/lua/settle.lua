@@ -41,9 +41,19 @@ local apply = {
   end,
 }
 
+-- Return whether an item is to go anywhere. Mostly none is: all are done.
+local function moves_items()
+  for i = 3, #ARGV, words.d do
+    if ARGV[i] ~= 'd' then
+      return true
+    end
+  end
+  return false
+end
+
 -- One settlement fails as a whole. Of several, some would be applied before another fails, and the
 -- same call, made again, would return them as not held.
-if #ARGV > 2 + words[ARGV[3]] then
+if #ARGV > 2 + words[ARGV[3]] and moves_items() then
   redis.call('HLEN', held)
   redis.call('ZCARD', KEYS[1])
   check_waiting(base)
