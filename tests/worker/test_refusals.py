@@ -26,6 +26,7 @@ from aiotaskq.contract.outcome import Outcome
 from aiotaskq.contract.settlement import Again, Dead, Release, Settlement
 from aiotaskq.drivers.memory import MemoryBackend
 from aiotaskq.drivers.memory.consumer import MemoryConsumer
+from aiotaskq.worker.health import Outage
 from tests.worker.events import LONG, until
 
 YEAR = 365 * 86_400.0
@@ -47,13 +48,21 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 def refuse(
-    monkeypatch: pytest.MonkeyPatch, way: str, is_refused: Callable[[Settlement], bool]
-) -> None:
-    """Make the broker refuse to settle some deliveries for good."""
-    settle = MemoryConsumer.settle
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    is_refused: Callable[[Settlement], bool],
+    why: Exception | None = None,
+) -> list[int]:
+    """Make the broker refuse to settle some deliveries, for good if no other reason is given.
+
+    Returns the number of those that it has refused of each batch.
+    """
+    settle, counts = MemoryConsumer.settle, list[int]()
 
     async def picky(self: MemoryConsumer, batch: Sequence[Settlement]) -> Sequence[Delivery]:
-        refused = {at: ValueError("never") for at, one in enumerate(batch) if is_refused(one)}
+        reason = why or ValueError("never")
+        refused = {at: reason for at, one in enumerate(batch) if is_refused(one)}
+        counts.append(len(refused))
         kind = WAYS[way]
         if refused and kind is not None:
             raise kind("never")
@@ -63,6 +72,7 @@ def refuse(
         return gone
 
     monkeypatch.setattr(MemoryConsumer, "settle", picky)
+    return counts
 
 
 def is_late(one: Settlement) -> bool:
@@ -154,22 +164,10 @@ async def test_what_cannot_be_settled_at_all_stays_held_and_goes_back_at_the_end
 async def test_a_queue_without_room_is_waited_for(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, full, tries = MemoryConsumer.settle, True, 0
-
-    async def picky(self: MemoryConsumer, batch: Sequence[Settlement]) -> Sequence[Delivery]:
-        nonlocal tries
-        refused: dict[int, Exception] = {}
-        if full:
-            refused = {
-                at: BrokerFull("no room") for at, one in enumerate(batch) if isinstance(one, Again)
-            }
-            tries += len(refused)
-        gone = await settle(self, [one for at, one in enumerate(batch) if at not in refused])
-        if refused:
-            raise BatchRefused(refused, answer=gone)
-        return gone
-
-    monkeypatch.setattr(MemoryConsumer, "settle", picky)
+    full = True
+    counts = refuse(
+        monkeypatch, "each", lambda one: full and isinstance(one, Again), BrokerFull("no room")
+    )
 
     @app.task
     async def job() -> int:
@@ -183,7 +181,7 @@ async def test_a_queue_without_room_is_waited_for(
 
     async with app.worker() as worker:
         handle = await job.kiq()
-        await until(lambda: tries >= 3)
+        await until(lambda: sum(counts) >= 3)
         assert await (await other.kiq()).result(LONG) == 1
         full = False
         assert await handle.result(LONG) == 2
@@ -194,20 +192,15 @@ async def test_a_queue_without_room_is_waited_for(
 async def test_a_worker_that_stops_waits_for_room(
     app: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, full, tries = MemoryConsumer.settle, True, 0
+    counts = refuse(monkeypatch, "each", lambda _: sum(counts) < 3 * TASKS, BrokerFull("no room"))
+    pause, pauses, runs = Outage.pause, 0, 0
 
-    async def picky(self: MemoryConsumer, batch: Sequence[Settlement]) -> Sequence[Delivery]:
-        nonlocal full, tries
-        refused = {at: BrokerFull("no room") for at in range(len(batch)) if full}
-        tries += len(refused)
-        full = full and tries < 3 * TASKS
-        gone = await settle(self, [one for at, one in enumerate(batch) if at not in refused])
-        if refused:
-            raise BatchRefused(refused, answer=gone)
-        return gone
+    def counted(self: Outage, error: Exception) -> float:
+        nonlocal pauses
+        pauses += isinstance(error, BrokerFull)
+        return pause(self, error)
 
-    monkeypatch.setattr(MemoryConsumer, "settle", picky)
-    runs = 0
+    monkeypatch.setattr(Outage, "pause", counted)
 
     @app.task
     async def job() -> None:
@@ -218,11 +211,12 @@ async def test_a_worker_that_stops_waits_for_room(
         async with app.worker(concurrency=TASKS):
             for _ in range(TASKS):
                 await job.kiq()
-            await until(lambda: tries >= 1)
+            await until(lambda: sum(counts) >= 1)
         # It has settled all that ran: nothing goes back, and nothing runs again.
         assert not await (await app.broker()).depth()
     assert runs == TASKS
-    assert tries < 10 * TASKS  # a pause is for all that wait
+    # One for all that wait: each is longer than the one before.
+    assert 1 <= pauses <= len([count for count in counts if count])
 
 
 async def test_a_set_up_that_breaks_is_waited_for(

@@ -34,7 +34,7 @@ async def server_lock(connection: RabbitConnection, name: str) -> AsyncIterator[
         yield
         with contextlib.suppress(AmqpError):  # then it ends with the connection
             await channel.call(Queue.Delete(queue=name))
-    except BaseException:
+    except BaseException:  # a cancellation as well
         # No waiting for the answer: a server without memory does not even read.
         _give_up(channel, name)
         raise
@@ -51,8 +51,8 @@ async def _lock(connection: RabbitConnection, name: str) -> RabbitChannel:
         except AmqpRefused as error:
             if error.code != RESOURCE_LOCKED:
                 raise
-        except BaseException:
-            _give_up(channel, name)  # the server may have granted it
+        except BaseException:  # a cancellation as well: the server may have granted it
+            _give_up(channel, name)
             raise
         else:
             return channel

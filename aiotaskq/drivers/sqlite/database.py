@@ -139,7 +139,7 @@ class SQLiteDatabase:
         _connections.add(connection)
         try:
             self._set_up(connection)
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: no connection is left half set up
             self._disconnect()
             raise
         if self._file is not None and (file, self.secret) != (self._file, secret):

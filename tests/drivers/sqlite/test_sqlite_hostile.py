@@ -22,7 +22,7 @@ from aiotaskq.drivers.sqlite import connection as connections
 from aiotaskq.drivers.sqlite.notify import SQLiteNotifier
 from aiotaskq.errors import BatchRefused, BrokerUnavailable, ConfigError, EncodeError, LeaseLost
 from aiotaskq.testing.conformance.result_listener import outcome
-from tests.drivers.sqlite.tools import envelope
+from tests.drivers.sqlite.tools import envelope, run, swept, taken
 
 PATIENCE = 30.0
 NOT_UTF8 = "CAST(x'ff61' AS TEXT)"
@@ -38,31 +38,6 @@ async def broker(tmp_path: Path) -> Any:
 
 def path_of(broker: SQLiteBroker) -> Path:
     return broker._connection.url.path
-
-
-def run(broker: SQLiteBroker, *statements: str) -> None:
-    """Run statements as another program does."""
-    with closing(sqlite3.connect(path_of(broker), timeout=10)) as database, database:
-        for statement in statements:
-            database.execute(statement)
-
-
-async def taken(broker: SQLiteBroker, count: int) -> list[Any]:
-    consumer = broker.consumer(["q"], name="w", lease=60)
-    await consumer.open()
-    got: list[Any] = []
-    async with asyncio.timeout(PATIENCE):
-        while len(got) < count:
-            found = await consumer.fetch(10, 0.1)
-            got += found
-            assert not await consumer.settle([Done(one) for one in found])
-    await consumer.close()
-    return got
-
-
-async def swept(broker: SQLiteBroker) -> None:
-    broker._maintenance.sweeper.timer.due_at = 0.0
-    await broker.maintain()
 
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -166,7 +141,7 @@ MESSAGE = (
 async def test_a_message_with_an_odd_column_is_delivered(
     broker: SQLiteBroker, column: str, value: str
 ) -> None:
-    run(broker, MESSAGE.format(column, "'odd'", value))
+    run(path_of(broker), MESSAGE.format(column, "'odd'", value))
     await broker.publish([envelope("good"), envelope("late", delay=0.01)])
     await swept(broker)
     got = await taken(broker, 3)
@@ -176,7 +151,7 @@ async def test_a_message_with_an_odd_column_is_delivered(
 
 async def test_a_count_of_crashes_stays_a_number(broker: SQLiteBroker) -> None:
     for number, crashes in enumerate(["9223372036854775807", "'abc'", "x'ff'", "1e999", "-5"]):
-        run(broker, MESSAGE.format("crashes", f"'{number}'", crashes))
+        run(path_of(broker), MESSAGE.format("crashes", f"'{number}'", crashes))
     for _ in range(5):
         consumer = broker.consumer(["q"], name="w", lease=60)
         await consumer.open()
@@ -192,7 +167,7 @@ async def test_a_count_of_crashes_stays_a_number(broker: SQLiteBroker) -> None:
 
 
 async def test_text_that_is_not_utf_8_is_read_with_replacements(broker: SQLiteBroker) -> None:
-    run(broker, MESSAGE.format("crash_note", NOT_UTF8, NOT_UTF8))
+    run(path_of(broker), MESSAGE.format("crash_note", NOT_UTF8, NOT_UTF8))
     await broker.publish([envelope("good")])
     assert {one.id for one in await taken(broker, 2)} == {"\ufffda", "good"}
 
@@ -209,9 +184,9 @@ async def test_odd_consumers_are_listed_and_maintained_like_others(broker: SQLit
         ("'x'", "x'ff'", "'{}'", "'abc'", "'abc'", "5", "x'ff'"),
         ("'y'", "''", "'[1]'", "-9e999", "-1", "x'ff'", "''"),
     ):
-        run(broker, insert.format(*row))
+        run(path_of(broker), insert.format(*row))
     run(
-        broker,
+        path_of(broker),
         "INSERT INTO aiotaskq_meta VALUES ('beat', 'abc'), ('lease:1', 'nan'), ('spared', 'abc')"
         " ON CONFLICT DO UPDATE SET value = excluded.value",
     )
@@ -224,7 +199,7 @@ async def test_odd_consumers_are_listed_and_maintained_like_others(broker: SQLit
 async def test_spoilt_keys_are_replaced(broker: SQLiteBroker) -> None:
     most = 2**63 - 1
     run(
-        broker,
+        path_of(broker),
         f"INSERT INTO aiotaskq_consumers (number, id, name, queues, lease_until)"
         f" VALUES ({most}, 'x', 'x', '[]', 0)",
         f"INSERT INTO aiotaskq_dead (seq, id, queue, priority, reason, crashes, died_at, body)"
@@ -254,7 +229,7 @@ async def test_ports_that_are_none_harm_no_sender(broker: SQLiteBroker) -> None:
     network = await asyncio.to_thread(lambda: SQLiteNotifier().network)
     for port in ("99999", "-1", "0", "'abc'", "x'ff'", "1.5", "9223372036854775807"):
         run(
-            broker,
+            path_of(broker),
             "INSERT INTO aiotaskq_wakeups (topic, network, port, refreshed_at, process)"
             f" VALUES ('queue:q', '{network}', {port}, 9e9, 'a/b')",
         )
@@ -266,7 +241,7 @@ async def test_ports_that_are_none_harm_no_sender(broker: SQLiteBroker) -> None:
 async def test_odd_schedules_are_due_and_hide_no_other(broker: SQLiteBroker) -> None:
     insert = "INSERT INTO aiotaskq_schedules (id, revision, due_at, body) VALUES ({}, {}, {}, {})"
     run(
-        broker,
+        path_of(broker),
         insert.format("'text'", "''", "'abc'", "'text'"),
         insert.format("x'ff'", "x'ff'", "x'ff'", "5"),
         insert.format(NOT_UTF8, NOT_UTF8, "1", "x'ff'"),
@@ -284,7 +259,7 @@ async def test_odd_schedules_are_due_and_hide_no_other(broker: SQLiteBroker) -> 
 async def test_a_version_that_no_release_wrote_is_a_mistake(
     broker: SQLiteBroker, version: str
 ) -> None:
-    run(broker, f"UPDATE aiotaskq_meta SET value = {version} WHERE key = 'schema'")
+    run(path_of(broker), f"UPDATE aiotaskq_meta SET value = {version} WHERE key = 'schema'")
     with pytest.raises(ConfigError):
         await broker.clone().open()
 

@@ -6,11 +6,13 @@ import asyncio
 import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from aiotaskq.contract.broker import Consumer
 from aiotaskq.contract.message import Envelope
+from aiotaskq.contract.settlement import Done
 from aiotaskq.drivers.sqlite import SQLiteBackend, SQLiteBroker
 from aiotaskq.drivers.sqlite.database import SQLiteDatabase
 
@@ -82,11 +84,34 @@ def pragma(driver: SQLiteBroker | SQLiteBackend, name: str) -> Any:
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
     """Read the file as another program would."""
-    connection = sqlite3.connect(path)
-    try:
+    with closing(sqlite3.connect(path)) as connection:
         return connection.execute(query).fetchall()
-    finally:
-        connection.close()
+
+
+def run(path: Path, *statements: str) -> None:
+    """Run statements as another program does."""
+    with closing(sqlite3.connect(path, timeout=10)) as database, database:
+        for statement in statements:
+            database.execute(statement)
+
+
+async def swept(broker: SQLiteBroker) -> None:
+    """Have the next sweep made now."""
+    broker._maintenance.sweeper.timer.due_at = 0.0
+    await broker.maintain()
+
+
+async def taken(broker: SQLiteBroker, count: int) -> list[Any]:
+    """Fetch and settle that many messages, whose fields may be of any type."""
+    consumer = await opened(broker)
+    got: list[Any] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(got) < count:
+            found = await consumer.fetch(10, 1.0)
+            got += found
+            assert not await consumer.settle([Done(one) for one in found])
+    await consumer.close()
+    return got
 
 
 async def listening(broker: SQLiteBroker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Self
 
 from msgspec import Raw
 
@@ -24,6 +25,9 @@ class RecordingBroker(MemoryBroker):
         ] = []  # raised by the next calls, after they have stored their batch
         self.gate: asyncio.Event | None = None
         self.opened = self.closed = 0
+
+    def clone(self) -> Self:
+        return self  # the sessions of an application use this one
 
     async def open(self) -> None:
         self.opened += 1

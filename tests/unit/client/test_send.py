@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -13,34 +12,18 @@ import pytest
 from aiotaskq import Middleware, TaskQueue
 from aiotaskq.client import audience
 from aiotaskq.contract.broker import Traits
-from aiotaskq.contract.message import Envelope, Message
+from aiotaskq.contract.message import Message
 from aiotaskq.contract.outcome import TaskStatus
 from aiotaskq.drivers.memory import MemoryBroker
 from aiotaskq.errors import BatchRefused, EncodeError
 from aiotaskq.middleware import Send
-from tests.unit.client.drivers import until
+from tests.unit.client.drivers import RefusingBroker, until
 
 
 class SharedMemory(MemoryBroker):
     """A memory broker whose workers may be in other processes."""
 
     traits: ClassVar[Traits] = Traits()
-
-
-class PickyBroker(MemoryBroker):
-    """A memory broker that refuses one id, and stores the others."""
-
-    async def publish(
-        self, batch: Sequence[Envelope], *, call_id: str | None = None
-    ) -> Collection[str]:
-        errors: dict[int, Exception] = {
-            at: EncodeError("refused") for at, one in enumerate(batch) if one.id == "refused"
-        }
-        rest = [one for at, one in enumerate(batch) if at not in errors]
-        answer = await super().publish(rest, call_id=call_id)
-        if errors:
-            raise BatchRefused(errors, answer=answer)
-        return answer
 
 
 class Director(Middleware):
@@ -112,7 +95,8 @@ async def test_a_message_that_was_not_sent_is_not_told_as_cancelled(
 
 
 async def test_a_message_beside_a_refused_one_is_told_as_cancelled() -> None:
-    async with TaskQueue("t", broker=PickyBroker()) as app:
+    broker = RefusingBroker({"refused": EncodeError("refused")}, whole=False)
+    async with TaskQueue("t", broker=broker) as app:
 
         @app.task
         async def job() -> None: ...
