@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +33,11 @@ from tests.servers import (
     ServerMissing,
     Watchdog,
 )
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would each program
+# that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine may stop any example for a while: there is no deadline, and slow is not wrong.
 # `make faults` tries more examples.
