@@ -20,6 +20,7 @@ from xdist.remote import Producer  # type: ignore[import-untyped]  # it has no t
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # likewise
 
 import aiotaskq.worker  # noqa: F401 - now, since its first import reads files, in a loop as well
+from aiotaskq.forks import STOP_SIGNALS
 from tests.process_tree import child_pids
 from tests.servers import (
     Certificates,
@@ -254,6 +255,15 @@ def nothing_outlives(request: pytest.FixtureRequest) -> Iterator[None]:
         if time.monotonic() > end:
             pytest.fail("outlived its test: " + "; ".join(left), pytrace=False)
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    """Fail a test that changes how this process, or one that it starts, takes stop signals."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == before
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import signal
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from aiotaskq.contract.outcome import Outcome, TaskStatus
 from aiotaskq.contract.settlement import Dead
 from aiotaskq.drivers.sqlite import SQLiteBroker
 from aiotaskq.encoding.tags import resolve
+from aiotaskq.forks import STOP_SIGNALS
 
 EVIL = "x\x1b[31m\x9b2J\n[2026-01-01: INFO] forged\r\x00\u202e[/b][bold]\\"
 MEGABYTE = "m" * 2**20
@@ -88,8 +90,11 @@ async def fill(folder: Path) -> None:
 
 
 def run(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with pytest.raises(SystemExit) as ended:
         main([*words])
+    for number, handler in handlers.items():  # a worker that ends ignores further stop signals
+        signal.signal(number, handler)
     out, err = capfd.readouterr()
     return int(ended.value.code or 0), out, err
 
