@@ -19,7 +19,9 @@ thread runs by then. So the call sees to it that nothing is raised outside of it
 - The interpreter looks for such exceptions only when it calls or jumps back, and the assignment to
   `_over` does neither.
 
-C code is not interrupted: the exception is raised when it returns.
+C code is not interrupted: the exception is raised when it returns. One that is raised in a
+destructor or a callback of the garbage collector is written to stderr by Python, and goes no
+further.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -29,10 +30,16 @@ def count(times: int) -> int:
 
 @pytest.fixture
 def restless() -> Iterator[None]:
-    """Threads take turns after each instruction or so."""
+    """Threads take turns after each instruction or so.
+
+    No garbage is collected meanwhile: Hypothesis is called with each collection, and Python only
+    reports what is raised there.
+    """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
+    gc.disable()
     yield
+    gc.enable()
     sys.setswitchinterval(before)
 
 
