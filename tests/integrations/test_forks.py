@@ -214,6 +214,8 @@ def test_what_a_worker_process_leaves_behind_ends_with_it(
     other = call(programs, "start", "false")
     assert isinstance(other, int)
     worker.signal(signal.SIGTERM)
+    worker.line("Again to stop at once")
+    worker.signal(signal.SIGINT)
     assert worker.process.wait(LONG) == 0
     assert gone(other)
 

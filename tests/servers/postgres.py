@@ -47,6 +47,7 @@ class PostgresServer(Server):
         if self._owner is not None:
             os.chown(self.folder, self._owner.pw_uid, self._owner.pw_gid)
         self._made = 0
+        self._has_guarded_user = False
         self._initialise()
 
     def url(self, database: str = "postgres") -> str:
@@ -148,8 +149,9 @@ class PostgresServer(Server):
     def start(self) -> None:
         """Start it and wait until it answers; the first time, create the guarded user too."""
         super().start()
-        if not self.sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{self.guarded_user}'"):
+        if not self._has_guarded_user:
             self.sql(f"CREATE ROLE {self.guarded_user} LOGIN PASSWORD '{self.guarded_password}'")
+            self._has_guarded_user = True
 
     def _command(self) -> list[str]:
         settings = {
