@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pe
 ARGS ?=
 # Tests mostly wait for servers and processes, so many run at once. One at a time: make test SPREAD=
 CORES := $(shell nproc 2>/dev/null || echo 2)
-SPREAD ?= --numprocesses $(shell echo $$(($(CORES) < 3 ? 3 * $(CORES) : 8)))
+SPREAD ?= --numprocesses $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
 
 .PHONY: help
 help: ## List the commands

@@ -62,9 +62,9 @@ SERVER_FIXTURES = frozenset(
     }
 )
 # Each process of a test run has servers of its own. Servers that take long to start run in one
-# process only: the process of all test files with one of these words in their names.
+# process only: that of all tests with one of these words in their names or their paths.
 HEAVY = {
-    "rabbitmq": "rabbitmq",
+    "rabbit": "rabbitmq",
     "pgbouncer": "pgbouncer",
     "cluster": "redis",
     "sentinel": "redis",
@@ -84,8 +84,7 @@ class Spread(LoadScopeScheduling):  # type: ignore[misc]  # likewise
     """A scheduler that spreads tests one by one, but keeps those of `HEAVY` together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return next((group for word, group in HEAVY.items() if word in file), nodeid)
+        return next((group for word, group in HEAVY.items() if word in nodeid), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
