@@ -170,7 +170,8 @@ def test_a_child_that_comes_back_from_a_task_ends_like_a_program_and_settles_not
             async with app.worker():
                 for task in (in_loop, in_thread):
                     for number in range(len(ends)):
-                        print(await (await task.kiq(number)).result(20), end=" ")
+                        end = await (await task.kiq(number)).result(20)
+                        print(end, end=" ", flush=True)  # or a child would have a copy
                 print(await (await waits.kiq()).result(20))
             await app.close()
 

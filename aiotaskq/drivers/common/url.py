@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -39,6 +40,14 @@ _USUAL = re.compile(
 )
 
 
+# As in appendix B of RFC 3986. `urlsplit` is for one host: of several, newer Pythons refuse one in
+# brackets behind another one.
+_PARTS = re.compile(
+    r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?\#]*))?([^?\#]*)(?:\?([^\#]*))?(?:\#(.*))?"
+)
+_PLACES = re.compile(rf"{_PLACE}(?:,{_PLACE})*")
+
+
 def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult:
     """Split a URL into its parts.
 
@@ -50,14 +59,11 @@ def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult
     Raises:
         ConfigError: It has another scheme, or something in it is not quoted.
     """
-    try:
-        if not is_plain(url):  # `urlsplit` would drop newlines, and the password be another one
-            raise ValueError
-        parts = urlsplit(url)
-    except ValueError:  # which may show all of it
-        raise ConfigError(
-            f"not a {system} URL: it has odd characters, or brackets, in it"
-        ) from None
+    found = _PARTS.fullmatch(url) if is_plain(url) else None
+    if found is None or not _is_usual(found[2] or ""):
+        raise ConfigError(f"not a {system} URL: it has odd characters, or brackets, in it")
+    scheme, netloc, path, query, fragment = (part or "" for part in found.groups())
+    parts = SplitResult(scheme.lower(), netloc, path, query, fragment)
     if parts.scheme not in schemes:
         *others, last = (f"{scheme}://" for scheme in schemes)
         raise ConfigError(
@@ -71,6 +77,19 @@ def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult
             " ? is %3F and # is %23 there; and behind the host an @ is %40"
         )
     return parts
+
+
+def _is_usual(netloc: str) -> bool:
+    """Return whether brackets are where they are expected: around the addresses of hosts.
+
+    Characters that stand for a slash or an @ in other forms of Unicode are not expected at all.
+    """
+    strange = [unicodedata.normalize("NFKC", one) for one in netloc if not one.isascii()]
+    if any(mark in form for form in strange for mark in "/?#@:[]"):
+        return False
+    account, _, places = netloc.rpartition("@")
+    odd = "[" in places or "]" in places
+    return account.count("[") == account.count("]") and (not odd or bool(_PLACES.fullmatch(places)))
 
 
 def host_and_port(text: str, default_port: int, *, system: str) -> tuple[str, int]:

@@ -30,6 +30,7 @@ from tests.drivers.postgres.tools import Make, outcome
         ("postgresql://h/d?options=-c+my.secret%3Dsecret", "postgresql://h/d?options=***"),
         ("postgresql://h/d?options=-c+geqo%3Doff", "postgresql://h/d?options=-c%20geqo%3Doff"),
         ("postgresql://[::1]:5432,[::2]/d", "postgresql://[::1]:5432,[::2]/d"),
+        ("postgresql://a:1,[::2]:2/d", "postgresql://a:1,[::2]:2/d"),
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
