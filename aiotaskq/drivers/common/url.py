@@ -28,24 +28,22 @@ _SCHEME = re.compile(
 # A host is a name, an address or an IPv6 address in brackets; a port is a number. A password in
 # which a character is not quoted does not look like that.
 _PLACE = r"(?:[\w.%-]*|\[[\w.:%]+\])(?::[0-9]*)?"
+_PLACES = rf"{_PLACE}(?:,{_PLACE})*"
 _USUAL = re.compile(
     rf"""
     (?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://
     (?:(?P<account>[^/?\#]*)@)?
-    (?P<place>{_PLACE}(?:,{_PLACE})*)
+    (?P<place>{_PLACES})
     (?P<path>(?:/[^?\#@:]*)?)
     (?:\?(?P<query>[\w.]+=[^\#@&]*(?:&[\w.]+=[^\#@&]*)*))?
     """,
     re.VERBOSE,
 )
-
-
 # As in appendix B of RFC 3986. `urlsplit` is for one host: of several, newer Pythons refuse one in
 # brackets behind another one.
 _PARTS = re.compile(
     r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?\#]*))?([^?\#]*)(?:\?([^\#]*))?(?:\#(.*))?"
 )
-_PLACES = re.compile(rf"{_PLACE}(?:,{_PLACE})*")
 
 
 def split_url(url: str, *, system: str, schemes: Collection[str]) -> SplitResult:
@@ -89,7 +87,9 @@ def _is_usual(netloc: str) -> bool:
         return False
     account, _, places = netloc.rpartition("@")
     odd = "[" in places or "]" in places
-    return account.count("[") == account.count("]") and (not odd or bool(_PLACES.fullmatch(places)))
+    return account.count("[") == account.count("]") and (
+        not odd or bool(re.fullmatch(_PLACES, places))
+    )
 
 
 def host_and_port(text: str, default_port: int, *, system: str) -> tuple[str, int]:
